@@ -1,0 +1,1 @@
+"""The daemon: store, protocol, workers, project formats, mounts."""

@@ -1,0 +1,202 @@
+"""Every error that crosses a boundary: its kind, its code on the wire, its exit code.
+
+One class is one row of the table that README.md and `millpond --help` show; tests/test_errors.py holds the rows apart.
+Classes are split by who must act: the person at the terminal, the machine's admin, or us (`InternalError`).
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class MillpondError(Exception):
+    """Base of all reported errors: one sentence, the path it is about, and what to do.
+
+    `message` is shown as is, on one line; `path` and `hint` are optional parts of it for machines; `details` is
+    JSON-safe. An error of this family never shows a traceback.
+    """
+
+    kind: ClassVar[str] = "error"
+    code: ClassVar[int] = 1000
+    exit_code: ClassVar[int] = 1
+
+    def __init__(
+        self, message: str, *, path: str | None = None, hint: str | None = None, details: dict[str, Any] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.path = path
+        self.hint = hint
+        self.details = details or {}
+
+    def __str__(self) -> str:
+        return f"{self.message}; {self.hint}" if self.hint else self.message
+
+    def to_wire(self) -> dict[str, Any]:
+        """The JSON-RPC error object: {code, message, data: {kind, path, hint, details}}."""
+        data = {"kind": self.kind, "path": self.path, "hint": self.hint, "details": self.details}
+        return {"code": self.code, "message": self.message, "data": data}
+
+
+class UsageError(MillpondError):
+    """The command line or a request's parameters do not fit together."""
+
+    kind, code, exit_code = "usage", 1001, 254
+
+
+class NotARepoError(MillpondError):
+    """No DVC repository here or above."""
+
+    kind, code, exit_code = "not-a-repo", 1002, 253
+
+
+class InvalidFileError(MillpondError):
+    """A file of the project (pointer, config, ignore rules) cannot be read as what it should be.
+
+    `details` holds `line` and `column` (both from 1) where they are known.
+    """
+
+    kind, code, exit_code = "invalid-file", 1003, 255
+
+
+class TargetError(MillpondError):
+    """A target is outside the repo, missing, ignored, of a kind that cannot be stored, or unreadable."""
+
+    kind, code, exit_code = "target", 1004, 255
+
+
+class OverlapError(MillpondError):
+    """A target overlaps another output."""
+
+    kind, code, exit_code = "overlap", 1005, 255
+
+
+class TrackedByGitError(MillpondError):
+    """A target is tracked by Git already."""
+
+    kind, code, exit_code = "tracked-by-git", 1006, 255
+
+
+class RevisionError(MillpondError):
+    """A Git revision is not known."""
+
+    kind, code, exit_code = "revision", 1007, 255
+
+
+class ConflictError(MillpondError):
+    """The workspace holds changes that the command would lose."""
+
+    kind, code, exit_code = "conflict", 1010, 1
+
+
+class FileChangedError(MillpondError):
+    """A file changed while it was read; nothing of it was kept."""
+
+    kind, code, exit_code = "file-changed", 1011, 1
+
+
+class ObjectMissingError(MillpondError):
+    """An object is neither in the store nor in any cache that the caller may read."""
+
+    kind, code, exit_code = "object-missing", 1020, 8
+
+
+class StoreDamagedError(MillpondError):
+    """Stored bytes do not match their checksum, or fsck found damage."""
+
+    kind, code, exit_code = "store-damaged", 1021, 6
+
+
+class StoreFormatError(MillpondError):
+    """The store has a newer format, lies on a network file system, or is not a store."""
+
+    kind, code, exit_code = "store-format", 1022, 6
+
+
+class DiskFullError(MillpondError):
+    """No room is left for the store (or for the workspace); nothing was half-written."""
+
+    kind, code, exit_code = "disk-full", 1023, 7
+
+
+class MountError(MillpondError):
+    """A mount cannot be made: mountpoint, /dev/fuse, fusermount3."""
+
+    kind, code, exit_code = "mount", 1030, 9
+
+
+class MountBusyError(MillpondError):
+    """A mount is in use; `details["holders"]` lists who holds it."""
+
+    kind, code, exit_code = "mount-busy", 1031, 9
+
+
+class NotMountedError(MillpondError):
+    """A place that should be a mount is not one now."""
+
+    kind, code, exit_code = "not-mounted", 1032, 9
+
+
+class AccessError(MillpondError):
+    """The caller has no right to this."""
+
+    kind, code, exit_code = "permission", 1040, 10
+
+
+class DaemonUnavailableError(MillpondError):
+    """The daemon does not answer and could not be started."""
+
+    kind, code, exit_code = "daemon-unavailable", 1050, 3
+
+
+class ProtocolError(MillpondError):
+    """The other side speaks another protocol version, lacks a capability, or sent what is no message."""
+
+    kind, code, exit_code = "protocol", 1051, 4
+
+
+class LockTimeoutError(MillpondError):
+    """The project's lock was not free in the time given."""
+
+    kind, code, exit_code = "lock-timeout", 1052, 5
+
+
+class BusyError(MillpondError):
+    """A bound is reached: requests in flight, workers, mounts."""
+
+    kind, code, exit_code = "busy", 1053, 5
+
+
+class CancelledError(MillpondError):
+    """The request was cancelled by its caller, or its caller is gone."""
+
+    kind, code, exit_code = "cancelled", 1060, 130
+
+
+class InternalError(MillpondError):
+    """Our bug. The log has the traceback under the request's id."""
+
+    kind, code, exit_code = "internal", 1099, 70
+
+
+def registry() -> dict[str, type[MillpondError]]:
+    """All error classes by kind."""
+    found: dict[str, type[MillpondError]] = {}
+    queue: list[type[MillpondError]] = [MillpondError]
+    while queue:
+        cls = queue.pop()
+        found[cls.kind] = cls
+        queue.extend(cls.__subclasses__())
+    return found
+
+
+def from_wire(error: dict[str, Any]) -> MillpondError:
+    """The exception for a JSON-RPC error object; an unknown kind becomes the base class."""
+    data = error.get("data") or {}
+    cls = registry().get(data.get("kind", ""), MillpondError)
+    return cls(
+        str(error.get("message", "unknown error")),
+        path=data.get("path"),
+        hint=data.get("hint"),
+        details=data.get("details") or {},
+    )

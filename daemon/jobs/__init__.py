@@ -1,0 +1,1 @@
+"""Processes that act as the caller: zygotes, workers, the spawner."""

@@ -1,0 +1,41 @@
+"""Names of objects as DVC and Git know them, and their short byte form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# Byte values are part of the store's format (DESIGN.md, "Names"): never reuse one.
+ALGORITHMS = {"md5": 1, "md5-dos2unix": 2, "git-sha1": 3, "git-sha256": 4}
+_BY_BYTE = {value: name for name, value in ALGORITHMS.items()}
+DIR_FLAG = 0x80
+DIR_SUFFIX = ".dir"
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectName:
+    """One content's name: `algo` is a key of ALGORITHMS; `value` is lower-case hex, with `.dir` for a manifest."""
+
+    algo: str
+    value: str
+
+    @property
+    def is_dir(self) -> bool:
+        return self.value.endswith(DIR_SUFFIX)
+
+    @property
+    def hex(self) -> str:
+        """The digest without the `.dir` suffix."""
+        return self.value.removesuffix(DIR_SUFFIX)
+
+    def key(self) -> bytes:
+        """One byte of algorithm (bit 7: a manifest), then the digest: 17, 21 or 33 bytes. The key in the index."""
+        tag = ALGORITHMS[self.algo] | (DIR_FLAG if self.is_dir else 0)
+        return bytes([tag]) + bytes.fromhex(self.hex)
+
+    @classmethod
+    def from_key(cls, key: bytes) -> ObjectName:
+        suffix = DIR_SUFFIX if key[0] & DIR_FLAG else ""
+        return cls(_BY_BYTE[key[0] & ~DIR_FLAG], key[1:].hex() + suffix)
+
+    def __str__(self) -> str:
+        return f"{self.algo}:{self.value}"

@@ -1,0 +1,72 @@
+"""What the project layer asks of a store: put files, commit, ask for sizes, get contents back.
+
+Two implementations: the store itself in this process (`millpond.daemon.store.local`, for tests and embedded use) and the
+daemon's, over the worker's socket (`millpond.daemon.jobs.objects`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from millpond.daemon.names import ObjectName
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """A file as it was stored: `stat` was the same before and after its bytes were read."""
+
+    path: str
+    name: ObjectName
+    size: int
+    stat: os.stat_result
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Part of a content on its way out: `data` is valid until the next piece is asked for; `last` ends the content."""
+
+    name: ObjectName
+    data: memoryview
+    last: bool
+
+
+# Called with (files done, bytes done) since the operation began; may raise CancelledError.
+Tick = Callable[[int, int], None]
+
+
+class ObjectStore(Protocol):
+    """Contents by name, with the caller's rights: what he may not read is as if it were not there."""
+
+    def put_files(self, paths: Iterable[str], *, tick: Tick | None = None, store: bool = True) -> Iterator[Put]:
+        """Hash and store files, in order; `store=False` only hashes.
+
+        Raises FileChangedError (the file changed while it was read), TargetError (gone, unreadable, not a regular
+        file), DiskFullError. Nothing is named before `commit`.
+        """
+        ...
+
+    def put_bytes(self, data: bytes, *, is_dir: bool = False) -> ObjectName:
+        """Store a small content (a manifest with `is_dir`); its MD5 name. Named at `commit`."""
+        ...
+
+    def commit(self) -> None:
+        """Make everything put so far durable, named, and granted to the caller; then it may be acknowledged."""
+        ...
+
+    def sizes(self, names: Sequence[ObjectName]) -> list[int | None]:
+        """Each content's size in bytes, None where the caller has no such object."""
+        ...
+
+    def read(self, name: ObjectName) -> bytes:
+        """A whole small content. Raises ObjectMissingError, StoreDamagedError."""
+        ...
+
+    def fetch(self, names: Iterable[ObjectName]) -> Iterator[Piece]:
+        """The contents of `names`, in order, each as one or more pieces (an empty content: one empty piece).
+
+        Raises ObjectMissingError, StoreDamagedError.
+        """
+        ...

@@ -1,0 +1,1 @@
+"""DVC's formats and the workspace."""

@@ -1,0 +1,1 @@
+"""The local protocol: framing, messages, callers, clients."""

@@ -1,0 +1,1 @@
+"""The content store: chunks in append-only segments, indexed in LMDB."""

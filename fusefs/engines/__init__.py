@@ -1,0 +1,1 @@
+"""Engines that speak FUSE for a read-only tree."""

@@ -1,0 +1,43 @@
+# One verb set for people and CI. `make setup` installs what is missing once; every other target depends on it.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+VENV  := .venv
+PY    := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+SEED  ?= $(shell date +%s)
+
+.PHONY: help setup demo test test-long check bench clean
+
+help:
+	@echo "make demo       the main job on a real data set: add, two versions, mount, train, fsck"
+	@echo "make test       the test suite, randomised parts sampled (under 8 minutes on 2 cores)"
+	@echo "make test-long  everything in full"
+	@echo "make check      ruff and mypy"
+	@echo "make bench      figures against DVC, ext4, squashfuse, Borg and restic"
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml .ci/setup
+	@bash .ci/setup $(VENV)
+	@touch $@
+
+demo: setup
+	@$(PY) -m bench.demo
+
+test: setup
+	@echo "seed: $(SEED)"
+	@$(PY) -m pytest -q -m "not long" -p no:cacheprovider --hypothesis-seed=$(SEED) $(ARGS)
+
+test-long: setup
+	@echo "seed: $(SEED)"
+	@$(PY) -m pytest -q -p no:cacheprovider --hypothesis-seed=$(SEED) --timeout=1800 $(ARGS)
+
+check: setup
+	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy
+
+bench: setup
+	@bash .ci/setup-bench
+	@$(PY) -m bench.run $(ARGS)
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

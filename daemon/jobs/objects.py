@@ -1,0 +1,288 @@
+"""The daemon's store as a worker sees it: the ObjectStore protocol over the worker's socket.
+
+Bytes travel in sealed memory files (`millpond.daemon.memfd`), a few requests in flight, so that this process reads files
+while the daemon hashes, compresses and writes the ones before.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import itertools
+import os
+import stat
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from millpond.daemon import memfd
+from millpond.daemon.errors import DiskFullError, FileChangedError, ProtocolError, TargetError
+from millpond.daemon.names import ObjectName
+from millpond.daemon.objects import Piece, Put, Tick
+
+IN_FLIGHT = 3
+# Pieces in one feed: bounds a frame's size for a tree of empty files.
+MAX_PIECES = 4096
+# Names in one request.
+MAX_NAMES = 2000
+_NOT_REGULAR = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+class Peer(Protocol):
+    """What this module needs of `millpond.daemon.rpc.client.Client`."""
+
+    def call(self, method: str, params: dict[str, Any], *, fds: Sequence[int] = ()) -> tuple[dict[str, Any], list[int]]: ...
+    def start(self, method: str, params: dict[str, Any], fds: Sequence[int] = ()) -> Any: ...
+    def wait(self, request: Any) -> tuple[dict[str, Any], list[int]]: ...
+
+
+@dataclass(slots=True)
+class _Open:
+    """A file being sent: where it is, and its stat from before its first byte was read."""
+
+    path: str
+    stat: os.stat_result
+
+
+@dataclass(slots=True)
+class _Batch:
+    """One memory file being filled: `pieces` as `store.feed` takes them, `ends` the files whose last byte is in it."""
+
+    fd: int = -1
+    size: int = 0
+    pieces: list[tuple[int, bool, bool]] = field(default_factory=list)
+    ends: list[_Open] = field(default_factory=list)
+
+
+class DaemonObjectStore:
+    """ObjectStore over one worker connection. One session of puts at a time, ended by `commit`."""
+
+    def __init__(self, peer: Peer) -> None:
+        self._peer = peer
+        self._session: int | None = None
+        self.new_bytes = 0
+
+    def put_files(self, paths: Iterable[str], *, tick: Tick | None = None, store: bool = True) -> Iterator[Put]:
+        """See ObjectStore.put_files; files are read with sendfile, never mapped."""
+        counter = _Counter(tick)
+        if not store:
+            yield from _hash_only(paths, counter)
+            return
+        session = self._begin()
+        flying: deque[tuple[Any, list[_Open]]] = deque()
+        for batch in _batches(paths):
+            if len(flying) >= IN_FLIGHT:
+                yield from self._landed(*flying.popleft(), counter)
+            flying.append((self._send(session, batch), batch.ends))
+        while flying:
+            yield from self._landed(*flying.popleft(), counter)
+
+    def put_bytes(self, data: bytes, *, is_dir: bool = False) -> ObjectName:
+        """See ObjectStore.put_bytes."""
+        session = self._begin()
+        name: ObjectName | None = None
+        view = memoryview(data)
+        while name is None:
+            part, view = view[: memfd.BATCH_BYTES], view[memfd.BATCH_BYTES :]
+            fd = memfd.from_bytes(part)
+            try:
+                params = {"session": session, "pieces": [(len(part), not view, is_dir)]}
+                reply, _ = self._peer.call("store.feed", params, fds=[fd])
+            finally:
+                os.close(fd)
+            if not view:
+                value, _, new_bytes = reply["stored"][0]
+                self.new_bytes += new_bytes
+                name = ObjectName("md5", value)
+        return name
+
+    def commit(self) -> None:
+        """See ObjectStore.commit. Without puts it does nothing."""
+        if self._session is not None:
+            session, self._session = self._session, None
+            self._peer.call("store.commit", {"session": session})
+
+    def sizes(self, names: Sequence[ObjectName]) -> list[int | None]:
+        """See ObjectStore.sizes."""
+        found: list[int | None] = []
+        for start in range(0, len(names), MAX_NAMES):
+            part = [str(name) for name in names[start : start + MAX_NAMES]]
+            reply, _ = self._peer.call("store.sizes", {"names": part})
+            found.extend(reply["sizes"])
+        return found
+
+    def read(self, name: ObjectName) -> bytes:
+        """See ObjectStore.read."""
+        return b"".join(bytes(piece.data) for piece in self.fetch([name]))
+
+    def fetch(self, names: Iterable[ObjectName]) -> Iterator[Piece]:
+        """See ObjectStore.fetch; asks for the next batch before it hands out this one."""
+        source = iter(names)
+        wanted: deque[ObjectName] = deque(itertools.islice(source, MAX_NAMES))
+        request = self._ask(wanted, 0)
+        try:
+            while request is not None:
+                reply, fds = self._peer.wait(request)
+                request = None
+                sent = list(wanted)
+                done, offset = reply["next"]
+                for _ in range(done):
+                    wanted.popleft()
+                wanted.extend(itertools.islice(source, done))
+                request = self._ask(wanted, offset)
+                yield from _pieces(sent, reply["pieces"], fds)
+        finally:
+            if request is not None:  # the reader stopped early: take the answer under way off the wire
+                for fd in self._peer.wait(request)[1]:
+                    os.close(fd)
+
+    def _ask(self, wanted: deque[ObjectName], offset: int) -> Any:
+        if not wanted:
+            return None
+        return self._peer.start("store.fetch", {"names": [str(name) for name in wanted], "offset": offset})
+
+    def _begin(self) -> int:
+        if self._session is None:
+            reply, _ = self._peer.call("store.begin", {})
+            self._session = int(reply["session"])
+        return self._session
+
+    def _send(self, session: int, batch: _Batch) -> Any:
+        try:
+            memfd.seal(batch.fd)
+            return self._peer.start("store.feed", {"session": session, "pieces": batch.pieces}, fds=[batch.fd])
+        finally:
+            os.close(batch.fd)
+
+    def _landed(self, request: Any, ends: list[_Open], counter: _Counter) -> Iterator[Put]:
+        reply, _ = self._peer.wait(request)
+        stored = reply["stored"]
+        if len(stored) != len(ends):
+            raise ProtocolError(f"the daemon stored {len(stored)} contents where {len(ends)} were sent")
+        for file, (value, size, new_bytes) in zip(ends, stored, strict=True):
+            self.new_bytes += new_bytes
+            counter.add(size)
+            yield Put(file.path, ObjectName("md5", value), size, file.stat)
+
+
+def _pieces(sent: list[ObjectName], pieces: list[list[Any]], fds: list[int]) -> Iterator[Piece]:
+    if len(fds) != 1:
+        raise ProtocolError("the daemon answered a fetch without its memory file")
+    with memfd.mapped(fds[0]) as view:
+        start = 0
+        for index, length, last in pieces:
+            with view[start : start + length] as data:
+                yield Piece(sent[index], data, last)
+            start += length
+
+
+class _Counter:
+    """Files and bytes done, told to the caller's tick."""
+
+    def __init__(self, tick: Tick | None) -> None:
+        self._tick = tick
+        self._files = 0
+        self._bytes = 0
+
+    def add(self, size: int) -> None:
+        self._files += 1
+        self._bytes += size
+        if self._tick is not None:
+            self._tick(self._files, self._bytes)
+
+
+def open_regular(path: str) -> tuple[int, os.stat_result]:
+    """Open a file for reading without ever blocking. Raises TargetError for what is no readable regular file."""
+    try:
+        # O_NONBLOCK: opening a pipe or a device must not hang.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise TargetError(f"cannot read '{path}': {_reason(error)}", path=path) from error
+    found = os.fstat(fd)
+    if not stat.S_ISREG(found.st_mode):
+        os.close(fd)
+        kind = _NOT_REGULAR.get(stat.S_IFMT(found.st_mode), "not a regular file")
+        raise TargetError(f"cannot store '{path}': it is {kind}", path=path, hint="only regular files are stored")
+    return fd, found
+
+
+def check_unchanged(path: str, fd: int, before: os.stat_result) -> None:
+    """Raise FileChangedError when the open file is not what it was before it was read."""
+    after = os.fstat(fd)
+    if (after.st_size, after.st_mtime_ns, after.st_ctime_ns) != (before.st_size, before.st_mtime_ns, before.st_ctime_ns):
+        raise FileChangedError(f"'{path}' changed while it was read; nothing of it was stored", path=path, hint="try again")
+
+
+def _reason(error: OSError) -> str:
+    if error.errno == errno.ENXIO:
+        return "it is a socket"
+    return os.strerror(error.errno) if error.errno else str(error)
+
+
+def _batches(paths: Iterable[str]) -> Iterator[_Batch]:
+    """Fill memory files with the contents of `paths`, back to back; a large file runs on over several."""
+    batch = _Batch()
+    try:
+        for path in paths:
+            fd, before = open_regular(path)
+            try:
+                offset = 0
+                while True:
+                    if batch.fd < 0:
+                        batch.fd = memfd.create()
+                    room = min(memfd.BATCH_BYTES - batch.size, before.st_size - offset)
+                    length = _copy(path, fd, batch.fd, offset, room)
+                    offset += length
+                    batch.size += length
+                    last = offset == before.st_size
+                    if last:
+                        check_unchanged(path, fd, before)
+                        batch.ends.append(_Open(path, before))
+                    batch.pieces.append((length, last, False))
+                    if batch.size >= memfd.BATCH_BYTES or len(batch.pieces) >= MAX_PIECES:
+                        full, batch = batch, _Batch()
+                        yield full
+                    if last:
+                        break
+            finally:
+                os.close(fd)
+        if batch.pieces:
+            full, batch = batch, _Batch()
+            yield full
+    finally:
+        if batch.fd >= 0:
+            os.close(batch.fd)
+
+
+def _copy(path: str, source: int, target: int, offset: int, length: int) -> int:
+    """Append `length` bytes of a file to a memory file. Raises FileChangedError when the file became shorter."""
+    left = length
+    while left:
+        try:
+            sent = os.sendfile(target, source, offset, left)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.ENOMEM):
+                raise DiskFullError("no memory is left to read files into", hint="free some memory and try again") from error
+            raise TargetError(f"cannot read '{path}': {_reason(error)}", path=path) from error
+        if sent == 0:
+            raise FileChangedError(f"'{path}' became shorter while it was read; nothing of it was stored", path=path)
+        offset += sent
+        left -= sent
+    return length
+
+
+def _hash_only(paths: Iterable[str], counter: _Counter) -> Iterator[Put]:
+    for path in paths:
+        fd, before = open_regular(path)
+        with os.fdopen(fd, "rb", buffering=0) as file:
+            digest = hashlib.file_digest(file, "md5").hexdigest()  # type: ignore[arg-type]
+            check_unchanged(path, fd, before)
+        counter.add(before.st_size)
+        yield Put(path, ObjectName("md5", digest), before.st_size, before)

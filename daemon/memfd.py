@@ -1,0 +1,85 @@
+"""Sealed memory files: how bulk bytes cross between daemon and worker.
+
+A sealed memfd cannot change, shrink or block its reader, whoever made it; so the daemon may map one that comes from a
+stranger (invariant P1 of DESIGN.md), and what it hashed is what it stores.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import mmap
+import os
+from collections.abc import Iterator
+
+from millpond.daemon.errors import ProtocolError
+
+SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+# Bytes a sender puts into one memfd; with a few in flight this bounds both sides' memory.
+BATCH_BYTES = 16 << 20
+# What a receiver accepts at most.
+MAX_BYTES = 64 << 20
+
+
+def create() -> int:
+    """A new, empty, sealable memory file; the caller closes it."""
+    return os.memfd_create("millpond", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+
+
+def seal(fd: int) -> None:
+    """Freeze content and length. There must be no writable mapping left."""
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
+
+
+def from_bytes(data: bytes | bytearray | memoryview) -> int:
+    """A sealed memory file with this content; the caller closes it."""
+    fd = create()
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+        seal(fd)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+@contextlib.contextmanager
+def mapped(fd: int) -> Iterator[memoryview]:
+    """The content of a received memory file, refused unless sealed and of at most MAX_BYTES.
+
+    Closes `fd` in any case. The view must not be used after the block. Raises ProtocolError.
+    """
+    try:
+        size = _sealed_size(fd)
+        with _view(fd, size) as view:
+            yield view
+    finally:
+        os.close(fd)
+
+
+def _sealed_size(fd: int) -> int:
+    try:
+        seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+    except OSError:  # EINVAL: not a memory file at all
+        seals = 0
+    if seals & SEALS != SEALS:
+        raise ProtocolError("a descriptor was sent that is not a sealed memory file")
+    size = os.fstat(fd).st_size
+    if size > MAX_BYTES:
+        raise ProtocolError(f"a memory file of {size} bytes was sent; the bound is {MAX_BYTES}")
+    return size
+
+
+@contextlib.contextmanager
+def _view(fd: int, size: int) -> Iterator[memoryview]:
+    if size == 0:
+        yield memoryview(b"")
+        return
+    with mmap.mmap(fd, size, prot=mmap.PROT_READ) as area:
+        view = memoryview(area)
+        try:
+            yield view
+        finally:
+            view.release()

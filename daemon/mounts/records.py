@@ -1,0 +1,119 @@
+"""Records of mounts: what must be known to adopt, restore and undo one, each a small JSON file.
+
+A record is written before the mount is made and removed after it is undone, so a crash in between leaves a record
+without a mount (restored or given up later), never a mount without a record.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import secrets
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from millpond.daemon import wirepath
+from millpond.daemon.errors import BusyError
+
+MAX_MOUNTS = 256
+_ID = re.compile(r"[0-9a-f]{12}\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class MountRecord:
+    """One mount. Paths are absolute; `root` is the hex id of its root folder, `commit` None for the workspace.
+
+    `pid` and `start` (clock ticks since boot, /proc/PID/stat field 22) tell the holder apart from a later process of the
+    same number; `mode` is what the directory underneath had before. `made` is in seconds since the epoch.
+    """
+
+    id: str
+    uid: int
+    mountpoint: str
+    repo: str
+    target: str
+    commit: str | None
+    name: str | None
+    root: str
+    versions: bool
+    files: int
+    bytes: int
+    mode: int
+    engine: str
+    options: dict[str, Any]
+    context: dict[str, Any]
+    pid: int = 0
+    start: int = 0
+    made: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields, paths percent-encoded."""
+        data = asdict(self)
+        for key in ("mountpoint", "repo", "target"):
+            data[key] = wirepath.encode(data[key])
+        return data
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> MountRecord:
+        """The record of `to_json`; unknown fields of a newer version are left out. Raises KeyError, TypeError."""
+        known = {field.name: data[field.name] for field in fields(cls) if field.name in data}
+        for key in ("mountpoint", "repo", "target"):
+            known[key] = wirepath.decode(known[key])
+        return cls(**known)
+
+
+def new_id() -> str:
+    """A mount's id: 12 hex digits."""
+    return secrets.token_hex(6)
+
+
+class MountRecords:
+    """The folder of records."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def load(self) -> list[MountRecord]:
+        """All readable records; one that is damaged is left where it is, under another name."""
+        found = []
+        for path in sorted(self._folder.glob("*.json")):
+            try:
+                found.append(MountRecord.from_json(json.loads(path.read_bytes())))
+            except (ValueError, KeyError, TypeError):
+                path.rename(path.with_suffix(".damaged"))
+        return found
+
+    def save(self, record: MountRecord) -> None:
+        """Write durably: temp, fsync, rename, fsync of the folder. Raises BusyError beyond MAX_MOUNTS."""
+        path = self._path(record.id)
+        if not path.exists() and len(list(self._folder.glob("*.json"))) >= MAX_MOUNTS:
+            raise BusyError(f"there are {MAX_MOUNTS} mounts already", hint="unmount one first: millpond umount")
+        temp = path.with_suffix(".tmp")
+        with open(temp, "w") as file:
+            json.dump(record.to_json(), file)
+            file.flush()
+            os.fsync(file.fileno())
+        temp.replace(path)
+        self._sync()
+
+    def remove(self, mount_id: str) -> None:
+        """Forget a mount. Safe twice."""
+        with contextlib.suppress(FileNotFoundError):
+            self._path(mount_id).unlink()
+        self._sync()
+
+    def _path(self, mount_id: str) -> Path:
+        if not _ID.match(mount_id):
+            raise ValueError(f"no mount id: {mount_id!r}")
+        return self._folder / f"{mount_id}.json"
+
+    def _sync(self) -> None:
+        fd = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)

@@ -1,0 +1,185 @@
+"""The store's requests: what a worker may ask for, with its caller's uid, and `fsck` for the command line.
+
+Bytes come and go in sealed memory files. A session of puts belongs to the connection that began it and is dropped with
+it; nothing of it is named before `store.commit`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import trio
+
+from millpond.daemon import memfd
+from millpond.daemon.errors import BusyError, ObjectMissingError, ProtocolError
+from millpond.daemon.names import ObjectName
+from millpond.daemon.rpc.methods import Call, Registry, Reply
+from millpond.daemon.store.reader import StoreReader
+from millpond.daemon.store.store import IngestSession, Store
+
+if TYPE_CHECKING:
+    from millpond.daemon.main import Daemon
+
+T = TypeVar("T")
+
+# Threads that store and fetch may hold at once, over all callers; the store's own pool does the hashing.
+MAX_THREADS = 16
+# Sessions of puts that one connection may have open.
+MAX_SESSIONS = 4
+# Names in one request.
+MAX_NAMES = 4096
+
+
+def parse_name(text: str) -> ObjectName:
+    """The object name of its wire form, `algo:hex[.dir]`. Raises ProtocolError."""
+    algo, colon, value = text.partition(":")
+    name = ObjectName(algo, value)
+    try:
+        name.key()
+    except (KeyError, ValueError):
+        colon = ""
+    if not colon:
+        raise ProtocolError(f"'{text[:80]}' is not an object name")
+    return name
+
+
+class StoreService:
+    """Handlers of `store.*` and `fsck` over one Store."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._threads = trio.CapacityLimiter(MAX_THREADS)
+        self._numbers = itertools.count(1)
+        self._sessions: dict[tuple[int, int], tuple[IngestSession, trio.Lock]] = {}
+
+    async def begin(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
+        """{} -> {session}."""
+        owner = call.connection.id
+        if sum(1 for key in self._sessions if key[0] == owner) >= MAX_SESSIONS:
+            raise BusyError(f"this connection has {MAX_SESSIONS} sessions open already")
+        number = next(self._numbers)
+        self._sessions[owner, number] = (self._store.session(call.uid), trio.Lock())
+        call.connection.on_close(lambda: self._drop((owner, number)))
+        return {"session": number}
+
+    async def feed(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
+        """{session, pieces: [[length, last, is_dir]...]} + memfd -> {stored: [[md5, size, new_bytes]...]}."""
+        session, lock = self._session(call, params)
+        fd = call.take_fd()
+        pieces = [(int(length), bool(last), bool(is_dir)) for length, last, is_dir in params["pieces"]]
+
+        def work() -> list[tuple[str, int, int]]:
+            with memfd.mapped(fd) as view:
+                if any(length < 0 for length, _, _ in pieces) or sum(length for length, _, _ in pieces) != len(view):
+                    raise ProtocolError("the pieces of a feed do not add up to its memory file")
+                stored = session.feed(view, pieces)
+            return [(item.name.value, item.size, item.new_bytes) for item in stored]
+
+        async with lock:
+            return {"stored": await self._in_thread(work)}
+
+    async def commit(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
+        """{session} -> {} when all of it is durable; the session is over."""
+        session, lock = self._session(call, params)
+        async with lock:
+            await self._in_thread(session.commit)
+        self._sessions.pop((call.connection.id, int(params["session"])), None)
+        return {}
+
+    async def sizes(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
+        """{names} -> {sizes: [bytes | null]} of the caller's objects."""
+        names = _names(params)
+        contents = await self._in_thread(lambda: self._store.reader.resolve(names, call.uid))
+        return {"sizes": [None if content is None else content.size for content in contents]}
+
+    async def fetch(self, call: Call, params: dict[str, Any]) -> Reply:
+        """{names, offset} -> {pieces: [[index, length, last]...], next: [names done, offset in the next]} + memfd.
+
+        Stateless: as many of the contents as fit into one memory file, beginning `offset` bytes into the first.
+        """
+        names, offset = _names(params), int(params.get("offset", 0))
+        reader, uid = self._store.reader, call.uid
+        data, pieces, following = await self._in_thread(lambda: gather(reader, names, uid, offset))
+        return Reply({"pieces": pieces, "next": following}, fds=[data])
+
+    async def fsck(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
+        """{deep, repair} -> the report (see `Store.fsck`)."""
+        deep, repair = bool(params.get("deep")), bool(params.get("repair"))
+
+        def progress(done: int, total: int) -> None:
+            trio.from_thread.check_cancelled()
+            trio.from_thread.run_sync(lambda: call.progress(phase="checking", bytes=(done, total)))
+
+        report = await self._in_thread(lambda: self._store.fsck(deep=deep, repair=repair, progress=progress))
+        return dict(asdict(report))
+
+    async def stats(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
+        """{} -> the store's figures (see `Store.stats`)."""
+        return dict(asdict(await self._in_thread(self._store.stats)))
+
+    def _session(self, call: Call, params: dict[str, Any]) -> tuple[IngestSession, trio.Lock]:
+        try:
+            return self._sessions[call.connection.id, int(params["session"])]
+        except KeyError:
+            raise ProtocolError("there is no such session of puts on this connection") from None
+
+    def _drop(self, key: tuple[int, int]) -> None:
+        found = self._sessions.pop(key, None)
+        if found is not None:
+            found[0].abort()
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await trio.to_thread.run_sync(work, limiter=self._threads)
+
+
+def gather(
+    reader: StoreReader, names: Sequence[ObjectName], uid: int, offset: int
+) -> tuple[int, list[tuple[int, int, bool]], tuple[int, int]]:
+    """Fill one sealed memory file with contents; (descriptor, pieces, (names done, offset in the next one)).
+
+    Raises ObjectMissingError for what `uid` may not read, StoreDamagedError.
+    """
+    batch = bytearray()
+    pieces: list[tuple[int, int, bool]] = []
+    for index, (name, content) in enumerate(zip(names, reader.resolve(names, uid), strict=True)):
+        if content is None:
+            raise ObjectMissingError(f"object {name} is not in the store", details={"name": str(name)})
+        layout = reader.layout(content)
+        begin = len(batch)
+        for number in range(len(layout.offsets) - 1):
+            start, end = layout.offsets[number], layout.offsets[number + 1]
+            if end <= offset:
+                continue
+            if len(batch) + end - start > memfd.BATCH_BYTES and batch:
+                if len(batch) > begin:
+                    pieces.append((index, len(batch) - begin, False))
+                return memfd.from_bytes(batch), pieces, (index, start)
+            batch += reader.read_chunk(layout.ids[32 * number : 32 * number + 32])
+        pieces.append((index, len(batch) - begin, True))
+        offset = 0
+    return memfd.from_bytes(batch), pieces, (len(names), 0)
+
+
+def _names(params: dict[str, Any]) -> list[ObjectName]:
+    names = params.get("names")
+    if not isinstance(names, list) or len(names) > MAX_NAMES:
+        raise ProtocolError(f"'names' must be a list of at most {MAX_NAMES} object names")
+    return [parse_name(str(name)) for name in names]
+
+
+def register(registry: Registry, daemon: Daemon) -> None:
+    """Add the store's methods."""
+    service = StoreService(daemon.store)
+    for name, handler in {
+        "store.begin": service.begin,
+        "store.feed": service.feed,
+        "store.commit": service.commit,
+        "store.sizes": service.sizes,
+        "store.fetch": service.fetch,
+    }.items():
+        registry.register(name, handler, who="worker")
+    registry.register("store.stats", service.stats)
+    registry.register("fsck", service.fsck)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from millpond.daemon import memfd
-from millpond.daemon.errors import DiskFullError, FileChangedError, ProtocolError, TargetError
+from millpond.daemon.errors import BusyError, DiskFullError, FileChangedError, ProtocolError, TargetError
 from millpond.daemon.names import ObjectName
 from millpond.daemon.objects import Piece, Put, Tick
 
@@ -38,13 +38,15 @@ _NOT_REGULAR = {
 class Peer(Protocol):
     """What this module needs of `millpond.daemon.rpc.client.Client`."""
 
-    def call(self, method: str, params: dict[str, Any], *, fds: Sequence[int] = ()) -> tuple[dict[str, Any], list[int]]: ...
+    def call(
+        self, method: str, params: dict[str, Any], *, fds: Sequence[int] = ()
+    ) -> tuple[dict[str, Any], list[int]]: ...
     def start(self, method: str, params: dict[str, Any], fds: Sequence[int] = ()) -> Any: ...
     def wait(self, request: Any) -> tuple[dict[str, Any], list[int]]: ...
 
 
 @dataclass(slots=True)
-class _Open:
+class OpenFile:
     """A file being sent: where it is, and its stat from before its first byte was read."""
 
     path: str
@@ -52,13 +54,18 @@ class _Open:
 
 
 @dataclass(slots=True)
-class _Batch:
+class Batch:
     """One memory file being filled: `pieces` as `store.feed` takes them, `ends` the files whose last byte is in it."""
 
     fd: int = -1
     size: int = 0
     pieces: list[tuple[int, bool, bool]] = field(default_factory=list)
-    ends: list[_Open] = field(default_factory=list)
+    ends: list[OpenFile] = field(default_factory=list)
+
+    def take(self) -> int:
+        """The descriptor, now the taker's to close."""
+        fd, self.fd = self.fd, -1
+        return fd
 
 
 class DaemonObjectStore:
@@ -71,13 +78,13 @@ class DaemonObjectStore:
 
     def put_files(self, paths: Iterable[str], *, tick: Tick | None = None, store: bool = True) -> Iterator[Put]:
         """See ObjectStore.put_files; files are read with sendfile, never mapped."""
-        counter = _Counter(tick)
         if not store:
-            yield from _hash_only(paths, counter)
+            yield from hash_files(paths, tick)
             return
+        counter = _Counter(tick)
         session = self._begin()
-        flying: deque[tuple[Any, list[_Open]]] = deque()
-        for batch in _batches(paths):
+        flying: deque[tuple[Any, list[OpenFile]]] = deque()
+        for batch in read_batches(paths):
             if len(flying) >= IN_FLIGHT:
                 yield from self._landed(*flying.popleft(), counter)
             flying.append((self._send(session, batch), batch.ends))
@@ -107,7 +114,9 @@ class DaemonObjectStore:
         """See ObjectStore.commit. Without puts it does nothing."""
         if self._session is not None:
             session, self._session = self._session, None
-            self._peer.call("store.commit", {"session": session})
+            reply, _ = self._peer.call("store.commit", {"session": session})
+            if reply.get("again"):
+                raise BusyError("stored data was removed while it was added", hint="run the command again")
 
     def sizes(self, names: Sequence[ObjectName]) -> list[int | None]:
         """See ObjectStore.sizes."""
@@ -154,14 +163,14 @@ class DaemonObjectStore:
             self._session = int(reply["session"])
         return self._session
 
-    def _send(self, session: int, batch: _Batch) -> Any:
+    def _send(self, session: int, batch: Batch) -> Any:
         try:
             memfd.seal(batch.fd)
             return self._peer.start("store.feed", {"session": session, "pieces": batch.pieces}, fds=[batch.fd])
         finally:
-            os.close(batch.fd)
+            os.close(batch.take())
 
-    def _landed(self, request: Any, ends: list[_Open], counter: _Counter) -> Iterator[Put]:
+    def _landed(self, request: Any, ends: list[OpenFile], counter: _Counter) -> Iterator[Put]:
         reply, _ = self._peer.wait(request)
         stored = reply["stored"]
         if len(stored) != len(ends):
@@ -216,8 +225,14 @@ def open_regular(path: str) -> tuple[int, os.stat_result]:
 def check_unchanged(path: str, fd: int, before: os.stat_result) -> None:
     """Raise FileChangedError when the open file is not what it was before it was read."""
     after = os.fstat(fd)
-    if (after.st_size, after.st_mtime_ns, after.st_ctime_ns) != (before.st_size, before.st_mtime_ns, before.st_ctime_ns):
-        raise FileChangedError(f"'{path}' changed while it was read; nothing of it was stored", path=path, hint="try again")
+    if (after.st_size, after.st_mtime_ns, after.st_ctime_ns) != (
+        before.st_size,
+        before.st_mtime_ns,
+        before.st_ctime_ns,
+    ):
+        raise FileChangedError(
+            f"'{path}' changed while it was read; nothing of it was stored", path=path, hint="try again"
+        )
 
 
 def _reason(error: OSError) -> str:
@@ -226,9 +241,9 @@ def _reason(error: OSError) -> str:
     return os.strerror(error.errno) if error.errno else str(error)
 
 
-def _batches(paths: Iterable[str]) -> Iterator[_Batch]:
+def read_batches(paths: Iterable[str]) -> Iterator[Batch]:
     """Fill memory files with the contents of `paths`, back to back; a large file runs on over several."""
-    batch = _Batch()
+    batch = Batch()
     try:
         for path in paths:
             fd, before = open_regular(path)
@@ -244,17 +259,17 @@ def _batches(paths: Iterable[str]) -> Iterator[_Batch]:
                     last = offset == before.st_size
                     if last:
                         check_unchanged(path, fd, before)
-                        batch.ends.append(_Open(path, before))
+                        batch.ends.append(OpenFile(path, before))
                     batch.pieces.append((length, last, False))
                     if batch.size >= memfd.BATCH_BYTES or len(batch.pieces) >= MAX_PIECES:
-                        full, batch = batch, _Batch()
+                        full, batch = batch, Batch()
                         yield full
                     if last:
                         break
             finally:
                 os.close(fd)
         if batch.pieces:
-            full, batch = batch, _Batch()
+            full, batch = batch, Batch()
             yield full
     finally:
         if batch.fd >= 0:
@@ -269,7 +284,9 @@ def _copy(path: str, source: int, target: int, offset: int, length: int) -> int:
             sent = os.sendfile(target, source, offset, left)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.ENOMEM):
-                raise DiskFullError("no memory is left to read files into", hint="free some memory and try again") from error
+                raise DiskFullError(
+                    "no memory is left to read files into", hint="free some memory and try again"
+                ) from error
             raise TargetError(f"cannot read '{path}': {_reason(error)}", path=path) from error
         if sent == 0:
             raise FileChangedError(f"'{path}' became shorter while it was read; nothing of it was stored", path=path)
@@ -278,7 +295,9 @@ def _copy(path: str, source: int, target: int, offset: int, length: int) -> int:
     return length
 
 
-def _hash_only(paths: Iterable[str], counter: _Counter) -> Iterator[Put]:
+def hash_files(paths: Iterable[str], tick: Tick | None) -> Iterator[Put]:
+    """`put_files` without storing."""
+    counter = _Counter(tick)
     for path in paths:
         fd, before = open_regular(path)
         with os.fdopen(fd, "rb", buffering=0) as file:

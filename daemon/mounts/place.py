@@ -78,10 +78,14 @@ def check(mountpoint: str) -> None:
     try:
         found = os.lstat(mountpoint)
         if not stat.S_ISDIR(found.st_mode):
-            raise MountError(f"mountpoint '{mountpoint}' is not a directory", path=mountpoint, hint="give an empty directory")
+            raise MountError(
+                f"mountpoint '{mountpoint}' is not a directory", path=mountpoint, hint="give an empty directory"
+            )
         names = [name for name in os.listdir(mountpoint) if name != MARKER]
     except OSError as error:
-        hint = f"create it: mkdir -p {mountpoint}" if isinstance(error, FileNotFoundError) else "choose another directory"
+        hint = (
+            f"create it: mkdir -p {mountpoint}" if isinstance(error, FileNotFoundError) else "choose another directory"
+        )
         reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be used: {error.strerror}"
         raise MountError(f"mountpoint '{mountpoint}' {reason}", path=mountpoint, hint=hint) from error
     if names:

@@ -12,11 +12,11 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
+from millpond.daemon.rpc.methods import Call, Registry, Reply
 
 from millpond.daemon import memfd
 from millpond.daemon.errors import BusyError, ObjectMissingError, ProtocolError
 from millpond.daemon.names import ObjectName
-from millpond.daemon.rpc.methods import Call, Registry, Reply
 from millpond.daemon.store.reader import StoreReader
 from millpond.daemon.store.store import IngestSession, Store
 
@@ -82,12 +82,14 @@ class StoreService:
             return {"stored": await self._in_thread(work)}
 
     async def commit(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
-        """{session} -> {} when all of it is durable; the session is over."""
+        """{session} -> {again: [names]} when all else is durable; the session is over.
+
+        Names in `again` lost chunks meanwhile and must be fed again in a new session."""
         session, lock = self._session(call, params)
         async with lock:
-            await self._in_thread(session.commit)
+            again = await self._in_thread(session.commit)
         self._sessions.pop((call.connection.id, int(params["session"])), None)
-        return {}
+        return {"again": [str(name) for name in again[:MAX_NAMES]]}
 
     async def sizes(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
         """{names} -> {sizes: [bytes | null]} of the caller's objects."""

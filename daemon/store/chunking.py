@@ -1,0 +1,51 @@
+"""Cutting contents into chunks: FastCDC (Xia et al., USENIX ATC 2016) as pyfastcdc implements it.
+
+The algorithm and its parameters are part of the store's format: other boundaries would still read, but no longer
+deduplicate against what is stored. tests/store/test_chunking.py pins them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pyfastcdc import FastCDC
+
+ALGORITHM = "fastcdc-2020-pyfastcdc0.3-nc2"
+MIN_BYTES = 64 << 10
+AVERAGE_BYTES = 256 << 10
+MAX_BYTES = 1 << 20
+
+
+def parameters() -> dict[str, str | int]:
+    """What format.json says of chunking."""
+    return {"algorithm": ALGORITHM, "min": MIN_BYTES, "average": AVERAGE_BYTES, "max": MAX_BYTES}
+
+
+class Cutter:
+    """Cuts one content that comes in parts; boundaries do not depend on the parts.
+
+    A chunk that ends where a part ends is not final: it is carried over and cut again with the next part, at most
+    MAX_BYTES of it.
+    """
+
+    def __init__(self) -> None:
+        self._carry = b""
+        self._fastcdc = FastCDC(AVERAGE_BYTES, min_size=MIN_BYTES, max_size=MAX_BYTES, normalized_chunking=2)
+
+    def feed(self, part: memoryview, last: bool) -> Iterator[memoryview]:
+        """The chunks that are final now; with `last`, all of the rest. Views are valid as long as `part` is."""
+        data = memoryview(self._carry + bytes(part)) if self._carry else part
+        self._carry = b""
+        ends = []
+        position = 0
+        for chunk in self._fastcdc.cut_buf(data):
+            position += chunk.length
+            ends.append(position)
+        if not last and ends:
+            ends.pop()
+        begin = 0
+        for end in ends:
+            yield data[begin:end]
+            begin = end
+        if not last:
+            self._carry = bytes(data[begin:])

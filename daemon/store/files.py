@@ -1,0 +1,75 @@
+"""The store's system calls, in one place, so that a test can make the n-th one fail."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from millpond.daemon.errors import DiskFullError, MillpondError, StoreDamagedError
+
+
+class Files:
+    """Every operation by which the store changes what is on disk. Raises OSError as the kernel does."""
+
+    def create(self, path: Path, mode: int) -> int:
+        """A new file, open for reading and writing."""
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+
+    def pwritev(self, fd: int, buffers: Sequence[bytes | memoryview], offset: int) -> int:
+        """Bytes written, fewer than asked at times."""
+        return os.pwritev(fd, buffers, offset)
+
+    def fdatasync(self, fd: int) -> None:
+        os.fdatasync(fd)
+
+    def fsync_dir(self, path: Path) -> None:
+        """Make a directory's entries durable."""
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def rename(self, source: Path, target: Path) -> None:
+        os.rename(source, target)
+
+    def truncate(self, path: Path, size: int) -> None:
+        os.truncate(path, size)
+
+    def commit(self, txn: Any) -> None:
+        """Commit an LMDB write transaction."""
+        txn.commit()
+
+
+def write_durably(files: Files, path: Path, data: bytes, mode: int) -> None:
+    """Temp beside, write, fsync, rename, fsync of the directory."""
+    temp = path.with_name(path.name + ".tmp")
+    temp.unlink(missing_ok=True)
+    fd = files.create(temp, mode)
+    try:
+        files.pwritev(fd, [data], 0)
+        files.fdatasync(fd)
+    finally:
+        os.close(fd)
+    files.rename(temp, path)
+    files.fsync_dir(path.parent)
+
+
+def as_store_error(error: OSError, path: Path) -> MillpondError:
+    """The error a user should see for a failed write to the store."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return disk_full(path)
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    return StoreDamagedError(f"cannot write to the store: {reason}", path=str(path), hint="check the disk")
+
+
+def disk_full(path: Path) -> DiskFullError:
+    """The disk that holds `path` is full, or filled up to the reserve."""
+    return DiskFullError(
+        f"no room is left for the store in '{path}'; nothing that was stored before is touched",
+        path=str(path),
+        hint="free some space, or set MILLPOND_STORE to a larger disk",
+    )

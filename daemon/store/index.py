@@ -1,0 +1,191 @@
+"""The LMDB index: where every record lies, what every name means, who may read what.
+
+All of it can be rebuilt from the segments, but for `folders`, `inodes` and `listings`, which are caches made anew when
+needed. One environment per process, never across a fork; a transaction lasts one request.
+
+    records    id 32                        -> location 24 (records.LOCATION)
+    objects    ObjectName.key()             -> content 41, sorted duplicates (one name may have several contents)
+    grants     uid u32be, id 32             -> empty
+    quarantine id 32                        -> JSON {reason, segment, offset}
+    meta       "committed"                  -> segment u64, offset u64: all before it is in the index
+    folders, inodes, listings               -> see folders.py
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import lmdb
+
+from millpond.daemon.errors import StoreDamagedError
+from millpond.daemon.names import ObjectName
+from millpond.daemon.store.files import Files, disk_full
+from millpond.daemon.store.records import Location, unpack_location
+
+T = TypeVar("T")
+
+MAX_READERS = 1024
+DATABASES = ("records", "objects", "grants", "quarantine", "meta", "folders", "inodes", "listings")
+_CONTENT = struct.Struct("<B32sQ")
+_COMMITTED = struct.Struct("<QQ")
+_MAX_MAP = 1 << 42
+
+
+class Content(NamedTuple):
+    """What a name means: `kind` (records.Kind.CHUNK or RECIPE), the record's id, the content's size in bytes."""
+
+    kind: int
+    id: bytes
+    size: int
+
+    def pack(self) -> bytes:
+        return _CONTENT.pack(*self)
+
+
+def unpack_content(value: bytes) -> Content:
+    return Content(*_CONTENT.unpack(value))
+
+
+def grant_key(uid: int, content_id: bytes) -> bytes:
+    return uid.to_bytes(4, "big") + content_id
+
+
+class Index:
+    """An open environment and its databases, as attributes named like DATABASES."""
+
+    records: Any
+    objects: Any
+    grants: Any
+    quarantine: Any
+    meta: Any
+    folders: Any
+    inodes: Any
+    listings: Any
+
+    def __init__(
+        self, path: Path, *, writable: bool, map_bytes: int = 16 << 30, mode: int = 0o600, fsync: bool = True
+    ) -> None:
+        self.path = path
+        self._writable = writable
+        self.env = lmdb.open(
+            os.fspath(path),
+            map_size=map_bytes if writable else 0,
+            max_dbs=len(DATABASES),
+            max_readers=MAX_READERS,
+            readonly=not writable,
+            create=writable,
+            mode=mode,
+            readahead=False,
+            sync=fsync,
+            max_spare_txns=8,
+        )
+        try:
+            for name in DATABASES:
+                duplicates = name == "objects"
+                database = self.env.open_db(name.encode(), create=writable, dupsort=duplicates, dupfixed=duplicates)
+                setattr(self, name, database)
+        except BaseException:
+            self.env.close()
+            raise
+
+    def close(self) -> None:
+        self.env.close()
+
+    @contextlib.contextmanager
+    def begin(self) -> Iterator[Any]:
+        """A read transaction with zero-copy values: what is kept must be copied before it ends."""
+        try:
+            txn = self.env.begin(buffers=True)
+        except lmdb.MapResizedError:  # another process made the map larger
+            self.env.set_mapsize(0)
+            txn = self.env.begin(buffers=True)
+        with txn:
+            yield txn
+
+    def write(self, files: Files, work: Callable[[Any], T]) -> T:
+        """Run `work` in a write transaction and commit it; again with twice the map when that is full.
+
+        Only the store's commit thread calls this. Raises DiskFullError, StoreDamagedError.
+        """
+        while True:
+            txn = self.env.begin(write=True)
+            try:
+                result = work(txn)
+                files.commit(txn)
+                return result
+            except lmdb.MapFullError:
+                txn.abort()
+                self._grow()
+            except (lmdb.DiskError, OSError) as error:
+                txn.abort()
+                raise self._translated(error) from error
+            except lmdb.Error as error:
+                txn.abort()
+                if _errno_of(error) in (errno.EIO, errno.ENOSPC, errno.EDQUOT):
+                    raise self._translated(error) from error
+                raise
+            except BaseException:
+                txn.abort()
+                raise
+
+    def location(self, txn: Any, record_id: bytes) -> Location | None:
+        value = txn.get(record_id, db=self.records)
+        return None if value is None else unpack_location(value)
+
+    def contents(self, txn: Any, name: ObjectName) -> list[Content]:
+        """All contents of a name, whoever may read them."""
+        found = []
+        with txn.cursor(db=self.objects) as cursor:
+            if cursor.set_key(name.key()):
+                found = [unpack_content(bytes(value)) for value in cursor.iternext_dup()]
+        return found
+
+    def granted(self, txn: Any, name: ObjectName, uid: int) -> Content | None:
+        """The first content of a name that `uid` may read."""
+        first = txn.get(name.key(), db=self.objects)
+        if first is None:
+            return None
+        content = unpack_content(first)
+        if txn.get(grant_key(uid, content.id), db=self.grants) is not None:
+            return content
+        for content in self.contents(txn, name)[1:]:
+            if txn.get(grant_key(uid, content.id), db=self.grants) is not None:
+                return content
+        return None
+
+    def committed(self, txn: Any) -> tuple[int, int]:
+        """(segment, offset) up to which the index knows everything; (0, 0) for a new one."""
+        value = txn.get(b"committed", db=self.meta)
+        return (0, 0) if value is None else _COMMITTED.unpack(value)
+
+    def set_committed(self, txn: Any, segment: int, offset: int) -> None:
+        txn.put(b"committed", _COMMITTED.pack(segment, offset), db=self.meta)
+
+    def _grow(self) -> None:
+        size = self.env.info()["map_size"] * 2
+        if size > _MAX_MAP:
+            raise StoreDamagedError(f"the index would need more than {_MAX_MAP >> 40} TiB", path=str(self.path))
+        self.env.set_mapsize(size)
+
+    def _translated(self, error: Exception) -> Exception:
+        """LMDB says "Input/output error" for a full disk: look at the disk before believing it."""
+        free = os.statvfs(self.path)
+        if _errno_of(error) in (errno.ENOSPC, errno.EDQUOT) or free.f_bavail * free.f_frsize < 4 << 20:
+            return disk_full(self.path)
+        return StoreDamagedError(f"cannot write the index: {error}", path=str(self.path), hint="check the disk")
+
+
+def _errno_of(error: Exception) -> int | None:
+    if isinstance(error, OSError):
+        return error.errno
+    text = str(error)
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+        if os.strerror(number) in text:
+            return number
+    return None

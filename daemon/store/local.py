@@ -1,0 +1,81 @@
+"""The store as an ObjectStore in this process: for tests, and for programs that embed it without a daemon."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from millpond.daemon import memfd
+from millpond.daemon.errors import BusyError, ObjectMissingError
+from millpond.daemon.jobs.objects import hash_files, read_batches
+from millpond.daemon.names import ObjectName
+from millpond.daemon.objects import Piece, Put, Tick
+from millpond.daemon.store.index import Content
+from millpond.daemon.store.session import IngestSession
+from millpond.daemon.store.store import Store
+
+
+class LocalObjectStore:
+    """ObjectStore over an open Store, with the rights of `uid`."""
+
+    def __init__(self, store: Store, uid: int) -> None:
+        self._store = store
+        self._uid = uid
+        self._session: IngestSession | None = None
+        self.new_bytes = 0
+
+    def put_files(self, paths: Iterable[str], *, tick: Tick | None = None, store: bool = True) -> Iterator[Put]:
+        """See ObjectStore.put_files."""
+        if not store:
+            yield from hash_files(paths, tick)
+            return
+        files = total = 0
+        for batch in read_batches(paths):
+            memfd.seal(batch.fd)
+            with memfd.mapped(batch.take()) as view:
+                stored = self._begin().feed(view, batch.pieces)
+            for file, item in zip(batch.ends, stored, strict=True):
+                files, total = files + 1, total + item.size
+                self.new_bytes += item.new_bytes
+                if tick is not None:
+                    tick(files, total)
+                yield Put(file.path, item.name, item.size, file.stat)
+
+    def put_bytes(self, data: bytes, *, is_dir: bool = False) -> ObjectName:
+        """See ObjectStore.put_bytes."""
+        return self._begin().feed(memoryview(data), [(len(data), True, is_dir)])[0].name
+
+    def commit(self) -> None:
+        """See ObjectStore.commit."""
+        if self._session is not None:
+            session, self._session = self._session, None
+            if session.commit():
+                raise BusyError("stored data was removed while it was added", hint="run the command again")
+
+    def sizes(self, names: Sequence[ObjectName]) -> list[int | None]:
+        """See ObjectStore.sizes."""
+        return [None if content is None else content.size for content in self._store.reader.resolve(names, self._uid)]
+
+    def read(self, name: ObjectName) -> bytes:
+        """See ObjectStore.read."""
+        return b"".join(bytes(piece.data) for piece in self.fetch([name]))
+
+    def fetch(self, names: Iterable[ObjectName]) -> Iterator[Piece]:
+        """See ObjectStore.fetch."""
+        for name in names:
+            content = self._store.reader.resolve([name], self._uid)[0]
+            if content is None:
+                raise ObjectMissingError(f"object {name} is not in the store", details={"name": str(name)})
+            yield from self._pieces(name, content)
+
+    def _pieces(self, name: ObjectName, content: Content) -> Iterator[Piece]:
+        layout = self._store.reader.layout(content)
+        if not len(layout):
+            yield Piece(name, memoryview(b""), True)
+        for number in range(len(layout)):
+            data = self._store.reader.read_chunk(layout.id(number))
+            yield Piece(name, memoryview(data), number == len(layout) - 1)
+
+    def _begin(self) -> IngestSession:
+        if self._session is None:
+            self._session = self._store.session(self._uid)
+        return self._session

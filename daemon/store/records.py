@@ -1,0 +1,220 @@
+"""Records and segment headers: the bytes of a segment (DESIGN.md, "Segments").
+
+Record header, 56 bytes, little endian, followed by the payload and zeros up to the next multiple of 8:
+
+    0  magic u32 | 4 kind u8 | 5 codec u8 | 6 zero u16 | 8 raw u32 | 12 stored u32 | 16 checksum u64 | 24 id 32 bytes
+
+The checksum is XXH3-64 of the payload, seeded with XXH3-64 of the other header bytes, so it covers both.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import NamedTuple
+
+import zstandard
+from blake3 import blake3
+from xxhash import xxh3_64_intdigest
+
+MAGIC = 0x3152504D  # "MPR1"
+MAGIC_BYTES = MAGIC.to_bytes(4, "little")
+HEADER = struct.Struct("<IBBHIIQ32s")
+ALIGN = 8
+# A chunk is at most 1 MiB; a recipe has 36 bytes a chunk, so this allows one content of about 4 TiB.
+MAX_PAYLOAD = 1 << 30
+
+SEGMENT_MAGIC = b"MPSEG001"
+SEGMENT_HEADER = struct.Struct("<8sQ16s")
+
+ZSTD_LEVEL = 3
+# Compression must gain at least this part, or the payload is kept raw.
+MIN_GAIN = 0.05
+_SAMPLE = 4096
+_LOCAL = threading.local()
+
+
+class Kind(IntEnum):
+    """What a record holds."""
+
+    CHUNK = 1
+    RECIPE = 2
+    JOURNAL = 3
+
+
+class Codec(IntEnum):
+    """How a payload is stored."""
+
+    RAW = 0
+    ZSTD = 1
+
+
+class BadRecord(Exception):
+    """These bytes are no valid record; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A record found in a segment: where its header begins, and what it says."""
+
+    kind: int
+    codec: int
+    raw: int
+    stored: int
+    id: bytes
+    offset: int
+
+    @property
+    def end(self) -> int:
+        return self.offset + padded(self.stored)
+
+
+class Location(NamedTuple):
+    """Where a record lies: 24 bytes in the index."""
+
+    kind: int
+    codec: int
+    segment: int
+    offset: int
+    stored: int
+    raw: int
+
+    def pack(self) -> bytes:
+        return LOCATION.pack(*self)
+
+
+LOCATION = struct.Struct("<BBxxIQII")
+
+
+def unpack_location(value: bytes) -> Location:
+    return Location(*LOCATION.unpack(value))
+
+
+def padded(stored: int) -> int:
+    """Bytes that a record with a payload of `stored` bytes takes."""
+    return (HEADER.size + stored + ALIGN - 1) & ~(ALIGN - 1)
+
+
+def content_id(data: bytes | memoryview) -> bytes:
+    """BLAKE3-256."""
+    return blake3(data).digest()
+
+
+def compress(data: bytes | memoryview) -> tuple[int, bytes | memoryview]:
+    """(codec, payload): zstd where it gains, raw where it does not; a large payload is sampled first."""
+    size = len(data)
+    if size < 64:
+        return Codec.RAW, data
+    compressor = getattr(_LOCAL, "compressor", None)
+    if compressor is None:
+        compressor = _LOCAL.compressor = zstandard.ZstdCompressor(
+            level=ZSTD_LEVEL, write_checksum=False, write_content_size=True
+        )
+    if size > 4 * _SAMPLE:
+        view = memoryview(data)
+        middle = size // 2
+        sample = b"".join((view[:_SAMPLE], view[middle : middle + _SAMPLE], view[-_SAMPLE:]))
+        if len(compressor.compress(sample)) > len(sample) * (1 - MIN_GAIN):
+            return Codec.RAW, data
+    packed: bytes = compressor.compress(data)
+    if len(packed) > size * (1 - MIN_GAIN):
+        return Codec.RAW, data
+    return Codec.ZSTD, packed
+
+
+def decompress(codec: int, raw: int, payload: bytes | memoryview) -> bytes:
+    """The content of a payload. Raises BadRecord."""
+    if codec == Codec.RAW:
+        data = bytes(payload)
+    elif codec == Codec.ZSTD:
+        decompressor = getattr(_LOCAL, "decompressor", None)
+        if decompressor is None:
+            decompressor = _LOCAL.decompressor = zstandard.ZstdDecompressor()
+        try:
+            data = decompressor.decompress(payload, max_output_size=raw)
+        except zstandard.ZstdError as error:
+            raise BadRecord(f"payload does not decompress: {error}") from error
+    else:
+        raise BadRecord(f"unknown codec {codec}")
+    if len(data) != raw:
+        raise BadRecord(f"payload has {len(data)} bytes, not {raw}")
+    return data
+
+
+def checksum(kind: int, codec: int, raw: int, stored: int, record_id: bytes, payload: bytes | memoryview) -> int:
+    head = HEADER.pack(MAGIC, kind, codec, 0, raw, stored, 0, record_id)
+    return xxh3_64_intdigest(payload, xxh3_64_intdigest(head))
+
+
+def encode(kind: int, record_id: bytes, data: bytes | memoryview) -> list[bytes | memoryview]:
+    """A record as buffers to be written one after the other: header, payload, padding."""
+    codec, payload = compress(data)
+    stored, raw = len(payload), len(data)
+    total = checksum(kind, codec, raw, stored, record_id, payload)
+    header = HEADER.pack(MAGIC, kind, codec, 0, raw, stored, total, record_id)
+    return [header, payload, bytes(padded(stored) - HEADER.size - stored)]
+
+
+def decode_header(data: bytes | memoryview, offset: int = 0) -> tuple[Record, int]:
+    """(record, checksum) of the header at `offset` of `data`. Raises BadRecord; the payload is not looked at."""
+    if len(data) - offset < HEADER.size:
+        raise BadRecord("header is cut off")
+    magic, kind, codec, zero, raw, stored, total, record_id = HEADER.unpack_from(data, offset)
+    if magic != MAGIC:
+        raise BadRecord("no record begins here")
+    if zero or kind not in (1, 2, 3) or codec not in (0, 1) or stored > MAX_PAYLOAD or raw > MAX_PAYLOAD:
+        raise BadRecord("header has impossible values")
+    return Record(kind, codec, raw, stored, record_id, offset), total
+
+
+def decode(data: bytes | memoryview, offset: int = 0) -> tuple[Record, memoryview]:
+    """(record, stored payload) of a whole record in `data`, its checksum checked. Raises BadRecord."""
+    record, total = decode_header(data, offset)
+    begin = offset + HEADER.size
+    payload = memoryview(data)[begin : begin + record.stored]
+    if len(payload) != record.stored:
+        raise BadRecord("payload is cut off")
+    if checksum(record.kind, record.codec, record.raw, record.stored, record.id, payload) != total:
+        raise BadRecord("checksum does not match")
+    return record, payload
+
+
+def scan(data: memoryview, start: int) -> Iterator[tuple[Record, memoryview] | tuple[int, int]]:
+    """Walk a segment's bytes from `start`: (record, payload) for each valid one, (begin, end) for what is not one.
+
+    After damage it goes on at the next place where a record begins, so one bad record costs one record.
+    """
+    position, bad_from = start, -1
+    end = len(data)
+    while position + HEADER.size <= end:
+        try:
+            record, payload = decode(data, position)
+        except BadRecord:
+            if bad_from < 0:
+                bad_from = position
+            position = _next_magic(data, position + ALIGN)
+            continue
+        if bad_from >= 0:
+            yield bad_from, position
+            bad_from = -1
+        yield record, payload
+        position = record.end
+    if bad_from >= 0 or position < end:
+        yield bad_from if bad_from >= 0 else position, end
+
+
+def _next_magic(data: memoryview, position: int) -> int:
+    """The next multiple of ALIGN at which the magic stands, or the end."""
+    window = 1 << 20
+    while position < len(data):
+        part = bytes(data[position : position + window])
+        found = part.find(MAGIC_BYTES)
+        while found >= 0 and found % ALIGN:
+            found = part.find(MAGIC_BYTES, found + 1)
+        if found >= 0:
+            return position + found
+        position += window
+    return len(data)

@@ -1,0 +1,279 @@
+"""Segments: append-only files of records, and the one place where bytes are appended.
+
+A segment's number is never used twice and nothing in it is ever overwritten, so a location stays true for as long as
+the file is there. A failed write or fsync poisons the segment: its unsynced records are not trusted, writing goes on
+in a new one.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from millpond.daemon.store import records
+from millpond.daemon.store.files import Files, as_store_error, disk_full
+from millpond.daemon.store.records import Location, Record
+
+# iovecs in one pwritev: below the kernel's IOV_MAX of 1024.
+_MAX_BUFFERS = 1000
+_OPEN_FDS = 64
+
+
+def segment_path(folder: Path, number: int) -> Path:
+    return folder / f"{number:010d}.seg"
+
+
+def segment_numbers(folder: Path) -> list[int]:
+    """Numbers of the segments that are there, ascending."""
+    return sorted(int(path.stem) for path in folder.glob("*.seg") if path.stem.isdigit())
+
+
+@contextmanager
+def mapped(path: Path) -> Iterator[memoryview]:
+    """A segment's bytes, for a scan."""
+    with open(path, "rb") as file:
+        if os.fstat(file.fileno()).st_size == 0:
+            yield memoryview(b"")
+            return
+        with mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as area:
+            area.madvise(mmap.MADV_SEQUENTIAL)
+            view = memoryview(area)
+            try:
+                yield view
+            finally:
+                view.release()
+
+
+def scan_segment(view: memoryview, number: int) -> Iterator[tuple[Record, memoryview] | tuple[int, int]]:
+    """`records.scan` behind the segment's header; a wrong header is one more damaged range."""
+    size = records.SEGMENT_HEADER.size
+    magic, said, _ = records.SEGMENT_HEADER.unpack_from(view) if len(view) >= size else (b"", 0, b"")
+    if magic != records.SEGMENT_MAGIC or said != number:
+        yield 0, min(size, len(view))
+    yield from records.scan(view, size)
+
+
+@dataclass(slots=True)
+class Encoded:
+    """A record ready to be appended."""
+
+    kind: int
+    id: bytes
+    raw: int
+    buffers: Sequence[bytes | memoryview]
+
+    @property
+    def size(self) -> int:
+        return sum(len(buffer) for buffer in self.buffers)
+
+
+@dataclass(slots=True)
+class _Active:
+    """The segment being written: `end` is where the next record goes."""
+
+    number: int
+    fd: int
+    path: Path
+    end: int
+
+
+class SegmentWriter:
+    """Appends records; many threads write at once, each into the range it reserved."""
+
+    def __init__(self, folder: Path, files: Files, *, uuid: bytes, segment_bytes: int, reserve: int, mode: int) -> None:
+        self._folder = folder
+        self._files = files
+        self._uuid = uuid
+        self._limit = segment_bytes
+        self._reserve = reserve
+        self._mode = mode
+        self._lock = threading.Lock()
+        self._active: _Active | None = None
+        self._full: list[_Active] = []
+        self._room = 0
+        self.poisoned: set[int] = set()
+        self._next = max(segment_numbers(folder), default=0) + 1
+
+    def append(self, batch: Sequence[Encoded]) -> list[Location]:
+        """Write records, not yet durably; where each lies. Raises DiskFullError, StoreDamagedError."""
+        sizes = [record.size for record in batch]
+        total = sum(sizes)
+        with self._lock:
+            self._check_room(total)
+            active = self._current()
+            offset = active.end
+            active.end += total
+        try:
+            self._write(active, [buffer for record in batch for buffer in record.buffers], offset)
+        except OSError as error:
+            with self._lock:
+                self._poison(active)
+            raise as_store_error(error, self._folder) from error
+        found = []
+        for record, size in zip(batch, sizes, strict=True):
+            codec, stored = record.buffers[0][5], len(record.buffers[1])
+            found.append(Location(record.kind, codec, active.number, offset, stored, record.raw))
+            offset += size
+        return found
+
+    def sync(self) -> tuple[int, int]:
+        """Make everything appended so far durable; (segment, end) behind it. Raises as `append`.
+
+        A segment whose fsync failed is poisoned: what the kernel dropped is not known, so asking again proves nothing.
+        """
+        with self._lock:
+            todo = [*self._full, *([self._active] if self._active else [])]
+            ends = [segment.end for segment in todo]
+        for segment in todo:
+            try:
+                self._files.fdatasync(segment.fd)
+            except OSError as error:
+                with self._lock:
+                    self._poison(segment)
+                raise as_store_error(error, segment.path) from error
+        with self._lock:
+            for segment in todo:
+                if segment in self._full:
+                    self._full.remove(segment)
+                    os.close(segment.fd)
+        return (todo[-1].number, ends[-1]) if todo else (0, 0)
+
+    def close(self) -> None:
+        for segment in [*self._full, *([self._active] if self._active else [])]:
+            os.close(segment.fd)
+        self._full, self._active = [], None
+
+    def _current(self) -> _Active:
+        if self._active is not None and self._active.end >= self._limit:
+            self._full.append(self._active)
+            self._active = None
+        if self._active is None:
+            self._active = self._create()
+        return self._active
+
+    def _create(self) -> _Active:
+        number, self._next = self._next, self._next + 1
+        path = segment_path(self._folder, number)
+        try:
+            fd = self._files.create(path, self._mode)
+        except OSError as error:
+            raise as_store_error(error, path) from error
+        try:
+            header = records.SEGMENT_HEADER.pack(records.SEGMENT_MAGIC, number, self._uuid)
+            self._files.pwritev(fd, [header], 0)
+            # The name must be durable before a commit names records in it.
+            self._files.fsync_dir(self._folder)
+        except OSError as error:
+            os.close(fd)
+            raise as_store_error(error, path) from error
+        return _Active(number, fd, path, records.SEGMENT_HEADER.size)
+
+    def _write(self, active: _Active, buffers: list[bytes | memoryview], offset: int) -> None:
+        buffers = [buffer for buffer in buffers if len(buffer)]
+        for start in range(0, len(buffers), _MAX_BUFFERS):
+            part = buffers[start : start + _MAX_BUFFERS]
+            left = sum(len(buffer) for buffer in part)
+            done = self._files.pwritev(active.fd, part, offset)
+            if done < left:  # a short write: rare, so simply
+                rest = memoryview(b"".join(part))[done:]
+                while rest:
+                    done = self._files.pwritev(active.fd, [rest], offset + left - len(rest))
+                    if done <= 0:
+                        raise OSError(28, os.strerror(28))
+                    rest = rest[done:]
+            offset += left
+
+    def _check_room(self, size: int) -> None:
+        """Refuse before trouble: statvfs now and then, never below the reserve."""
+        self._room -= size
+        if self._room < 0:
+            found = os.statvfs(self._folder)
+            free = found.f_bavail * found.f_frsize - self._reserve
+            if free < size:
+                raise disk_full(self._folder)
+            self._room = min(free // 2, 256 << 20) - size
+
+    def _poison(self, segment: _Active) -> None:
+        """Never written or synced again; its descriptor stays open, for a write may still be under way."""
+        self.poisoned.add(segment.number)
+        if self._active is segment:
+            self._active = None
+        if segment in self._full:
+            self._full.remove(segment)
+
+
+class SegmentReader:
+    """Reads records by location, with a bounded set of open descriptors."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._lock = threading.Lock()
+        self._fds: OrderedDict[int, _Shared] = OrderedDict()
+
+    def read(self, location: Location, *, nowait: bool = False) -> bytes | None:
+        """The whole record's bytes; None when `nowait` and they are not in the page cache. Raises OSError."""
+        size = records.HEADER.size + location.stored
+        shared = self._open(location.segment)
+        try:
+            if nowait:
+                buffer = bytearray(size)
+                try:
+                    done = os.preadv(shared.fd, [buffer], location.offset, os.RWF_NOWAIT)
+                except (BlockingIOError, OSError):
+                    return None
+                return bytes(buffer) if done == size else None
+            return os.pread(shared.fd, size, location.offset)
+        finally:
+            self._release(shared)
+
+    def drop_cache(self, location: Location) -> None:
+        """Tell the kernel that these bytes are now cached elsewhere (in the mount's pages)."""
+        shared = self._open(location.segment)
+        try:
+            os.posix_fadvise(shared.fd, location.offset, location.stored, os.POSIX_FADV_DONTNEED)
+        finally:
+            self._release(shared)
+
+    def close(self) -> None:
+        with self._lock:
+            for shared in self._fds.values():
+                os.close(shared.fd)
+            self._fds.clear()
+
+    def _open(self, number: int) -> _Shared:
+        with self._lock:
+            shared = self._fds.get(number)
+            if shared is None:
+                path = segment_path(self._folder, number)
+                shared = _Shared(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+                self._fds[number] = shared
+                self._evict()
+            self._fds.move_to_end(number)
+            shared.users += 1
+            return shared
+
+    def _release(self, shared: _Shared) -> None:
+        with self._lock:
+            shared.users -= 1
+
+    def _evict(self) -> None:
+        for number, shared in list(self._fds.items()):
+            if len(self._fds) <= _OPEN_FDS:
+                return
+            if shared.users == 0 and shared is not next(reversed(self._fds.values())):
+                os.close(shared.fd)
+                del self._fds[number]
+
+
+@dataclass(slots=True)
+class _Shared:
+    """An open segment and how many reads are using its descriptor."""
+
+    fd: int
+    users: int = 0

@@ -1,0 +1,355 @@
+"""The store: open, take in, commit in groups, give out. The writer side, one process at a time.
+
+Concurrency. Threads append records and note them in `_pending`; the commit thread is the only writer of the index. It
+takes all commits that wait as one group: index what is pending, check every chunk that a new name needs, append the
+journal, sync the segments, then commit the index. So records are found by others as soon as they are written, and a name
+is never there before everything it means is durable.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import queue
+import secrets
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from millpond.daemon.errors import BusyError, StoreFormatError
+from millpond.daemon.names import ObjectName
+from millpond.daemon.store import chunking, layout, records, recovery
+from millpond.daemon.store.files import Files, as_store_error, write_durably
+from millpond.daemon.store.fsck import Fsck, FsckReport, Progress, Source
+from millpond.daemon.store.index import Content, Index, grant_key
+from millpond.daemon.store.journal import NameBatch
+from millpond.daemon.store.reader import Damage, StoreReader
+from millpond.daemon.store.records import Kind, Location
+from millpond.daemon.store.segments import Encoded, SegmentWriter
+from millpond.daemon.store.session import IngestSession
+
+T = TypeVar("T")
+
+FORMAT = 1
+# Records that may wait for the next commit before one is made for them alone.
+MAX_PENDING = 20_000
+_MAX_WAITING = 256
+
+
+@dataclass(frozen=True, slots=True)
+class StoreSettings:
+    """How to open a store. `reserve_bytes` of the disk are left free (at most a twentieth of it); `group` is the gid
+    that may read the store (system mode); `fsync=False` is for measuring only."""
+
+    path: Path
+    threads: int = max(2, min(8, os.cpu_count() or 2))
+    segment_bytes: int = 64 << 20
+    reserve_bytes: int = 256 << 20
+    map_bytes: int = 16 << 30
+    group: int | None = None
+    fsync: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStats:
+    """Figures of a store, in bytes and counts: `logical` is the sum of all named contents, `unique` of all chunks."""
+
+    path: str
+    objects: int
+    chunks: int
+    segments: int
+    logical: int
+    unique: int
+    stored: int
+    free: int
+    dedup_ratio: float
+    compression_ratio: float
+
+
+class Store:
+    """An open store. All methods may be called from any thread."""
+
+    def __init__(self, settings: StoreSettings, files: Files, lock_fd: int, index: Index, uuid: bytes) -> None:
+        self._settings = settings
+        self._files = files
+        self._lock_fd = lock_fd
+        self._index = index
+        self._folder = settings.path / "segments"
+        reserve = layout.reserve(settings.path, settings.reserve_bytes)
+        self._segments = SegmentWriter(
+            self._folder,
+            files,
+            uuid=uuid,
+            segment_bytes=settings.segment_bytes,
+            reserve=reserve,
+            mode=layout.file_mode(settings.group),
+        )
+        self.damage: dict[bytes, str] = {}
+        self.reader = StoreReader(index, self._folder, self._note_damage)
+        self._pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="store")
+        self._pending: dict[bytes, Location] = {}
+        self._pending_lock = threading.Lock()
+        self._queue: queue.Queue[_Job | None] = queue.Queue(_MAX_WAITING)
+        self._thread = threading.Thread(target=self._run, name="store-commit", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def open(cls, settings: StoreSettings, files: Files | None = None) -> Store:
+        """Take the store's lock, check its format, repair what a crash left.
+
+        Raises BusyError (another daemon has it), StoreFormatError (newer, on a network file system, not a store),
+        DiskFullError.
+        """
+        if files is None:
+            files = Files() if settings.fsync else layout.UnsyncedFiles()
+        layout.prepare(settings.path, settings.group)
+        lock_fd = _lock(settings.path / "lock")
+        try:
+            uuid = _check_format(settings, files)
+            index = recovery.open_index(settings.path, files, settings.map_bytes, settings.group, settings.fsync)
+            try:
+                recovery.recover(index, files, settings.path / "segments")
+                return cls(settings, files, lock_fd, index, uuid)
+            except BaseException:
+                index.close()
+                raise
+        except OSError as error:
+            os.close(lock_fd)
+            raise as_store_error(error, settings.path) from error
+        except BaseException:
+            os.close(lock_fd)
+            raise
+
+    @property
+    def path(self) -> Path:
+        return self._settings.path
+
+    def session(self, uid: int) -> IngestSession:
+        """Begin to take in contents for a caller."""
+        return IngestSession(self, self._pool, uid)
+
+    def write(self, work: Callable[[Any], T]) -> T:
+        """Run `work` with a write transaction of the index, on the commit thread; it may run again when the map grows.
+
+        Raises DiskFullError, StoreDamagedError and what `work` raises.
+        """
+        job = _Job(None, work)
+        self._queue.put(job)
+        return job.done.result()  # type: ignore[no-any-return]
+
+    def known(self, ids: Sequence[bytes]) -> set[bytes]:
+        """Those of `ids` that are stored, committed or not."""
+        with self._pending_lock:
+            found = {record_id for record_id in ids if record_id in self._pending}
+        with self._index.begin() as txn:
+            get, database = txn.get, self._index.records
+            found.update(record_id for record_id in ids if get(record_id, db=database) is not None)
+        return found
+
+    def append(self, batch: Sequence[Encoded]) -> None:
+        """Write records; from now on `known` finds them. Raises DiskFullError, StoreDamagedError."""
+        locations = self._segments.append(batch)
+        with self._pending_lock:
+            for record, location in zip(batch, locations, strict=True):
+                self._pending[record.id] = location
+            crowded = len(self._pending) > MAX_PENDING
+        if crowded and self._queue.empty():
+            self._queue.put(_Job(None, None))
+
+    def commit_names(self, names: NameBatch) -> list[ObjectName]:
+        """See `IngestSession.commit`."""
+        job = _Job(names, None)
+        self._queue.put(job)
+        return job.done.result()  # type: ignore[no-any-return]
+
+    def fsck(
+        self,
+        *,
+        deep: bool = False,
+        repair: bool = False,
+        progress: Progress | None = None,
+        source: Source | None = None,
+    ) -> FsckReport:
+        """Check the whole store (see fsck.py). With `repair`, damaged records are put in quarantine and mended from
+        `source`, which gives a content's bytes for a name, or None."""
+        return Fsck(self, self._index, self._folder, deep=deep, progress=progress).run(repair=repair, source=source)
+
+    def stats(self) -> StoreStats:
+        """Figures, by a walk over the index."""
+        objects = logical = chunks = unique = 0
+        with self._index.begin() as txn:
+            with txn.cursor(db=self._index.objects) as cursor:
+                for _, value in cursor:
+                    objects += 1
+                    logical += int.from_bytes(value[33:41], "little")
+            with txn.cursor(db=self._index.records) as cursor:
+                for _, value in cursor:
+                    if value[0] == Kind.CHUNK:
+                        chunks += 1
+                        unique += int.from_bytes(value[20:24], "little")
+        files = list(self._folder.glob("*.seg"))
+        stored = sum(path.stat().st_size for path in files)
+        free = os.statvfs(self.path)
+        return StoreStats(
+            path=os.fspath(self.path),
+            objects=objects,
+            chunks=chunks,
+            segments=len(files),
+            logical=logical,
+            unique=unique,
+            stored=stored,
+            free=free.f_bavail * free.f_frsize,
+            dedup_ratio=round(logical / unique, 3) if unique else 1.0,
+            compression_ratio=round(unique / stored, 3) if stored else 1.0,
+        )
+
+    def close(self) -> None:
+        """Commit what is pending and let the lock go. Safe twice."""
+        if self._lock_fd < 0:
+            return
+        self._queue.put(None)
+        self._thread.join()
+        self._pool.shutdown()
+        self._segments.close()
+        self.reader.close()
+        os.close(self._lock_fd)
+        self._lock_fd = -1
+
+    def _note_damage(self, damage: Damage) -> None:
+        if len(self.damage) < 1000:
+            self.damage[damage.id] = damage.reason
+
+    def _run(self) -> None:
+        """The commit thread."""
+        open_ = True
+        while open_:
+            jobs = [self._queue.get()]
+            while len(jobs) < _MAX_WAITING:
+                try:
+                    jobs.append(self._queue.get_nowait())
+                except queue.Empty:
+                    break
+            open_ = None not in jobs
+            group = [job for job in jobs if job is not None and job.work is None]
+            if group or not open_:
+                self._commit(group)
+            for job in jobs:
+                if job is not None and job.work is not None:
+                    work = job.work
+                    _resolve([job], lambda work=work: [self._index.write(self._files, work)])
+
+    def _commit(self, group: list[_Job]) -> None:
+        with self._pending_lock:
+            pending = dict(self._pending)
+        _resolve(group, lambda: self._index.write(self._files, lambda txn: self._commit_in(txn, pending, group)))
+        poisoned = self._segments.poisoned
+        with self._pending_lock:
+            for record_id, location in pending.items():
+                done = group and all(job.done.exception() is None for job in group)
+                if (done or location.segment in poisoned) and self._pending.get(record_id) == location:
+                    del self._pending[record_id]
+
+    def _commit_in(self, txn: Any, pending: dict[bytes, Location], group: list[_Job]) -> list[list[ObjectName]]:
+        index = self._index
+        poisoned = self._segments.poisoned
+        for record_id, location in pending.items():
+            if location.segment not in poisoned:
+                txn.put(record_id, location.pack(), db=index.records)
+        results: list[list[ObjectName]] = []
+        entries: list[tuple[int, bytes, Content]] = []
+        journal: list[Encoded] = []
+        for job in group:
+            whole = NameBatch(job.names.uid if job.names else 0)
+            lost: list[ObjectName] = []
+            for key, content in job.names or ():
+                if recovery.is_whole(self.reader, index, txn, content):
+                    whole.add(key, content)
+                    entries.append((whole.uid, key, content))
+                else:
+                    lost.append(ObjectName.from_key(key))
+            journal.extend(_journal_records(whole))
+            results.append(lost)
+        if journal:
+            self._segments.append(journal)
+        end = self._segments.sync()
+        for uid, key, content in entries:
+            txn.put(key, content.pack(), db=index.objects)
+            txn.put(grant_key(uid, content.id), b"", db=index.grants)
+        if end[0]:
+            index.set_committed(txn, *end)
+        return results
+
+
+class _Job:
+    """Names to commit, or work for the commit thread, or (neither) a commit of what is pending."""
+
+    def __init__(self, names: NameBatch | None, work: Callable[[Any], Any] | None) -> None:
+        self.names = names
+        self.work = work
+        self.done: Future[Any] = Future()
+
+
+def _resolve(jobs: list[_Job], work: Callable[[], list[Any]]) -> None:
+    try:
+        for job, result in zip(jobs, work(), strict=True):
+            job.done.set_result(result)
+    except BaseException as error:  # the thread must live on; every waiter gets the error
+        for job in jobs:
+            if not job.done.done():
+                job.done.set_exception(error)
+
+
+def _journal_records(names: NameBatch) -> list[Encoded]:
+    found = []
+    for payload in names.payloads():
+        record_id = records.content_id(payload)
+        found.append(Encoded(Kind.JOURNAL, record_id, len(payload), records.encode(Kind.JOURNAL, record_id, payload)))
+    return found
+
+
+def _lock(path: Path) -> int:
+    """The life lock, held as long as the descriptor is open. Raises BusyError naming who has it."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        holder = os.pread(fd, 32, 0).decode(errors="replace").strip() or "unknown"
+        os.close(fd)
+        raise BusyError(
+            f"another daemon (pid {holder}) has the store '{path.parent}'",
+            path=str(path.parent),
+            hint="use that one, or stop it: millpond daemon stop",
+        ) from error
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    return fd
+
+
+def _check_format(settings: StoreSettings, files: Files) -> bytes:
+    """Read or write format.json; the store's uuid. Raises StoreFormatError."""
+    path = settings.path / "format.json"
+    if not path.exists():
+        if any((settings.path / "segments").glob("*.seg")):
+            raise StoreFormatError(
+                f"'{settings.path}' has segments but no format.json", path=str(path), hint="restore it from a backup"
+            )
+        made = {"format": FORMAT, "uuid": secrets.token_hex(16), "created": int(time.time())}
+        data = json.dumps(made | {"chunking": chunking.parameters()}, indent=1).encode()
+        write_durably(files, path, data + b"\n", layout.file_mode(settings.group))
+    try:
+        found = json.loads(path.read_bytes())
+        version, uuid = int(found["format"]), bytes.fromhex(found["uuid"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreFormatError(f"'{path}' is not a store's format file", path=str(path)) from error
+    if version != FORMAT or found.get("chunking") != chunking.parameters():
+        raise StoreFormatError(
+            f"the store in '{settings.path}' has format {version} ({found.get('chunking')}); this program writes {FORMAT}",
+            path=str(path),
+            hint="use the newer millpond that made it, or another MILLPOND_STORE",
+        )
+    return uuid

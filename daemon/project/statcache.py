@@ -1,0 +1,201 @@
+"""What a user's files hashed to when last read: one cache file for each tracked folder, one for a repo's single files.
+
+An entry holds while (dev, ino, size, mtime_ns, ctime_ns) are the same and its ctime lies before the moment at which its
+reading began, on the file system's own clock: a later write then must show another ctime (Git's racy timestamps). The
+files belong to one user and are believed for that user only. Losing one costs a re-hash, so they are not fsynced; a damaged
+one is as good as none.
+
+Format of a file, little-endian: magic (8), XXH3-64 of all that follows (8), then lengths u32 x 4 (scope, algo, tree,
+paths compressed no), count u64, and: scope, algo, tree, paths (each ended by NUL), stats (count x 5 x i64), digests
+(count x 16).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import struct
+import tempfile
+import time
+from array import array
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import xxhash
+
+from millpond.daemon.project.walk import FIELDS, Listing
+
+MAGIC = b"MPSTAT1\n"
+_HEAD = struct.Struct("<8sQ")
+_LENGTHS = struct.Struct("<IIIQQ")
+DIGEST = 16
+ROW = FIELDS * 8
+# Bounds of a user's cache: files, and bytes of one file (about 10 million entries).
+MAX_FILES = 4096
+MAX_BYTES = 1 << 30
+# Clocks of two file systems are not compared more finely than this.
+_OTHER_DEVICE_NS = 2_000_000_000
+# A ctime that no file has: the entry never matches.
+_RACY = 0
+
+
+@dataclass(slots=True)
+class Snapshot:
+    """One folder (or a repo's single files) as last hashed with `algo`.
+
+    `tree`: the manifest's value ("<32 hex>.dir"), "" where there is none or not all entries are known. `paths`, `stats` as
+    in Listing; `digests`: 16 bytes a file.
+    """
+
+    algo: str
+    tree: str
+    paths: list[str]
+    stats: array[int]
+    digests: bytes
+
+    def same(self, listing: Listing) -> bool:
+        """Whether every file is there and unchanged, and none is new."""
+        return self.stats == listing.stats and self.paths == listing.paths
+
+    def known(self, listing: Listing) -> list[bytes | None]:
+        """The digest of each file of `listing`, None where it must be hashed."""
+        rows = self.stats.tobytes()
+        new = listing.stats.tobytes()
+        at = {path: index for index, path in enumerate(self.paths)}
+        found: list[bytes | None] = []
+        for index, path in enumerate(listing.paths):
+            old = at.get(path)
+            if old is not None and rows[old * ROW : old * ROW + ROW] == new[index * ROW : index * ROW + ROW]:
+                found.append(self.digests[old * DIGEST : old * DIGEST + DIGEST])
+            else:
+                found.append(None)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """A point on a file system's clock: `ns` as its inodes show it, `dev` the device whose clock it is (None: ours)."""
+
+    ns: int
+    dev: int | None
+
+    @classmethod
+    def now(cls, folder: str) -> Moment:
+        """Now, by the clock of the file system that holds `folder`; this machine's, with slack, if it cannot be asked."""
+        try:
+            with tempfile.TemporaryFile(dir=folder) as probe:
+                found = os.fstat(probe.fileno())
+                return cls(found.st_ctime_ns, found.st_dev)
+        except OSError:
+            return cls(time.time_ns(), None)
+
+    def is_racy(self, dev: int, ctime_ns: int) -> bool:
+        """Whether a file with this ctime, first read after this moment, may have changed without another ctime."""
+        return ctime_ns >= (self.ns if dev == self.dev else self.ns - _OTHER_DEVICE_NS)
+
+    def settled(self, stats: array[int]) -> array[int]:
+        """`stats` (as in Listing) with racy entries made to match nothing."""
+        kept = stats
+        for at in range(0, len(stats), FIELDS):
+            if self.is_racy(stats[at], stats[at + 4]):
+                if kept is stats:
+                    kept = stats[:]
+                kept[at + 4] = _RACY
+        return kept
+
+
+class StatCache:
+    """The cache of one user below `folder`, which is made when first needed, for that user only (0700)."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = os.path.join(folder, "stat")
+
+    @classmethod
+    def of_user(cls, environ: Mapping[str, str]) -> StatCache:
+        """`$XDG_CACHE_HOME/millpond-user`, else below `~/.cache`."""
+        home = environ.get("HOME") or os.path.expanduser("~")
+        base = environ.get("XDG_CACHE_HOME") or os.path.join(home, ".cache")
+        return cls(os.path.join(base, "millpond-user"))
+
+    def load(self, scope: str) -> Snapshot | None:
+        """The snapshot kept for `scope` (an absolute path); None if there is none, it is damaged, or not ours."""
+        try:
+            with open(self._path(scope), "rb") as file:
+                found = os.fstat(file.fileno())
+                if found.st_uid != os.geteuid() or found.st_size > MAX_BYTES or not stat.S_ISREG(found.st_mode):
+                    return None
+                return _decode(file.read(), scope)
+        except OSError:
+            return None
+
+    def save(self, scope: str, snapshot: Snapshot) -> None:
+        """Keep `snapshot` for `scope`. Failing to is no error: the next reader hashes again."""
+        raw = _encode(scope, snapshot)
+        if len(raw) > MAX_BYTES:
+            return
+        with contextlib.suppress(OSError):
+            os.makedirs(self._folder, mode=0o700, exist_ok=True)
+            self._prune()
+            fd, temporary = tempfile.mkstemp(dir=self._folder, prefix="new-")
+            try:
+                with open(fd, "wb") as file:
+                    file.write(raw)
+                os.rename(temporary, self._path(scope))
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    os.unlink(temporary)
+                raise
+
+    def forget(self, scope: str) -> None:
+        with contextlib.suppress(OSError):
+            os.unlink(self._path(scope))
+
+    def _path(self, scope: str) -> str:
+        return os.path.join(self._folder, xxhash.xxh3_128_hexdigest(os.fsencode(scope)))
+
+    def _prune(self) -> None:
+        """Drop the oldest quarter when the bound is reached."""
+        with os.scandir(self._folder) as scan:
+            names = [entry.name for entry in scan]
+        if len(names) < MAX_FILES:
+            return
+        paths = [os.path.join(self._folder, name) for name in names]
+        for path in sorted(paths, key=lambda each: os.lstat(each).st_mtime_ns)[: MAX_FILES // 4]:
+            os.unlink(path)
+
+
+def _encode(scope: str, snapshot: Snapshot) -> bytes:
+    texts = [os.fsencode(scope), snapshot.algo.encode(), snapshot.tree.encode()]
+    paths = b"".join(os.fsencode(path) + b"\0" for path in snapshot.paths)
+    lengths = _LENGTHS.pack(*map(len, texts), len(paths), len(snapshot.paths))
+    body = b"".join([lengths, *texts, paths, snapshot.stats.tobytes(), snapshot.digests])
+    return _HEAD.pack(MAGIC, xxhash.xxh3_64_intdigest(body)) + body
+
+
+def _decode(raw: bytes, scope: str) -> Snapshot | None:
+    """The snapshot in `raw`; None unless it is whole and about `scope`."""
+    if len(raw) < _HEAD.size + _LENGTHS.size:
+        return None
+    magic, checksum = _HEAD.unpack_from(raw)
+    body = memoryview(raw)[_HEAD.size :]
+    if magic != MAGIC or checksum != xxhash.xxh3_64_intdigest(body):
+        return None
+    scope_length, algo_length, tree_length, paths_length, count = _LENGTHS.unpack_from(body)
+    parts = []
+    at = _LENGTHS.size
+    for length in (scope_length, algo_length, tree_length, paths_length, count * ROW, count * DIGEST):
+        parts.append(body[at : at + length])
+        at += length
+    if at != len(body) or bytes(parts[0]) != os.fsencode(scope):
+        return None
+    stats = array("q")
+    stats.frombytes(parts[4])
+    text = os.fsdecode(bytes(parts[3]))
+    return Snapshot(
+        algo=bytes(parts[1]).decode(),
+        tree=bytes(parts[2]).decode(),
+        paths=text.split("\0")[:-1],
+        stats=stats,
+        digests=bytes(parts[5]),
+    )

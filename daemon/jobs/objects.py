@@ -301,7 +301,7 @@ def hash_files(paths: Iterable[str], tick: Tick | None) -> Iterator[Put]:
     for path in paths:
         fd, before = open_regular(path)
         with os.fdopen(fd, "rb", buffering=0) as file:
-            digest = hashlib.file_digest(file, "md5").hexdigest()  # type: ignore[arg-type]
+            digest = hashlib.file_digest(file, "md5").hexdigest()
             check_unchanged(path, fd, before)
         counter.add(before.st_size)
         yield Put(path, ObjectName("md5", digest), before.st_size, before)

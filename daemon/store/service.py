@@ -12,13 +12,14 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
-from millpond.daemon.rpc.methods import Call, Registry, Reply
 
 from millpond.daemon import memfd
 from millpond.daemon.errors import BusyError, ObjectMissingError, ProtocolError
 from millpond.daemon.names import ObjectName
+from millpond.daemon.rpc.methods import Call, Handler, Registry, Reply
 from millpond.daemon.store.reader import StoreReader
-from millpond.daemon.store.store import IngestSession, Store
+from millpond.daemon.store.session import IngestSession
+from millpond.daemon.store.store import Store
 
 if TYPE_CHECKING:
     from millpond.daemon.main import Daemon
@@ -175,13 +176,14 @@ def _names(params: dict[str, Any]) -> list[ObjectName]:
 def register(registry: Registry, daemon: Daemon) -> None:
     """Add the store's methods."""
     service = StoreService(daemon.store)
-    for name, handler in {
+    handlers: dict[str, Handler] = {
         "store.begin": service.begin,
         "store.feed": service.feed,
         "store.commit": service.commit,
         "store.sizes": service.sizes,
         "store.fetch": service.fetch,
-    }.items():
+    }
+    for name, handler in handlers.items():
         registry.register(name, handler, who="worker")
     registry.register("store.stats", service.stats)
     registry.register("fsck", service.fsck)

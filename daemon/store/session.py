@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from millpond.daemon.names import DIR_SUFFIX, ObjectName
 from millpond.daemon.store import records
@@ -154,7 +154,7 @@ class IngestSession:
 
     def _feed_stream(self, stream: _Stream, part: memoryview, last: bool) -> None:
         """One part of a large content: MD5 in one thread, the chunks' work in the others."""
-        hashing = self._pool.submit(stream.md5.update, part)
+        hashing: Future[None] = self._pool.submit(stream.md5.update, part)
         chunks = list(stream.cutter.feed(part, last))
         jobs = [self._pool.submit(self._store_chunks, group) for group in _groups(chunks)]
         try:
@@ -213,7 +213,7 @@ def _groups(chunks: list[memoryview]) -> list[list[memoryview]]:
     return groups
 
 
-def _settle(futures: Iterable[Future[object]] | Iterable[Future[list[Stored]]]) -> None:
+def _settle(futures: Iterable[Future[Any]]) -> None:
     """Wait until no thread looks at the caller's buffer any more, whatever came of it."""
     for future in futures:
         if not future.cancel():

@@ -9,6 +9,7 @@ is never there before everything it means is durable.
 from __future__ import annotations
 
 import fcntl
+import functools
 import json
 import os
 import queue
@@ -241,7 +242,10 @@ class Store:
             for job in jobs:
                 if job is not None and job.work is not None:
                     work = job.work
-                    _resolve([job], lambda work=work: [self._index.write(self._files, work)])
+                    _resolve([job], functools.partial(self._write_one, work))
+
+    def _write_one(self, work: Callable[[Any], Any]) -> list[Any]:
+        return [self._index.write(self._files, work)]
 
     def _commit(self, group: list[_Job]) -> None:
         with self._pending_lock:
@@ -298,7 +302,7 @@ def _resolve(jobs: list[_Job], work: Callable[[], list[Any]]) -> None:
     try:
         for job, result in zip(jobs, work(), strict=True):
             job.done.set_result(result)
-    except BaseException as error:  # the thread must live on; every waiter gets the error
+    except Exception as error:  # the thread must live on; every waiter gets the error
         for job in jobs:
             if not job.done.done():
                 job.done.set_exception(error)

@@ -1,0 +1,46 @@
+"""Digests of files as DVC names them: `md5`, and the `md5-dos2unix` of DVC 1 and 2."""
+
+from __future__ import annotations
+
+import hashlib
+from io import BufferedIOBase, FileIO
+
+Readable = BufferedIOBase | FileIO
+
+READ_BYTES = 1 << 20
+# The classic heuristic: what a text's first bytes may hold.
+_SAMPLE_BYTES = 512
+_TEXT = bytes(range(0x20, 0x7F)) + bytes(range(0x80, 0x100)) + b"\n\r\t\f\b\x1b"
+_MAX_ODD = 0.30
+
+
+def looks_like_text(sample: bytes) -> bool:
+    """Whether a file that begins with `sample` is text: no NUL, at most 30 % bytes outside the text set; empty is text."""
+    head = sample[:_SAMPLE_BYTES]
+    if not head:
+        return True
+    if b"\0" in head:
+        return False
+    return len(head.translate(None, _TEXT)) / len(head) <= _MAX_ODD
+
+
+def md5_of(file: Readable) -> str:
+    """MD5 of the bytes, lower-case hex."""
+    return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def md5_dos2unix_of(file: Readable) -> str:
+    """MD5 with CRLF as LF when the file looks like text. As in DVC 1 and 2, part by part of 1 MiB: a CRLF that lies across
+    two parts stays as it is."""
+    digest = hashlib.md5(usedforsecurity=False)
+    part = file.read(READ_BYTES)
+    text = looks_like_text(part)
+    while part:
+        digest.update(part.replace(b"\r\n", b"\n") if text else part)
+        part = file.read(READ_BYTES)
+    return digest.hexdigest()
+
+
+def digest_of(file: Readable, algo: str) -> str:
+    """The digest by the algorithm's name: md5 or md5-dos2unix."""
+    return md5_dos2unix_of(file) if algo == "md5-dos2unix" else md5_of(file)

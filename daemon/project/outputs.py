@@ -1,0 +1,166 @@
+"""Every tracked output of a project, in the workspace or at a revision: from `.dvc` files and from `dvc.lock`."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from millpond.daemon.names import ObjectName
+from millpond.daemon.project import dvcfile, yamlio
+from millpond.daemon.project.dvcfile import DvcFile
+from millpond.daemon.project.gitrepo import GitRepo
+from millpond.daemon.project.ignore import FolderRules, IgnoreRules
+
+LOCK_FILE = "dvc.lock"
+STAGES_FILE = "dvc.yaml"
+_MD5 = re.compile(r"[0-9a-f]{32}(\.dir)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One tracked output. `path` and `pointer` are relative to the project's root, with `/`; `name` None before its first
+    commit; `cache` False when the data is Git's; `stage` for an out of dvc.lock."""
+
+    path: str
+    pointer: str
+    name: ObjectName | None
+    size: int | None
+    nfiles: int | None
+    isexec: bool
+    cache: bool = True
+    stage: str | None = None
+
+    @property
+    def is_dir(self) -> bool:
+        return self.name is not None and self.name.is_dir
+
+
+class Tree(Protocol):
+    """Where pointer files are looked for."""
+
+    def pointer_files(self) -> Iterator[tuple[str, bytes]]:
+        """(path relative to the project's root, content) of each `.dvc` file and `dvc.lock`."""
+        ...
+
+
+class WorkTree:
+    """The workspace: ignored folders are left out, tracked directories are not walked."""
+
+    def __init__(self, root: str, rules: IgnoreRules) -> None:
+        self._root = root
+        self._rules = rules
+
+    def pointer_files(self) -> Iterator[tuple[str, bytes]]:
+        yield from self._folder("", self._rules.top, frozenset())
+
+    def _folder(self, folder: str, rules: FolderRules, outs: frozenset[str]) -> Iterator[tuple[str, bytes]]:
+        folders = []
+        own: list[tuple[str, bytes]] = []
+        try:
+            entries = sorted(os.scandir(os.path.join(self._root, folder)), key=lambda entry: entry.name)
+        except OSError:
+            return
+        for entry in entries:
+            path = f"{folder}/{entry.name}" if folder else entry.name
+            if entry.is_dir(follow_symlinks=False):
+                folders.append((path, entry.name))
+            elif is_pointer(entry.name) and not rules.ignores(entry.name, False):
+                with open(entry.path, "rb") as file:
+                    own.append((path, file.read(yamlio.MAX_BYTES + 1)))
+        yield from own
+        for path, content in own:
+            outs |= {output.path for output in outputs_of(path, content)}
+        for path, name in folders:
+            if path in outs or name == ".git" or (name == ".dvc" and not folder):
+                continue
+            inner = rules.enter(name)
+            if inner is not None:
+                yield from self._folder(path, inner, outs)
+
+
+class GitTree:
+    """A commit, the project's root being `prefix` in its tree."""
+
+    def __init__(self, repo: GitRepo, commit: str, prefix: str = "") -> None:
+        self._repo = repo
+        self._commit = commit
+        self._prefix = prefix
+
+    def pointer_files(self) -> Iterator[tuple[str, bytes]]:
+        for file in self._repo.files(self._commit, self._prefix):
+            if is_pointer(posixpath.basename(file.path)) and not file.is_link:
+                path = file.path[len(self._prefix) + 1 :] if self._prefix else file.path
+                content = self._repo.read(file.oid)
+                if content is not None and not path.startswith(".dvc/"):
+                    yield path, content
+
+
+def is_pointer(name: str) -> bool:
+    """Whether a file's name is that of a pointer or a lock file."""
+    return (name.endswith(dvcfile.SUFFIX) and name != dvcfile.SUFFIX) or name == LOCK_FILE
+
+
+def collect(tree: Tree) -> list[Output]:
+    """All outputs, in the order of their pointers. Raises InvalidFileError."""
+    return [output for path, content in tree.pointer_files() for output in outputs_of(path, content)]
+
+
+def outputs_of(path: str, content: bytes) -> list[Output]:
+    """The outputs that one pointer or lock file names. Raises InvalidFileError."""
+    text = yamlio.decode(content, path)
+    if posixpath.basename(path) == LOCK_FILE:
+        return list(_lock_outputs(path, text))
+    return pointer_outputs(dvcfile.parse(text, path), path)
+
+
+def pointer_outputs(pointer: DvcFile, path: str) -> list[Output]:
+    """The outputs of a parsed pointer at `path` (relative to the project's root)."""
+    folder = posixpath.normpath(posixpath.join(posixpath.dirname(path), pointer.wdir))
+    found = []
+    for out in pointer.outs:
+        where = _inside(posixpath.join(folder, out.path))
+        if where is not None:
+            found.append(Output(where, path, out.name, out.size, out.nfiles, out.isexec, out.cache))
+    return found
+
+
+def _lock_outputs(path: str, text: str) -> Iterator[Output]:
+    document = yamlio.load(text, path)
+    if document is None:
+        return
+    stages = document.get("stages", {} if "schema" in document else document) if isinstance(document, dict) else None
+    if not isinstance(stages, dict):
+        raise yamlio.invalid(path, "it is not a lock file", 1, 1)
+    for stage, entry in stages.items():
+        outs = entry.get("outs") if isinstance(entry, dict) else None
+        for out in outs or []:
+            output = _lock_output(path, str(stage), out)
+            if output is not None:
+                yield output
+
+
+def _lock_output(path: str, stage: str, out: Any) -> Output | None:
+    if not isinstance(out, dict) or not isinstance(out.get("path"), str):
+        raise yamlio.invalid(path, f"an out of stage '{stage}' has no path", 1, 1)
+    value = out.get("md5")
+    name = None
+    if value is not None:
+        if not _MD5.fullmatch(str(value)):
+            raise yamlio.invalid(path, f"an out of stage '{stage}' has an MD5 that is none: {value}", 1, 1)
+        name = ObjectName("md5" if out.get("hash") == "md5" else "md5-dos2unix", str(value))
+    where = _inside(posixpath.join(posixpath.dirname(path), out["path"]))
+    if where is None:
+        return None
+    return Output(where, path, name, out.get("size"), out.get("nfiles"), bool(out.get("isexec")), True, stage)
+
+
+def _inside(path: str) -> str | None:
+    """The normal form of a path below the root; None for outputs elsewhere (URLs, absolute paths, `..`)."""
+    if "://" in path or path.startswith("/"):
+        return None
+    path = posixpath.normpath(path)
+    return None if path == ".." or path.startswith("../") or path == "." else path

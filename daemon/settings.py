@@ -6,6 +6,8 @@ This module is imported by the command line, so it imports nothing but the stand
 from __future__ import annotations
 
 import os
+import pwd
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +16,15 @@ from millpond.daemon.errors import UsageError
 
 # sockaddr_un.sun_path holds 108 bytes, the last one a NUL.
 MAX_SOCKET_PATH = 107
+VERBS = "millpond.daemon.project.verbs:VERBS"
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Paths are absolute. `idle_exit_s` is the time without requests and mounts after which the daemon ends; 0: never."""
+    """Paths are absolute. `idle_exit_s` is the time without requests and mounts after which the daemon ends; 0: never.
+
+    `verbs` names the table of verbs, `module:NAME`, that workers import.
+    """
 
     store: Path
     runtime: Path
@@ -26,7 +32,7 @@ class Settings:
     socket: Path
     idle_exit_s: float = 600.0
     fsync: bool = True
-    verbs: str = "millpond.daemon.project.verbs:VERBS"
+    verbs: str = VERBS
 
     @property
     def log(self) -> Path:
@@ -40,16 +46,18 @@ class Settings:
 
 
 def from_env(environ: Mapping[str, str], uid: int) -> Settings:
-    """Settings of a user's daemon. Raises UsageError for values that cannot be.
+    """Settings of a user's daemon, or of the system's when MILLPOND_SYSTEM_USER is set. Raises UsageError.
 
-    MILLPOND_STORE, MILLPOND_SOCKET, MILLPOND_IDLE_EXIT (seconds), MILLPOND_FSYNC (0: measuring only); then the XDG
-    base directories, then HOME.
+    MILLPOND_STORE, MILLPOND_SOCKET, MILLPOND_IDLE_EXIT (seconds), MILLPOND_FSYNC (0: measuring only), MILLPOND_VERBS;
+    then the XDG base directories, then HOME. Another store than the usual one has a socket, log and records of its own.
     """
-    home = Path(environ.get("HOME") or f"/tmp/millpond-{uid}")
-    state = _xdg(environ, "XDG_STATE_HOME", home / ".local" / "state") / "millpond"
-    store = environ.get("MILLPOND_STORE") or _xdg(environ, "XDG_CACHE_HOME", home / ".cache") / "millpond"
-    # XDG_RUNTIME_DIR is not set in cron and su.
-    runtime = _xdg(environ, "XDG_RUNTIME_DIR", state / "run") / "millpond"
+    base = _Base.of_system() if environ.get("MILLPOND_SYSTEM_USER") else _Base.of_user(environ, uid)
+    store = Path(os.path.abspath(environ.get("MILLPOND_STORE") or base.store))
+    runtime, state = base.runtime, base.state
+    if store != base.store:
+        # One daemon a store: they must not share a socket, a log or the records of their mounts.
+        instance = f"{zlib.crc32(os.fsencode(store)):08x}"
+        runtime, state = runtime / instance, state / instance
     socket = Path(os.path.abspath(environ.get("MILLPOND_SOCKET") or runtime / "millpond.sock"))
     if len(os.fsencode(socket)) > MAX_SOCKET_PATH:
         raise UsageError(
@@ -57,21 +65,72 @@ def from_env(environ: Mapping[str, str], uid: int) -> Settings:
             path=str(socket),
             hint="set MILLPOND_SOCKET to a shorter one",
         )
-    try:
-        idle = float(environ.get("MILLPOND_IDLE_EXIT", "600"))
-    except ValueError:
-        raise UsageError("MILLPOND_IDLE_EXIT is not a number of seconds") from None
+    default_idle = "0" if environ.get("MILLPOND_SYSTEM_USER") else "600"
     return Settings(
-        store=Path(os.path.abspath(store)),
+        store=store,
         runtime=runtime,
         state=state,
         socket=socket,
-        idle_exit_s=idle,
+        idle_exit_s=_seconds(environ.get("MILLPOND_IDLE_EXIT") or default_idle),
         fsync=environ.get("MILLPOND_FSYNC", "1") != "0",
+        verbs=environ.get("MILLPOND_VERBS") or VERBS,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Base:
+    """Where things are when nothing says otherwise."""
+
+    store: Path
+    runtime: Path
+    state: Path
+
+    @classmethod
+    def of_system(cls) -> _Base:
+        return cls(Path("/var/cache/millpond"), Path("/run/millpond"), Path("/var/lib/millpond"))
+
+    @classmethod
+    def of_user(cls, environ: Mapping[str, str], uid: int) -> _Base:
+        home = _home(environ, uid)
+        state = _xdg(environ, "XDG_STATE_HOME", home / ".local" / "state") / "millpond"
+        # In cron and su XDG_RUNTIME_DIR is not set. Without one the state folder serves, by machine, since a home may be
+        # shared over a network.
+        login = Path(f"/run/user/{uid}")
+        runtime = state / "run" / os.uname().nodename
+        if environ.get("XDG_RUNTIME_DIR", "").startswith("/") or _owned(login, uid):
+            runtime = _xdg(environ, "XDG_RUNTIME_DIR", login) / "millpond"
+        return cls(_xdg(environ, "XDG_CACHE_HOME", home / ".cache") / "millpond", runtime, state)
+
+
+def _home(environ: Mapping[str, str], uid: int) -> Path:
+    home = environ.get("HOME", "")
+    if not home.startswith("/"):
+        try:
+            home = pwd.getpwuid(uid).pw_dir
+        except KeyError:
+            raise UsageError("there is no home directory", hint="set HOME") from None
+    return Path(home)
+
+
+def _owned(path: Path, uid: int) -> bool:
+    try:
+        found = path.stat()
+    except OSError:
+        return False
+    return found.st_uid == uid and not found.st_mode & 0o022
 
 
 def _xdg(environ: Mapping[str, str], name: str, default: Path) -> Path:
     """The XDG base directory specification: relative values are ignored."""
     value = environ.get(name, "")
     return Path(value) if value.startswith("/") else default
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < 1e9:
+        raise UsageError(f"MILLPOND_IDLE_EXIT is '{text}', which is not a number of seconds")
+    return seconds

@@ -7,7 +7,9 @@ import itertools
 import os
 import select
 import socket
-from collections.abc import Callable, Sequence
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,30 +25,41 @@ Notify = Callable[[str, dict[str, Any]], None]
 
 
 class Client:
-    """One connection. Used by one thread; requests may be pipelined with `start` and `wait`."""
+    """One connection. Used by one thread; requests may be pipelined with `start` and `wait`.
 
-    def __init__(self, sock: socket.socket, on_notify: Notify | None = None) -> None:
+    An exception that a signal raises in the middle of a frame (Ctrl-C, a worker's SIGTERM) leaves the connection
+    unusable: every later use raises DaemonUnavailableError, none ever hangs or sends half a frame's rest.
+    """
+
+    def __init__(self, sock: socket.socket, on_notify: Notify | None = None, *, serving: bool = False) -> None:
         self._sock = sock
-        self._decoder = framing.Decoder()
+        self._readable = select.poll()
+        self._readable.register(sock, select.POLLIN)
+        self._decoder = framing.Decoder(framing.parse_json)
         self._ids = itertools.count(1)
         self._answers: dict[int, tuple[dict[str, Any], list[int]]] = {}
         self._started: set[int] = set()
-        self._requests: list[dict[str, Any]] = []
+        self._requests: deque[dict[str, Any]] = deque(maxlen=1)
+        self._notes: deque[dict[str, Any]] = deque()
+        self._serving = serving
+        self._broken = False
         self.on_notify = on_notify
         self.server: dict[str, Any] = {}
 
     @classmethod
-    def connect(cls, path: Path, *, timeout: float = 10.0, name: str = "millpond") -> Client:
-        """Connect and greet. Raises DaemonUnavailableError (nobody answers), ProtocolError (another protocol)."""
+    def connect(cls, path: Path, *, timeout: float = 10.0, name: str = "millpond", need: Sequence[str] = ()) -> Client:
+        """Connect and greet. Raises DaemonUnavailableError (nobody answers, or it is stopping), ProtocolError (another
+        protocol, or one of the methods in `need` is missing)."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
             sock.settimeout(timeout)
             sock.connect(os.fspath(path))
             client = cls(sock)
-            client.server, _ = client.call("hello", {"protocol": [PROTOCOL_MIN, PROTOCOL], "client": name})
+            hello = {"protocol": [PROTOCOL_MIN, PROTOCOL], "client": name, "need": list(need)}
+            client.server, _ = client.call("hello", hello)
             sock.settimeout(None)
             return client
-        except (OSError, EOFError) as error:
+        except OSError as error:
             sock.close()
             raise DaemonUnavailableError(
                 f"no daemon answers on '{path}'", path=str(path), hint="start it: millpond daemon start"
@@ -73,54 +86,61 @@ class Client:
         if len(self._started) >= MAX_STARTED:
             raise ProtocolError(f"more than {MAX_STARTED} requests are under way on one connection")
         number = next(self._ids)
-        message = {"jsonrpc": "2.0", "id": number, "method": method, "params": params}
-        self._send(framing.encode(message, fds), fds)
+        self._send({"id": number, "method": method, "params": params}, fds)
         self._started.add(number)
         return number
 
     def wait(self, number: int) -> tuple[dict[str, Any], list[int]]:
         """The answer of a started request. Raises as `call`."""
+        if number not in self._started:
+            raise ProtocolError(f"request {number} was not started, or its answer was taken")
         while number not in self._answers:
             self._receive()
         self._started.discard(number)
         message, fds = self._answers.pop(number)
         if "error" in message:
-            for fd in fds:
-                os.close(fd)
+            framing.close_all(fds)
             raise from_wire(message["error"])
         return message.get("result") or {}, fds
 
     def notify(self, method: str, params: dict[str, Any]) -> None:
         """Send a notification."""
-        self._send(framing.encode({"jsonrpc": "2.0", "method": method, "params": params}))
+        self._send({"method": method, "params": params})
 
     def cancel(self, number: int) -> None:
         """Ask for a started request to be cancelled; its answer still comes."""
         self.notify("$/cancelRequest", {"id": number})
 
     def serve_one(self) -> dict[str, Any]:
-        """Wait for a request of the other side (a worker gets exactly one). Raises DaemonUnavailableError."""
+        """Wait for the request of the other side (a worker gets exactly one). Raises DaemonUnavailableError."""
         while not self._requests:
             self._receive()
-        return self._requests.pop(0)
+        return self._requests.popleft()
 
     def answer(self, number: Any, *, result: dict[str, Any] | None = None, error: dict[str, Any] | None = None) -> None:
         """Answer a request of the other side."""
-        body = {"error": error} if error is not None else {"result": result or {}}
-        self._send(framing.encode({"jsonrpc": "2.0", "id": number, **body}))
+        self._send({"id": number, "error": error} if error is not None else {"id": number, "result": result or {}})
 
-    def hung_up(self) -> bool:
-        """Whether the other side has closed the connection."""
+    def hung_up(self, timeout: float = 0.0) -> bool:
+        """Whether the other side closes the connection within `timeout` seconds; what it sends meanwhile is dropped."""
         poll = select.poll()
-        poll.register(self._sock, select.POLLRDHUP)
-        return bool(poll.poll(0))
+        poll.register(self._sock, select.POLLIN | select.POLLRDHUP)
+        deadline = time.monotonic() + timeout
+        while events := poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            if events[0][1] & (select.POLLRDHUP | select.POLLHUP | select.POLLERR):
+                return True
+            try:
+                self._receive()
+            except DaemonUnavailableError:
+                return True
+        return False
 
     def close(self) -> None:
         """Close the connection, which cancels what is under way on it."""
+        self._broken = True
         self._decoder.close()
         for _, fds in self._answers.values():
-            for fd in fds:
-                os.close(fd)
+            framing.close_all(fds)
         self._answers.clear()
         self._sock.close()
 
@@ -130,40 +150,64 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _send(self, data: bytes, fds: Sequence[int] = ()) -> None:
+    @contextlib.contextmanager
+    def _whole(self) -> Iterator[None]:
+        """Around what must not be left half done. Any exception in it means that the connection is lost."""
+        if self._broken:
+            raise self._gone()
+        self._broken = True
+        yield
+        self._broken = False
+
+    def _send(self, message: dict[str, Any], fds: Sequence[int] = ()) -> None:
+        data = framing.encode({"jsonrpc": "2.0", **message}, fds)
         try:
-            framing.send(self._sock, data, fds)
+            with self._whole():
+                framing.send(self._sock, data, fds)
         except (BrokenPipeError, ConnectionResetError):
             # The daemon may have said why before it closed: read that first.
             with contextlib.suppress(OSError):
                 while framing.receive(self._sock, self._decoder):
                     pass
-            self._drain()
+            self._sort()
             raise self._gone() from None
 
     def _receive(self) -> None:
+        # Waiting is done out here, where an interruption costs nothing.
+        timeout = self._sock.gettimeout()
+        if not self._readable.poll(None if timeout is None else timeout * 1000):
+            raise TimeoutError("the daemon does not answer in time")
         try:
-            more = framing.receive(self._sock, self._decoder)
+            with self._whole():
+                if not framing.receive(self._sock, self._decoder):
+                    raise self._gone()
+                self._sort()
         except ConnectionResetError:
-            more = False
-        if not more:
-            raise self._gone()
-        self._drain()
+            raise self._gone() from None
+        while self._notes:
+            note = self._notes.popleft()
+            if self.on_notify is not None:
+                self.on_notify(note["method"], note.get("params") or {})
 
-    def _drain(self) -> None:
+    def _sort(self) -> None:
+        """Put what came where it belongs."""
         while (item := self._decoder.next()) is not None:
             message, fds = item
-            if "method" not in message:
-                if message.get("id") is None and "error" in message:
-                    raise from_wire(message["error"])
-                self._answers[message["id"]] = (message, fds)
+            number = message.get("id")
+            if "method" not in message and number in self._started:
+                self._answers[number] = (message, fds)
                 continue
-            for fd in fds:
-                os.close(fd)
-            if "id" in message:
+            framing.close_all(fds)
+            if "method" not in message:
+                if number is None and "error" in message:
+                    raise from_wire(message["error"])
+            elif number is None:
+                self._notes.append(message)
+            elif self._serving:
                 self._requests.append(message)
-            elif self.on_notify is not None:
-                self.on_notify(message["method"], message.get("params") or {})
+            else:
+                error = ProtocolError("this client takes no requests").to_wire()
+                framing.send(self._sock, framing.encode({"jsonrpc": "2.0", "id": number, "error": error}))
 
     @staticmethod
     def _gone() -> DaemonUnavailableError:

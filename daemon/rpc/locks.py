@@ -1,11 +1,13 @@
 """Per-project locks, held in the daemon: first come, first served, and who waits is told for whom.
 
 Readers share, a writer is alone. The queue is strict: a reader behind a waiting writer waits too, so nobody starves. A
-lock ends with the connection that took it.
+lock ends with the connection that took it. Who holds a lock may take it again, in the same mode or for reading; it is
+free when it was released as often.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -18,23 +20,31 @@ from millpond.daemon.rpc.methods import Call, Registry
 from millpond.daemon.rpc.server import user_name
 
 MAX_WAITING = 1000
+# Locks of one connection: a worker needs one or two.
+MAX_HELD = 64
 # A waiter is told for whom he waits at once, and then this often.
 TELL_S = 1.0
 
 
-@dataclass(slots=True)
-class _Waiter:
+@dataclass(slots=True, eq=False)
+class _Claim:
+    """One connection's hold of a lock, or its place in the queue; `depth` counts how often it was taken."""
+
     owner: int
     write: bool
     who: str
     since: float
+    depth: int = 1
     granted: trio.Event = field(default_factory=trio.Event)
+
+    def describe(self) -> str:
+        return f"{self.who}, {time.monotonic() - self.since:.0f} s"
 
 
 @dataclass(slots=True)
 class _Lock:
-    holders: list[_Waiter] = field(default_factory=list)
-    queue: deque[_Waiter] = field(default_factory=deque)
+    holders: list[_Claim] = field(default_factory=list)
+    queue: deque[_Claim] = field(default_factory=deque)
 
     def grant(self) -> None:
         """Let in those at the head of the queue who may come in now."""
@@ -44,7 +54,18 @@ class _Lock:
                 return
             self.queue.popleft()
             self.holders.append(head)
+            head.since = time.monotonic()
             head.granted.set()
+
+    def held_by(self, owner: int) -> _Claim | None:
+        return next((claim for claim in self.holders if claim.owner == owner), None)
+
+    def blocker(self) -> str:
+        """Who is in the way of the queue's head, as a person reads it."""
+        if not self.holders:
+            return "the queue"
+        more = f" and {len(self.holders) - 1} more" if len(self.holders) > 1 else ""
+        return self.holders[0].describe() + more
 
 
 class LockTable:
@@ -52,69 +73,117 @@ class LockTable:
 
     def __init__(self) -> None:
         self._locks: dict[str, _Lock] = {}
+        # Projects of each connection that ever asked; gone with it.
+        self._owners: dict[int, set[str]] = {}
 
     async def acquire(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
         """{project, mode: read|write, timeout: seconds|null} -> {} once it is held. Raises LockTimeoutError."""
-        project, mode, timeout = str(params["project"]), params.get("mode"), params.get("timeout")
-        if mode not in ("read", "write"):
-            raise ProtocolError("a lock's mode is read or write")
-        verb = call.connection.parent.method if call.connection.parent else call.method
-        who = f"{verb} by {user_name(call.uid)} (pid {self._pid(call)})"
+        project, write, timeout = _parameters(params)
+        owner = call.connection.id
         lock = self._locks.setdefault(project, _Lock())
+        held = lock.held_by(owner)
+        if held is not None:
+            if write and not held.write:
+                raise ProtocolError("a lock that is held for reading cannot be taken for writing")
+            held.depth += 1
+            return {}
         if len(lock.queue) >= MAX_WAITING:
             raise BusyError(f"{MAX_WAITING} requests wait for this project already")
-        waiter = _Waiter(call.connection.id, mode == "write", who, time.monotonic())
-        call.connection.on_close(lambda: self._release(project, waiter.owner))
-        lock.queue.append(waiter)
+        self._remember(call, project)
+        who = f"{call.origin.method} by {user_name(call.uid)} (pid {call.origin.pid})"
+        claim = _Claim(owner, write, who, time.monotonic())
+        lock.queue.append(claim)
         lock.grant()
         try:
-            with trio.fail_after(float(timeout) if timeout is not None else float("inf")):
-                await self._wait(call, lock, waiter)
+            with trio.fail_after(timeout):
+                await _wait(call, lock, claim)
         except trio.TooSlowError:
-            blocker = _blockers(lock)
+            blocker = lock.blocker()
+            self._withdraw(project, lock, claim)
             raise LockTimeoutError(
-                f"the project is still locked by {blocker} after {timeout} s", path=project, hint="try again later"
+                f"'{project}' is still locked after {timeout:g} s: {blocker}",
+                path=project,
+                hint="try again later, or wait with --wait-for-lock",
             ) from None
-        finally:
-            if not waiter.granted.is_set():
-                lock.queue.remove(waiter)
-                lock.grant()
+        except BaseException:
+            self._withdraw(project, lock, claim)
+            raise
         return {}
 
     async def release(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
-        """{project} -> {}."""
-        self._release(str(params["project"]), call.connection.id)
+        """{project} -> {}. Raises ProtocolError when it is not held."""
+        project = str(params["project"])
+        lock = self._locks.get(project)
+        claim = lock.held_by(call.connection.id) if lock else None
+        if lock is None or claim is None:
+            raise ProtocolError(f"'{project}' is not locked by this worker")
+        claim.depth -= 1
+        if claim.depth == 0:
+            self._withdraw(project, lock, claim)
         return {}
 
-    async def _wait(self, call: Call, lock: _Lock, waiter: _Waiter) -> None:
-        while not waiter.granted.is_set():
-            call.waiting(_blockers(lock), time.monotonic() - waiter.since)
-            with trio.move_on_after(TELL_S):
-                await waiter.granted.wait()
+    def state(self) -> list[dict[str, Any]]:
+        """Who holds and who waits, for `daemon.status`."""
+        return [
+            {
+                "project": project,
+                "mode": "write" if lock.holders and lock.holders[0].write else "read",
+                "held_by": [claim.describe() for claim in lock.holders],
+                "waiting": [claim.describe() for claim in lock.queue],
+            }
+            for project, lock in self._locks.items()
+        ]
 
-    def _release(self, project: str, owner: int) -> None:
-        lock = self._locks.get(project)
-        if lock is None:
-            return
-        lock.holders = [holder for holder in lock.holders if holder.owner != owner]
+    def _remember(self, call: Call, project: str) -> None:
+        owner = call.connection.id
+        if owner not in self._owners:
+            self._owners[owner] = set()
+            call.connection.on_close(lambda: self._drop(owner))
+        if len(self._owners[owner]) >= MAX_HELD and project not in self._owners[owner]:
+            raise BusyError(f"a worker holds {MAX_HELD} locks already")
+        self._owners[owner].add(project)
+
+    def _drop(self, owner: int) -> None:
+        """The connection is gone, and with it what it holds."""
+        for project in self._owners.pop(owner):
+            lock = self._locks.get(project)
+            claim = lock.held_by(owner) if lock else None
+            if lock is not None and claim is not None:
+                self._withdraw(project, lock, claim)
+
+    def _withdraw(self, project: str, lock: _Lock, claim: _Claim) -> None:
+        """Take a claim out of the lock, wherever it is by now."""
+        if claim in lock.holders:
+            lock.holders.remove(claim)
+        elif claim in lock.queue:
+            lock.queue.remove(claim)
         lock.grant()
-        if not lock.holders and not lock.queue:
+        if not lock.holders and not lock.queue and self._locks.get(project) is lock:
             del self._locks[project]
 
-    @staticmethod
-    def _pid(call: Call) -> int:
-        return call.connection.parent.pid if call.connection.parent else call.pid
+
+async def _wait(call: Call, lock: _Lock, claim: _Claim) -> None:
+    since = time.monotonic()
+    while not claim.granted.is_set():
+        call.waiting(lock.blocker(), time.monotonic() - since)
+        with trio.move_on_after(TELL_S):
+            await claim.granted.wait()
 
 
-def _blockers(lock: _Lock) -> str:
-    if not lock.holders:
-        return "the queue"
-    more = f" and {len(lock.holders) - 1} more" if len(lock.holders) > 1 else ""
-    return lock.holders[0].who + more
+def _parameters(params: dict[str, Any]) -> tuple[str, bool, float]:
+    project, mode, timeout = str(params["project"]), params.get("mode"), params.get("timeout")
+    if mode not in ("read", "write"):
+        raise ProtocolError("a lock's mode is read or write")
+    if timeout is None:
+        return project, mode == "write", math.inf
+    if not isinstance(timeout, int | float) or not timeout >= 0:
+        raise ProtocolError("a lock's timeout is a number of seconds, or null")
+    return project, mode == "write", float(timeout)
 
 
-def register(registry: Registry) -> None:
+def register(registry: Registry) -> LockTable:
     """Add the locks' methods."""
     table = LockTable()
     registry.register("lock.acquire", table.acquire, who="worker")
     registry.register("lock.release", table.release, who="worker")
+    return table

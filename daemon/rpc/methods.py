@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from millpond.daemon.errors import AccessError, ProtocolError
+from millpond.daemon.rpc.framing import close_all
 
 if TYPE_CHECKING:
     from millpond.daemon.rpc.connection import Connection
 
 Role = Literal["client", "worker"]
-# Progress of one request is told at most this often.
-PROGRESS_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +24,14 @@ class Reply:
     fds: Sequence[int] = ()
 
 
-@dataclass(slots=True)
+class Params(dict[str, Any]):
+    """A request's parameters; one that is missing is the caller's mistake, not ours."""
+
+    def __missing__(self, key: str) -> Any:
+        raise ProtocolError(f"the request lacks its parameter '{key}'")
+
+
+@dataclass(slots=True, eq=False)
 class Call:
     """One request under way. `uid` is the caller's, also when his worker asks; `id` names it in the log."""
 
@@ -38,8 +43,12 @@ class Call:
     id: str
     fds: list[int]
     started: float = field(default_factory=time.monotonic)
-    _told: float = 0.0
-    _phase: str = ""
+    ended: bool = False
+
+    @property
+    def origin(self) -> Call:
+        """The person's request: of a worker's call the one that the worker serves."""
+        return self.connection.parent or self
 
     def take_fd(self) -> int:
         """The one descriptor that came with the request; the taker closes it. Raises ProtocolError."""
@@ -55,29 +64,32 @@ class Call:
         bytes: tuple[int, int | None] | None = None,
         note: str = "",
     ) -> None:
-        """Tell the caller how far it is; coalesced, and dropped when he does not read."""
-        now = time.monotonic()
-        if phase == self._phase and now - self._told < PROGRESS_S:
-            return
-        self._told, self._phase = now, phase
+        """Tell the caller how far it is; the latest of it is told every 0.1 s, and before the answer."""
         self.notify("$/progress", {"phase": phase, "files": files, "bytes": bytes, "note": note})
 
     def waiting(self, for_whom: str, since_s: float) -> None:
         """Tell the caller what he waits for."""
         self.notify("$/waiting", {"for": for_whom, "since_s": round(since_s, 1)})
 
+    def log(self, level: Literal["info", "warning"], text: str) -> None:
+        """A line for the person."""
+        self.notify("$/log", {"level": level, "text": text})
+
     def notify(self, method: str, params: dict[str, Any]) -> None:
         """Tell the person behind this call: a worker's calls are told on as those of its client."""
-        root = self.connection.parent
-        if root is not None:
-            root.notify(method, params)
-        else:
-            self.connection.notify(method, {"id": self.number, **params})
+        origin = self.origin
+        if not origin.ended:
+            origin.connection.notes.put(origin.number, method, params)
+
+    def seconds(self) -> float:
+        """How long it has run."""
+        return round(time.monotonic() - self.started, 3)
 
     def close(self) -> None:
-        """Close descriptors that nobody took."""
-        while self.fds:
-            os.close(self.fds.pop())
+        """The call is over: close descriptors that nobody took, tell nothing more."""
+        self.ended = True
+        close_all(self.fds)
+        self.fds.clear()
 
 
 Handler = Callable[[Call, dict[str, Any]], Awaitable[dict[str, Any] | Reply]]

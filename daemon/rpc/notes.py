@@ -73,7 +73,7 @@ class Notes:
         return None
 
     def _next_at(self) -> float:
-        return min((self._sent_at[key] + PROGRESS_S for key in self._latest), default=float("inf"))
+        return min((self._sent_at.get(key, 0.0) + PROGRESS_S for key in self._latest), default=float("inf"))
 
     async def _tell(self, number: Any, method: str, params: dict[str, Any]) -> None:
         await self._send(method, {**params, "id": number})

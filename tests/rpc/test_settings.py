@@ -1,0 +1,56 @@
+"""Settings from an environment."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from millpond.daemon.errors import UsageError
+from millpond.daemon.settings import MAX_SOCKET_PATH, from_env
+
+UID = 4242  # nobody logged in
+
+
+def test_the_xdg_folders_are_used() -> None:
+    found = from_env({"HOME": "/h", "XDG_STATE_HOME": "/s", "XDG_CACHE_HOME": "/c", "XDG_RUNTIME_DIR": "/r"}, UID)
+    assert (found.store, found.socket) == (Path("/c/millpond"), Path("/r/millpond/millpond.sock"))
+    assert (found.log, found.mounts) == (Path("/s/millpond/log/daemon.log"), Path("/s/millpond/mounts"))
+
+
+def test_relative_xdg_folders_are_ignored_and_a_shared_home_has_a_socket_for_each_machine() -> None:
+    found = from_env({"HOME": "/h", "XDG_CACHE_HOME": "c", "XDG_RUNTIME_DIR": "r"}, UID)
+    assert found.store == Path("/h/.cache/millpond")
+    assert found.socket == Path(f"/h/.local/state/millpond/run/{os.uname().nodename}/millpond.sock")
+
+
+def test_another_store_has_a_daemon_of_its_own() -> None:
+    env = {"HOME": "/h", "XDG_RUNTIME_DIR": "/r"}
+    one, two, same = (from_env({**env, "MILLPOND_STORE": path}, UID) for path in ("/a", "/b", "/h/.cache/millpond"))
+    assert same == from_env(env, UID)
+    for name in ("socket", "log", "mounts", "store"):
+        assert len({getattr(found, name) for found in (one, two, same)}) == 3
+
+
+def test_a_socket_path_that_linux_cannot_hold_is_explained() -> None:
+    fits = "/" + "x" * (MAX_SOCKET_PATH - 1)
+    assert from_env({"HOME": "/h", "MILLPOND_SOCKET": fits}, UID).socket == Path(fits)
+    with pytest.raises(UsageError, match="more than 107 bytes.*MILLPOND_SOCKET"):
+        from_env({"HOME": "/h", "MILLPOND_SOCKET": fits + "x"}, UID)
+
+
+@pytest.mark.parametrize("text", ["soon", "-1", "nan", "inf", "1e99"])
+def test_an_idle_time_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="MILLPOND_IDLE_EXIT"):
+        from_env({"HOME": "/h", "MILLPOND_IDLE_EXIT": text}, UID)
+
+
+def test_a_user_without_a_home_is_told() -> None:
+    with pytest.raises(UsageError, match="HOME"):
+        from_env({}, UID)
+
+
+def test_the_systems_daemon_never_ends_for_idleness() -> None:
+    found = from_env({"MILLPOND_SYSTEM_USER": "millpond"}, 0)
+    assert (found.socket, found.idle_exit_s) == (Path("/run/millpond/millpond.sock"), 0.0)

@@ -1,0 +1,277 @@
+"""What to mount: from a target and a revision to a tree, as the caller, who reads his own Git and his own cache."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from millpond.daemon import memfd
+from millpond.daemon.errors import NotARepoError, ObjectMissingError, RevisionError, TargetError
+from millpond.daemon.mounts.listing import UNKNOWN, WireEntry, pack_entries
+from millpond.daemon.names import ObjectName
+from millpond.daemon.objects import ObjectStore
+from millpond.daemon.project import config, outputs
+from millpond.daemon.project.dvccache import DvcCache
+from millpond.daemon.project.gitrepo import GitRepo
+from millpond.daemon.project.ignore import IgnoreRules
+from millpond.daemon.project.outputs import GitTree, Output, WorkTree
+
+
+class Peer(Protocol):
+    """What this module needs of the worker's client."""
+
+    def call(
+        self, method: str, params: dict[str, Any], *, fds: Sequence[int] = ()
+    ) -> tuple[dict[str, Any], list[int]]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A tree to be mounted: `root` in hex, `commit` None for the workspace, `name` the object of a tracked directory."""
+
+    root: str
+    files: int
+    bytes: int
+    commit: str | None
+    name: str | None
+    target: str
+
+
+class Project:
+    """A DVC project as far as mounts need it: its root, its Git repository, its caches."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self.dvc_dir = os.path.join(root, ".dvc")
+        self.git = GitRepo.discover(root)
+        self.config = config.load(self.dvc_dir, os.environ)
+        folder = self.config.cache_dir(self.dvc_dir)
+        # Objects of DVC 2 may lie in the default place although config names another now.
+        self.caches = [DvcCache(path) for path in dict.fromkeys((folder, os.path.join(self.dvc_dir, "cache")))]
+
+    @classmethod
+    def find(cls, start: str) -> Project:
+        """The project that holds `start`. Raises NotARepoError."""
+        where = os.path.realpath(start)
+        while True:
+            if os.path.isdir(os.path.join(where, ".dvc")):
+                return cls(where)
+            parent = os.path.dirname(where)
+            if parent == where:
+                raise NotARepoError(
+                    f"there is no DVC repository at or above '{start}'", path=start, hint="make one: millpond init"
+                )
+            where = parent
+
+    @property
+    def prefix(self) -> str:
+        """Where the project lies in its Git work tree; empty at its top."""
+        if self.git is None or self.git.root is None:
+            return ""
+        found = os.path.relpath(self.root, self.git.root)
+        return "" if found == "." else found.replace(os.sep, "/")
+
+    def relative(self, target: str) -> str:
+        """A target's path from the project's root, empty for the root itself. Raises TargetError outside of it."""
+        path = os.path.abspath(target)
+        parent, name = os.path.split(path)
+        path = os.path.join(os.path.realpath(parent), name)
+        found = os.path.relpath(path, self.root)
+        if found == ".." or found.startswith("../"):
+            raise TargetError(f"'{target}' is outside of the project '{self.root}'", path=target)
+        return "" if found == "." else found
+
+    def size(self, name: ObjectName) -> int | None:
+        """Bytes of an object in one of the caches."""
+        for cache in self.caches:
+            size = cache.size(name)
+            if size is not None:
+                return size
+        return None
+
+    def read(self, name: ObjectName) -> bytes | None:
+        """A small object of one of the caches, checked."""
+        for cache in self.caches:
+            data = cache.read(name)
+            if data is not None:
+                return data
+        return None
+
+
+class Planner:
+    """Makes plans of one project for one caller."""
+
+    def __init__(self, project: Project, peer: Peer, store: ObjectStore) -> None:
+        self._project = project
+        self._peer = peer
+        self._store = store
+
+    def plan(self, target: str, rev: str | None) -> Plan:
+        """The tree of `target` (relative to the project's root; empty: all of it) at a revision, or as the workspace's
+        pointers name it. Raises RevisionError, TargetError, ObjectMissingError."""
+        commit = self._commit(rev)
+        tree = WorkTree(self._project.root, IgnoreRules(self._project.root))
+        found = outputs.collect(GitTree(self._git(), commit, self._project.prefix) if commit else tree)
+        outs = {output.path: output for output in found if output.cache}
+        for path in _with_parents(_without_suffix(target, outs)):
+            if path in outs and (outs[path].is_dir or path == target or path + ".dvc" == target):
+                return self._tracked(outs[path], target, commit)
+        return self._whole(target, commit, list(outs.values()))
+
+    def _tracked(self, output: Output, target: str, commit: str | None) -> Plan:
+        """A tracked directory, a path in it, or a tracked file (shown alone in a folder)."""
+        if output.name is None:
+            raise TargetError(f"'{output.path}' has no version yet", path=output.path, hint="add it: millpond add")
+        if not output.is_dir:
+            entry = self._file(output, posixpath.basename(output.path))
+            return self._build([entry], commit, target)
+        inner = target[len(output.path) :].strip("/") if target.startswith(output.path + "/") else ""
+        totals = self._listing(output.name, inner, target)
+        return Plan(
+            totals["root"], totals["files"], totals["bytes"], commit, str(output.name) if not inner else None, target
+        )
+
+    def _whole(self, target: str, commit: str | None, outs: list[Output]) -> Plan:
+        """A folder of the project, or all of it: Git's files and the data of all outputs in it."""
+        prefix = f"{target}/" if target else ""
+        inside = [output for output in outs if output.path.startswith(prefix) and output.name is not None]
+        entries = self._git_entries(commit, target) if commit else []
+        if not inside and not entries:
+            at = f" at {commit[:12]}" if commit else " in the workspace"
+            raise TargetError(f"'{target or '.'}' is neither tracked data nor a folder with such{at}", path=target)
+        taken = {os.fsencode(output.path[len(prefix) :]) for output in inside}
+        entries = [entry for entry in entries if not _below(entry.path, taken)]
+        for output in inside:
+            path = output.path[len(prefix) :]
+            if output.is_dir:
+                assert output.name is not None
+                totals = self._listing(output.name, "", output.path)
+                root = bytes.fromhex(totals["root"])
+                entries.append(WireEntry(os.fsencode(path), False, int(totals["files"]), None, None, root))
+            else:
+                entries.append(self._file(output, path))
+        return self._build(entries, commit, target)
+
+    def _file(self, output: Output, path: str) -> WireEntry:
+        assert output.name is not None
+        size = self._store.sizes([output.name])[0]
+        if size is None:
+            size = self._project.size(output.name)
+        if size is None:
+            raise ObjectMissingError(
+                f"'{output.path}' ({output.name}) is neither in the store nor in the project's cache",
+                path=output.path,
+                hint="fetch it first: dvc fetch",
+                details={"paths": [output.path], "count": 1},
+            )
+        return WireEntry(os.fsencode(path), output.isexec, size, str(output.name), None, None)
+
+    def _git_entries(self, commit: str, target: str) -> list[WireEntry]:
+        git = self._git()
+        start = posixpath.join(self._project.prefix, target) if target else self._project.prefix
+        algo = git.hash_algo
+        entries = []
+        for file in git.files(commit, start):
+            path = os.fsencode(file.path[len(start) + 1 :] if start else file.path)
+            if file.mode == 0o160000:
+                continue  # a submodule is another repository
+            if file.is_link:
+                entries.append(WireEntry(path, False, 0, None, git.read(file.oid) or b"", None))
+            else:
+                entries.append(WireEntry(path, file.is_exec, file.size, f"{algo}:{file.oid}", None, None))
+        return entries
+
+    def _build(self, entries: list[WireEntry], commit: str | None, target: str) -> Plan:
+        fd = pack_entries(entries)
+        try:
+            result, _ = self._peer.call("listing.tree", {}, fds=[fd])
+        finally:
+            os.close(fd)
+        return Plan(result["root"], result["files"], result["bytes"], commit, None, target)
+
+    def _listing(self, name: ObjectName, inner: str, shown: str) -> dict[str, Any]:
+        """The tree of a manifest, helped out with what only this user has."""
+        if self._store.sizes([name])[0] is None:
+            data = self._project.read(name)
+            if data is None:
+                raise ObjectMissingError(
+                    f"the manifest of '{shown}' ({name}) is neither in the store nor in the project's cache",
+                    path=shown,
+                    hint="fetch it first: dvc fetch",
+                )
+            # Manifests are small and asked for again and again: the store keeps them, under every name they have.
+            if name.algo == "md5":
+                self._store.put_bytes(data, is_dir=True)
+                self._store.commit()
+            else:
+                return self._legacy(name, data, inner, shown)
+        params = {"name": str(name), "path": inner}
+        result, fds = self._peer.call("listing.ensure", params)
+        if "unknown" in result:
+            sizes = memfd.from_bytes(self._sizes(fds[0]).tobytes())
+            try:
+                result, _ = self._peer.call("listing.ensure", params, fds=[sizes])
+            finally:
+                os.close(sizes)
+        return result
+
+    def _legacy(self, name: ObjectName, data: bytes, inner: str, shown: str) -> dict[str, Any]:
+        """A manifest of DVC 1 or 2: its entries have another algorithm than its bytes, so it is sent as a tree."""
+        from millpond.daemon.project import manifest
+
+        found = manifest.parse(data, source=shown, algo=name.algo)
+        prefix = f"{inner}/" if inner else ""
+        entries = []
+        for entry in found:
+            if entry.relpath.startswith(prefix):
+                output = Output(entry.relpath, shown, entry.name, None, None, False)
+                entries.append(self._file(output, entry.relpath[len(prefix) :]))
+        plan = self._build(entries, None, shown)
+        return {"root": plan.root, "files": plan.files, "bytes": plan.bytes}
+
+    def _sizes(self, keys_fd: int) -> array[int]:
+        """Sizes from the project's caches, for names whose keys (17 bytes each) are in a memory file."""
+        found = array("Q")
+        with memfd.mapped(keys_fd) as view:
+            for start in range(0, len(view), 17):
+                size = self._project.size(ObjectName.from_key(bytes(view[start : start + 17])))
+                found.append(UNKNOWN if size is None else size)
+        return found
+
+    def _commit(self, rev: str | None) -> str | None:
+        if rev is None:
+            return None
+        return self._git().resolve(rev)
+
+    def _git(self) -> GitRepo:
+        if self._project.git is None:
+            raise RevisionError("this project is not in a Git repository, so it has no revisions")
+        return self._project.git
+
+
+def split_target(text: str) -> tuple[str, str | None]:
+    """`TARGET[@REV]`: the last `@` parts them; `@REV` alone is the whole revision; reflog names (`@{1}`) stay whole."""
+    match = re.match(r"(.*)@((?!\{).+)\Z", text, re.DOTALL)
+    if match is None or os.path.lexists(text):
+        return text, None
+    return match[1], match[2]
+
+
+def _with_parents(path: str) -> list[str]:
+    parts = path.split("/") if path else []
+    return ["/".join(parts[:end]) for end in range(len(parts), 0, -1)]
+
+
+def _without_suffix(target: str, outs: dict[str, Output]) -> str:
+    """`data.dvc` means `data`, as in DVC."""
+    return target.removesuffix(".dvc") if target not in outs and target.removesuffix(".dvc") in outs else target
+
+
+def _below(path: bytes, taken: set[bytes]) -> bool:
+    parts = path.split(b"/")
+    return any(b"/".join(parts[:end]) in taken for end in range(1, len(parts) + 1))

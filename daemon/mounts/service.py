@@ -1,0 +1,493 @@
+"""Mounts in the daemon: made for a caller's worker, watched, adopted after a restart, restored when they died.
+
+The holder and the source of a mount outlive the daemon. Each mount has a record (records.py) from before it is made until
+it is undone; what the record says is checked against pid and start time before a process is believed to be the holder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import trio
+
+from millpond.daemon import memfd, wirepath
+from millpond.daemon.errors import (
+    AccessError,
+    InternalError,
+    MillpondError,
+    MountError,
+    NotMountedError,
+    ProtocolError,
+    from_wire,
+)
+from millpond.daemon.jobs.zygotes import Child
+from millpond.daemon.mounts import listing
+from millpond.daemon.mounts.records import MountRecord, MountRecords, new_id
+from millpond.daemon.rpc.methods import Call, Registry, Reply
+from millpond.daemon.store.folders import FolderReader, Totals
+from millpond.daemon.store.service import parse_name
+
+if TYPE_CHECKING:
+    from millpond.daemon.main import Daemon
+
+log = logging.getLogger("millpond.mounts")
+T = TypeVar("T")
+
+# A holder must have mounted within this time.
+MOUNT_S = 30.0
+# A mount that died is restored this often in RESTORE_WINDOW_S before it is left alone.
+RESTORE_TRIES = 3
+RESTORE_WINDOW_S = 600.0
+_CONTROL_S = 1.0
+_READ_AHEAD_KB = 1024
+# What a holder's and a source's context keeps of the caller's environment.
+_KEPT = ("HOME", "PATH", "USER", "LOGNAME", "LANG", "TMPDIR")
+_KEPT_PREFIXES = ("XDG_", "GIT_", "DVC_", "LC_", "MILLPOND_")
+
+
+@dataclass(slots=True)
+class Mount:
+    """A mount as the daemon knows it. `state` is mounted, dead or restoring; `child` the holder, when it lives."""
+
+    record: MountRecord
+    state: str = "dead"
+    error: str | None = None
+    child: Child | None = None
+    restored: list[float] = field(default_factory=list)
+    ending: bool = False
+
+
+class MountService:
+    """All mounts of this daemon, and the listings they need."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon = daemon
+        self._store = daemon.store
+        self._records = MountRecords(daemon.settings.mounts)
+        self._mounts = {record.id: Mount(record) for record in self._records.load()}
+        self._threads = trio.CapacityLimiter(4)
+
+    @property
+    def count(self) -> int:
+        return len(self._mounts)
+
+    def busy(self) -> bool:
+        """Whether a mount needs this daemon to watch it."""
+        return any(mount.state != "dead" for mount in self._mounts.values())
+
+    # -- listings -------------------------------------------------------------------------------------------------
+
+    async def ensure_listing(self, call: Call, params: dict[str, Any]) -> dict[str, Any] | Reply:
+        """{name, path} [+ memfd of sizes] -> {root, files, bytes}, or {unknown} + memfd of the names' keys."""
+        name, path = parse_name(str(params["name"])), os.fsencode(str(params.get("path") or ""))
+        fd = call.take_fd() if call.fds else -1
+
+        def work() -> Totals:
+            sizes = None
+            if fd >= 0:
+                with memfd.mapped(fd) as view:
+                    sizes = listing.sizes_from(view)
+            return self._inner(listing.listing(self._store, call.uid, name, sizes), path, name.value)
+
+        try:
+            totals = await self._in_thread(work)
+        except listing.Unknown as unknown:
+            keys = b"".join(found.key() for found in unknown.names)
+            return Reply({"unknown": len(unknown.names)}, fds=[memfd.from_bytes(keys)])
+        return {"root": totals.root.hex(), "files": totals.files, "bytes": totals.bytes}
+
+    async def build_tree(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
+        """{} + memfd of entries -> {root, files, bytes}."""
+        fd = call.take_fd()
+
+        def work() -> Totals:
+            with memfd.mapped(fd) as view:
+                return listing.tree(self._store, call.uid, view)
+
+        totals = await self._in_thread(work)
+        return {"root": totals.root.hex(), "files": totals.files, "bytes": totals.bytes}
+
+    def _inner(self, totals: Totals, path: bytes, shown: str) -> Totals:
+        """The part of a tree below `path`; the counts stay those of the whole when there is no path."""
+        if not path:
+            return totals
+        reader = FolderReader(self._store.reader.index)
+        entry = reader.walk_path(totals.root, path)
+        if entry is None or entry.child is None:
+            kind = "a file" if entry is not None else "not there"
+            raise MountError(
+                f"'{os.fsdecode(path)}' is {kind} in version {shown}", hint="mount a directory that the version has"
+            )
+        files, size = _count(reader, entry.child)
+        return Totals(entry.child, files, size)
+
+    # -- making ---------------------------------------------------------------------------------------------------
+
+    async def create(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
+        """{mountpoint, repo, target, commit, name, root, versions, files, bytes, mode, engine, options, caches,
+        context, id?} [+ the directory, system mode] -> {id, pid, engine}. Returns when the mount answers."""
+        engine = params.get("engine") or "auto"
+        if engine not in ("auto", "pyfuse3"):
+            raise MountError(f"there is no engine '{engine}'", hint="use --engine auto or pyfuse3")
+        known = self._mounts.get(str(params.get("id") or ""))
+        if known is not None and known.record.uid != call.uid:
+            raise AccessError("this mount is another user's")
+        record = self._record(call, params, known)
+        clash = next(
+            (m for m in self._mounts.values() if m.record.mountpoint == record.mountpoint and m is not known), None
+        )
+        if clash is not None:
+            if clash.state == "mounted":
+                raise MountError(f"'{record.mountpoint}' is a mount of version {clash.record.commit} already")
+            await self._forget(clash)
+        mount = known or Mount(record)
+        mount.record = record
+        self._mounts[record.id] = mount
+        await self._in_thread(lambda: self._records.save(record))
+        directory = call.fds.pop() if call.fds else -1
+        try:
+            child = await self._start(record, params, directory)
+        except BaseException:
+            if known is None:
+                with trio.CancelScope(shield=True):
+                    await self._forget(mount)
+            raise
+        finally:
+            if directory >= 0:
+                os.close(directory)
+        mount.record = dataclasses.replace(record, pid=child.pid, start=_start_ticks(child.pid), made=time.time())
+        mount.child, mount.state, mount.error = child, "mounted", None
+        await self._in_thread(lambda: self._records.save(mount.record))
+        self._daemon.nursery.start_soon(self._watch, mount, child)
+        return {"id": record.id, "pid": child.pid, "engine": "pyfuse3"}
+
+    def _record(self, call: Call, params: dict[str, Any], known: Mount | None) -> MountRecord:
+        names = [f.name for f in dataclasses.fields(MountRecord)]
+        values = {name: params[name] for name in names if name in params}
+        values |= {
+            "id": known.record.id if known else new_id(),
+            "uid": call.uid,
+            "engine": "auto",
+            "pid": 0,
+            "start": 0,
+        }
+        values["context"] = _kept_context(params.get("context") or {})
+        values["options"] = {**(params.get("options") or {}), "caches": params.get("caches") or []}
+        try:
+            record = MountRecord.from_json(values)
+        except (TypeError, KeyError) as error:
+            raise ProtocolError(f"mounts.create lacks something: {error}") from error
+        return dataclasses.replace(record, mode=known.record.mode) if known else record
+
+    async def _start(self, record: MountRecord, params: dict[str, Any], directory: int) -> Child:
+        """Fork source and holder, wait until the mount answers. Raises the holder's error."""
+        system = self._daemon.system
+        runtime = self._daemon.settings.runtime / "mounts"
+        runtime.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if system is not None:
+            os.chown(runtime, -1, system.store_group)
+            runtime.chmod(0o770)
+        ours, ready = socket.socketpair()
+        source_a, source_b = socket.socketpair()
+        device = -1
+        try:
+            if system is not None:
+                device = await system.mount(record.uid, directory, "millpond")
+            source = await self._fork_source(record, source_b)
+            source.close()
+            owner = system.holder_uid if system is not None else record.uid
+            fds = [ready.fileno(), source_a.fileno(), *([device] if device >= 0 else [])]
+            request = {"settings": self._holder_settings(record, os.fspath(runtime / f"{record.id}.sock"))}
+            child = await self._daemon.zygotes.of(owner, "holder").fork("holder", request, fds)
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            for sock in (ready, source_a, source_b):
+                sock.close()
+            if device >= 0:
+                os.close(device)
+        try:
+            await _await_ready(ours, record)
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await child.kill(signal.SIGKILL)
+                child.close()
+            raise
+        return child
+
+    async def _fork_source(self, record: MountRecord, sock: socket.socket) -> Child:
+        settings = {
+            "repo": wirepath.encode(record.repo),
+            "target": wirepath.encode(record.target),
+            "socket": os.fspath(self._daemon.settings.socket),
+            "context": {**record.context, "cwd": wirepath.encode(record.repo)},
+            "caches": record.options.get("caches") or [],
+        }
+        return await self._daemon.zygotes.of(record.uid).fork("source", {"settings": settings}, [sock.fileno()])
+
+    def _holder_settings(self, record: MountRecord, control: str) -> dict[str, Any]:
+        options = record.options
+        return {
+            "id": record.id,
+            "store": wirepath.encode(os.fspath(self._store.path)),
+            "uid": record.uid,
+            "mountpoint": wirepath.encode(record.mountpoint),
+            "root": record.root or None,
+            "files": record.files,
+            "bytes": record.bytes,
+            "control": wirepath.encode(control),
+            "log": wirepath.encode(os.fspath(self._daemon.settings.log.with_name("holder.log"))),
+            "versions": record.versions,
+            "xattrs": bool(options.get("xattrs")),
+            "allow_other": bool(options.get("allow_other")),
+            "read_ahead_kb": int(options.get("read_ahead_kb") or _READ_AHEAD_KB),
+        }
+
+    # -- watching -------------------------------------------------------------------------------------------------
+
+    async def adopt(self) -> None:
+        """At start: find the holders that outlived the last daemon, restore the mounts whose holder did not."""
+        for mount in list(self._mounts.values()):
+            record = mount.record
+            if record.pid and _start_ticks(record.pid) == record.start:
+                child = Child(record.pid, os.pidfd_open(record.pid), _no_kill)
+                mount.child, mount.state = child, "mounted"
+                log.info("adopted mount %s on '%s', pid %d", record.id, record.mountpoint, record.pid)
+                self._daemon.nursery.start_soon(self._watch, mount, child)
+            else:
+                self._daemon.nursery.start_soon(self._restore_quietly, mount)
+
+    async def _watch(self, mount: Mount, child: Child) -> None:
+        """Until the holder ends; then, unless that was wanted, mount again."""
+        await child.wait()
+        child.close()
+        if mount.child is child:
+            mount.child = None
+            if mount.ending or mount.record.id not in self._mounts:
+                return
+            mount.state, mount.error = "dead", "its process ended"
+            log.error("mount %s on '%s' is gone (pid %d)", mount.record.id, mount.record.mountpoint, mount.record.pid)
+            await self._restore_quietly(mount)
+
+    async def _restore_quietly(self, mount: Mount) -> None:
+        now = time.monotonic()
+        mount.restored = [when for when in mount.restored if now - when < RESTORE_WINDOW_S]
+        if len(mount.restored) >= RESTORE_TRIES:
+            mount.error = f"it died {RESTORE_TRIES} times in {RESTORE_WINDOW_S / 60:.0f} minutes"
+            log.error("mount %s is not restored: %s", mount.record.id, mount.error)
+            return
+        mount.restored.append(now)
+        try:
+            await self._restore(mount)
+        except MillpondError as error:
+            log.error("mount %s on '%s' cannot be restored: %s", mount.record.id, mount.record.mountpoint, error)
+
+    async def _restore(self, mount: Mount) -> None:
+        """Run the caller's worker that clears the place and mounts again. Raises its error."""
+        record = mount.record
+        mount.state = "restoring"
+        params = {"record": record.to_json(), "context": {**record.context, "cwd": "/"}}
+        try:
+            await self._daemon.verbs.run_internal("remount", record.uid, params)
+            log.info("mount %s on '%s' is restored", record.id, record.mountpoint)
+        except MillpondError as error:
+            mount.error = str(error)
+            raise
+        finally:
+            if mount.state == "restoring":
+                mount.state = "dead"
+
+    # -- asking and ending ----------------------------------------------------------------------------------------
+
+    async def show(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
+        """{} -> {mounts: [...]} of the caller (root sees all)."""
+        found = []
+        for mount in self._of(call):
+            record = mount.record
+            state = await self._ask(mount)
+            stats = state.get("stats") or {}
+            found.append(
+                {
+                    **{
+                        name: getattr(record, name)
+                        for name in ("id", "uid", "commit", "versions", "files", "bytes", "name")
+                    },
+                    "mountpoint": wirepath.encode(record.mountpoint),
+                    "target": wirepath.encode(record.target),
+                    "state": mount.state,
+                    "engine": state.get("engine") or "pyfuse3",
+                    "pid": record.pid if mount.child else None,
+                    "since": record.made,
+                    "reads": stats.get("reads", 0),
+                    "read_bytes": stats.get("read_bytes", 0),
+                    "rss": state.get("rss"),
+                    "error": mount.error or stats.get("last_error") or None,
+                }
+            )
+        return {"mounts": found}
+
+    async def restore(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
+        """{} -> {restored: [mountpoint], failed: [{mountpoint, error}]} of the caller's dead mounts."""
+        restored, failed = [], []
+        for mount in self._of(call):
+            if mount.state == "dead":
+                place = wirepath.encode(mount.record.mountpoint)
+                try:
+                    await self._restore(mount)
+                    restored.append(place)
+                except MillpondError as error:
+                    failed.append({"mountpoint": place, "error": str(error)})
+        return {"restored": restored, "failed": failed}
+
+    async def find(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
+        """{mountpoint | null, all} -> {mounts: [record]} for the caller's worker. Raises NotMountedError."""
+        place = wirepath.decode(params["mountpoint"]) if params.get("mountpoint") else None
+        found = [mount.record for mount in self._of(call) if params.get("all") or mount.record.mountpoint == place]
+        if not found and not params.get("all"):
+            raise NotMountedError(f"'{place}' is not a mount of yours", path=place, hint="see `millpond mounts`")
+        return {"mounts": [record.to_json() for record in found]}
+
+    async def ending(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
+        """{id, ending} -> {}: the caller's worker is about to unmount (or could not): its end is wanted."""
+        self._mine(call, params).ending = bool(params.get("ending", True))
+        return {}
+
+    async def detach(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
+        """{id, lazy} + the directory -> {errno | null}: unmount in system mode, where only the spawner may."""
+        self._mine(call, params)
+        if self._daemon.system is None:
+            raise ProtocolError("mounts.detach is for system mode")
+        directory = call.take_fd()
+        try:
+            return {"errno": await self._daemon.system.umount(call.uid, directory, bool(params.get("lazy")))}
+        finally:
+            os.close(directory)
+
+    async def removed(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
+        """{id} -> {} when the unmounted mount's holder has ended and its record is gone."""
+        mount = self._mine(call, params)
+        mount.ending = True
+        if mount.child is not None and not params.get("lazy"):
+            with trio.move_on_after(5):
+                await mount.child.wait()
+        await self._forget(mount)
+        return {}
+
+    async def _forget(self, mount: Mount) -> None:
+        self._mounts.pop(mount.record.id, None)
+        await self._in_thread(lambda: self._records.remove(mount.record.id))
+
+    async def _ask(self, mount: Mount) -> dict[str, Any]:
+        """A holder's state, {} when it does not say it in time."""
+        path = self._daemon.settings.runtime / "mounts" / f"{mount.record.id}.sock"
+        with trio.move_on_after(_CONTROL_S):
+            try:
+                async with await trio.open_unix_socket(path) as stream:
+                    await stream.send_all(b'{"op": "state"}\n')
+                    answer = b""
+                    while not answer.endswith(b"\n"):
+                        part = await stream.receive_some(65536)
+                        if not part:
+                            break
+                        answer += part
+                return dict(json.loads(answer or b"{}"))
+            except (OSError, ValueError, trio.BrokenResourceError):
+                return {}
+        return {}
+
+    def _of(self, call: Call) -> list[Mount]:
+        return [mount for mount in self._mounts.values() if call.uid in (mount.record.uid, 0)]
+
+    def _mine(self, call: Call, params: dict[str, Any]) -> Mount:
+        mount = self._mounts.get(str(params["id"]))
+        if mount is None or call.uid not in (mount.record.uid, 0):
+            raise NotMountedError("there is no such mount of yours", hint="see `millpond mounts`")
+        return mount
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await trio.to_thread.run_sync(work, limiter=self._threads)
+
+
+async def _await_ready(sock: socket.socket, record: MountRecord) -> None:
+    """The holder's word: `{}`, or its error. Raises MountError."""
+    stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+    answer = b""
+    async with stream:
+        with trio.move_on_after(MOUNT_S):
+            while not answer.endswith(b"\n"):
+                part = await stream.receive_some(65536)
+                if not part:
+                    break
+                answer += part
+    if answer == b"{}\n":
+        return
+    if answer.endswith(b"\n"):
+        raise from_wire(json.loads(answer))
+    raise MountError(
+        f"the process for '{record.mountpoint}' ended before it had mounted",
+        path=record.mountpoint,
+        hint="see `millpond daemon logs`",
+    )
+
+
+def _count(reader: FolderReader, folder: bytes) -> tuple[int, int]:
+    """(files, bytes) below a folder."""
+    files = size = start = 0
+    while True:
+        page = reader.list(folder, start, 1000)
+        for entry in page:
+            if entry.child is not None:
+                inner_files, inner_size = _count(reader, entry.child)
+                files, size = files + inner_files, size + inner_size
+            else:
+                files, size = files + 1, size + entry.size
+        if len(page) < 1000:
+            return files, size
+        start += len(page)
+
+
+def _kept_context(context: dict[str, Any]) -> dict[str, Any]:
+    """What may lie in a record: no credentials."""
+    env = context.get("env") or {}
+    kept = {key: value for key, value in env.items() if key in _KEPT or key.startswith(_KEPT_PREFIXES)}
+    return {"env": kept, "umask": context.get("umask", 0o022)}
+
+
+def _start_ticks(pid: int) -> int:
+    """When a process began, in ticks since boot (proc_pid_stat(5), field 22); 0 when there is none."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return int(file.read().rpartition(b")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+async def _no_kill(pid: int, number: int) -> None:
+    raise InternalError("an adopted process is only ended by an unmount")
+
+
+def register(registry: Registry, daemon: Daemon) -> MountService:
+    """Add the mounts' methods."""
+    service = MountService(daemon)
+    registry.register("listing.ensure", service.ensure_listing, who="worker")
+    registry.register("listing.tree", service.build_tree, who="worker")
+    registry.register("mounts.create", service.create, who="worker")
+    registry.register("mounts.find", service.find, who="worker")
+    registry.register("mounts.ending", service.ending, who="worker")
+    registry.register("mounts.detach", service.detach, who="worker")
+    registry.register("mounts.removed", service.removed, who="worker")
+    registry.register("mounts", service.show)
+    registry.register("mounts.restore", service.restore)
+    daemon.busy.append(service.busy)
+    daemon.at_start.append(service.adopt)
+    return service

@@ -1,0 +1,229 @@
+"""`mount`, `umount` and their kin in the caller's worker: plans, places, and the unmounting itself."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from millpond.daemon import wirepath
+from millpond.daemon.errors import MountBusyError, MountError
+from millpond.daemon.mounts import busy, place
+from millpond.daemon.mounts.plan import Planner, Project
+from millpond.daemon.mounts.records import MountRecord
+
+if TYPE_CHECKING:
+    from millpond.daemon.jobs.worker import WorkerContext
+
+_UMOUNT_S = 20.0
+
+
+def mount(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
+    """{target | null, rev | null, versions, engine, options, mountpoint} -> the mount, once it answers."""
+    mountpoint = place.resolve(wirepath.decode(params["mountpoint"]))
+    project = Project.find(os.getcwd())
+    place.check(mountpoint)
+    _check_outside(project, mountpoint)
+    require_fuse(mountpoint)
+    target = project.relative(wirepath.decode(params["target"])) if params.get("target") else ""
+    values = _values(project, params, target)
+    if not params.get("versions"):
+        context.progress("looking at the version")
+        plan = Planner(project, context.client, context.store).plan(target, params.get("rev"))
+        values |= {
+            "root": plan.root,
+            "files": plan.files,
+            "bytes": plan.bytes,
+            "commit": plan.commit,
+            "name": plan.name,
+        }
+    made = create(context, mountpoint, values)
+    return {
+        "id": made["id"],
+        "mountpoint": wirepath.encode(mountpoint),
+        "commit": values["commit"],
+        "target": wirepath.encode(target),
+        "files": values["files"],
+        "bytes": values["bytes"],
+        "engine": made["engine"],
+        "versions": values["versions"],
+    }
+
+
+def create(context: WorkerContext, mountpoint: str, values: dict[str, Any]) -> dict[str, Any]:
+    """Prepare the place and let the daemon mount on it."""
+    target = wirepath.decode(values["target"]) or "the whole revision"
+    version = "all versions" if values["versions"] else values["commit"] or "as the workspace's pointers name it"
+    with place.prepared(mountpoint, target=target, version=version) as mode:
+        values = {**values, "mountpoint": wirepath.encode(mountpoint), "mode": mode}
+        directory = os.open(mountpoint, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            result, _ = context.client.call("mounts.create", values, fds=[directory])
+        finally:
+            os.close(directory)
+    return result
+
+
+def umount(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
+    """{mountpoint | null, all, lazy} -> {unmounted: [mountpoint]}. Raises MountBusyError, after the others are done."""
+    lazy = bool(params.get("lazy"))
+    wanted = place.resolve(wirepath.decode(params["mountpoint"])) if params.get("mountpoint") else None
+    query = {"mountpoint": wirepath.encode(wanted) if wanted else None, "all": bool(params.get("all"))}
+    found, _ = context.client.call("mounts.find", query)
+    done: list[str] = []
+    failed: MountError | MountBusyError | None = None
+    for data in found["mounts"]:
+        record = MountRecord.from_json(data)
+        try:
+            _umount_one(context, record, lazy)
+            done.append(wirepath.encode(record.mountpoint))
+        except (MountBusyError, MountError) as error:
+            failed = error
+    if failed is not None:
+        failed.details["unmounted"] = done
+        raise failed
+    return {"unmounted": done}
+
+
+def remount(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
+    """{record} -> {}: clear the place of a mount that died and mount it again."""
+    record = MountRecord.from_json(params["record"])
+    there = place.mounted_at(record.mountpoint)
+    if there is not None:
+        if there.fstype != "fuse.millpond":
+            raise MountError(f"'{record.mountpoint}' is now a mount of something else", path=record.mountpoint)
+        error = _detach(context, record, lazy=True)
+        if error:
+            raise MountError(f"the dead mount on '{record.mountpoint}' cannot be removed: {os.strerror(error)}")
+    place.check(record.mountpoint)
+    values = record.to_json()
+    project = Project.find(record.repo)
+    if not record.versions:
+        # The index may have been made anew since: make sure that the tree is there.
+        plan = Planner(project, context.client, context.store).plan(record.target, record.commit)
+        values |= {"root": plan.root, "files": plan.files, "bytes": plan.bytes}
+    values["context"] = params["record"]["context"]
+    values["caches"] = _caches(project)
+    create(context, record.mountpoint, values)
+    return {}
+
+
+def tree(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
+    """{target, rev} -> {root, files, bytes, commit}: for a versions mount's source, which asks as the caller."""
+    project = Project.find(os.getcwd())
+    target = wirepath.decode(params.get("target") or "")
+    plan = Planner(project, context.client, context.store).plan(target, str(params["rev"]))
+    return asdict(plan)
+
+
+def require_fuse(mountpoint: str) -> None:
+    """Raise MountError when this machine cannot mount."""
+    if not os.path.exists("/dev/fuse"):
+        raise MountError("there is no /dev/fuse on this machine", path=mountpoint, hint="load it: modprobe fuse")
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        raise MountError(
+            "you may not use /dev/fuse", path="/dev/fuse", hint="ask the admin to make it readable: mode 0666"
+        )
+    if os.getuid() != 0 and shutil.which("fusermount3") is None:
+        raise MountError("fusermount3 is not installed", path=mountpoint, hint="install it: apt-get install fuse3")
+
+
+def _values(project: Project, params: dict[str, Any], target: str) -> dict[str, Any]:
+    """What `mounts.create` takes, but for the tree."""
+    return {
+        "repo": wirepath.encode(project.root),
+        "target": wirepath.encode(target),
+        "versions": bool(params.get("versions")),
+        "engine": params.get("engine"),
+        "options": params.get("options") or {},
+        "caches": _caches(project),
+        "context": {"env": {wirepath.encode(k): wirepath.encode(v) for k, v in os.environ.items()}},
+        "commit": None,
+        "name": None,
+        "root": "",
+        "files": 0,
+        "bytes": 0,
+    }
+
+
+def _caches(project: Project) -> list[str]:
+    return [wirepath.encode(cache.folder) for cache in project.caches]
+
+
+def _check_outside(project: Project, mountpoint: str) -> None:
+    """A mount inside tracked data would become part of it."""
+    if not mountpoint.startswith(project.root + "/"):
+        return
+    if mountpoint.startswith((project.dvc_dir + "/", os.path.join(project.root, ".git") + "/")):
+        raise MountError(
+            f"'{mountpoint}' is inside of the repository's own files", path=mountpoint, hint="choose another"
+        )
+    from millpond.daemon.project import outputs
+    from millpond.daemon.project.ignore import IgnoreRules
+
+    for output in outputs.collect(outputs.WorkTree(project.root, IgnoreRules(project.root))):
+        where = os.path.join(project.root, output.path)
+        if mountpoint == where or mountpoint.startswith(where + "/"):
+            raise MountError(
+                f"mountpoint '{mountpoint}' is inside of the tracked '{output.path}'",
+                path=mountpoint,
+                hint="choose another directory; `millpond checkout --mount` mounts tracked data in its place",
+            )
+
+
+def _umount_one(context: WorkerContext, record: MountRecord, lazy: bool) -> None:
+    there = place.mounted_at(record.mountpoint)
+    context.client.call("mounts.ending", {"id": record.id})
+    if there is not None and there.fstype == "fuse.millpond":
+        error = _detach(context, record, lazy=lazy)
+        if error:
+            context.client.call("mounts.ending", {"id": record.id, "ending": False})
+            raise _refused(record, error)
+    place.released(record.mountpoint, record.mode)
+    context.client.call("mounts.removed", {"id": record.id, "lazy": lazy})
+
+
+def _detach(context: WorkerContext, record: MountRecord, *, lazy: bool) -> int:
+    """Unmount; 0, or the errno."""
+    if context.system:
+        directory = os.open(record.mountpoint, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            status, _ = context.client.call("mounts.detach", {"id": record.id, "lazy": lazy}, fds=[directory])
+        finally:
+            os.close(directory)
+        return int(status.get("errno") or 0)
+    command = ["fusermount3", "-u", *(["-z"] if lazy else []), "--", record.mountpoint]
+    if os.getuid() == 0:
+        command = ["umount", *(["-l"] if lazy else []), "--", record.mountpoint]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_UMOUNT_S, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise MountError(f"cannot run {command[0]}: {error}", path=record.mountpoint) from error
+    if done.returncode == 0:
+        return 0
+    return errno.EBUSY if "busy" in done.stderr.lower() else errno.EPERM
+
+
+def _refused(record: MountRecord, error: int) -> MountError | MountBusyError:
+    if error != errno.EBUSY:
+        return MountError(f"cannot unmount '{record.mountpoint}': {os.strerror(error)}", path=record.mountpoint)
+    users = busy.who_holds(record.mountpoint)
+    shown = ", ".join(f"{user.command} (pid {user.pid}, {user.user}: {user.what})" for user in users[:5])
+    return MountBusyError(
+        f"'{record.mountpoint}' is in use by {shown or 'a process that you may not see'}",
+        path=record.mountpoint,
+        hint="end these, or detach it now and let it end by itself: umount --lazy",
+        details={"holders": [asdict(user) for user in users]},
+    )
+
+
+VERBS: dict[str, Callable[[Any, dict[str, Any]], dict[str, Any]]] = {
+    "mount": mount,
+    "umount": umount,
+    "remount": remount,
+    "tree": tree,
+}

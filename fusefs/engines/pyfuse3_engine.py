@@ -1,0 +1,197 @@
+"""The portable engine: pyfuse3 over libfuse. One mount in a process, because pyfuse3 keeps its session in the module.
+
+The tree is immutable, so entries, attributes and pages are given to the kernel for ever. `notify_store` is never called
+here: in `open`, or while a READ of the inode is under way, it deadlocks the mount.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import pyfuse3
+import trio
+
+from millpond.daemon.errors import MountError
+from millpond.daemon.mounts.place import mounted_at
+from millpond.daemon.store.folders import FOLDER
+from millpond.fusefs.engines import EngineSettings
+from millpond.fusefs.filesystem import Attributes, FileError, Filesystem
+
+_BLOCK = 512
+
+
+class Operations(pyfuse3.Operations):  # type: ignore[misc]
+    """pyfuse3's callbacks, each a few lines over the Filesystem. Write operations never come: the mount is read-only."""
+
+    enable_writeback_cache = False
+    enable_acl = False
+    supports_dot_lookup = False
+
+    def __init__(self, filesystem: Filesystem) -> None:
+        super().__init__()
+        self._fs = filesystem
+        self._uid = filesystem.uid
+        self._gid = os.getgid()
+
+    async def lookup(self, parent_inode: int, name: bytes, ctx: Any = None) -> Any:
+        with _errors():
+            found = await self._fs.lookup(parent_inode, name)
+        return self._missing() if found is None else self._entry(found)
+
+    async def getattr(self, inode: int, ctx: Any = None) -> Any:
+        with _errors():
+            return self._entry(self._fs.getattr(inode))
+
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        for inode, count in inode_list:
+            self._fs.forget(inode, count)
+
+    async def opendir(self, inode: int, ctx: Any) -> Any:
+        return self._fs.opendir(inode)
+
+    async def readdir(self, fh: int, start_id: int, token: Any) -> None:
+        position = start_id
+        directory = self._fs.directory_of(fh)
+        while True:
+            with _errors():
+                page = await self._fs.readdir(fh, position)
+            if not page:
+                return
+            for name, entry, following in page:
+                if entry is None:
+                    found = await self._fs.lookup(directory, name)
+                    if found is None:
+                        continue
+                else:
+                    found = self._fs.attributes_of(directory, entry)
+                if not pyfuse3.readdir_reply(token, name, self._entry(found), following):
+                    if entry is None or entry.type == FOLDER:
+                        self._fs.forget(found.inode, 1)  # it did not fit: the kernel was not told
+                    return
+                position = following
+
+    async def releasedir(self, fh: int) -> None:
+        self._fs.release(fh)
+
+    async def readlink(self, inode: int, ctx: Any) -> Any:
+        with _errors():
+            return self._fs.readlink(inode)
+
+    async def open(self, inode: int, flags: int, ctx: Any) -> Any:
+        if flags & (os.O_WRONLY | os.O_RDWR | os.O_TRUNC):
+            raise pyfuse3.FUSEError(errno.EROFS)
+        with _errors():
+            handle = await self._fs.open(inode)
+        volatile = self._fs.is_volatile(inode)
+        return pyfuse3.FileInfo(fh=handle, keep_cache=not volatile, direct_io=volatile)
+
+    async def read(self, fh: int, off: int, size: int) -> bytes:
+        with _errors():
+            return await self._fs.read(fh, off, size)
+
+    async def release(self, fh: int) -> None:
+        self._fs.release(fh)
+
+    async def flush(self, fh: int) -> None:
+        """Nothing is ever dirty."""
+
+    async def statfs(self, ctx: Any) -> Any:
+        files, total = self._fs.statfs()
+        found = pyfuse3.StatvfsData()
+        found.f_bsize = found.f_frsize = 4096
+        found.f_blocks = (total + 4095) // 4096
+        found.f_bfree = found.f_bavail = found.f_ffree = found.f_favail = 0
+        found.f_files = files
+        found.f_namemax = 255
+        return found
+
+    async def access(self, inode: int, mode: int, ctx: Any) -> bool:
+        if mode & os.W_OK:
+            raise pyfuse3.FUSEError(errno.EROFS)
+        return True
+
+    async def getxattr(self, inode: int, name: bytes, ctx: Any) -> bytes:
+        with _errors():
+            return self._fs.getxattr(inode, name)
+
+    async def listxattr(self, inode: int, ctx: Any) -> Any:
+        with _errors():
+            return self._fs.listxattr(inode)
+
+    def _entry(self, found: Attributes) -> Any:
+        entry = pyfuse3.EntryAttributes()
+        entry.st_ino = found.inode
+        entry.generation = 0
+        entry.entry_timeout = entry.attr_timeout = found.ttl_s
+        entry.st_mode = found.mode
+        entry.st_nlink = 1
+        entry.st_uid, entry.st_gid = self._uid, self._gid
+        entry.st_size = found.size
+        entry.st_blksize = 1 << 17
+        entry.st_blocks = (found.size + _BLOCK - 1) // _BLOCK
+        when = found.mtime_s * 1_000_000_000
+        entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = when
+        return entry
+
+    def _missing(self) -> Any:
+        """An entry that is not there, which the kernel may remember for a second."""
+        entry = pyfuse3.EntryAttributes()
+        entry.st_ino = 0
+        entry.entry_timeout = 1.0
+        return entry
+
+
+@contextlib.contextmanager
+def _errors() -> Any:
+    try:
+        yield
+    except FileError as error:
+        raise pyfuse3.FUSEError(error.errno) from None
+
+
+async def serve(filesystem: Filesystem, settings: EngineSettings, mounted: Callable[[], Awaitable[None]]) -> None:
+    """See engines.Engine."""
+    options = set(pyfuse3.default_options) | {
+        f"fsname={settings.name}",
+        "subtype=millpond",
+        "ro",
+        "noatime",
+        "default_permissions",
+    }
+    if settings.mountpoint.startswith("/dev/fd/"):
+        options = set()
+    if settings.allow_other:
+        options.add("allow_other")
+    try:
+        pyfuse3.init(Operations(filesystem), settings.mountpoint, options)
+    except RuntimeError as error:
+        raise MountError(
+            f"cannot mount on '{settings.place}': {error}",
+            path=settings.place,
+            hint="is /dev/fuse there, fusermount3 installed, and the directory yours? millpond doctor tells",
+        ) from error
+    try:
+        async with trio.open_nursery() as nursery:
+            set_read_ahead(settings.place, settings.read_ahead_kb)
+            nursery.start_soon(mounted)
+            await pyfuse3.main(min_tasks=2, max_tasks=32)
+            nursery.cancel_scope.cancel()
+    finally:
+        pyfuse3.close(unmount=False)
+
+
+def set_read_ahead(place: str, read_ahead_kb: int) -> bool:
+    """Let the kernel ask for more at once, where this process may say so: large reads get up to twice as fast."""
+    entry = mounted_at(place)
+    if entry is None:
+        return False
+    try:
+        with open(f"/sys/class/bdi/{entry.device}/read_ahead_kb", "w") as file:
+            file.write(str(read_ahead_kb))
+        return True
+    except OSError:
+        return False

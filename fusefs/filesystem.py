@@ -1,0 +1,331 @@
+"""A version as a file system, without an engine: what each operation answers.
+
+Nothing is kept for files: an inode number leads to its object through the index. Directories must be unique by path, so
+they get numbers when they are looked at, and lose them when the kernel forgets them. All of a version's tree is
+immutable; engines may let the kernel keep it for ever.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import stat
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import trio
+
+from millpond.daemon.errors import MillpondError
+from millpond.daemon.store.folders import FILE, FILE_INODE_BIT, LINK, Entry, FolderReader, InodeRecord
+from millpond.daemon.store.reader import StoreReader
+from millpond.fusefs.reader import ChunkCache, ForeignFile, StoredFile
+from millpond.fusefs.source import SourceClient
+
+log = logging.getLogger("millpond.fusefs")
+
+ROOT = 1
+HIDDEN_DIR, HIDDEN_STATS = 2, 3
+HIDDEN = b".millpond"
+STATS = b"stats"
+_FIRST_DYNAMIC = 16
+FOREVER_S = 365 * 86400.0
+# Entries taken from a folder in one read of the index.
+_PAGE = 256
+# Modification times are spread over these years, by content: rsync and make then see another content as another time.
+_TIME_BASE, _TIME_SPAN = 1_000_000_000, 500_000_000
+XATTRS = (b"user.millpond.object", b"user.millpond.stored")
+
+
+class FileError(Exception):
+    """An operation's errno."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(errno.errorcode.get(number, str(number)))
+        self.errno = number
+
+
+@dataclass(frozen=True, slots=True)
+class Attributes:
+    """What stat shows; `forever` when the kernel may keep entry and attributes, else it asks again after `ttl_s`."""
+
+    inode: int
+    mode: int
+    size: int
+    mtime_s: int
+    ttl_s: float = FOREVER_S
+
+
+@dataclass(slots=True)
+class Node:
+    """A directory (or a changing link) that the kernel knows: `lookups` times told and not forgotten."""
+
+    inode: int
+    key: tuple[int, bytes]
+    folder: bytes | None
+    target: bytes | None = None
+    extra: Any = None
+    lookups: int = 0
+
+
+class Filesystem:
+    """The operations. `uid` is the caller whose grants count and to whom all belongs."""
+
+    def __init__(
+        self,
+        reader: StoreReader,
+        chunks: ChunkCache,
+        source: SourceClient | None,
+        *,
+        root: bytes | None,
+        uid: int,
+        totals: tuple[int, int],
+        xattrs: bool = False,
+    ) -> None:
+        self.folders = FolderReader(reader.index)
+        self.uid = uid
+        self._reader = reader
+        self._chunks = chunks
+        self._source = source
+        self._totals = totals
+        self._xattrs = xattrs
+        self.root = Node(ROOT, (ROOT, b""), root)
+        self._nodes: dict[int, Node] = {ROOT: self.root}
+        self._by_key: dict[tuple[int, bytes], Node] = {}
+        self._next_inode = _FIRST_DYNAMIC
+        self._open: dict[int, StoredFile | ForeignFile | bytes] = {}
+        self._next_handle = 1
+        self._folder_handles: dict[int, int] = {}
+        self._started = time.time()
+        self.opens = self.reads = self.read_bytes = self.errors = 0
+        self.last_error = ""
+
+    # -- metadata -------------------------------------------------------------------------------------------------
+
+    async def lookup(self, parent: int, name: bytes) -> Attributes | None:
+        """The entry `name` of a directory, counted as told to the kernel; None when there is none."""
+        if parent == ROOT and name == HIDDEN:
+            return self._hidden(HIDDEN_DIR)
+        if parent == HIDDEN_DIR:
+            return self._hidden(HIDDEN_STATS) if name == STATS else None
+        node = self._node(parent)
+        if node.folder is None:
+            return await self.lookup_special(node, name)
+        entry = self.folders.lookup(node.folder, name)
+        return None if entry is None else self.attributes_of(parent, entry)
+
+    async def lookup_special(self, node: Node, name: bytes) -> Attributes | None:
+        """A lookup in a directory that is no folder of the index; see versions.py."""
+        raise FileError(errno.ENOENT)
+
+    def getattr(self, inode: int) -> Attributes:
+        """Attributes of an inode the kernel knows. Raises FileError."""
+        if inode in (HIDDEN_DIR, HIDDEN_STATS):
+            return self._hidden(inode)
+        if inode & FILE_INODE_BIT:
+            record = self._record(inode)
+            if record.target is not None:
+                return Attributes(inode, stat.S_IFLNK | 0o777, len(record.target), _mtime(inode))
+            return Attributes(inode, _file_mode(record.executable), record.size, _mtime(inode))
+        return self.node_attributes(self._node(inode))
+
+    def attributes_of(self, parent: int, entry: Entry) -> Attributes:
+        """Attributes of a folder's entry, counted as told to the kernel."""
+        if entry.type == FILE:
+            return Attributes(entry.inode, _file_mode(entry.executable), entry.size, _mtime(entry.inode))
+        if entry.type == LINK:
+            return Attributes(entry.inode, stat.S_IFLNK | 0o777, entry.size, _mtime(entry.inode))
+        return self.node_attributes(self.remember(parent, entry.name, entry.child))
+
+    def remember(
+        self, parent: int, name: bytes, folder: bytes | None, *, target: bytes | None = None, extra: Any = None
+    ) -> Node:
+        """The node of a directory or changing link, told to the kernel once more."""
+        node = self._by_key.get((parent, name))
+        if node is None:
+            node = Node(self._next_inode, (parent, name), folder, target, extra)
+            self._next_inode += 1
+            self._nodes[node.inode] = self._by_key[node.key] = node
+        node.folder, node.target, node.extra = folder, target, extra
+        node.lookups += 1
+        return node
+
+    def node_attributes(self, node: Node) -> Attributes:
+        """Attributes of a node: a directory, or a link that may change."""
+        if node.target is not None:
+            return Attributes(node.inode, stat.S_IFLNK | 0o777, len(node.target), int(self._started), 1.0)
+        when = (
+            _TIME_BASE if node.folder is None else _TIME_BASE + int.from_bytes(node.folder[:4], "little") % _TIME_SPAN
+        )
+        ttl = FOREVER_S if node.folder is not None else 1.0
+        return Attributes(node.inode, stat.S_IFDIR | 0o555, 0, when, ttl)
+
+    def forget(self, inode: int, count: int) -> None:
+        """The kernel drops `count` of its references."""
+        node = self._nodes.get(inode)
+        if node is None or node is self.root:
+            return
+        node.lookups -= count
+        if node.lookups <= 0:
+            del self._nodes[inode]
+            self._by_key.pop(node.key, None)
+
+    def opendir(self, inode: int) -> int:
+        """A handle for `readdir`."""
+        handle = self._handle()
+        self._folder_handles[handle] = inode
+        return handle
+
+    async def readdir(self, handle: int, start: int) -> list[tuple[bytes, Entry | None, int]]:
+        """A page of a directory from position `start`: (name, entry, next position); an entry that is None is to be
+        looked up by name. Nothing is counted as told."""
+        inode = self._folder_handles[handle]
+        if inode == HIDDEN_DIR:
+            return [(STATS, None, 1)] if start == 0 else []
+        node = self._node(inode)
+        if node.folder is None:
+            return [(name, None, start + n + 1) for n, name in enumerate((await self.list_special(node))[start:])]
+        page = self.folders.list(node.folder, start, _PAGE)
+        return [(entry.name, entry, start + number + 1) for number, entry in enumerate(page)]
+
+    async def list_special(self, node: Node) -> list[bytes]:
+        """Names in a directory that is no folder of the index; see versions.py."""
+        return []
+
+    def directory_of(self, handle: int) -> int:
+        """The directory's inode of a readdir handle."""
+        return self._folder_handles[handle]
+
+    def readlink(self, inode: int) -> bytes:
+        """A link's target. Raises FileError."""
+        target = self._record(inode).target if inode & FILE_INODE_BIT else self._node(inode).target
+        if target is None:
+            raise FileError(errno.EINVAL)
+        return target
+
+    def statfs(self) -> tuple[int, int]:
+        """(files, bytes) in all."""
+        return self._totals
+
+    def getxattr(self, inode: int, name: bytes) -> bytes:
+        """The object of a file and whether it is in the store, when the mount has xattrs. Raises FileError."""
+        if not self._xattrs:
+            raise FileError(errno.ENOSYS)  # then the kernel asks no more
+        record = self._record(inode) if inode & FILE_INODE_BIT else None
+        if record is None or record.name is None or name not in XATTRS:
+            raise FileError(errno.ENODATA)
+        if name == XATTRS[0]:
+            return str(record.name).encode()
+        return b"yes" if self._reader.resolve([record.name], self.uid)[0] is not None else b"no"
+
+    def listxattr(self, inode: int) -> tuple[bytes, ...]:
+        """Names of a file's xattrs. Raises FileError."""
+        if not self._xattrs:
+            raise FileError(errno.ENOSYS)
+        return XATTRS if inode & FILE_INODE_BIT and self._record(inode).name is not None else ()
+
+    # -- contents -------------------------------------------------------------------------------------------------
+
+    async def open(self, inode: int) -> int:
+        """A handle for `read`. Raises FileError: EIO when the object cannot be had (the reason is logged)."""
+        self.opens += 1
+        if inode == HIDDEN_STATS:
+            return self._opened(json.dumps(self.statistics(), indent=1).encode() + b"\n")
+        record = self._record(inode)
+        if record.name is None:
+            raise FileError(errno.EINVAL)
+        try:
+            content = self._reader.resolve([record.name], self.uid)[0]
+            if content is not None:
+                return self._opened(StoredFile(self._chunks, self._reader, content))
+            if self._source is None:
+                raise FileError(errno.EIO)
+            fd, size = await trio.to_thread.run_sync(self._source.open, record.name)
+            return self._opened(ForeignFile(fd, size))
+        except (MillpondError, OSError) as error:
+            raise self._failed(f"cannot open object {record.name}: {error}") from error
+
+    async def read(self, handle: int, offset: int, size: int) -> bytes:
+        """Bytes of an open file. Raises FileError: EIO for what is damaged (logged), never wrong bytes."""
+        file = self._open[handle]
+        if isinstance(file, bytes):
+            return file[offset : offset + size]
+        try:
+            data = await file.read(offset, size)
+        except (MillpondError, OSError) as error:
+            raise self._failed(f"cannot read: {error}") from error
+        self.reads += 1
+        self.read_bytes += len(data)
+        return data
+
+    def is_volatile(self, inode: int) -> bool:
+        """Whether the kernel must not keep pages of this file."""
+        return inode == HIDDEN_STATS
+
+    def release(self, handle: int) -> None:
+        """An open file, or a directory, is closed."""
+        self._folder_handles.pop(handle, None)
+        file = self._open.pop(handle, None)
+        if file is not None and not isinstance(file, bytes):
+            file.close()
+
+    def statistics(self) -> dict[str, Any]:
+        """Counters of this mount."""
+        return {
+            "opens": self.opens,
+            "reads": self.reads,
+            "read_bytes": self.read_bytes,
+            "chunk_hits": self._chunks.hits,
+            "chunk_misses": self._chunks.misses,
+            "chunk_bytes": self._chunks.bytes_read,
+            "open_files": len(self._open),
+            "known_directories": len(self._nodes),
+            "errors": self.errors,
+            "last_error": self.last_error,
+            "up_s": round(time.time() - self._started, 1),
+        }
+
+    # -- helpers --------------------------------------------------------------------------------------------------
+
+    def _node(self, inode: int) -> Node:
+        try:
+            return self._nodes[inode]
+        except KeyError:
+            raise FileError(errno.ENOTDIR if inode & FILE_INODE_BIT else errno.ESTALE) from None
+
+    def _record(self, inode: int) -> InodeRecord:
+        record = self.folders.inode(inode)
+        if record is None:
+            raise FileError(errno.ESTALE)
+        return record
+
+    def _hidden(self, inode: int) -> Attributes:
+        now = int(self._started)
+        if inode == HIDDEN_DIR:
+            return Attributes(HIDDEN_DIR, stat.S_IFDIR | 0o555, 0, now)
+        return Attributes(HIDDEN_STATS, stat.S_IFREG | 0o444, 0, now, 0.0)
+
+    def _handle(self) -> int:
+        handle, self._next_handle = self._next_handle, self._next_handle + 1
+        return handle
+
+    def _opened(self, file: StoredFile | ForeignFile | bytes) -> int:
+        handle = self._handle()
+        self._open[handle] = file
+        return handle
+
+    def _failed(self, text: str) -> FileError:
+        self.errors += 1
+        self.last_error = text
+        log.error("%s", text)
+        return FileError(errno.EIO)
+
+
+def _file_mode(executable: bool) -> int:
+    return stat.S_IFREG | (0o555 if executable else 0o444)
+
+
+def _mtime(inode: int) -> int:
+    """Seconds since the epoch, a function of the content alone."""
+    return _TIME_BASE + inode % _TIME_SPAN

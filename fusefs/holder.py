@@ -1,0 +1,199 @@
+"""The holder: the process that serves one mount. It reads the store by itself, needs no daemon once it runs, and ends when
+the mount is gone.
+
+Its control socket answers one JSON line a connection: `{"op": "state"}` (who it is, its counters) and `{"op": "abort"}`
+(end the mount at once). Neither touches the mount.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from millpond.daemon import wirepath
+from millpond.daemon.errors import InternalError, MillpondError
+from millpond.daemon.store.reader import StoreReader
+from millpond.fusefs import engines
+from millpond.fusefs.engines import EngineSettings
+from millpond.fusefs.engines.pyfuse3_engine import Operations
+from millpond.fusefs.filesystem import Filesystem
+from millpond.fusefs.reader import ChunkCache
+from millpond.fusefs.source import SourceClient
+from millpond.fusefs.versions import VersionsFilesystem
+
+log = logging.getLogger("millpond.holder")
+
+_LOG_BYTES = 4 << 20
+PRELOADED = (Operations,)
+
+
+@dataclass(frozen=True, slots=True)
+class HolderSettings:
+    """What a holder is told. `root` is hex, None with `versions`; `uid` the caller's; `control` the socket's path; `device`
+    a /dev/fuse descriptor that is mounted already (system mode), else -1."""
+
+    id: str
+    store: str
+    uid: int
+    mountpoint: str
+    root: str | None
+    files: int
+    bytes: int
+    control: str
+    log: str
+    engine: str = "auto"
+    versions: bool = False
+    xattrs: bool = False
+    allow_other: bool = False
+    read_ahead_kb: int = 1024
+    device: int = -1
+
+
+class Holder:
+    """One mount being served."""
+
+    def __init__(self, settings: HolderSettings, source: SourceClient | None) -> None:
+        self._settings = settings
+        self._source = source
+        self._filesystem: Filesystem | None = None
+
+    async def serve(self, ready: socket.socket) -> None:
+        """Mount, say so on `ready`, serve, return when the mount is gone. Raises MountError."""
+        settings = self._settings
+        reader = StoreReader.open(Path(settings.store))
+        try:
+            async with trio.open_nursery() as nursery:
+                chunks = ChunkCache(reader, nursery)
+                kind = VersionsFilesystem if settings.versions else Filesystem
+                self._filesystem = kind(
+                    reader,
+                    chunks,
+                    self._source,
+                    root=bytes.fromhex(settings.root) if settings.root else None,
+                    uid=settings.uid,
+                    totals=(settings.files, settings.bytes),
+                    xattrs=settings.xattrs,
+                )
+                listener = await _listen(settings.control)
+                nursery.start_soon(self._control, listener)
+
+                async def mounted() -> None:
+                    ready.sendall(b"{}\n")
+                    ready.close()
+
+                await engines.load(settings.engine).serve(self._filesystem, self._engine_settings(), mounted)
+                nursery.cancel_scope.cancel()
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(settings.control)
+            reader.close()
+
+    def _engine_settings(self) -> EngineSettings:
+        settings = self._settings
+        return EngineSettings(
+            mountpoint=settings.mountpoint if settings.device < 0 else f"/dev/fd/{settings.device}",
+            place=settings.mountpoint,
+            name="millpond",
+            allow_other=settings.allow_other,
+            read_ahead_kb=settings.read_ahead_kb,
+        )
+
+    async def _control(self, listener: trio.SocketListener) -> None:
+        await trio.serve_listeners(self._answer, [listener])
+
+    async def _answer(self, stream: trio.SocketStream) -> None:
+        with contextlib.suppress(trio.BrokenResourceError, ValueError), trio.move_on_after(5):
+            request = json.loads(await stream.receive_some(4096) or b"{}")
+            if request.get("op") == "abort":
+                os.kill(os.getpid(), signal.SIGKILL)
+            assert self._filesystem is not None
+            answer = {
+                "id": self._settings.id,
+                "pid": os.getpid(),
+                "rss": _rss_bytes(),
+                "engine": "pyfuse3",
+                "stats": self._filesystem.statistics(),
+            }
+            await stream.send_all(json.dumps(answer).encode() + b"\n")
+        await stream.aclose()
+
+
+async def _listen(path: str) -> trio.SocketListener:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+    sock = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o177)
+    try:
+        await sock.bind(path)
+    finally:
+        os.umask(before)
+    sock.listen(8)
+    return trio.SocketListener(sock)
+
+
+def run(request: dict[str, Any], fds: list[int]) -> int:
+    """A zygote's child. Descriptors: where to say ready, the source's socket, and perhaps /dev/fuse."""
+    values = dict(request["settings"])
+    for key in ("store", "mountpoint", "control", "log"):
+        values[key] = wirepath.decode(values[key])
+    if len(fds) > 2:
+        values["device"] = fds[2]
+        os.set_inheritable(fds[2], True)
+    settings = HolderSettings(**values)
+    _log_to(settings.log)
+    ready = socket.socket(fileno=fds[0])
+    source = SourceClient(socket.socket(fileno=fds[1]))
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # only an unmount ends it
+    try:
+        trio.run(Holder(settings, source).serve, ready)
+        return 0
+    except MillpondError as error:
+        return _report(ready, error)
+    except Exception as error:
+        log.exception("the holder failed")
+        return _report(
+            ready, InternalError(f"the mount's process failed: {error!r}", hint="see `millpond daemon logs`")
+        )
+
+
+def _report(ready: socket.socket, error: MillpondError) -> int:
+    log.error("%s", error)
+    with contextlib.suppress(OSError):
+        ready.sendall(json.dumps(error.to_wire()).encode() + b"\n")
+    return 1
+
+
+def _log_to(path: str) -> None:
+    """A file of the holder's own, begun anew when it is large."""
+    with contextlib.suppress(OSError):
+        if os.path.getsize(path) > _LOG_BYTES:
+            os.unlink(path)
+    handler = logging.FileHandler(path, delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    logger = logging.getLogger("millpond")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+
+
+def _rss_bytes() -> int:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def main() -> None:
+    """`python -m millpond.fusefs.holder READY_FD SOURCE_FD SETTINGS`: the same, standing alone; settings as JSON."""
+    sys.exit(run({"settings": json.loads(sys.argv[3])}, [int(sys.argv[1]), int(sys.argv[2])]))
+
+
+if __name__ == "__main__":
+    main()

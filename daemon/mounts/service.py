@@ -296,7 +296,8 @@ class MountService:
         """Run the caller's worker that clears the place and mounts again. Raises its error."""
         record = mount.record
         mount.state = "restoring"
-        params = {"record": record.to_json(), "context": {**record.context, "cwd": "/"}}
+        context = {**record.context, "cwd": "/"}
+        params = {"record": record.to_json(), "system": self._daemon.system is not None, "context": context}
         try:
             await self._daemon.verbs.run_internal("remount", record.uid, params)
             log.info("mount %s on '%s' is restored", record.id, record.mountpoint)
@@ -350,12 +351,13 @@ class MountService:
         return {"restored": restored, "failed": failed}
 
     async def find(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
-        """{mountpoint | null, all} -> {mounts: [record]} for the caller's worker. Raises NotMountedError."""
+        """{mountpoint | null, all} -> {mounts: [record], system} for the caller's worker. Raises NotMountedError."""
         place = wirepath.decode(params["mountpoint"]) if params.get("mountpoint") else None
         found = [mount.record for mount in self._of(call) if params.get("all") or mount.record.mountpoint == place]
         if not found and not params.get("all"):
             raise NotMountedError(f"'{place}' is not a mount of yours", path=place, hint="see `millpond mounts`")
-        return {"mounts": [record.to_json() for record in found]}
+        system = self._daemon.system is not None
+        return {"mounts": [record.to_json() for record in found], "system": system}
 
     async def ending(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
         """{id, ending} -> {}: the caller's worker is about to unmount (or could not): its end is wanted."""

@@ -79,7 +79,7 @@ def umount(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
     for data in found["mounts"]:
         record = MountRecord.from_json(data)
         try:
-            _umount_one(context, record, lazy)
+            _umount_one(context, record, lazy=lazy, system=bool(found["system"]))
             done.append(wirepath.encode(record.mountpoint))
         except (MountBusyError, MountError) as error:
             failed = error
@@ -90,13 +90,13 @@ def umount(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
 
 
 def remount(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
-    """{record} -> {}: clear the place of a mount that died and mount it again."""
+    """{record, system} -> {}: clear the place of a mount that died and mount it again."""
     record = MountRecord.from_json(params["record"])
     there = place.mounted_at(record.mountpoint)
     if there is not None:
         if there.fstype != "fuse.millpond":
             raise MountError(f"'{record.mountpoint}' is now a mount of something else", path=record.mountpoint)
-        error = _detach(context, record, lazy=True)
+        error = _detach(context, record, lazy=True, system=bool(params.get("system")))
         if error:
             raise MountError(f"the dead mount on '{record.mountpoint}' cannot be removed: {os.strerror(error)}")
     place.check(record.mountpoint)
@@ -175,11 +175,11 @@ def _check_outside(project: Project, mountpoint: str) -> None:
             )
 
 
-def _umount_one(context: WorkerContext, record: MountRecord, lazy: bool) -> None:
+def _umount_one(context: WorkerContext, record: MountRecord, *, lazy: bool, system: bool) -> None:
     there = place.mounted_at(record.mountpoint)
     context.client.call("mounts.ending", {"id": record.id})
     if there is not None and there.fstype == "fuse.millpond":
-        error = _detach(context, record, lazy=lazy)
+        error = _detach(context, record, lazy=lazy, system=system)
         if error:
             context.client.call("mounts.ending", {"id": record.id, "ending": False})
             raise _refused(record, error)
@@ -187,9 +187,9 @@ def _umount_one(context: WorkerContext, record: MountRecord, lazy: bool) -> None
     context.client.call("mounts.removed", {"id": record.id, "lazy": lazy})
 
 
-def _detach(context: WorkerContext, record: MountRecord, *, lazy: bool) -> int:
+def _detach(context: WorkerContext, record: MountRecord, *, lazy: bool, system: bool) -> int:
     """Unmount; 0, or the errno."""
-    if context.system:
+    if system:
         directory = os.open(record.mountpoint, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             status, _ = context.client.call("mounts.detach", {"id": record.id, "lazy": lazy}, fds=[directory])

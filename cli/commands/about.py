@@ -1,0 +1,197 @@
+"""doctor, version, completion, help."""
+
+from __future__ import annotations
+
+import json
+import platform
+from typing import Any
+
+import click
+
+from millpond.cli import exits, render, text
+from millpond.cli.complete import SHELLS, script
+from millpond.cli.connection import running, settings, verb
+from millpond.cli.console import Console
+from millpond.cli.exit_table import exit_codes
+from millpond.cli.group import Verb, json_option, unknown_command
+from millpond.cli.version import UNKNOWN, own_version
+from millpond.daemon.errors import MillpondError, UsageError
+from millpond.daemon.rpc.client import PROTOCOL
+
+# Shown by `version -v`: what millpond's behaviour and formats depend on.
+_LIBRARIES = ("blake3", "click", "lmdb", "pyfastcdc", "pyfuse3", "pygit2", "trio", "zstandard")
+
+ENVIRONMENT = (
+    ("MILLPOND_STORE", "Where the store is; by default $XDG_CACHE_HOME/millpond."),
+    ("MILLPOND_SOCKET", "Where the daemon listens; by default $XDG_RUNTIME_DIR/millpond/millpond.sock."),
+    ("MILLPOND_IDLE_EXIT", "Seconds without requests after which the daemon ends; 0: never. By default 600."),
+    ("XDG_CACHE_HOME", "By default ~/.cache: the store."),
+    ("XDG_STATE_HOME", "By default ~/.local/state: the daemon's log and the list of mounts."),
+    ("XDG_RUNTIME_DIR", "The daemon's socket; without it the state directory is used."),
+    ("NO_COLOR", "Set: no colours. There are none outside a terminal either."),
+    ("TERM", "`dumb`: no colours and no progress."),
+    ("DVC_GLOBAL_CONFIG_DIR", "DVC's config of this user, read as DVC does; also DVC_SYSTEM_CONFIG_DIR."),
+)
+
+
+@click.command(
+    cls=Verb,
+    example="""
+$ millpond doctor
+ok    daemon       pid 4711, version 0.1.0
+...
+""",
+)
+@json_option
+@click.pass_obj
+def doctor(console: Console, as_json: bool) -> int:
+    """Check this machine and repository for what millpond needs.
+
+    The exit code is 1 when something is wrong; what to do about it is printed.
+    """
+    try:
+        checks: list[dict[str, Any]] = verb(console, "doctor", {})["checks"]
+        checks.insert(0, _daemon_check())
+    except MillpondError as error:
+        checks = [{"name": "daemon", "ok": False, "detail": error.message, "hint": error.hint}]
+    if as_json:
+        console.write(json.dumps({"checks": checks}))
+    else:
+        for line in render.doctor_lines(checks, paint=console.paint):
+            console.say(line)
+    return exits.OK if all(check["ok"] for check in checks) else exits.DIFFERENT
+
+
+@click.command(
+    cls=Verb,
+    example="""
+$ millpond version
+millpond 0.1.0
+...
+""",
+)
+@json_option
+@click.pass_obj
+def version(console: Console, as_json: bool) -> None:
+    """Print the versions of this program, of the daemon if it runs, and of Python and the system."""
+    found = {
+        "millpond": own_version(),
+        "protocol": PROTOCOL,
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "daemon": _daemon_version(),
+        "store": str(settings().store),
+    }
+    if as_json:
+        console.write(json.dumps(found | {"libraries": _libraries()}))
+        return
+    console.write(f"millpond {found['millpond']}")
+    console.write(f"Daemon:   {found['daemon'] or 'not running'}, protocol {PROTOCOL}")
+    console.write(f"Python:   {found['python']} on {found['platform']}")
+    console.write(f"Store:    {text.printable(str(found['store']))}")
+    if console.verbose:
+        console.write("Libraries: " + ", ".join(f"{name} {number}" for name, number in _libraries().items()))
+
+
+@click.command(
+    cls=Verb,
+    example="""
+$ millpond completion bash > ~/.local/share/bash-completion/completions/millpond
+$ millpond completion zsh > ~/.zfunc/_millpond
+$ millpond completion fish > ~/.config/fish/completions/millpond.fish
+""",
+)
+@click.argument("shell", required=False, type=click.Choice(SHELLS))
+@click.option("-s", "--shell", "shell_option", type=click.Choice(SHELLS), help="The shell, as DVC takes it.")
+@click.pass_obj
+def completion(console: Console, shell: str | None, shell_option: str | None) -> None:
+    """Print the script that completes millpond's commands, options and arguments in a shell."""
+    if (shell is None) == (shell_option is None):
+        raise UsageError(f"`completion` takes one shell: {', '.join(SHELLS)}")
+    console.write(script(shell or shell_option or ""))
+
+
+@click.command(
+    "help",
+    cls=Verb,
+    example="""
+$ millpond help mount
+$ millpond help exit-codes
+""",
+)
+@click.argument("topic", nargs=-1, metavar="[COMMAND]...")
+@click.pass_context
+def help_(ctx: click.Context, topic: tuple[str, ...]) -> None:
+    """Explain a command; `exit-codes` and `environment` are explained, too."""
+    console: Console = ctx.obj
+    if topic == ("exit-codes",):
+        console.write("\n".join(exit_code_lines()))
+    elif topic == ("environment",):
+        console.write("\n".join(environment_lines()))
+    else:
+        console.write(_command_help(ctx.find_root(), topic))
+
+
+def exit_code_lines() -> list[str]:
+    """The table of exit codes, as `help exit-codes` shows it."""
+    rows = [[str(row.code), row.kind or "-", row.meaning] for row in exit_codes()]
+    return [
+        "Exit codes are stable: scripts may rely on them. KIND is what an error is called in the protocol.",
+        "",
+        *text.table(["CODE", "KIND", "MEANING"], rows),
+    ]
+
+
+def environment_lines() -> list[str]:
+    """Environment variables, as `help environment` shows them."""
+    return [
+        "Environment variables that change what millpond does:",
+        "",
+        *text.table(["NAME", "MEANING"], ENVIRONMENT),
+        "",
+        "A command runs in the daemon with the environment of the shell that it was typed in.",
+    ]
+
+
+def _command_help(root: click.Context, topic: tuple[str, ...]) -> str:
+    ctx, command = root, root.command
+    for name in topic:
+        found = command.get_command(ctx, name) if isinstance(command, click.Group) else None
+        if found is None:
+            raise unknown_command(" ".join(topic))
+        ctx, command = click.Context(found, info_name=name, parent=ctx, obj=root.obj), found
+    return command.get_help(ctx)
+
+
+def _daemon_check() -> dict[str, Any]:
+    client = running()
+    if client is None:
+        return {"name": "daemon", "ok": False, "detail": "it ended", "hint": "see `millpond daemon logs`"}
+    with client:
+        server, own = str(client.server.get("server")), own_version()
+    same = own in (server, UNKNOWN)
+    detail = f"version {server}" + ("" if same else f", this program is {own}")
+    return {"name": "daemon", "ok": same, "detail": detail, "hint": "run `millpond daemon restart`"}
+
+
+def _daemon_version() -> str | None:
+    try:
+        client = running()
+    except MillpondError as error:
+        return f"another ({error.message})"
+    if client is None:
+        return None
+    with client:
+        return str(client.server.get("server"))
+
+
+def _libraries() -> dict[str, str]:
+    from importlib import metadata
+
+    found = {}
+    for name in _LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "missing"
+    return found

@@ -1,0 +1,140 @@
+"""mount, umount, mounts."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+
+import click
+
+from millpond.cli import exits, render
+from millpond.cli.complete import mountpoints, targets
+from millpond.cli.connection import request, verb
+from millpond.cli.console import Console
+from millpond.cli.group import Verb, json_option
+from millpond.cli.target import parse_target
+from millpond.daemon import wirepath
+from millpond.daemon.errors import UsageError
+
+_PATHS = frozenset({"mountpoint", "target", "unmounted", "restored"})
+
+
+@click.command(
+    cls=Verb,
+    options_metavar="[OPTIONS] [TARGET[@REV]]",
+    example="""
+$ millpond mount data@v1 /mnt/data-v1
+Mounted data@4ea37bc45a46 on /mnt/data-v1 (1,401 files, 512 kB)
+$ millpond mount --versions /mnt/versions && ls /mnt/versions/v1/data
+""",
+)
+@click.argument("places", metavar="MOUNTPOINT", nargs=-1, required=True, shell_complete=targets)
+@click.option("--rev", metavar="REV", help="The revision, where TARGET itself holds an @.")
+@click.option("--versions", is_flag=True, help="Every revision as a directory: branches, tags, any revision by name.")
+@click.option("--engine", metavar="NAME", help="What serves the mount.")
+@click.option("--allow-other", is_flag=True, help="Let other users read it (needs user_allow_other in /etc/fuse.conf).")
+@click.option("--xattrs", is_flag=True, help="Tell each file's digest as an extended attribute, user.millpond.md5.")
+@json_option
+@click.pass_obj
+def mount(
+    console: Console,
+    places: tuple[str, ...],
+    rev: str | None,
+    versions: bool,
+    engine: str | None,
+    allow_other: bool,
+    xattrs: bool,
+    as_json: bool,
+) -> None:
+    """Show a version of the data as a read-only directory, at MOUNTPOINT, an empty directory.
+
+    TARGET is a tracked file or directory, a path inside one, or any directory of the repository; without it the whole
+    tree is mounted, Git's files and the data. REV is any name that Git knows (v1, main, HEAD~3, a commit); without it
+    the .dvc files in the workspace say which version. The mount stays at that version and outlives the daemon.
+    """
+    if len(places) > 2:
+        raise UsageError(f"`mount` takes a target and a mountpoint, {len(places)} arguments were given")
+    if versions and (len(places) > 1 or rev is not None):
+        raise UsageError("`mount --versions` shows all revisions: it takes a mountpoint only")
+    target, revision = parse_target(places[0], rev) if len(places) == 2 else (None, rev)
+    if revision is not None and not revision.isprintable():
+        raise UsageError("the revision's name is not printable text")
+    params = {
+        "target": None if target is None else wirepath.encode(target),
+        "rev": revision,
+        "versions": versions,
+        "engine": engine,
+        "options": {"allow_other": allow_other, "xattrs": xattrs},
+        "mountpoint": wirepath.encode(os.path.abspath(places[-1])),
+    }
+    result = verb(console, "mount", params)
+    if as_json:
+        console.write(json.dumps(render.decoded(result, _PATHS)))
+    else:
+        console.say(render.mount_line(result))
+
+
+@click.command(
+    cls=Verb,
+    example="""
+$ millpond umount /mnt/data-v1
+$ millpond umount --all
+""",
+)
+@click.argument("mountpoint", required=False, type=click.Path(), shell_complete=mountpoints)
+@click.option("--all", "all_mounts", is_flag=True, help="End all of your mounts.")
+@click.option("--lazy", is_flag=True, help="Detach it now, end it when nobody uses it any more.")
+@json_option
+@click.pass_obj
+def umount(console: Console, mountpoint: str | None, all_mounts: bool, lazy: bool, as_json: bool) -> None:
+    """End the mount at MOUNTPOINT, or all of your mounts.
+
+    A mount that somebody uses is not ended: the error names the processes.
+    """
+    if (mountpoint is None) != all_mounts:
+        raise UsageError("`umount` takes either a mountpoint or --all")
+    params = {
+        "mountpoint": None if mountpoint is None else wirepath.encode(os.path.abspath(mountpoint)),
+        "all": all_mounts,
+        "lazy": lazy,
+    }
+    result = verb(console, "umount", params)
+    if as_json:
+        console.write(json.dumps(render.decoded(result, _PATHS)))
+        return
+    for line in render.umount_lines(result):
+        console.say(line)
+
+
+@click.command(
+    cls=Verb,
+    example="""
+$ millpond mounts
+MOUNTPOINT    VERSION            STATE    ENGINE   PID   SINCE  READ
+/mnt/data-v1  data@4ea37bc45a46  mounted  pyfuse3  4711  2 min  512 kB
+""",
+)
+@click.option("--restore", is_flag=True, help="Mount again what should be mounted and is not.")
+@json_option
+@click.pass_obj
+def mounts(console: Console, restore: bool, as_json: bool) -> int:
+    """List your mounts: what is where, whether it lives, how much was read through it.
+
+    A mount that is gone (a killed process, a reboot) is listed as dead until it is restored or given up by `umount`.
+    """
+    if restore:
+        result = request(console, "mounts.restore")
+        if as_json:
+            console.write(json.dumps(render.decoded(result, _PATHS)))
+        else:
+            for line in render.restore_lines(result):
+                console.say(line)
+        return exits.DIFFERENT if result.get("failed") else exits.OK
+    result = request(console, "mounts")
+    if as_json:
+        console.write(json.dumps(render.decoded(result, _PATHS)))
+    else:
+        for line in render.mounts_lines(result["mounts"], now=time.time(), paint=console.paint):
+            console.say(line)
+    return exits.OK

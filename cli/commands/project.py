@@ -1,0 +1,239 @@
+"""init, add, checkout, status, root: verbs of the workspace, with DVC's options and words."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import click
+
+from millpond.cli import exits, render
+from millpond.cli.connection import verb
+from millpond.cli.console import Console
+from millpond.cli.group import Verb, json_option, refused
+from millpond.daemon import wirepath
+from millpond.daemon.errors import ObjectMissingError, TargetError, UsageError
+
+_REMOTES = "there are no remotes yet"
+_ADD_PATHS = frozenset({"path", "pointer", "git_add"})
+_CHECKOUT_PATHS = frozenset({"added", "modified", "deleted", "failed", "unchanged"})
+_TARGETS = click.argument("targets", nargs=-1, type=click.Path())
+
+
+@click.command(
+    cls=Verb,
+    example="""
+$ git init && millpond init
+$ git commit -m "Start with millpond"
+""",
+)
+@click.argument("directory", required=False, type=click.Path(file_okay=False))
+@click.option("--no-scm", is_flag=True, help="Make a repository without Git.")
+@click.option("-f", "--force", is_flag=True, help="Overwrite an existing .dvc directory; its local cache is removed.")
+@click.option("--subdir", is_flag=True, help="Make it inside a subdirectory of a Git repository.")
+@click.pass_obj
+def init(console: Console, directory: str | None, no_scm: bool, force: bool, subdir: bool) -> None:
+    """Make DIRECTORY (by default this one) a DVC repository.
+
+    It must be the root of a Git repository, unless --subdir or --no-scm is given. Writes .dvc/ and .dvcignore and stages
+    them. Repositories made by DVC need no `init`.
+    """
+    if directory is not None:
+        try:
+            os.makedirs(directory, exist_ok=True)
+            os.chdir(directory)
+        except OSError as error:
+            raise TargetError(f"cannot use directory '{directory}': {error.strerror}", path=directory) from error
+    result = verb(console, "init", {"no_scm": no_scm, "subdir": subdir, "force": force})
+    for line in render.init_lines(result, scm=not no_scm):
+        console.say(line)
+
+
+@click.command(
+    cls=Verb,
+    example="""
+$ millpond add data
+$ git add data.dvc .gitignore && git commit -m "Images of May"
+""",
+)
+@click.argument("targets", nargs=-1, required=True, type=click.Path())
+@click.option("--no-commit", is_flag=True, help="Write the .dvc files, but store nothing.")
+@click.option("--glob", is_flag=True, help="TARGETS are shell patterns.")
+@click.option(
+    "-o", "--out", metavar="PATH", type=click.Path(), help="Copy or download the target to this path and add it there."
+)
+@click.option("-f", "--force", is_flag=True, help="With --out: overwrite what is there.")
+@click.option("--no-relink", is_flag=True, help="Leave the files in the workspace as they are.")
+@refused("--to-remote", is_flag=True, reason=_REMOTES)
+@refused("-r", "--remote", metavar="NAME", reason=_REMOTES)
+@refused("--remote-jobs", metavar="NUMBER", reason=_REMOTES)
+@json_option
+@click.pass_obj
+def add(
+    console: Console,
+    targets: tuple[str, ...],
+    no_commit: bool,
+    glob: bool,
+    out: str | None,
+    force: bool,
+    no_relink: bool,
+    as_json: bool,
+) -> None:
+    """Store files and directories, and write a .dvc file for each that Git can track.
+
+    What is stored once is not stored again, whatever file or version it is part of. A file that changes while it is
+    read is an error, and nothing of it is kept.
+    """
+    if out is not None and len(targets) > 1:
+        raise UsageError("--out takes one target")
+    params: dict[str, Any] = {
+        "targets": _wire(targets),
+        "glob": glob,
+        "no_commit": no_commit,
+        "force": force,
+        "out": None if out is None else wirepath.encode(out),
+        "no_relink": no_relink,
+    }
+    result = verb(console, "add", params)
+    for warning in result.get("warnings") or []:
+        console.warn(str(warning))
+    if as_json:
+        console.write(json.dumps(render.decoded(result, _ADD_PATHS)))
+        return
+    for line in render.add_lines(result, config=_config_file(), verbose=console.verbose > 0):
+        console.say(line)
+
+
+@click.command(
+    cls=Verb,
+    example="""
+$ git checkout v1 && millpond checkout
+M       data/
+""",
+)
+@_TARGETS
+@click.option("--summary", is_flag=True, help="Print how much changed instead of what.")
+@click.option("-d", "--with-deps", is_flag=True, help="Also everything that the targets are made from.")
+@click.option("-R", "--recursive", is_flag=True, help="Targets may be directories: all .dvc files below them.")
+@click.option("-f", "--force", is_flag=True, help="Overwrite and remove changed files that are not stored.")
+@click.option("--relink", is_flag=True, help="Write files anew that are right already.")
+@click.option("--allow-missing", is_flag=True, help="Pass over what is neither in the store nor in a cache.")
+@click.option("--mount", is_flag=True, help="Mount the data, read-only, where it would be copied to.")
+@json_option
+@click.pass_obj
+def checkout(
+    console: Console,
+    targets: tuple[str, ...],
+    summary: bool,
+    with_deps: bool,
+    recursive: bool,
+    force: bool,
+    relink: bool,
+    allow_missing: bool,
+    mount: bool,
+    as_json: bool,
+) -> int:
+    """Bring files and directories in the workspace to what their .dvc files name.
+
+    Files that were changed and are stored nowhere are never overwritten without --force. Data that only an existing
+    .dvc/cache holds is taken from there.
+    """
+    params: dict[str, Any] = {
+        "targets": _wire(targets),
+        "force": force,
+        "recursive": recursive,
+        "with_deps": with_deps,
+        "summary": summary,
+        "relink": relink,
+        "allow_missing": allow_missing,
+        "mount": mount,
+    }
+    result = verb(console, "checkout", params)
+    if as_json:
+        console.write(json.dumps(render.decoded(result, _CHECKOUT_PATHS)))
+    else:
+        for line in render.checkout_lines(result, summary=summary, paint=console.paint):
+            console.say(line)
+    failed = result.get("failed") or []
+    if failed and not allow_missing:
+        raise ObjectMissingError(
+            f"checkout failed for {len(failed)} target{'' if len(failed) == 1 else 's'}: the data is neither in the "
+            "store nor in a cache",
+            details={"paths": failed},
+        )
+    return exits.OK
+
+
+@click.command(
+    cls=Verb,
+    example="""
+$ millpond status
+data.dvc:
+        changed outs:
+                modified:           data
+""",
+)
+@_TARGETS
+@click.option("-d", "--with-deps", is_flag=True, help="Also everything that the targets are made from.")
+@click.option("-R", "--recursive", is_flag=True, help="Targets may be directories: all .dvc files below them.")
+@click.option(
+    "--no-updates", is_flag=True, expose_value=False, help="Do not look at sources of imports (it never does)."
+)
+@refused("-c", "--cloud", is_flag=True, reason=_REMOTES)
+@refused("-r", "--remote", metavar="NAME", reason=_REMOTES)
+@refused("-a", "--all-branches", is_flag=True, reason="it compares with a remote, and " + _REMOTES)
+@refused("-T", "--all-tags", is_flag=True, reason="it compares with a remote, and " + _REMOTES)
+@refused("-A", "--all-commits", is_flag=True, reason="it compares with a remote, and " + _REMOTES)
+@refused("-j", "--jobs", metavar="NUMBER", reason="it is about transfers, and " + _REMOTES)
+@json_option
+@click.pass_obj
+def status(console: Console, targets: tuple[str, ...], with_deps: bool, recursive: bool, as_json: bool) -> int:
+    """Show what differs between the workspace and the .dvc files.
+
+    With -q nothing is printed: the exit code is 0 when nothing differs, else 1.
+    """
+    params = {"targets": _wire(targets), "recursive": recursive, "with_deps": with_deps}
+    result = verb(console, "status", params)
+    found: dict[str, Any] = result["status"]
+    if console.quiet:
+        return exits.DIFFERENT if found else exits.OK
+    if as_json:
+        console.write(json.dumps(render.status_json(found)))
+    else:
+        for line in render.status_lines(found, tracked=result.get("tracked")):
+            console.say(line)
+    return exits.OK
+
+
+@click.command(
+    cls=Verb,
+    example="""
+$ cd data/images && millpond root
+../..
+""",
+)
+@json_option
+@click.pass_obj
+def root(console: Console, as_json: bool) -> None:
+    """Print the path from here to the root of the DVC repository."""
+    result = verb(console, "root", {})
+    if as_json:
+        console.write(json.dumps(render.decoded(result, frozenset({"root", "relative"}))))
+    else:
+        # As the path is: it is meant for `cd "$(millpond root)"`.
+        console.say(wirepath.decode(result["relative"]))
+
+
+def _wire(paths: tuple[str, ...]) -> list[str]:
+    return [wirepath.encode(path) for path in paths]
+
+
+def _config_file() -> str | None:
+    """The repository's config, from here; None above no repository."""
+    folder = "."
+    while not os.path.samefile(folder, "/"):
+        if os.path.isdir(os.path.join(folder, ".dvc")):
+            return os.path.normpath(os.path.join(folder, ".dvc", "config"))
+        folder = os.path.join(folder, "..")
+    return None

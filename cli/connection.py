@@ -1,0 +1,77 @@
+"""Requests of the command line: to the user's daemon, which is started when there is none."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from millpond.cli.console import Console
+from millpond.cli.progress import Reporter
+from millpond.daemon import wirepath
+from millpond.daemon.errors import CancelledError, DaemonUnavailableError, TargetError
+from millpond.daemon.rpc.autostart import connect_or_start
+from millpond.daemon.rpc.client import Client
+from millpond.daemon.settings import Settings, from_env
+
+# Without --wait-for-lock a repository that another command changes is waited for this long: two quick commands at once
+# are no error, a long one is named at once by `$/waiting` and then by the error.
+LOCK_WAIT_S = 10.0
+
+
+def settings() -> Settings:
+    """This user's settings. Raises UsageError."""
+    return from_env(os.environ, os.getuid())
+
+
+def request(console: Console, method: str, params: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The result of a request that runs in the daemon; Ctrl-C cancels it. Raises MillpondError."""
+    with connect_or_start(settings(), os.environ) as client:
+        return ask(console, client, method, params or {})
+
+
+def verb(console: Console, method: str, params: dict[str, Any]) -> dict[str, Any]:
+    """The result of a request that runs as the caller, in this directory and environment. Raises MillpondError."""
+    wait_s = None if console.wait_for_lock else LOCK_WAIT_S
+    return request(console, method, {**params, "context": context(os.environ, wait_s)})
+
+
+def running() -> Client | None:
+    """A connection to the daemon if it runs; never starts it. Raises ProtocolError."""
+    try:
+        return Client.connect(settings().socket)
+    except DaemonUnavailableError:
+        return None
+
+
+def ask(console: Console, client: Client, method: str, params: dict[str, Any]) -> dict[str, Any]:
+    """A request on an open connection, with progress; Ctrl-C cancels it, a second one does not wait for its end."""
+    with Reporter(console) as reporter:
+        client.on_notify = reporter.notified
+        number = client.start(method, params)
+        try:
+            return client.wait(number)[0]
+        except KeyboardInterrupt:
+            console.interrupted = True
+            reporter.cancelling()
+            return _cancel(client, number)
+
+
+def context(environ: Mapping[str, str], wait_s: float | None) -> dict[str, Any]:
+    """Where a worker runs: this directory, environment and umask, and how long it waits for locks (None: for ever)."""
+    try:
+        cwd = os.getcwd()
+    except OSError as error:
+        raise TargetError(f"the current directory is not there any more: {error.strerror}") from error
+    umask = os.umask(0o022)
+    os.umask(umask)
+    env = {wirepath.encode(key): wirepath.encode(value) for key, value in environ.items()}
+    return {"cwd": wirepath.encode(cwd), "env": env, "umask": umask, "wait_s": wait_s}
+
+
+def _cancel(client: Client, number: int) -> dict[str, Any]:
+    try:
+        client.cancel(number)
+        return client.wait(number)[0]
+    except (CancelledError, DaemonUnavailableError):
+        raise CancelledError("interrupted") from None

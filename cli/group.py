@@ -1,0 +1,222 @@
+"""The command line's frame: verbs that are imported when they are run, options that all of them share, help texts."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import click
+
+from millpond.cli.console import Console
+from millpond.daemon.errors import TargetError, UsageError
+
+Callback = Callable[..., Any]
+
+
+class Entry(NamedTuple):
+    """A verb: the module under `millpond.cli.commands`, its name there, one line of help, the section it is listed in."""
+
+    module: str
+    attribute: str
+    help: str
+    section: str
+
+
+_PROJECT, _MOUNTS, _STORE, _OTHER = "Project", "Mounts", "Store and daemon", "Other"
+ENTRIES: dict[str, Entry] = {
+    "init": Entry("project", "init", "Make a directory a DVC repository.", _PROJECT),
+    "add": Entry("project", "add", "Store files and directories and track them.", _PROJECT),
+    "checkout": Entry("project", "checkout", "Bring the workspace to what the .dvc files name.", _PROJECT),
+    "status": Entry("project", "status", "Show what differs from the .dvc files.", _PROJECT),
+    "root": Entry("project", "root", "Print the path to the repository's root.", _PROJECT),
+    "mount": Entry("mounts", "mount", "Show a version of the data as a read-only directory.", _MOUNTS),
+    "umount": Entry("mounts", "umount", "End a mount, or all of them.", _MOUNTS),
+    "mounts": Entry("mounts", "mounts", "List mounts; mount again what is gone.", _MOUNTS),
+    "fsck": Entry("store", "fsck", "Check the store, and repair it.", _STORE),
+    "cache": Entry("store", "cache", "What the store holds.", _STORE),
+    "daemon": Entry("daemon", "daemon", "Start, stop and look at the daemon.", _STORE),
+    "doctor": Entry("about", "doctor", "Check this machine and repository for what millpond needs.", _OTHER),
+    "version": Entry("about", "version", "Print versions.", _OTHER),
+    "completion": Entry("about", "completion", "Print a shell's completion script.", _OTHER),
+    "help": Entry("about", "help_", "Explain a command, or exit codes and environment.", _OTHER),
+}
+
+# What DVC 3 has and this version has not: named, so that a script that uses one learns why it fails.
+_DVC_ONLY = """
+artifacts check-ignore commit config dag data pull push fetch destroy diff du experiments exp freeze unfreeze gc get get-url
+import import-db import-url install list ls list-url ls-url metrics move mv params plots queue remote remove rm repro stage
+studio unprotect update
+"""
+DVC_ONLY = frozenset(_DVC_ONLY.split())
+
+# Click's own --help writes past the console.
+_CONTEXT: dict[str, Any] = {"help_option_names": [], "max_content_width": 100}
+
+
+class Verb(click.Command):
+    """A command with -q and -v, an example in its help, and paths of any bytes."""
+
+    def __init__(self, *args: Any, example: str = "", **kwargs: Any) -> None:
+        kwargs.setdefault("context_settings", _CONTEXT)
+        super().__init__(*args, **kwargs)
+        self.example = example
+        self.params.extend([*loudness(), help_option()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        check_loudness(ctx)
+        return super().invoke(ctx)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        if self.example:
+            with formatter.section("Example"):
+                for line in self.example.strip("\n").splitlines():
+                    formatter.write(f"{'':>{formatter.current_indent}}{line}\n")
+
+
+class Group(click.Group):
+    """A group of verbs that are in its own module (`daemon`, `cache`)."""
+
+    command_class = Verb
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("context_settings", _CONTEXT)
+        super().__init__(*args, **kwargs)
+        self.params.append(help_option())
+
+
+class Main(click.Group):
+    """`millpond`: finds verbs in ENTRIES."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(context_settings=_CONTEXT, **kwargs)
+        self.params.extend([*loudness(), *_global_options(), help_option()])
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(ENTRIES)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        entry = ENTRIES.get(cmd_name)
+        if entry is None:
+            return None
+        module = importlib.import_module(f"millpond.cli.commands.{entry.module}")
+        command: click.Command = getattr(module, entry.attribute)
+        return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        check_loudness(ctx)
+        return super().invoke(ctx)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in ENTRIES and not ctx.resilient_parsing and not args[0].startswith("-"):
+            raise unknown_command(args[0])
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for section in (_PROJECT, _MOUNTS, _STORE, _OTHER):
+            with formatter.section(section):
+                formatter.write_dl([(name, e.help) for name, e in ENTRIES.items() if e.section == section])
+
+
+def unknown_command(name: str) -> UsageError:
+    """The error for a verb that is not there, with what may have been meant."""
+    if name in DVC_ONLY:
+        return UsageError(
+            f"`{name}` is a command of DVC that this version of millpond does not have",
+            hint="`millpond help` lists those it has",
+        )
+    import difflib
+
+    close = difflib.get_close_matches(name, ENTRIES, n=1)
+    hint = f"did you mean `millpond {close[0]}`?" if close else "`millpond help` lists the commands"
+    return UsageError(f"there is no command `{name}`", hint=hint)
+
+
+def help_option() -> click.Option:
+    """-h and --help."""
+
+    def show(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+        if value and not ctx.resilient_parsing:
+            ctx.obj.write(ctx.get_help())
+            ctx.exit()
+
+    return click.Option(
+        ["-h", "--help"], is_flag=True, expose_value=False, is_eager=True, callback=show, help="Print this text."
+    )
+
+
+def loudness() -> list[click.Option]:
+    """-q and -v, which every verb takes beside the program itself."""
+
+    def quieter(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+        if value and isinstance(ctx.obj, Console):
+            ctx.obj.quiet = True
+
+    def louder(ctx: click.Context, _: click.Parameter, value: int) -> None:
+        if value and isinstance(ctx.obj, Console):
+            ctx.obj.verbose += value
+
+    return [
+        click.Option(["-q", "--quiet"], is_flag=True, expose_value=False, callback=quieter, help="Print errors only."),
+        click.Option(["-v", "--verbose"], count=True, expose_value=False, callback=louder, help="Print more."),
+    ]
+
+
+def check_loudness(ctx: click.Context) -> None:
+    """Raise UsageError for -q together with -v, as DVC does."""
+    if isinstance(ctx.obj, Console) and ctx.obj.quiet and ctx.obj.verbose:
+        raise UsageError("-v/--verbose is not allowed together with -q/--quiet")
+
+
+def _global_options() -> list[click.Parameter]:
+    def change(ctx: click.Context, _: click.Parameter, value: str | None) -> None:
+        if value is None or ctx.resilient_parsing:
+            return
+        try:
+            os.chdir(value)
+        except OSError as error:
+            raise TargetError(f"cannot change to directory '{value}': {error.strerror}", path=value) from error
+
+    def wait(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+        if value and isinstance(ctx.obj, Console):
+            ctx.obj.wait_for_lock = True
+
+    def version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+        if value and not ctx.resilient_parsing:
+            from millpond.cli.version import own_version
+
+            ctx.obj.write(own_version())
+            ctx.exit()
+
+    return [
+        click.Option(
+            ["--cd"], metavar="PATH", expose_value=False, is_eager=True, callback=change,
+            help="Change to this directory first.",
+        ),
+        click.Option(
+            ["--wait-for-lock"], is_flag=True, expose_value=False, callback=wait,
+            help="Wait as long as it takes for a repository that another command is changing.",
+        ),
+        click.Option(
+            ["-V", "--version"], is_flag=True, expose_value=False, is_eager=True, callback=version,
+            help="Print the version and exit.",
+        ),
+    ]  # fmt: skip
+
+
+def refused(*names: str, reason: str, **kwargs: Any) -> Callable[[Callback], Callback]:
+    """An option that DVC has and this version cannot honour: refused by name, never ignored."""
+
+    def refuse(ctx: click.Context, param: click.Parameter, value: Any) -> None:
+        if value and not ctx.resilient_parsing:
+            raise UsageError(f"`{ctx.info_name} {'/'.join(param.opts)}` is not in this version: {reason}")
+
+    return click.option(*names, expose_value=False, callback=refuse, help=f"Not in this version: {reason}.", **kwargs)
+
+
+def json_option(function: Callback) -> Callback:
+    """--json."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(function)

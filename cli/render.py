@@ -1,0 +1,259 @@
+"""Results as text: pure functions from what the daemon answered to lines. Wording is DVC's where DVC has it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from millpond.cli import text
+from millpond.daemon import wirepath
+
+# Colours by state of an output; see `checkout_lines`.
+_CHANGES = (("modified", "yellow"), ("added", "green"), ("deleted", "red"))
+Paint = Callable[[str, str], str]
+
+
+def plain(shown: str, _: str) -> str:
+    """The Paint of a pipe."""
+    return shown
+
+
+def path(wire: str) -> str:
+    """A path of a result, safe to print on one line."""
+    return text.printable(wirepath.decode(wire))
+
+
+def decoded(value: Any, keys: frozenset[str]) -> Any:
+    """A result with the values (or lists of values) of the named members decoded: for --json."""
+    if isinstance(value, dict):
+        return {key: _decoded_member(member) if key in keys else decoded(member, keys) for key, member in value.items()}
+    return [decoded(member, keys) for member in value] if isinstance(value, list) else value
+
+
+def _decoded_member(member: Any) -> Any:
+    if isinstance(member, list):
+        return [_decoded_member(item) for item in member]
+    if isinstance(member, dict):
+        return {wirepath.decode(key): value for key, value in member.items()}
+    return wirepath.decode(member) if isinstance(member, str) else member
+
+
+def init_lines(result: dict[str, Any], *, scm: bool) -> Iterator[str]:
+    """After `init`."""
+    yield "Initialized DVC repository."
+    if scm:
+        yield ""
+        yield "You can now commit the changes to git."
+    yield ""
+    yield "What's next?"
+    yield "------------"
+    yield "- Store and track data: millpond add PATH"
+    yield "- See all commands: millpond help"
+
+
+def add_lines(result: dict[str, Any], *, config: str | None, verbose: bool = False) -> Iterator[str]:
+    """After `add`: what to do next. `config` is the repository's config file as the shell sees it, to switch autostage on."""
+    if verbose:
+        for item in result.get("added") or []:
+            files = item.get("nfiles")
+            what = text.plural(files, "file") + ", " if files is not None else ""
+            state = "stored" if item.get("changed", True) else "unchanged"
+            yield f"{path(item['path'])}: {state}, {what}{text.size(item.get('size') or 0)}, md5 {item.get('md5')}"
+    stage = [wirepath.decode(name) for name in result.get("git_add") or []]
+    if not stage or result.get("autostaged"):
+        return
+    yield ""
+    yield "To track the changes with git, run:"
+    yield ""
+    yield "\tgit add " + " ".join(text.shell_quoted(name) for name in stage)
+    if config is not None:
+        yield ""
+        yield "To enable auto staging, run:"
+        yield ""
+        yield f"\tgit config -f {text.shell_quoted(config)} core.autostage true"
+
+
+def checkout_lines(result: dict[str, Any], *, summary: bool, paint: Paint = plain) -> Iterator[str]:
+    """After `checkout`: one line a changed output, or with --summary how many."""
+    if summary:
+        yield checkout_summary({state: len(result.get(state) or []) for state, _ in _CHANGES})
+        return
+    for state, color in _CHANGES:
+        for name in result.get(state) or []:
+            yield paint(f"{state[0].upper():<8}", color) + path(name)
+
+
+def checkout_summary(counts: dict[str, int]) -> str:
+    """`1 file modified, 3 files added and 1 file deleted`."""
+    parts = [
+        f"{counts[state]} file{'' if counts[state] == 1 else 's'} {state}" for state, _ in _CHANGES if counts[state]
+    ]
+    if not parts:
+        return "No changes."
+    return " and ".join([", ".join(parts[:-1]), parts[-1]]) if len(parts) > 1 else parts[0]
+
+
+def status_lines(status: dict[str, Any], *, tracked: int | None = None) -> Iterator[str]:
+    """`status`: stage, group, output; `tracked` 0 says that there is nothing to compare."""
+    if not status:
+        if tracked == 0:
+            yield "There are no data or pipelines tracked in this project yet."
+            yield "Run `millpond add PATH` to track data."
+        else:
+            yield "Data and pipelines are up to date."
+        return
+    for stage, groups in status.items():
+        yield f"{path(stage)}:"
+        for group in groups:
+            if isinstance(group, str):
+                yield f"\t{text.printable(group)}"
+                continue
+            for title, outputs in group.items():
+                yield f"\t{text.printable(title)}:"
+                for name, state in outputs.items():
+                    yield f"\t\t{_state(state)}{path(name)}"
+
+
+def _state(state: Any) -> str:
+    return f"{str(state) + ':':<20}"
+
+
+def status_json(status: dict[str, Any]) -> dict[str, Any]:
+    """DVC's `status --json`: names decoded."""
+    return {wirepath.decode(stage): [_group_json(group) for group in groups] for stage, groups in status.items()}
+
+
+def _group_json(group: Any) -> Any:
+    if not isinstance(group, dict):
+        return group
+    return {
+        title: {wirepath.decode(name): state for name, state in outputs.items()} for title, outputs in group.items()
+    }
+
+
+def doctor_lines(checks: list[dict[str, Any]], *, paint: Paint = plain) -> Iterator[str]:
+    """`doctor`: one line a check, with what to do below those that failed."""
+    width = max((len(check["name"]) for check in checks), default=0)
+    for check in checks:
+        mark = paint("ok  ", "green") if check["ok"] else paint("FAIL", "red")
+        yield f"{mark}  {check['name']:<{width}}  {text.printable(str(check.get('detail') or ''))}".rstrip()
+        if check.get("hint") and not check["ok"]:
+            yield f"{'':<{width + 8}}{text.printable(check['hint'])}"
+
+
+def mount_line(result: dict[str, Any]) -> str:
+    """After `mount`: what is where, pinned to which commit."""
+    shown = [text.plural(result["files"], "file")] if result.get("files") is not None else []
+    if result.get("bytes") is not None:
+        shown.append(text.size(result["bytes"]))
+    about = f" ({', '.join(shown)})" if shown else ""
+    return f"Mounted {version_name(result)} on {path(result['mountpoint'])}{about}"
+
+
+def version_name(mount: dict[str, Any]) -> str:
+    """`data@1a2b3c4d5e6f`; the workspace's version has no commit; no target is the whole tree."""
+    target, commit = path(mount.get("target") or ""), mount.get("commit")
+    if commit:
+        return f"{target}@{commit[:12]}"
+    return target or "all versions"
+
+
+def umount_lines(result: dict[str, Any]) -> Iterator[str]:
+    """After `umount`."""
+    for name in result.get("unmounted") or []:
+        yield f"Unmounted {path(name)}"
+    if not result.get("unmounted"):
+        yield "Nothing is mounted."
+
+
+def mounts_lines(mounts: list[dict[str, Any]], *, now: float, paint: Paint = plain) -> Iterator[str]:
+    """`mounts`: a table; below it why a mount is not well."""
+    if not mounts:
+        yield "Nothing is mounted."
+        return
+    rows = []
+    for mount in mounts:
+        since = mount.get("since")
+        rows.append(
+            [
+                path(mount["mountpoint"]),
+                version_name(mount),
+                mount["state"],
+                mount.get("engine") or "-",
+                str(mount.get("pid") or "-"),
+                text.duration(now - since) if since else "-",
+                text.size(mount["bytes"]) if mount.get("bytes") is not None else "-",
+            ]
+        )
+    lines = text.table(["MOUNTPOINT", "VERSION", "STATE", "ENGINE", "PID", "SINCE", "READ"], rows)
+    yield paint(lines[0], "bold")
+    for mount, line in zip(mounts, lines[1:], strict=True):
+        yield line if mount["state"] == "mounted" else paint(line, "red" if mount["state"] == "dead" else "yellow")
+    for mount in mounts:
+        if mount.get("error"):
+            yield f"{path(mount['mountpoint'])}: {text.printable(str(mount['error']))}"
+
+
+def restore_lines(result: dict[str, Any]) -> Iterator[str]:
+    """After `mounts --restore`."""
+    for item in result.get("restored") or []:
+        yield f"Restored {path(item['mountpoint'] if isinstance(item, dict) else item)}"
+    for item in result.get("failed") or []:
+        yield f"Not restored: {path(item['mountpoint'])}: {text.printable(str(item['error']))}"
+    if not result.get("restored") and not result.get("failed"):
+        yield "Nothing to restore."
+
+
+def fsck_lines(report: dict[str, Any], *, deep: bool) -> Iterator[str]:
+    """`fsck`: what was checked, what is damaged, which files that hurts."""
+    damaged = report.get("damaged") or []
+    for damage in damaged:
+        where = "" if damage.get("segment") is None else f" in segment {damage['segment']}"
+        yield f"{damage['kind']} {damage['id']}{where}: {text.printable(damage['reason'])}"
+        for name in damage.get("files") or []:
+            yield f"\thurts {text.printable(name)}"
+    total = report.get("damaged_count") or len(damaged)
+    if total > len(damaged):
+        yield f"... and {text.count(total - len(damaged))} more"
+    yield (
+        f"Checked {text.plural(report['records'], 'record')} in {text.plural(report['segments'], 'segment')}, "
+        f"{text.plural(report['objects'], 'object')}, {text.size(report['bytes'])}"
+        + (", with every object's digest." if deep else ".")
+    )
+    repaired, quarantined = report.get("repaired") or 0, report.get("quarantined") or 0
+    if repaired or quarantined:
+        yield f"Repaired {text.count(repaired)}, quarantined {text.count(quarantined)}."
+    if report["ok"]:
+        yield "The store is clean."
+    else:
+        hint = "" if repaired or quarantined else " Run `millpond fsck --repair`."
+        yield f"The store is damaged: {text.plural(total, 'finding')}.{hint}"
+
+
+def cache_lines(stats: dict[str, Any]) -> Iterator[str]:
+    """`cache info`."""
+    yield f"Store:        {text.printable(str(stats['path']))}"
+    yield f"Objects:      {text.count(stats['objects'])}, {text.size(stats['logical'])}"
+    yield f"Chunks:       {text.count(stats['chunks'])}, {text.size(stats['unique'])}"
+    yield f"On disk:      {text.size(stats['stored'])} in {text.plural(stats['segments'], 'segment')}"
+    yield f"Saved:        {stats['dedup_ratio']:.2f}x by deduplication, {stats['compression_ratio']:.2f}x by compression"
+    yield f"Disk is free: {text.size(stats['free'])}"
+
+
+def daemon_lines(status: dict[str, Any], *, now: float) -> Iterator[str]:
+    """`daemon status`."""
+    store = status.get("store") or {}
+    yield f"The daemon runs: pid {status['pid']}, since {text.duration(now - status['started'])}"
+    yield f"Version:  {status['version']}, protocol {status['protocol']}"
+    for title, value in (("Store", store.get("path")), ("Socket", status.get("socket")), ("Log", status.get("log"))):
+        if value:
+            yield f"{title + ':':<9} {text.printable(str(value))}"
+    yield f"Memory:   {text.size(status['rss'])}"
+    yield f"At work:  {text.plural(len(status.get('requests') or []), 'request')}, " + (
+        f"{text.plural(status['workers'], 'worker')}, {text.plural(status['mounts'], 'mount')}"
+    )
+    for item in status.get("requests") or []:
+        yield (
+            f"\t{item['method']} of uid {item['uid']} (pid {item['pid']}), request {item['id']}, "
+            f"{text.duration(item['seconds'])}"
+        )

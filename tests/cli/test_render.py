@@ -1,0 +1,246 @@
+"""Results as text and as JSON. Texts that DVC has, too, are compared with the real one in test_as_dvc.py."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import pytest
+
+from millpond.cli import render
+from millpond.daemon import wirepath
+
+SHA = "4ea37bc45a4600dd7d93c53fb231e5b9d2a0dac5"
+
+
+def mounted(**changes: Any) -> dict[str, Any]:
+    return {
+        "id": "0123456789ab",
+        "mountpoint": "/mnt/a%0Ab",
+        "target": "data",
+        "commit": SHA,
+        "state": "mounted",
+        "engine": "pyfuse3",
+        "pid": 4711,
+        "since": 1000.0,
+        "reads": 3,
+        "bytes": 512_000,
+        "uid": 0,
+        "error": None,
+        **changes,
+    }
+
+
+def test_add_says_what_to_stage() -> None:
+    result = {"added": [], "git_add": [".gitignore", "sp ace.dvc", "%C3%A9.dvc"], "autostaged": False}
+    assert list(render.add_lines(result, config="../.dvc/config")) == [
+        "",
+        "To track the changes with git, run:",
+        "",
+        "\tgit add .gitignore 'sp ace.dvc' 'é.dvc'",
+        "",
+        "To enable auto staging, run:",
+        "",
+        "\tgit config -f ../.dvc/config core.autostage true",
+    ]
+
+
+def test_add_says_nothing_when_git_has_it_already() -> None:
+    assert list(render.add_lines({"git_add": [], "autostaged": False}, config="c")) == []
+    assert list(render.add_lines({"git_add": ["a.dvc"], "autostaged": True}, config="c")) == []
+
+
+def test_add_verbose_says_what_was_stored() -> None:
+    added = [
+        {"path": "a%20b%01", "pointer": "p", "md5": "12.dir", "size": 2048, "nfiles": 1, "changed": True},
+        {"path": "f", "pointer": "p", "md5": "34", "size": 3, "nfiles": None, "changed": False},
+    ]
+    assert list(render.add_lines({"added": added, "git_add": []}, config=None, verbose=True)) == [
+        "a b\\x01: stored, 1 file, 2.05 kB, md5 12.dir",
+        "f: unchanged, 3 B, md5 34",
+    ]
+
+
+def test_checkout_lists_by_state() -> None:
+    result = {"added": ["n%20w", "x"], "modified": ["d/"], "deleted": ["o"], "unchanged": ["u"]}
+    assert list(render.checkout_lines(result, summary=False)) == [
+        "M       d/",
+        "A       n w",
+        "A       x",
+        "D       o",
+    ]
+    painted = render.checkout_lines(result, summary=False, paint=lambda shown, color: f"<{color}>{shown}")
+    assert next(painted) == "<yellow>M       d/"
+
+
+@pytest.mark.parametrize(
+    ("counts", "text"),
+    [
+        ((0, 0, 0), "No changes."),
+        ((0, 2, 0), "2 files added"),
+        ((1, 0, 1), "1 file modified and 1 file deleted"),
+        ((1, 3, 1), "1 file modified, 3 files added and 1 file deleted"),
+    ],
+)
+def test_checkout_summary(counts: tuple[int, int, int], text: str) -> None:
+    assert render.checkout_summary(dict(zip(("modified", "added", "deleted"), counts, strict=True))) == text
+
+
+def test_status_groups() -> None:
+    status = {
+        "a%0Ab.dvc": [{"changed outs": {"data%FF": "modified", "x": "not in cache"}}, "always changed"],
+        "dvc.yaml:s": ["changed command", {"changed deps": {"p": {"lr": "new"}}}],
+    }
+    assert list(render.status_lines(status)) == [
+        "a\\nb.dvc:",
+        "\tchanged outs:",
+        "\t\tmodified:           data\udcff",
+        "\t\tnot in cache:       x",
+        "\talways changed",
+        "dvc.yaml:s:",
+        "\tchanged command",
+        "\tchanged deps:",
+        "\t\t{'lr': 'new'}:      p",
+    ]
+    assert render.status_json(status) == {
+        "a\nb.dvc": [{"changed outs": {"data\udcff": "modified", "x": "not in cache"}}, "always changed"],
+        "dvc.yaml:s": ["changed command", {"changed deps": {"p": {"lr": "new"}}}],
+    }
+
+
+def test_decoded_json_names_any_file() -> None:
+    name = os.fsdecode(b"50%\xff\n")
+    result = {"added": [{"path": wirepath.encode(name), "md5": "%41"}], "git_add": [wirepath.encode(name)], "n": 1}
+    shown = json.loads(json.dumps(render.decoded(result, frozenset({"path", "git_add"}))))
+    assert shown == {"added": [{"path": name, "md5": "%41"}], "git_add": [name], "n": 1}
+
+
+def test_mount_says_what_is_where() -> None:
+    line = render.mount_line(mounted(files=1401, bytes=512_000))
+    assert line == "Mounted data@4ea37bc45a46 on /mnt/a\\nb (1,401 files, 512 kB)"
+    assert render.mount_line(mounted(commit=None, files=1, bytes=0)) == "Mounted data on /mnt/a\\nb (1 file, 0 B)"
+    assert render.mount_line(mounted(target="", commit=None, files=None, bytes=None)) == (
+        "Mounted all versions on /mnt/a\\nb"
+    )
+    assert render.mount_line(mounted(target="", bytes=None)) == "Mounted @4ea37bc45a46 on /mnt/a\\nb"
+
+
+def test_mounts_table_and_reasons() -> None:
+    dead = mounted(mountpoint="/m", state="dead", pid=None, since=None, bytes=None, error="the holder\nwas killed")
+    painted = list(render.mounts_lines([mounted(), dead], now=1130.0, paint=lambda shown, color: f"{color}:{shown}"))
+    assert painted == [
+        "bold:MOUNTPOINT  VERSION            STATE    ENGINE   PID   SINCE       READ",
+        "/mnt/a\\nb   data@4ea37bc45a46  mounted  pyfuse3  4711  2 min 10 s  512 kB",
+        "red:/m          data@4ea37bc45a46  dead     pyfuse3  -     -           -",
+        "/m: the holder\\nwas killed",
+    ]
+    assert list(render.mounts_lines([], now=0)) == ["Nothing is mounted."]
+
+
+def test_umount_and_restore() -> None:
+    assert list(render.umount_lines({"unmounted": ["/a%20b"]})) == ["Unmounted /a b"]
+    assert list(render.umount_lines({"unmounted": []})) == ["Nothing is mounted."]
+    result = {"restored": ["/a"], "failed": [{"mountpoint": "/b", "error": "gone"}]}
+    assert list(render.restore_lines(result)) == ["Restored /a", "Not restored: /b: gone"]
+    assert list(render.restore_lines({"restored": [], "failed": []})) == ["Nothing to restore."]
+
+
+def test_fsck_clean() -> None:
+    report = {"ok": True, "segments": 1, "records": 2914, "objects": 1800, "bytes": 1_410_000, "damaged": []}
+    assert list(render.fsck_lines(report, deep=True)) == [
+        "Checked 2,914 records in 1 segment, 1,800 objects, 1.41 MB, with every object's digest.",
+        "The store is clean.",
+    ]
+
+
+def test_fsck_names_the_files_that_damage_hurts() -> None:
+    damaged = [
+        {"kind": "chunk", "id": "ab12", "segment": 3, "offset": 64, "reason": "bad checksum", "files": ["a\n in d"]},
+        {"kind": "object", "id": "cd", "segment": None, "offset": None, "reason": "other digest", "files": []},
+    ]
+    report = {
+        "ok": False,
+        "segments": 4,
+        "records": 9,
+        "objects": 5,
+        "bytes": 10,
+        "damaged": damaged,
+        "damaged_count": 7,
+        "repaired": 0,
+        "quarantined": 0,
+    }
+    assert list(render.fsck_lines(report, deep=False)) == [
+        "chunk ab12 in segment 3: bad checksum",
+        "\thurts a\\n in d",
+        "object cd: other digest",
+        "... and 5 more",
+        "Checked 9 records in 4 segments, 5 objects, 10 B.",
+        "The store is damaged: 7 findings. Run `millpond fsck --repair`.",
+    ]
+    repaired = report | {"repaired": 1, "quarantined": 2}
+    assert list(render.fsck_lines(repaired, deep=False))[-2:] == [
+        "Repaired 1, quarantined 2.",
+        "The store is damaged: 7 findings.",
+    ]
+
+
+def test_cache_info() -> None:
+    stats = {
+        "path": "/c/millpond",
+        "objects": 3601,
+        "chunks": 2900,
+        "segments": 1,
+        "logical": 5_620_000,
+        "unique": 2_810_000,
+        "stored": 1_405_000,
+        "free": 10**11,
+        "dedup_ratio": 2.0,
+        "compression_ratio": 2.0,
+    }
+    assert list(render.cache_lines(stats)) == [
+        "Store:        /c/millpond",
+        "Objects:      3,601, 5.62 MB",
+        "Chunks:       2,900, 2.81 MB",
+        "On disk:      1.41 MB in 1 segment",
+        "Saved:        2.00x by deduplication, 2.00x by compression",
+        "Disk is free: 100 GB",
+    ]
+
+
+def test_doctor_tells_what_to_do() -> None:
+    checks = [
+        {"name": "fuse", "ok": True, "detail": "/dev/fuse", "hint": "not shown"},
+        {"name": "fusermount3", "ok": False, "detail": "missing", "hint": "apt install fuse3"},
+    ]
+    assert list(render.doctor_lines(checks)) == [
+        "ok    fuse         /dev/fuse",
+        "FAIL  fusermount3  missing",
+        "                   apt install fuse3",
+    ]
+
+
+def test_daemon_status() -> None:
+    status = {
+        "pid": 7,
+        "version": "0.1.0",
+        "protocol": 1,
+        "started": 10.0,
+        "store": {"path": "/c"},
+        "socket": "/s",
+        "log": "/l",
+        "requests": [{"id": "3-1", "method": "add", "uid": 0, "pid": 9, "seconds": 4.0}],
+        "workers": 1,
+        "mounts": 2,
+        "rss": 100_000_000,
+    }
+    assert list(render.daemon_lines(status, now=140.0)) == [
+        "The daemon runs: pid 7, since 2 min 10 s",
+        "Version:  0.1.0, protocol 1",
+        "Store:    /c",
+        "Socket:   /s",
+        "Log:      /l",
+        "Memory:   100 MB",
+        "At work:  1 request, 1 worker, 2 mounts",
+        "\tadd of uid 0 (pid 9), request 3-1, 4 s",
+    ]

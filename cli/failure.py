@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 from click.exceptions import NoArgsIsHelpError
 
 from millpond.cli.console import Console
 from millpond.cli.text import printable
-from millpond.daemon import wirepath
 from millpond.daemon.errors import MillpondError
 
 # Lines of a list below an error; the rest is counted.
@@ -17,18 +14,21 @@ MAX_LINES = 20
 
 
 def show_error(console: Console, error: MillpondError) -> None:
-    """Print an error; with -v its kind and code, too."""
+    """Print an error and what it concerns beside what its sentence names; with -v its kind and code, too."""
     console.error(str(error))
-    for line in detail_lines(error.details):
+    for line in detail_lines(error):
         console.tell(f"\t{line}")
     console.debug(f"error kind {error.kind}, code {error.code}, exit code {error.exit_code}")
 
 
-def detail_lines(details: dict[str, Any]) -> list[str]:
-    """Lines of the lists in an error's details: `paths` (percent-encoded) and `holders` of a busy mount."""
-    lines = [printable(wirepath.decode(str(path))) for path in details.get("paths") or []]
-    for holder in details.get("holders") or []:
-        lines.append(printable(f"pid {holder['pid']} ({holder['command']}, {holder['user']}): {holder['what']}"))
+def detail_lines(error: MillpondError) -> list[str]:
+    """Lines of the lists in an error's details, `paths` and `holders` of a busy mount, but for those in its sentence."""
+    lines = [printable(str(path)) for path in error.details.get("paths") or []]
+    lines += [
+        printable(f"{holder['command']} (pid {holder['pid']}, {holder['user']}: {holder['what']})")
+        for holder in error.details.get("holders") or []
+    ]
+    lines = [line for line in lines if line not in error.message]
     if len(lines) > MAX_LINES:
         lines[MAX_LINES:] = [f"... and {len(lines) - MAX_LINES} more"]
     return lines

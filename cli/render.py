@@ -143,10 +143,7 @@ def doctor_lines(checks: list[dict[str, Any]], *, paint: Paint = plain) -> Itera
 
 def mount_line(result: dict[str, Any]) -> str:
     """After `mount`: what is where, pinned to which commit."""
-    shown = [text.plural(result["files"], "file")] if result.get("files") is not None else []
-    if result.get("bytes") is not None:
-        shown.append(text.size(result["bytes"]))
-    about = f" ({', '.join(shown)})" if shown else ""
+    about = "" if result.get("versions") else f" ({text.plural(result['files'], 'file')}, {text.size(result['bytes'])})"
     return f"Mounted {version_name(result)} on {path(result['mountpoint'])}{about}"
 
 
@@ -155,13 +152,18 @@ def version_name(mount: dict[str, Any]) -> str:
     target, commit = path(mount.get("target") or ""), mount.get("commit")
     if commit:
         return f"{target}@{commit[:12]}"
-    return target or "all versions"
+    return target or ("all versions" if mount.get("versions") else "the workspace's version")
+
+
+def unmounted_line(wire: str) -> str:
+    """One mount that was ended."""
+    return f"Unmounted {path(wire)}"
 
 
 def umount_lines(result: dict[str, Any]) -> Iterator[str]:
     """After `umount`."""
     for name in result.get("unmounted") or []:
-        yield f"Unmounted {path(name)}"
+        yield unmounted_line(name)
     if not result.get("unmounted"):
         yield "Nothing is mounted."
 
@@ -182,7 +184,7 @@ def mounts_lines(mounts: list[dict[str, Any]], *, now: float, paint: Paint = pla
                 mount.get("engine") or "-",
                 str(mount.get("pid") or "-"),
                 text.duration(now - since) if since else "-",
-                text.size(mount["bytes"]) if mount.get("bytes") is not None else "-",
+                text.size(mount.get("read_bytes") or 0),
             ]
         )
     lines = text.table(["MOUNTPOINT", "VERSION", "STATE", "ENGINE", "PID", "SINCE", "READ"], rows)

@@ -15,7 +15,7 @@ from millpond.cli.console import Console
 from millpond.cli.group import Verb, json_option
 from millpond.cli.target import parse_target
 from millpond.daemon import wirepath
-from millpond.daemon.errors import UsageError
+from millpond.daemon.errors import MillpondError, UsageError
 
 _PATHS = frozenset({"mountpoint", "target", "unmounted", "restored"})
 
@@ -99,7 +99,13 @@ def umount(console: Console, mountpoint: str | None, all_mounts: bool, lazy: boo
         "all": all_mounts,
         "lazy": lazy,
     }
-    result = verb(console, "umount", params)
+    try:
+        result = verb(console, "umount", params)
+    except MillpondError as error:
+        # With --all those that could be ended are.
+        for name in error.details.get("unmounted") or []:
+            console.say(render.unmounted_line(name))
+        raise
     if as_json:
         console.write(json.dumps(render.decoded(result, _PATHS)))
         return

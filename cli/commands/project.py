@@ -97,7 +97,7 @@ def add(
     }
     result = verb(console, "add", params)
     for warning in result.get("warnings") or []:
-        console.warn(str(warning))
+        console.warn(wirepath.decode(str(warning)))
     if as_json:
         console.write(json.dumps(render.decoded(result, _ADD_PATHS)))
         return
@@ -160,7 +160,7 @@ def checkout(
         raise ObjectMissingError(
             f"checkout failed for {len(failed)} target{'' if len(failed) == 1 else 's'}: the data is neither in the "
             "store nor in a cache",
-            details={"paths": failed},
+            details={"paths": [wirepath.decode(name) for name in failed]},
         )
     return exits.OK
 

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from millpond.cli import render
+from millpond.cli.failure import detail_lines
 from millpond.daemon import wirepath
+from millpond.daemon.errors import ConflictError, MountBusyError
 
 SHA = "4ea37bc45a4600dd7d93c53fb231e5b9d2a0dac5"
 
@@ -25,7 +27,10 @@ def mounted(**changes: Any) -> dict[str, Any]:
         "pid": 4711,
         "since": 1000.0,
         "reads": 3,
-        "bytes": 512_000,
+        "files": 1401,
+        "bytes": 1_000_000,
+        "read_bytes": 512_000,
+        "versions": False,
         "uid": 0,
         "error": None,
         **changes,
@@ -117,22 +122,20 @@ def test_decoded_json_names_any_file() -> None:
 
 
 def test_mount_says_what_is_where() -> None:
-    line = render.mount_line(mounted(files=1401, bytes=512_000))
-    assert line == "Mounted data@4ea37bc45a46 on /mnt/a\\nb (1,401 files, 512 kB)"
+    line = render.mount_line(mounted())
+    assert line == "Mounted data@4ea37bc45a46 on /mnt/a\\nb (1,401 files, 1.00 MB)"
     assert render.mount_line(mounted(commit=None, files=1, bytes=0)) == "Mounted data on /mnt/a\\nb (1 file, 0 B)"
-    assert render.mount_line(mounted(target="", commit=None, files=None, bytes=None)) == (
-        "Mounted all versions on /mnt/a\\nb"
-    )
-    assert render.mount_line(mounted(target="", bytes=None)) == "Mounted @4ea37bc45a46 on /mnt/a\\nb"
+    assert render.mount_line(mounted(target="", commit=None, versions=True)) == "Mounted all versions on /mnt/a\\nb"
+    assert render.mount_line(mounted(target="")).startswith("Mounted @4ea37bc45a46 on ")
 
 
 def test_mounts_table_and_reasons() -> None:
-    dead = mounted(mountpoint="/m", state="dead", pid=None, since=None, bytes=None, error="the holder\nwas killed")
+    dead = mounted(mountpoint="/m", state="dead", pid=None, since=None, read_bytes=0, error="the holder\nwas killed")
     painted = list(render.mounts_lines([mounted(), dead], now=1130.0, paint=lambda shown, color: f"{color}:{shown}"))
     assert painted == [
         "bold:MOUNTPOINT  VERSION            STATE    ENGINE   PID   SINCE       READ",
         "/mnt/a\\nb   data@4ea37bc45a46  mounted  pyfuse3  4711  2 min 10 s  512 kB",
-        "red:/m          data@4ea37bc45a46  dead     pyfuse3  -     -           -",
+        "red:/m          data@4ea37bc45a46  dead     pyfuse3  -     -           0 B",
         "/m: the holder\\nwas killed",
     ]
     assert list(render.mounts_lines([], now=0)) == ["Nothing is mounted."]
@@ -244,3 +247,14 @@ def test_daemon_status() -> None:
         "At work:  1 request, 1 worker, 2 mounts",
         "\tadd of uid 0 (pid 9), request 3-1, 4 s",
     ]
+
+
+def test_an_error_names_what_its_sentence_does_not() -> None:
+    paths = [f"d/{number}" for number in range(30)]
+    error = ConflictError("changed: 'd/0', 'd/1' ...", details={"paths": paths})
+    # `d/1` is in the sentence, and so is no other.
+    assert detail_lines(error)[:2] == ["d/2", "d/3"]
+    assert detail_lines(error)[-1] == "... and 8 more"
+    holder = {"pid": 7, "command": "ba\nsh", "user": "bob", "what": "cwd"}
+    assert detail_lines(MountBusyError("in use", details={"holders": [holder]})) == ["ba\\nsh (pid 7, bob: cwd)"]
+    assert detail_lines(ConflictError("plain")) == []

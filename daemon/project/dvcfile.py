@@ -147,7 +147,7 @@ def write(path: str, text: str) -> None:
     except FileNotFoundError:
         mode = 0o666 & ~_umask()
     try:
-        with open(temp, "w", encoding="utf-8", newline="") as file:
+        with open(temp, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
             os.fchmod(file.fileno(), mode)
             file.write(text)
             file.flush()

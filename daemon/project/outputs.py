@@ -75,7 +75,7 @@ class WorkTree:
         for path, content in own:
             outs |= {output.path for output in outputs_of(path, content)}
         for path, name in folders:
-            if path in outs or name == ".git" or (name == ".dvc" and not folder):
+            if path in outs or rules.ignores(name, True):
                 continue
             inner = rules.enter(name)
             if inner is not None:

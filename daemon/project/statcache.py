@@ -109,7 +109,7 @@ class StatCache:
     """The cache of one user below `folder`, which is made when first needed, for that user only (0700)."""
 
     def __init__(self, folder: str) -> None:
-        self._folder = os.path.join(folder, "stat")
+        self.folder = os.path.join(folder, "stat")
 
     @classmethod
     def of_user(cls, environ: Mapping[str, str]) -> StatCache:
@@ -135,9 +135,9 @@ class StatCache:
         if len(raw) > MAX_BYTES:
             return
         with contextlib.suppress(OSError):
-            os.makedirs(self._folder, mode=0o700, exist_ok=True)
+            os.makedirs(self.folder, mode=0o700, exist_ok=True)
             self._prune()
-            fd, temporary = tempfile.mkstemp(dir=self._folder, prefix="new-")
+            fd, temporary = tempfile.mkstemp(dir=self.folder, prefix="new-")
             try:
                 with open(fd, "wb") as file:
                     file.write(raw)
@@ -152,15 +152,15 @@ class StatCache:
             os.unlink(self._path(scope))
 
     def _path(self, scope: str) -> str:
-        return os.path.join(self._folder, xxhash.xxh3_128_hexdigest(os.fsencode(scope)))
+        return os.path.join(self.folder, xxhash.xxh3_128_hexdigest(os.fsencode(scope)))
 
     def _prune(self) -> None:
         """Drop the oldest quarter when the bound is reached."""
-        with os.scandir(self._folder) as scan:
+        with os.scandir(self.folder) as scan:
             names = [entry.name for entry in scan]
         if len(names) < MAX_FILES:
             return
-        paths = [os.path.join(self._folder, name) for name in names]
+        paths = [os.path.join(self.folder, name) for name in names]
         for path in sorted(paths, key=lambda each: os.lstat(each).st_mtime_ns)[: MAX_FILES // 4]:
             os.unlink(path)
 

@@ -1,0 +1,393 @@
+"""`add`: store files and folders, write their pointers, keep Git out of the data.
+
+Order, so that a failure leaves the project as it was: check all targets; store all bytes; commit the store; then write
+pointers and `.gitignore`, stage them, and remember the digests. Data named by a pointer is durable before the pointer is.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from array import array
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from millpond.daemon import wirepath
+from millpond.daemon.errors import DiskFullError, InvalidFileError, TargetError, UsageError
+from millpond.daemon.names import ObjectName
+from millpond.daemon.project import dvcfile, gitignore, manifest, targets
+from millpond.daemon.project.context import VerbContext
+from millpond.daemon.project.copying import replace_link
+from millpond.daemon.project.digests import LEGACY, Group, fill, forget_missing
+from millpond.daemon.project.dvcfile import Out
+from millpond.daemon.project.ignore import FolderRules
+from millpond.daemon.project.placer import Placer
+from millpond.daemon.project.plan import Content
+from millpond.daemon.project.repo import Repo, printable
+from millpond.daemon.project.targets import Target
+from millpond.daemon.project.walk import Listing, list_folder, stat_fields
+from millpond.daemon.project.workspace import Workspace
+
+
+@dataclass(frozen=True, slots=True)
+class _Options:
+    names: list[str]
+    glob: bool
+    store: bool
+    force: bool
+    out: str | None
+    relink: bool
+
+    @classmethod
+    def of(cls, params: dict[str, Any]) -> _Options:
+        names = [wirepath.decode(target) for target in params.get("targets") or []]
+        out = params.get("out")
+        if not names:
+            raise UsageError("nothing to add: give a file or a folder")
+        if out is not None and len(names) > 1:
+            raise UsageError("several targets cannot be used with --out")
+        if out is not None and params.get("glob"):
+            raise UsageError("--glob cannot be used with --out")
+        return cls(
+            names=names,
+            glob=bool(params.get("glob")),
+            store=not params.get("no_commit"),
+            force=bool(params.get("force")),
+            out=None if out is None else wirepath.decode(out),
+            relink=not (params.get("no_relink") or params.get("no_commit")),
+        )
+
+
+@dataclass(slots=True)
+class _Job:
+    """A target on its way: its files are all of `group`, or the one at `index` in a group that several share; `legacy`
+    has the same files under their old names."""
+
+    target: Target
+    group: Group
+    index: int | None = None
+    legacy: Group | None = None
+    name: ObjectName | None = None
+    size: int | None = None
+    nfiles: int | None = None
+    manifest: bytes | None = None
+    changed: bool = False
+
+    @property
+    def isexec(self) -> bool:
+        return not self.target.is_dir and bool(os.stat(self.target.source).st_mode & 0o111)
+
+    @property
+    def indexes(self) -> range:
+        """Where its files are in `group`."""
+        return range(len(self.group.listing.paths)) if self.index is None else range(self.index, self.index + 1)
+
+    def legacy_name(self) -> ObjectName | None:
+        if self.legacy is None:
+            return None
+        return self.legacy.tree() if self.index is None else self.legacy.name(self.index)
+
+    def out(self) -> Out:
+        """The pointer's out as it should be now."""
+        old = self.target.out
+        name = os.path.basename(self.target.path) if old is None else old.path
+        cache, extra = (True, {}) if old is None else (old.cache, old.extra)
+        isexec = self.isexec if self.nfiles is None else False
+        return Out(name, self.name, self.size, self.nfiles, isexec, cache, extra)
+
+
+def add(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
+    """Verb. {targets, glob, no_commit, force, out, no_relink} -> {added, git_add, autostaged, warnings, totals}.
+
+    added: [{path, pointer, md5, size, nfiles (None for a file), changed}], paths as seen from the caller's folder. Raises
+    TargetError, OverlapError, TrackedByGitError, InvalidFileError, FileChangedError, DiskFullError, NotMountedError,
+    NotARepoError, UsageError; the project is as it was then.
+    """
+    options = _Options.of(params)
+    repo = Repo.open(os.getcwd(), os.environ)
+    with context.lock(repo.root, "write"):
+        outputs = repo.outputs()
+        if options.out is not None:
+            chosen = [targets.resolve_out(repo, options.names[0], options.out, outputs, force=options.force)]
+        else:
+            names = targets.expand(repo, options.names) if options.glob else options.names
+            chosen = targets.resolve(repo, names, outputs)
+        return _Adding(context, repo, options).run(chosen)
+
+
+class _Adding:
+    """One `add`, after its targets were checked."""
+
+    def __init__(self, context: VerbContext, repo: Repo, options: _Options) -> None:
+        self._context = context
+        self._repo = repo
+        self._options = options
+        self._workspace = Workspace(repo, context.store)
+        self._warnings: list[str] = []
+
+    def run(self, chosen: list[Target]) -> dict[str, Any]:
+        jobs = self._jobs(chosen)
+        self._hash(jobs)
+        for job in jobs:
+            self._name(job)
+        if self._options.store:
+            self._context.progress("committing")
+            self._context.store.commit()
+        self._keep_legacy(jobs)
+        git_add = self._write(jobs)
+        self._settle(jobs)
+        return self._result(jobs, git_add)
+
+    def _jobs(self, chosen: list[Target]) -> list[_Job]:
+        """The targets' files as they are now, in the targets' order."""
+        if self._options.out is not None:
+            (target,) = chosen
+            base = target.source if target.is_dir else os.path.dirname(target.source)
+            return [_Job(target, Group.of(base, _listing_elsewhere(target), None), None if target.is_dir else 0)]
+        single = [target for target in chosen if not target.is_dir and not target.gone]
+        plain = [_relative(target) for target in single if not _is_legacy(target)]
+        old = [_relative(target) for target in single if _is_legacy(target)]
+        shared = self._workspace.files(plain)
+        shared_old = self._workspace.files(old), self._workspace.files(old, LEGACY)
+        jobs, plain_at, old_at = [], itertools.count(), itertools.count()
+        for target in chosen:
+            if target.gone:
+                jobs.append(_Job(target, Group.of(target.source, Listing(), None)))
+            elif target.is_dir:
+                jobs.append(self._folder_job(target))
+            elif _is_legacy(target):
+                jobs.append(_Job(target, shared_old[0], next(old_at), shared_old[1]))
+            else:
+                jobs.append(_Job(target, shared, next(plain_at)))
+        return jobs
+
+    def _folder_job(self, target: Target) -> _Job:
+        relative = _relative(target)
+        group = self._workspace.folder(relative)
+        for path, reason in group.listing.odd:
+            shown = printable(self._repo.seen(f"{relative}/{path}"))
+            raise TargetError(
+                f"cannot add '{shown}': it {reason}", path=shown, hint="remove it, or name it in .dvcignore"
+            )
+        for path in group.listing.skipped:
+            shown = printable(self._repo.seen(f"{relative}/{path}"))
+            self._warnings.append(f"'{shown}' is a link to a folder and was left out")
+        legacy = Group.of(group.base, group.listing, None, LEGACY) if _is_legacy(target) else None
+        return _Job(target, group, None, legacy)
+
+    def _hash(self, jobs: list[_Job]) -> None:
+        """Digests for all files; what must be stored goes to the store in one stream."""
+
+        def progress(files: int, all_files: int, done: int, total: int) -> None:
+            self._context.progress("adding", (files, all_files), (done, total))
+
+        fill(_distinct(job.legacy for job in jobs), self._context.store, keep=False)
+        groups = _distinct(job.group for job in jobs)
+        if self._options.store:
+            forget_missing(groups, self._workspace.objects)
+        fill(groups, self._context.store, keep=self._options.store, progress=progress)
+
+    def _name(self, job: _Job) -> None:
+        """Name, size and count; a folder's manifest is stored."""
+        group = job.group
+        if job.target.inner:
+            self._merge(job)
+        elif job.target.is_dir:
+            job.name, job.nfiles, job.size = group.tree(), len(group.listing.paths), group.listing.total
+            job.manifest = group.text()
+        else:
+            assert job.index is not None
+            job.name, job.size = group.name(job.index), group.size(job.index)
+        if job.manifest is not None and self._options.store:
+            assert job.name is not None
+            if self._workspace.objects.sizes([job.name])[0] is None:
+                stored = self._context.store.put_bytes(job.manifest, is_dir=True)
+                assert stored == job.name
+
+    def _merge(self, job: _Job) -> None:
+        """A tracked folder's manifest with one part of it replaced by what is there now."""
+        target, group = job.target, job.group
+        assert target.out is not None
+        old = target.out.name
+        entries: dict[str, ObjectName] = {}
+        if old is not None:
+            raw = self._workspace.objects.manifest(old)
+            if raw is None or old.algo == LEGACY:
+                raise TargetError(
+                    f"cannot add a part of '{printable(target.path)}': "
+                    + ("it has a name of DVC 2" if raw is not None else "its list of files is not at hand"),
+                    path=printable(target.path),
+                    hint=f"add all of it: millpond add {printable(self._repo.seen(target.path))}",
+                )
+            entries = {entry.relpath: entry.name for entry in manifest.parse(raw, source=str(old))}
+        part = [path for path in entries if path == target.inner or path.startswith(f"{target.inner}/")]
+        if target.gone and not part:
+            shown = printable(self._repo.seen(f"{target.path}/{target.inner}"))
+            raise TargetError(f"'{shown}' does not exist", path=shown)
+        for path in part:
+            del entries[path]
+        for index in job.indexes:
+            inner = f"{target.inner}/{group.listing.paths[index]}" if target.is_dir else target.inner
+            entries[inner] = group.name(index)
+        self._refuse_clash(target, entries)
+        rows = sorted(entries.items(), key=lambda item: manifest.sort_key(item[0]))
+        job.manifest = manifest.serialise((path, name.value) for path, name in rows)
+        job.name, job.nfiles = manifest.manifest_name(job.manifest), len(rows)
+        job.size = self._sum(entries, job)
+
+    def _refuse_clash(self, target: Target, entries: dict[str, ObjectName]) -> None:
+        """A file where others of the manifest have a folder: they are gone, so add all of it."""
+        parts = target.inner.split("/")
+        above = ["/".join(parts[:end]) for end in range(1, len(parts))]
+        for path in above:
+            if path in entries:
+                del entries[path]
+        below = f"{target.inner}/"
+        if target.inner in entries:
+            for path in [path for path in entries if path.startswith(below)]:
+                del entries[path]
+
+    def _sum(self, entries: dict[str, ObjectName], job: _Job) -> int | None:
+        """Bytes of all entries, None when one's size is not known."""
+        fresh = {job.group.name(index): job.group.size(index) for index in job.indexes}
+        others = [name for name in entries.values() if name not in fresh]
+        sizes = self._workspace.objects.sizes(others)
+        known = [size for size in sizes if size is not None]
+        if len(known) < len(sizes):
+            return None
+        return sum(known) + sum(fresh[name] for name in entries.values() if name in fresh)
+
+    def _keep_legacy(self, jobs: list[_Job]) -> None:
+        """Leave an unchanged legacy out as it is, as long as its old names lead to the data."""
+        for job in jobs:
+            name, out = job.legacy_name(), job.target.out
+            if job.legacy is None or out is None or name is None or name != out.name:
+                continue
+            names = [name, *(job.legacy.name(index) for index in job.indexes)]
+            if not self._options.store or None not in self._workspace.objects.sizes(names):
+                job.name, job.size, job.nfiles = out.name, out.size, out.nfiles
+
+    def _write(self, jobs: list[_Job]) -> list[str]:
+        """Pointers, then `.gitignore`; what to give to `git add`, relative."""
+        texts: dict[str, tuple[str | None, str]] = {}
+        for job in jobs:
+            old_text, text = self._text(job, texts)
+            texts[job.target.pointer] = old_text, text
+        try:
+            for pointer, (old_text, text) in texts.items():
+                if text != old_text:
+                    dvcfile.write(self._repo.path(pointer), text)
+            if self._options.out is not None:
+                self._put_out(jobs[0])
+            cached = [job.target.path for job in jobs if job.target.out is None or job.target.out.cache]
+            ignored = gitignore.ignore(self._repo, cached)
+            git_add = list(dict.fromkeys([*texts, *ignored]))
+            if self._repo.git is not None and self._repo.config.flag("core", "autostage"):
+                self._repo.git.stage([self._repo.git_path(path) for path in git_add])
+        except OSError as error:
+            raise _write_error(error) from error
+        return git_add
+
+    def _text(self, job: _Job, texts: dict[str, tuple[str | None, str]]) -> tuple[str | None, str]:
+        """A pointer's text before and after; several outs of one pointer build on each other."""
+        target, out = job.target, job.out()
+        if target.old is None:
+            job.changed = True
+            return None, dvcfile.new_text(out)
+        before, current = texts.get(target.pointer, (target.old.text, target.old.text))
+        pointer = target.old if current == target.old.text else dvcfile.parse(current, target.old.path)
+        text = dvcfile.updated_text(pointer, [out])
+        job.changed = text != current
+        return before, text
+
+    def _put_out(self, job: _Job) -> None:
+        """The copy that --out asks for, in place of what is there."""
+        assert job.name is not None
+        content = Content(job.target.path, job.name, job.isexec)
+        Placer(self._context, self._workspace).put(content)
+
+    def _settle(self, jobs: list[_Job]) -> None:
+        """Replace links by the files they point to, as DVC does, and remember the digests."""
+        if self._options.out is not None:
+            return
+        if self._options.relink:
+            for job in jobs:
+                self._replace_links(job)
+        for job in jobs:
+            if job.target.is_dir and not job.target.inner:
+                self._workspace.keep_folder(job.target.path, job.group, job.group.tree().value)
+        whole = [job.group for job in jobs if job.index is not None and not job.target.inner]
+        for group in _distinct(whole):
+            self._workspace.keep_files(group)
+        self._workspace.save()
+
+    def _replace_links(self, job: _Job) -> None:
+        group = job.group
+        links = group.listing.links if job.index is None else [job.index] if job.target.is_link else []
+        for index in links:
+            found = replace_link(group.path(index), self._repo.temporary)
+            if found is not None:
+                # Its ctime is now: the stat cache will take it as racy, and it is read once more.
+                row = array("q", stat_fields(found))
+                group.listing.stats[index * len(row) : (index + 1) * len(row)] = row
+                group.whole = False
+
+    def _result(self, jobs: list[_Job], git_add: list[str]) -> dict[str, Any]:
+        added = []
+        for job in jobs:
+            assert job.name is not None
+            added.append(
+                {
+                    "path": self._repo.wire(job.target.path),
+                    "pointer": self._repo.wire(job.target.pointer),
+                    "md5": job.name.value,
+                    "size": job.size,
+                    "nfiles": job.nfiles,
+                    "changed": job.changed,
+                }
+            )
+        return {
+            "added": added,
+            "git_add": [self._repo.wire(path) for path in git_add],
+            "autostaged": self._repo.git is not None and self._repo.config.flag("core", "autostage"),
+            "warnings": [wirepath.encode(warning) for warning in self._warnings],
+            "totals": {
+                "files": sum(len(job.indexes) for job in jobs),
+                "bytes": sum(job.group.size(index) for job in jobs for index in job.indexes),
+                "new_bytes": getattr(self._context.store, "new_bytes", None),
+            },
+        }
+
+
+def _relative(target: Target) -> str:
+    return f"{target.path}/{target.inner}" if target.inner else target.path
+
+
+def _is_legacy(target: Target) -> bool:
+    return target.out is not None and target.out.legacy and not target.inner
+
+
+def _distinct(groups: Iterable[Group | None]) -> list[Group]:
+    """Each group once, in order."""
+    return list({id(group): group for group in groups if group is not None}.values())
+
+
+def _listing_elsewhere(target: Target) -> Listing:
+    """The files of a source that need not lie in the project: only built-in rules hold there."""
+    if not target.is_dir:
+        listing = Listing(paths=[os.path.basename(target.source)])
+        listing.stats.extend(stat_fields(os.stat(target.source)))
+        return listing
+    listing = list_folder(target.source, FolderRules(os.path.dirname(target.source), "", ()))
+    for path, reason in listing.odd:
+        shown = printable(f"{target.source}/{path}")
+        raise TargetError(f"cannot add '{shown}': it {reason}", path=shown, hint="remove it first")
+    return listing
+
+
+def _write_error(error: OSError) -> DiskFullError | InvalidFileError:
+    path = printable(str(error.filename or ""))
+    if error.errno in (28, 122):  # ENOSPC, EDQUOT
+        return DiskFullError(f"no room left to write '{path}'", path=path, hint="the data is stored: add it again")
+    return InvalidFileError(f"cannot write '{path}': {error.strerror}", path=path)

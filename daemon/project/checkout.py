@@ -1,0 +1,161 @@
+"""`checkout`: bring the workspace to what the pointers say."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from millpond.daemon import wirepath
+from millpond.daemon.errors import ConflictError, TargetError, UsageError
+from millpond.daemon.names import DIR_SUFFIX, ObjectName
+from millpond.daemon.project import manifest
+from millpond.daemon.project.context import VerbContext
+from millpond.daemon.project.outputs import Output
+from millpond.daemon.project.placer import Placer
+from millpond.daemon.project.plan import ADDED, DELETED, MODIFIED, Content, Plan, Planner
+from millpond.daemon.project.repo import Repo, printable
+from millpond.daemon.project.select import Choice, select, uncached
+from millpond.daemon.project.workspace import Workspace
+
+# Paths in a refusal: named in the message, and listed for machines.
+_NAMED, _LISTED = 3, 1000
+
+
+def checkout(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
+    """Verb. {targets, force, recursive, relink, allow_missing} -> {added, modified, deleted, failed, unchanged}.
+
+    The first four are lists of paths seen from the caller's folder, a folder's with a slash at the end; `failed` are
+    outputs whose data is not at hand (the others are brought nevertheless); `unchanged` is a number. `relink` has nothing
+    to do: files in the workspace are always copies or clones. Raises ConflictError when something saved nowhere would be
+    lost and `force` is not set (nothing was changed then), and as `status`.
+    """
+    if params.get("mount"):
+        raise UsageError("this request cannot mount", hint="send it as checkout with the mount verbs of the daemon")
+    repo = Repo.open(os.getcwd(), os.environ)
+    targets = [wirepath.decode(target) for target in params.get("targets") or []]
+    force, allow_missing = bool(params.get("force")), bool(params.get("allow_missing"))
+    with context.lock(repo.root, "write"):
+        outputs = repo.outputs()
+        chosen = select(repo, outputs, targets, recursive=bool(params.get("recursive")))
+        chosen = _ours(repo, chosen)
+        workspace = Workspace(repo, context.store)
+
+        def progress(files: int, all_files: int, done: int, total: int) -> None:
+            context.progress("comparing", (files, all_files), (done, total))
+
+        contents = [Content(each.output.path, each.output.name, each.output.isexec, each.inner) for each in chosen]
+        if not targets:
+            contents += _abandoned(workspace, outputs)
+        plans = Planner(workspace, progress).plans(contents)
+        _check_inner(workspace, plans)
+        if not force:
+            _refuse_loss(repo, plans)
+        failed = [] if allow_missing else [plan for plan in plans if plan.missing]
+        for plan in plans:
+            if allow_missing:
+                _do_without(plan)
+        Placer(context, workspace).apply([plan for plan in plans if not plan.missing])
+    return _result(repo, plans, failed)
+
+
+def _ours(repo: Repo, chosen: list[Choice]) -> list[Choice]:
+    """Those that have recorded data which is DVC's to bring."""
+    free = uncached(repo, [each.output for each in chosen if each.output.stage is not None])
+    return [each for each in chosen if each.output.name is not None and each.output.cache and each.output not in free]
+
+
+def _abandoned(workspace: Workspace, outputs: Sequence[Output]) -> list[Content]:
+    """Data that was put in place here for pointers that are gone (another branch, say) and is unchanged and saved."""
+    repo, loose = workspace.repo, workspace.loose()
+    tracked = {output.path for output in outputs}
+    found = []
+    for key in list(loose.rows):
+        path = key.rstrip("/")
+        if path in tracked:
+            continue
+        if not os.path.lexists(repo.path(path)):
+            loose.drop(path)
+        elif not _entangled(repo, path, tracked) and _is_saved(workspace, path, loose.rows[key][1], key.endswith("/")):
+            found.append(Content(path, None))
+    return found
+
+
+def _entangled(repo: Repo, path: str, tracked: set[str]) -> bool:
+    """Whether data at `path` is Git's now, or lies in or around another output."""
+    if any(other.startswith(f"{path}/") or path.startswith(f"{other}/") for other in tracked):
+        return True
+    return repo.git is not None and repo.git.tracked_below(repo.git_path(path)) is not None
+
+
+def _is_saved(workspace: Workspace, path: str, digest: bytes, is_dir: bool) -> bool:
+    """Whether what is at `path` is what was put there, by the stat cache alone, and is at hand."""
+    full = workspace.repo.path(path)
+    if os.path.islink(full) or os.path.isdir(full) != is_dir or not (is_dir or os.path.isfile(full)):
+        return False
+    if is_dir:
+        group = workspace.folder(path)
+        name = ObjectName("md5", digest.hex() + DIR_SUFFIX)
+        if not group.whole or group.listing.odd or group.listing.skipped or group.tree() != name:
+            return False
+    else:
+        group, name = workspace.files([path]), ObjectName("md5", digest.hex())
+        if group.digests[0] != digest:
+            return False
+    names = [name, *(group.name(index) for index in range(len(group.listing.paths)))]
+    return None not in workspace.objects.sizes(names)
+
+
+def _check_inner(workspace: Workspace, plans: Sequence[Plan]) -> None:
+    """Raise TargetError for a path inside a tracked folder that its manifest does not have."""
+    for plan in plans:
+        inner, name = plan.content.inner, plan.content.name
+        if not inner or plan.missing or plan.writes or plan.deletes or name is None:
+            continue
+        raw = workspace.objects.manifest(name)
+        paths = [entry.relpath for entry in manifest.parse(raw or b"[]", source=str(name), algo=name.algo)]
+        if not any(path == inner or path.startswith(f"{inner}/") for path in paths):
+            shown = printable(workspace.repo.seen(plan.full(inner)))
+            raise TargetError(f"'{shown}' is not in '{printable(workspace.repo.seen(plan.content.path))}'", path=shown)
+
+
+def _refuse_loss(repo: Repo, plans: Sequence[Plan]) -> None:
+    lost = [repo.seen(plan.full(inner)) for plan in plans if not plan.missing for inner in dict.fromkeys(plan.lost)]
+    if not lost:
+        return
+    lost.sort()
+    named = ", ".join(f"'{printable(path)}'" for path in lost[:_NAMED])
+    more = f" and {len(lost) - _NAMED} more" if len(lost) > _NAMED else ""
+    raise ConflictError(
+        f"{'a file that is' if len(lost) == 1 else 'files that are'} saved nowhere would be lost: {named}{more}",
+        path=printable(lost[0]),
+        hint="add them first, or use --force to lose them",
+        details={"paths": [wirepath.encode(path) for path in lost[:_LISTED]], "total": len(lost)},
+    )
+
+
+def _do_without(plan: Plan) -> None:
+    if plan.content.name in plan.missing:
+        plan.state, plan.missing = None, []
+    else:
+        plan.drop_missing()
+
+
+def _result(repo: Repo, plans: Sequence[Plan], failed: Sequence[Plan]) -> dict[str, Any]:
+    def named(plan: Plan) -> str:
+        return repo.wire(plan.content.path) + ("/" if _is_folder(plan) else "")
+
+    done = [plan for plan in plans if not plan.missing]
+    return {
+        "added": sorted(named(plan) for plan in done if plan.state == ADDED),
+        "modified": sorted(named(plan) for plan in done if plan.state == MODIFIED),
+        "deleted": sorted(named(plan) for plan in done if plan.state == DELETED),
+        "failed": sorted(repo.wire(plan.content.path) for plan in failed),
+        "unchanged": sum(plan.state is None for plan in done),
+    }
+
+
+def _is_folder(plan: Plan) -> bool:
+    if plan.content.name is None:
+        return plan.index is None
+    return plan.content.is_dir

@@ -1,0 +1,55 @@
+"""What a verb is given: the store with the caller's rights, the project's lock, and ways to tell how far it is."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from millpond.daemon.objects import ObjectStore
+
+# (done, total or None) of files or of bytes.
+Counts = tuple[int, int | None]
+
+
+class VerbContext(Protocol):
+    """The worker's side of a request. Verbs run with the caller's environment, folder and umask in place."""
+
+    @property
+    def store(self) -> ObjectStore: ...
+
+    @property
+    def uid(self) -> int: ...
+
+    def lock(self, project: str, mode: str) -> AbstractContextManager[None]:
+        """Hold the lock of the project at the absolute path `project`; `mode` is read or write."""
+        ...
+
+    def progress(self, phase: str, files: Counts | None = None, bytes: Counts | None = None, note: str = "") -> None:
+        """Called as often as one likes; may raise CancelledError."""
+        ...
+
+    def log(self, level: str, text: str) -> None:
+        """A line for the person: `level` is info or warning."""
+        ...
+
+
+@dataclass(slots=True)
+class LocalContext:
+    """A VerbContext without a daemon, for tests and embedding: one process, no lock needed."""
+
+    store: ObjectStore
+    uid: int
+    on_progress: Callable[[str, Counts | None, Counts | None], None] | None = None
+
+    def lock(self, project: str, mode: str) -> AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def progress(self, phase: str, files: Counts | None = None, bytes: Counts | None = None, note: str = "") -> None:
+        if self.on_progress is not None:
+            self.on_progress(phase, files, bytes)
+
+    def log(self, level: str, text: str) -> None:
+        """Results carry the warnings as well."""

@@ -1,0 +1,141 @@
+"""`doctor`: does everything that a project needs work here? Looks only; never touches a mount, never repairs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+from millpond.daemon import wirepath
+from millpond.daemon.errors import MillpondError, NotARepoError
+from millpond.daemon.names import ObjectName
+from millpond.daemon.project.context import VerbContext
+from millpond.daemon.project.copying import can_clone
+from millpond.daemon.project.repo import Repo, printable
+
+# name, ok, detail, hint
+Check = tuple[str, bool, str, str]
+_EMPTY = ObjectName("md5", "d41d8cd98f00b204e9800998ecf8427e")
+_HOOKS = ("post-checkout", "pre-commit", "pre-push")
+
+
+def doctor(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
+    """Verb. {} -> {checks: [{name, ok, detail, hint}]}; works outside a repository as well."""
+    checks = [_store(context), _fuse(), _fusermount()]
+    try:
+        repo = Repo.open(os.getcwd(), os.environ)
+    except NotARepoError as error:
+        checks.append(("repository", True, error.message, ""))
+    except MillpondError as error:
+        checks.append(("repository", False, error.message, error.hint or ""))
+    else:
+        checks.append(("repository", True, printable(repo.root), ""))
+        each: list[Callable[[Repo], Check]] = [_git, _rules, _pointers, _writable, _stat_cache, _cloning, _beside_dvc]
+        checks += [check(repo) for check in each]
+    return {
+        "checks": [
+            {"name": name, "ok": ok, "detail": wirepath.encode(detail), "hint": wirepath.encode(hint)}
+            for name, ok, detail, hint in checks
+        ]
+    }
+
+
+def _store(context: VerbContext) -> Check:
+    try:
+        context.store.sizes([_EMPTY])
+    except MillpondError as error:
+        return "store", False, error.message, error.hint or "see `millpond daemon logs`"
+    return "store", True, "answers", ""
+
+
+def _fuse() -> Check:
+    if not os.path.exists("/dev/fuse"):
+        return "fuse", False, "/dev/fuse is missing", "load the fuse module; in a container: --device /dev/fuse"
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        return "fuse", False, "/dev/fuse may not be opened", "ask for read and write permission on /dev/fuse"
+    return "fuse", True, "/dev/fuse is there", ""
+
+
+def _fusermount() -> Check:
+    path = shutil.which("fusermount3")
+    if path is None:
+        return "fusermount3", False, "fusermount3 is not in PATH", "install the package fuse3"
+    return "fusermount3", True, path, ""
+
+
+def _git(repo: Repo) -> Check:
+    if repo.config.flag("core", "no_scm"):
+        return "git", True, "not used (core.no_scm)", ""
+    if repo.git is None:
+        return "git", False, "this is no Git repository", "run `git init`, or set core.no_scm"
+    return "git", True, printable(repo.git.root or ""), ""
+
+
+def _rules(repo: Repo) -> Check:
+    try:
+        repo.rules.is_ignored("x", False)
+    except MillpondError as error:
+        return "ignore rules", False, error.message, error.hint or "correct the line"
+    return "ignore rules", True, "can be read", ""
+
+
+def _pointers(repo: Repo) -> Check:
+    try:
+        outputs = repo.outputs()
+    except MillpondError as error:
+        return "pointers", False, error.message, error.hint or "correct the file"
+    return "pointers", True, f"{len(outputs)} tracked outputs", ""
+
+
+def _writable(repo: Repo) -> Check:
+    try:
+        with tempfile.TemporaryFile(dir=repo.temporary):
+            return "workspace", True, "can be written", ""
+    except OSError as error:
+        return (
+            "workspace",
+            False,
+            f"cannot write below '{printable(repo.dvc_dir)}': {error.strerror}",
+            "check its permissions",
+        )
+
+
+def _stat_cache(repo: Repo) -> Check:
+    folder = repo.stat_cache.folder
+    above = folder
+    while not os.path.exists(above):
+        above = os.path.dirname(above)
+    if not os.access(above, os.W_OK | os.X_OK):
+        hint = "every command reads all data again until it can be written; set XDG_CACHE_HOME"
+        return "stat cache", False, f"cannot write to '{printable(folder)}'", hint
+    return "stat cache", True, printable(folder), ""
+
+
+def _cloning(repo: Repo) -> Check:
+    try:
+        works = can_clone(repo.temporary)
+    except OSError as error:
+        return "clones", True, f"not tried: {error.strerror}", ""
+    return "clones", True, "files are cloned (reflink)" if works else "files are copied: no reflinks here", ""
+
+
+def _beside_dvc(repo: Repo) -> Check:
+    """Real DVC in use beside us does not see what only our store has."""
+    used = []
+    if next(repo.cache.names(), None) is not None:
+        used.append("its cache holds objects")
+    if repo.git is not None:
+        hooks = os.path.join(repo.git.git_dir, "hooks")
+        for name in _HOOKS:
+            try:
+                with open(os.path.join(hooks, name), encoding="utf-8", errors="replace") as file:
+                    if "dvc git-hook" in file.read(1 << 16):
+                        used.append(f"its {name} hook is installed")
+            except OSError:
+                continue
+    if not used:
+        return "beside dvc", True, "DVC itself was not used here", ""
+    hint = "to DVC data added by millpond is 'not in cache': use millpond's status, checkout and add in this project"
+    return "beside dvc", True, f"DVC itself was used here: {', '.join(used)}", hint

@@ -1,0 +1,231 @@
+"""Carrying out checkout's plans: remove, make folders, write files, and remember their digests.
+
+A file is written to `.dvc/tmp` and renamed, so that at any instant it is the old one or the new one. Nothing is fsynced, as
+with DVC: it can be checked out again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from millpond.daemon.errors import ConflictError, DiskFullError, MillpondError, ObjectMissingError, TargetError
+from millpond.daemon.names import ObjectName
+from millpond.daemon.project.context import VerbContext
+from millpond.daemon.project.copying import Staging, copy_into
+from millpond.daemon.project.digests import Group
+from millpond.daemon.project.plan import Content, Plan, Planner
+from millpond.daemon.project.repo import printable
+from millpond.daemon.project.statcache import Moment
+from millpond.daemon.project.walk import FIELDS, Listing, stat_fields
+from millpond.daemon.project.workspace import Workspace
+
+
+@dataclass(frozen=True, slots=True)
+class _Write:
+    """A file to bring: from the store or DVC's cache, asked for as `source`, to `path` (absolute)."""
+
+    plan: Plan
+    inner: str
+    path: str
+    source: ObjectName
+    size: int
+
+
+class Placer:
+    """Applies plans to the workspace."""
+
+    def __init__(self, context: VerbContext, workspace: Workspace) -> None:
+        self._context = context
+        self._workspace = workspace
+        self._repo = workspace.repo
+        self._written: dict[str, tuple[os.stat_result, ObjectName]] = {}
+        self._done = [0, 0]
+        self._all = [0, 0]
+
+    def put(self, content: Content) -> None:
+        """Bring one content into place by force. Raises ObjectMissingError and what `apply` raises."""
+        (plan,) = Planner(self._workspace).plans([content])
+        if plan.missing:
+            raise ObjectMissingError(
+                f"the data of '{printable(content.path)}' is not at hand", path=printable(content.path)
+            )
+        self.apply([plan])
+
+    def apply(self, plans: Sequence[Plan]) -> None:
+        """Carry out all plans. Raises DiskFullError, TargetError (cannot write), StoreDamagedError, ConflictError."""
+        try:
+            for plan in plans:
+                self._remove(plan)
+            writes = [write for plan in plans for write in self._writes(plan)]
+            self._all = [len(writes), sum(write.size for write in writes)]
+            with Staging(self._repo.temporary) as staging:
+                self._make_folders(plans)
+                self._from_cache([write for write in writes if not self._in_store(write)], staging)
+                self._from_store([write for write in writes if self._in_store(write)], staging)
+            for plan in plans:
+                if plan.content.isexec and not plan.writes and plan.state is not None and not plan.deletes:
+                    _make_executable(self._repo.path(plan.content.path))
+        except OSError as error:
+            raise self._failed(error) from error
+        self._remember(plans)
+
+    def _remove(self, plan: Plan) -> None:
+        emptied: set[str] = set()
+        for inner in plan.deletes:
+            path = self._repo.path(plan.full(inner))
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+            emptied.add(os.path.dirname(path))
+        top = self._repo.path(plan.content.path)
+        for inner in plan.clear:
+            path = self._repo.path(plan.full(inner))
+            if os.path.islink(path):
+                os.unlink(path)
+            else:
+                shutil.rmtree(path)
+        if plan.content.name is None and not os.path.islink(top) and os.path.isdir(top):
+            # Folders without files are in no manifest: they go with the data, unless something of others is in them.
+            for folder, _, _ in os.walk(top, topdown=False):
+                _remove_empty(folder)
+        for folder in emptied:
+            while folder.startswith(f"{top}/") and _remove_empty(folder):
+                folder = os.path.dirname(folder)
+
+    def _writes(self, plan: Plan) -> Iterator[_Write]:
+        for inner, name in plan.writes.items():
+            place = plan.places[name]
+            yield _Write(plan, inner, self._repo.path(plan.full(inner)), place.name, place.size)
+
+    def _in_store(self, write: _Write) -> bool:
+        return write.plan.places[write.plan.writes[write.inner]].in_store
+
+    def _make_folders(self, plans: Sequence[Plan]) -> None:
+        for plan in plans:
+            top = self._repo.path(plan.content.path)
+            if plan.content.is_dir and plan.state is not None:
+                os.makedirs(top, exist_ok=True)
+            for folder in {os.path.dirname(plan.full(inner)) for inner in plan.writes}:
+                os.makedirs(self._repo.path(folder), exist_ok=True)
+
+    def _from_cache(self, writes: Sequence[_Write], staging: Staging) -> None:
+        for write in writes:
+            opened = self._repo.cache.open(write.source)
+            if opened is None:
+                raise ObjectMissingError(
+                    f"object {write.source} vanished from the DVC cache", path=printable(write.path), hint="try again"
+                )
+            source, size = opened
+            try:
+                fd, staged = staging.open()
+                copy_into(source, fd, size)
+                self._place(write, staging, fd, staged)
+            finally:
+                os.close(source)
+
+    def _from_store(self, writes: Sequence[_Write], staging: Staging) -> None:
+        waiting = iter(writes)
+        current: _Write | None = None
+        fd, staged = -1, ""
+        try:
+            for piece in self._context.store.fetch(write.source for write in writes):
+                if current is None:
+                    current = next(waiting)
+                    fd, staged = staging.open()
+                view = piece.data
+                while view:
+                    view = view[os.write(fd, view) :]
+                if piece.last:
+                    self._place(current, staging, fd, staged)
+                    current, fd = None, -1
+        finally:
+            if fd >= 0:
+                with contextlib.suppress(OSError):
+                    os.close(fd)
+
+    def _place(self, write: _Write, staging: Staging, fd: int, staged: str) -> None:
+        isexec = write.plan.content.isexec and not write.inner
+        found = staging.place(fd, staged, write.path, isexec=isexec)
+        self._written[write.path] = found, write.plan.writes[write.inner]
+        self._done[0] += 1
+        self._done[1] += write.size
+        self._context.progress("checking out", (self._done[0], self._all[0]), (self._done[1], self._all[1]))
+
+    def _remember(self, plans: Sequence[Plan]) -> None:
+        """Keep the digests of what is in place now: files just written, and old ones that were known."""
+        now = Moment.now(self._repo.dvc_dir)
+        for plan in plans:
+            content = plan.content
+            if content.name is None:
+                self._workspace.loose().drop(content.path)
+            elif content.is_dir:
+                self._remember_folder(plan, content.name, now)
+            elif plan.writes:
+                group = self._workspace.files([content.path], content.name.algo)
+                self._recall(group, None)
+                self._workspace.keep_files(group, since=now)
+            elif plan.group is not None:
+                self._workspace.keep_files(plan.group)
+        self._workspace.save()
+
+    def _remember_folder(self, plan: Plan, name: ObjectName, now: Moment) -> None:
+        if plan.state is None and plan.group is not None:
+            self._workspace.keep_folder(plan.content.path, plan.group, name.value)
+            return
+        group = self._workspace.folder(plan.content.path, name.algo)
+        self._recall(group, plan.group if plan.index is None else None)
+        whole = None not in group.digests and group.tree() == name
+        self._workspace.keep_folder(plan.content.path, group, name.value if whole else "", since=now)
+
+    def _recall(self, group: Group, old: Group | None) -> None:
+        """Fill in digests: of files written, if nobody wrote to them since, and of unchanged ones that are not racy."""
+        group.whole = False
+        before = _rows(old.listing) if old is not None else {}
+        digests = dict(zip(old.listing.paths, old.digests, strict=True)) if old is not None else {}
+        after = _rows(group.listing)
+        since = self._workspace.since
+        for index, path in enumerate(group.listing.paths):
+            row = after[path]
+            written = self._written.get(group.path(index))
+            group.digests[index] = None
+            if written is not None:
+                found, name = written
+                if (row[1], row[2], row[3]) == stat_fields(found)[1:4] and name.algo == group.algo:
+                    group.digests[index] = bytes.fromhex(name.value)
+            elif old is not None and before.get(path) == row and not since.is_racy(row[0], row[4]):
+                group.digests[index] = digests[path]
+
+    def _failed(self, error: OSError) -> MillpondError:
+        path = printable(os.fsdecode(error.filename or self._repo.root))
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return DiskFullError(
+                f"no room left to write '{path}'", path=path, hint="make room, then run checkout again"
+            )
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.EISDIR):
+            return ConflictError(
+                f"'{path}' was changed by someone else meanwhile", path=path, hint="run checkout again"
+            )
+        return TargetError(f"cannot write '{path}': {error.strerror}", path=path)
+
+
+def _rows(listing: Listing) -> dict[str, array[int]]:
+    return {path: listing.stats[at * FIELDS : (at + 1) * FIELDS] for at, path in enumerate(listing.paths)}
+
+
+def _remove_empty(folder: str) -> bool:
+    try:
+        os.rmdir(folder)
+    except OSError:
+        return False
+    return True
+
+
+def _make_executable(path: str) -> None:
+    """Execute permission for whoever may read."""
+    mode = os.stat(path).st_mode & 0o7777
+    os.chmod(path, mode | (mode & 0o444) >> 2)

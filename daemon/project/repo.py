@@ -1,0 +1,128 @@
+"""A DVC repository as a verb sees it: where it is, its settings, rules, Git, and how paths are shown."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from millpond.daemon import wirepath
+from millpond.daemon.errors import NotARepoError
+from millpond.daemon.project import config as config_module
+from millpond.daemon.project import outputs
+from millpond.daemon.project.config import Config
+from millpond.daemon.project.dvccache import DvcCache
+from millpond.daemon.project.gitrepo import GitRepo
+from millpond.daemon.project.ignore import DVC_DIR, IgnoreRules
+from millpond.daemon.project.outputs import Output, WorkTree
+from millpond.daemon.project.statcache import StatCache
+
+
+def printable(path: str) -> str:
+    """A path for a message: one line, valid Unicode; what is neither appears as escapes."""
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
+
+
+def find_root(start: str) -> str:
+    """The nearest folder at or above `start` that has a folder `.dvc`, as a real path. Raises NotARepoError.
+
+    As in DVC the search does not leave the file system's mount point.
+    """
+    folder = os.path.realpath(start)
+    while True:
+        if os.path.isdir(os.path.join(folder, DVC_DIR)):
+            return folder
+        parent = os.path.dirname(folder)
+        if parent == folder or os.path.ismount(folder):
+            raise NotARepoError(
+                f"you are not inside of a DVC repository (checked up to mount point '{printable(folder)}')",
+                path=printable(start),
+                hint="make one with `millpond init`, or give its place with --cd",
+            )
+        folder = parent
+
+
+@dataclass(slots=True)
+class Repo:
+    """An open repository. Paths called relative are relative to `root`, with `/`; `cwd` is the caller's folder."""
+
+    root: str
+    cwd: str
+    config: Config
+    rules: IgnoreRules
+    cache: DvcCache
+    stat_cache: StatCache
+    git: GitRepo | None
+
+    @classmethod
+    def open(cls, cwd: str, environ: Mapping[str, str]) -> Repo:
+        """The repository that holds `cwd`. Raises NotARepoError, InvalidFileError (config)."""
+        root = find_root(cwd)
+        dvc_dir = os.path.join(root, DVC_DIR)
+        config = config_module.load(dvc_dir, environ)
+        return cls(
+            root=root,
+            cwd=os.path.realpath(cwd),
+            config=config,
+            rules=IgnoreRules(root),
+            cache=DvcCache(config.cache_dir(dvc_dir)),
+            stat_cache=StatCache.of_user(environ),
+            git=None if config.flag("core", "no_scm") else _git(root),
+        )
+
+    @property
+    def dvc_dir(self) -> str:
+        return os.path.join(self.root, DVC_DIR)
+
+    @property
+    def temporary(self) -> str:
+        """`.dvc/tmp`, made when it is missing."""
+        folder = os.path.join(self.dvc_dir, "tmp")
+        os.makedirs(folder, exist_ok=True)
+        return folder
+
+    def path(self, relative: str) -> str:
+        """The absolute path."""
+        return os.path.join(self.root, relative) if relative else self.root
+
+    def relative(self, target: str) -> str | None:
+        """The relative path of what a caller names from `cwd` ("" for the root), None for what lies outside.
+
+        Links in the path are left alone when it lies inside by its spelling; a path from elsewhere (by a link to the
+        repository, say) counts when the folder that holds it lies inside.
+        """
+        path = os.path.abspath(os.path.join(self.cwd, target))
+        found = self._below(path)
+        if found is None:
+            parent = os.path.realpath(os.path.dirname(path))
+            found = self._below(os.path.join(parent, os.path.basename(path)))
+        return found
+
+    def _below(self, path: str) -> str | None:
+        if path == self.root:
+            return ""
+        prefix = os.path.join(self.root, "")
+        return path[len(prefix) :] if path.startswith(prefix) else None
+
+    def seen(self, relative: str) -> str:
+        """The path from the caller's folder, as DVC shows paths."""
+        return os.path.relpath(self.path(relative), self.cwd)
+
+    def wire(self, relative: str) -> str:
+        """`seen`, in its form on the wire."""
+        return wirepath.encode(self.seen(relative))
+
+    def git_path(self, relative: str) -> str:
+        """The path from the root of Git's work tree."""
+        base = (self.git.root if self.git is not None else None) or self.root
+        return os.path.relpath(self.path(relative), base)
+
+    def outputs(self) -> list[Output]:
+        """All tracked outputs of the workspace. Raises InvalidFileError."""
+        return outputs.collect(WorkTree(self.root, self.rules))
+
+
+def _git(root: str) -> GitRepo | None:
+    found = GitRepo.discover(root)
+    return found if found is not None and found.root is not None else None

@@ -1,0 +1,37 @@
+"""The table of verbs: what a worker runs for a method of that name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from millpond.daemon import wirepath
+from millpond.daemon.project.add import add
+from millpond.daemon.project.checkout import checkout
+from millpond.daemon.project.context import VerbContext
+from millpond.daemon.project.doctor import doctor
+from millpond.daemon.project.init import init
+from millpond.daemon.project.repo import find_root
+from millpond.daemon.project.status import status
+
+Verb = Callable[[VerbContext, dict[str, Any]], dict[str, Any]]
+
+
+def root(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
+    """Verb. {} -> {root, relative}: the project's root, absolute and from the caller's folder. Raises NotARepoError."""
+    found = find_root(os.getcwd())
+    return {
+        "root": wirepath.encode(found),
+        "relative": wirepath.encode(os.path.relpath(found, os.path.realpath(os.getcwd()))),
+    }
+
+
+VERBS: dict[str, Verb] = {
+    "init": init,
+    "add": add,
+    "checkout": checkout,
+    "status": status,
+    "root": root,
+    "doctor": doctor,
+}

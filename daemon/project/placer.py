@@ -140,6 +140,7 @@ class Placer:
                 view = piece.data
                 while view:
                     view = view[os.write(fd, view) :]
+                view.release()  # the store's memory is unmapped after the next piece
                 if piece.last:
                     self._place(current, staging, fd, staged)
                     current, fd = None, -1

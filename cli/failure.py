@@ -7,6 +7,7 @@ from click.exceptions import NoArgsIsHelpError
 
 from millpond.cli.console import Console
 from millpond.cli.text import printable
+from millpond.daemon import wirepath
 from millpond.daemon.errors import MillpondError
 
 # Lines of a list below an error; the rest is counted.
@@ -23,7 +24,7 @@ def show_error(console: Console, error: MillpondError) -> None:
 
 def detail_lines(error: MillpondError) -> list[str]:
     """Lines of the lists in an error's details, `paths` and `holders` of a busy mount, but for those in its sentence."""
-    lines = [printable(str(path)) for path in error.details.get("paths") or []]
+    lines = [printable(wirepath.decode(str(path))) for path in error.details.get("paths") or []]
     lines += [
         printable(f"{holder['command']} (pid {holder['pid']}, {holder['user']}: {holder['what']})")
         for holder in error.details.get("holders") or []

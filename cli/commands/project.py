@@ -117,7 +117,7 @@ M       data/
 @click.option("-d", "--with-deps", is_flag=True, help="Also everything that the targets are made from.")
 @click.option("-R", "--recursive", is_flag=True, help="Targets may be directories: all .dvc files below them.")
 @click.option("-f", "--force", is_flag=True, help="Overwrite and remove changed files that are not stored.")
-@click.option("--relink", is_flag=True, help="Write files anew that are right already.")
+@click.option("--relink", is_flag=True, help="As in DVC; files are copies or clones here, so there is nothing to do.")
 @click.option("--allow-missing", is_flag=True, help="Pass over what is neither in the store nor in a cache.")
 @click.option("--mount", is_flag=True, help="Mount the data, read-only, where it would be copied to.")
 @json_option
@@ -160,7 +160,7 @@ def checkout(
         raise ObjectMissingError(
             f"checkout failed for {len(failed)} target{'' if len(failed) == 1 else 's'}: the data is neither in the "
             "store nor in a cache",
-            details={"paths": [wirepath.decode(name) for name in failed]},
+            details={"paths": failed},
         )
     return exits.OK
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 MAX_BYTES = 8 << 20
 KEPT = 3
-_FIELDS = ("request", "uid", "method", "seconds")
+_FIELDS = ("request", "uid", "pid", "outcome", "seconds")
 
 
 class JsonFormatter(logging.Formatter):
@@ -32,6 +32,8 @@ class JsonFormatter(logging.Formatter):
 
 def to_file(path: Path) -> logging.Handler:
     """Log to a rotated file: at most KEPT older ones of MAX_BYTES."""
+    # A log that cannot be written (a full disk) must not end requests, nor fill another file with its complaints.
+    logging.raiseExceptions = False
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     handler = logging.handlers.RotatingFileHandler(path, maxBytes=MAX_BYTES, backupCount=KEPT, encoding="utf-8")
     handler.setFormatter(JsonFormatter())

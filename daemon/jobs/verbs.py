@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import socket
-import time
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import trio
 
 from millpond.daemon.errors import BusyError, InternalError, from_wire
-from millpond.daemon.jobs.zygotes import Child
+from millpond.daemon.jobs.zygotes import Child, ZygoteHandle
+from millpond.daemon.rpc.connection import Connection
 from millpond.daemon.rpc.methods import Call, Registry
 
 if TYPE_CHECKING:
@@ -22,8 +24,19 @@ log = logging.getLogger("millpond.jobs")
 VERBS = ("init", "add", "checkout", "status", "root", "doctor", "mount", "umount", "tree")
 # Workers of one uid at once.
 MAX_WORKERS = 64
-# A cancelled worker has this long to clean up before it is killed.
+# A cancelled worker has this long to clean up before it is killed, and one that has answered to end.
 GRACE_S = 5.0
+
+
+@dataclass(slots=True, eq=False)
+class Worker:
+    """A worker process and its connection, which ends with it: what it locked stays locked until it is gone."""
+
+    call: Call
+    zygote: ZygoteHandle
+    child: Child
+    connection: Connection
+    ended: trio.Event = field(default_factory=trio.Event)
 
 
 class VerbRunner:
@@ -31,55 +44,87 @@ class VerbRunner:
 
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
-        self.workers: dict[int, Call] = {}
+        self.workers: set[Worker] = set()
 
     async def run(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
         """The verb's result. Raises the worker's error; InternalError when it died."""
-        if sum(1 for other in self.workers.values() if other.uid == call.uid) >= MAX_WORKERS:
+        if sum(1 for worker in self.workers if worker.call.uid == call.uid) >= MAX_WORKERS:
             raise BusyError(f"{MAX_WORKERS} of your requests are at work already", hint="try again later")
+        worker = await self._start(call)
+        try:
+            answer = await worker.connection.request(call.method, params)
+        except trio.Cancelled:
+            with trio.CancelScope(shield=True):
+                await self._end(worker)
+            raise
+        if answer is None:
+            await worker.ended.wait()
+            raise InternalError(
+                f"the worker of {call.method} died: {await worker.child.fate()}", hint="see `millpond daemon logs`"
+            )
+        if answer.error is not None:
+            raise from_wire(answer.error)
+        return answer.result or {}
+
+    async def run_internal(self, method: str, uid: int, params: dict[str, Any]) -> dict[str, Any]:
+        """A verb that the daemon itself wants done as `uid`; nobody is told of its progress."""
+        nobody: Any = None
+        call = Call(nobody, 0, method, uid, os.getpid(), f"internal-{method}", [], ended=True)
+        return await self.run(call, params)
+
+    async def quiet(self) -> None:
+        """Until no worker runs."""
+        for worker in list(self.workers):
+            await worker.ended.wait()
+
+    async def _start(self, call: Call) -> Worker:
+        zygote = self._daemon.zygotes.of(call.uid)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with theirs:
             request = {"verbs": self._daemon.settings.verbs}
             try:
-                child = await self._daemon.zygotes.of(call.uid).fork("worker", request, [theirs.fileno()])
+                fds = [theirs.fileno(), self._daemon.listener.work_lock]
+                child = await zygote.fork("worker", request, fds)
             except BaseException:
                 ours.close()
                 raise
-        self.workers[child.pid] = call
         sock = trio.socket.from_stdlib_socket(ours)
         connection = self._daemon.server.connection(sock, uid=call.uid, pid=child.pid, parent=call)
+        worker = Worker(call, zygote, child, connection)
+        zygote.children += 1
+        self.workers.add(worker)
+        self._daemon.nursery.start_soon(self._watch, worker)
+        return worker
+
+    async def _watch(self, worker: Worker) -> None:
+        """Serve the worker's own requests, and see to it that the process ends when its connection did."""
         try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(connection.serve)
-                answer = await self._answer(connection.request, call, params, child)
-                nursery.cancel_scope.cancel()
+            await worker.connection.serve()
+            with trio.move_on_after(GRACE_S) as grace:
+                await worker.child.wait()
+            if grace.cancelled_caught:
+                await self._kill(worker)
+                await worker.child.wait()
         finally:
-            del self.workers[child.pid]
-            child.close()
-        seconds = round(time.monotonic() - call.started, 3)
-        log.info("%s", call.method, extra={"request": call.id, "uid": call.uid, "seconds": seconds})
-        if answer is None:
-            raise InternalError(f"the worker of {call.method} died", hint="see `millpond daemon logs`")
-        if "error" in answer:
-            raise from_wire(answer["error"])
-        return answer.get("result") or {}
+            self.workers.discard(worker)
+            worker.zygote.children -= 1
+            worker.child.close()
+            worker.ended.set()
 
-    async def _answer(self, request: Any, call: Call, params: dict[str, Any], child: Child) -> dict[str, Any] | None:
-        try:
-            found: dict[str, Any] | None = await request(call.method, params)
-            return found
-        except trio.Cancelled:
-            with trio.CancelScope(shield=True):
-                await self._end(child)
-            raise
-
-    async def _end(self, child: Child) -> None:
-        await child.kill(signal.SIGTERM)
+    async def _end(self, worker: Worker) -> None:
+        if worker.ended.is_set():
+            return
+        await worker.child.kill(signal.SIGTERM)
         with trio.move_on_after(GRACE_S) as grace:
-            await child.wait()
+            await worker.ended.wait()
         if grace.cancelled_caught:
-            log.warning("worker %d did not end in %.0f s: killed", child.pid, GRACE_S)
-            await child.kill(signal.SIGKILL)
+            await self._kill(worker)
+            with trio.move_on_after(GRACE_S):  # the kernel may hold it: a file system that does not answer
+                await worker.ended.wait()
+
+    async def _kill(self, worker: Worker) -> None:
+        log.warning("worker %d does not end within %.0f s: killed", worker.child.pid, GRACE_S)
+        await worker.child.kill(signal.SIGKILL)
 
 
 def register(registry: Registry, daemon: Daemon) -> VerbRunner:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import logging
 import os
 import signal
 import socket
@@ -16,38 +15,52 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from millpond.daemon import wirepath
-from millpond.daemon.errors import CancelledError, DaemonUnavailableError, InternalError, MillpondError, TargetError
+from millpond.daemon.errors import (
+    CancelledError,
+    DaemonUnavailableError,
+    InternalError,
+    MillpondError,
+    ProtocolError,
+    TargetError,
+)
 from millpond.daemon.jobs.objects import DaemonObjectStore
 from millpond.daemon.rpc.client import Client
 
+# Progress is sent at most this often; what is left out is sent with the next one, or before the answer.
 PROGRESS_S = 0.1
+# Bytes of a traceback for the daemon's log.
+MAX_TRACE = 16_000
 
 
 @dataclass(slots=True)
 class WorkerContext:
-    """What a verb gets: the store with the caller's rights, locks, progress, and the daemon's other requests."""
+    """What a verb gets: the store with the caller's rights, locks, progress, and the daemon's other requests.
+
+    `wait_s` bounds the wait for locks; None: as long as it takes.
+    """
 
     client: Client
     store: DaemonObjectStore
     uid: int
     wait_s: float | None = None
-    _told: float = field(default=0.0)
-    _phase: str = field(default="")
+    _told: float = 0.0
+    _latest: dict[str, Any] | None = None
 
     @contextlib.contextmanager
     def lock(self, project: str, mode: str) -> Iterator[None]:
         """Hold the project's lock, `read` or `write`. Raises LockTimeoutError."""
-        self.client.call("lock.acquire", {"project": project, "mode": mode, "timeout": self.wait_s})
+        name = wirepath.encode(project)
+        self.client.call("lock.acquire", {"project": name, "mode": mode, "timeout": self.wait_s})
         try:
             yield
         finally:
             # A broken connection has released the lock already.
             with contextlib.suppress(DaemonUnavailableError, OSError):
-                self.client.call("lock.release", {"project": project})
+                self.client.call("lock.release", {"project": name})
 
     def progress(
         self,
@@ -56,12 +69,16 @@ class WorkerContext:
         bytes: tuple[int, int | None] | None = None,
         note: str = "",
     ) -> None:
-        """Tell the caller how far it is, at most every PROGRESS_S seconds in one phase."""
-        now = time.monotonic()
-        if phase == self._phase and now - self._told < PROGRESS_S:
-            return
-        self._told, self._phase = now, phase
-        self.client.notify("$/progress", {"phase": phase, "files": files, "bytes": bytes, "note": note})
+        """Tell the caller how far it is; called as often as one likes."""
+        self._latest = {"phase": phase, "files": files, "bytes": bytes, "note": note}
+        if time.monotonic() - self._told >= PROGRESS_S:
+            self.tell_progress()
+
+    def tell_progress(self) -> None:
+        """Send what is not sent yet."""
+        if self._latest is not None:
+            latest, self._latest, self._told = self._latest, None, time.monotonic()
+            self.client.notify("$/progress", latest)
 
     def log(self, level: str, text: str) -> None:
         """A line for the person: `level` is info or warning."""
@@ -69,38 +86,38 @@ class WorkerContext:
 
 
 def run(request: dict[str, Any], fds: list[int]) -> int:
-    """A zygote's child: serve the one request that comes on the socket `fds[0]`; the exit code."""
+    """A zygote's child: serve the one request that comes on the socket `fds[0]`; the exit code.
+
+    `fds[1]`, if there is one, is the lock that tells a new daemon that this worker still runs: it is kept open.
+    """
     signal.signal(signal.SIGTERM, _cancel)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    client = Client(socket.socket(fileno=os.dup(fds[0])))
-    os.close(fds[0])
+    client = Client(socket.socket(fileno=fds[0]), serving=True)
     try:
         message = client.serve_one()
-    except MillpondError:
+    except MillpondError:  # the daemon is gone, or the request was cancelled before it came
         return 1
+    number, method = message["id"], message["method"]
     try:
-        result = _perform(client, message["method"], message["params"], request["verbs"])
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        client.answer(message["id"], result=result)
+        result = _perform(client, method, message.get("params") or {}, request["verbs"])
+        _deaf()
+        client.answer(number, result=result)
         return 0
     except MillpondError as error:
-        return _fail(client, message["id"], error)
+        _deaf()
+        return _fail(client, number, error)
     except MemoryError:
-        return _fail(client, message["id"], InternalError("the worker ran out of memory"))
-    except Exception as error:
-        text = traceback.format_exc()
-        with contextlib.suppress(Exception):
-            client.notify("$/trace", {"text": text[-16_000:]})
+        _deaf()
+        return _fail(client, number, InternalError(f"{method} ran out of memory", hint="free some and try again"))
+    except BaseException as error:
+        _deaf()
+        text = traceback.format_exc()[-MAX_TRACE:]
+        with contextlib.suppress(DaemonUnavailableError, OSError):
+            client.notify("$/trace", {"text": text})
         hint = "please report it with the log: millpond daemon logs"
-        return _fail(
-            client, message["id"], InternalError(f"internal error in {message['method']}: {error!r}", hint=hint)
-        )
-    finally:
-        client.close()
+        return _fail(client, number, InternalError(f"internal error in {method}: {error!r}", hint=hint))
 
 
 def _fail(client: Client, number: Any, error: MillpondError) -> int:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     with contextlib.suppress(DaemonUnavailableError, OSError):
         client.answer(number, error=error.to_wire())
     return 1
@@ -109,29 +126,49 @@ def _fail(client: Client, number: Any, error: MillpondError) -> int:
 def _perform(client: Client, method: str, params: dict[str, Any], table: str) -> dict[str, Any]:
     module, _, name = table.partition(":")
     verbs = getattr(importlib.import_module(module), name)
-    context = params.pop("context", {})
+    if method not in verbs:
+        raise ProtocolError(f"this daemon has no verb '{method}'", hint="is it older? millpond daemon restart")
+    context = params.pop("context", None) or {}
     _enter(context)
-    store = DaemonObjectStore(client)
-    worker = WorkerContext(client, store, os.getuid(), context.get("wait_s"))
+    worker = WorkerContext(client, DaemonObjectStore(client), os.getuid(), context.get("wait_s"))
     result: dict[str, Any] = verbs[method](worker, params)
+    worker.tell_progress()
     return result
 
 
 def _enter(context: dict[str, Any]) -> None:
     """The client's environment, umask and folder, and nothing of the daemon's."""
-    os.environ.clear()
-    for key, value in (context.get("env") or {}).items():
-        os.environ[wirepath.decode(key)] = wirepath.decode(value)
-    os.umask(int(context.get("umask", 0o022)) & 0o777)
-    cwd = wirepath.decode(context.get("cwd") or "/")
+    try:
+        env = {wirepath.decode(key): wirepath.decode(value) for key, value in (context.get("env") or {}).items()}
+        umask = int(context.get("umask", 0o022)) & 0o777
+        cwd = wirepath.decode(context.get("cwd") or "/")
+        os.environ.clear()
+        os.environ.update(env)
+    except (AttributeError, TypeError, ValueError, OSError) as error:
+        raise ProtocolError(f"the request's context is not {{cwd, env, umask}} as it should be: {error}") from error
+    os.umask(umask)
     try:
         os.chdir(cwd)
-    except OSError as error:
-        raise TargetError(f"cannot enter '{cwd}': {error.strerror}", path=cwd) from error
-    logging.getLogger("millpond").addHandler(logging.NullHandler())
-    sys.stdin = open(os.devnull)  # noqa: SIM115 - for the life of the process
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise TargetError(f"cannot enter '{cwd}': {reason}", path=cwd) from error
+    time.tzset()
+    _refresh_git()
+
+
+def _refresh_git() -> None:
+    """libgit2 found the places of Git's configuration when it was loaded, from the zygote's environment."""
+    git = sys.modules.get("pygit2")
+    if git is not None:
+        for level in (git.enums.ConfigLevel.SYSTEM, git.enums.ConfigLevel.XDG, git.enums.ConfigLevel.GLOBAL):
+            git.settings.search_path[level] = None
+
+
+def _deaf() -> None:
+    """The outcome is known: a cancellation comes too late, and must not tear the answer apart."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _cancel(*_: object) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _deaf()
     raise CancelledError("the request was cancelled")

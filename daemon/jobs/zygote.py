@@ -1,16 +1,22 @@
 """The zygote: a process of one uid with all imports done, that forks workers, sources and holders in a millisecond.
 
-It has one thread, no LMDB environment, and the environment of nobody. It speaks SOCK_SEQPACKET with the daemon: one
-message a request, `{"op": "fork", "kind": ..., ...}` with the child's descriptors, answered by `{"pid": n}` with a pidfd
-(opened before the child can be reaped, so that it is never another process's); `{"op": "kill", "pid", "signal"}` for
-its own children only, since the daemon may run as another user.
+It has one thread, no LMDB environment, and the environment of nobody. It speaks SOCK_SEQPACKET with the daemon, one
+message a request and one an answer, in JSON:
 
-Its children outlive it and the daemon: a worker ends when its socket does, holders and sources when they are told.
+    {"op": "fork", "kind": K, ...} + the child's descriptors -> {"pid"} + a pidfd, opened before the child can be reaped, so
+                                                                that it is never another process's
+    {"op": "kill", "pid", "signal"}                          -> {"sent"}; its own children only, since the daemon may be
+                                                                another user; SIGKILL goes to the child's whole group
+    {"op": "status", "pid"}                                  -> {"status"} of an ended child (os.waitpid), else null
+
+Sources and holders outlive it and the daemon. Workers do not: a worker whose daemon is gone holds no lock any more.
 """
 
 from __future__ import annotations
 
 import contextlib
+import faulthandler
+import gc
 import importlib
 import json
 import os
@@ -18,30 +24,39 @@ import select
 import signal
 import socket
 import sys
+import time
+import traceback
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Any
 
+from millpond.daemon.jobs import process
 from millpond.daemon.rpc import framing
 
 MAX_MESSAGE = 64 << 10
-_PRELOAD = {
-    "caller": ("millpond.daemon.jobs.worker", "millpond.daemon.project.verbs", "millpond.daemon.mounts.verbs"),
-    "holder": ("millpond.fusefs.holder",),
-}
-# What a child runs: module and function, called with the request and the descriptors.
-_KINDS = {
+# Ended children whose status is remembered.
+MAX_ENDED = 256
+# Workers have this long to clean up once the daemon is gone.
+GRACE_S = 5.0
+# What a child runs: module and function, called with the request and the descriptors; the exit code comes back.
+KINDS = {
     "worker": ("millpond.daemon.jobs.worker", "run"),
     "source": ("millpond.fusefs.source", "run"),
     "holder": ("millpond.fusefs.holder", "run"),
 }
+# Imported before the first request, and then one by one while nobody asks for anything.
+FIRST = {"caller": ("millpond.daemon.jobs.worker",), "holder": ("millpond.fusefs.holder",)}
+LATER = {"caller": ("millpond.fusefs.source",), "holder": ()}
 
 
 class Zygote:
-    """The loop of one zygote."""
+    """The loop of one zygote. `later` are modules to import while it is idle."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, later: deque[str]) -> None:
         self._sock = sock
-        self._children: set[int] = set()
+        self._later = later
+        self._children: dict[int, str] = {}
+        self._ended: OrderedDict[int, int] = OrderedDict()
 
     def serve(self) -> None:
         """Answer requests until the daemon hangs up."""
@@ -52,42 +67,54 @@ class Zygote:
         poll.register(self._sock, select.POLLIN)
         poll.register(wake_read, select.POLLIN)
         while True:
-            ready = {fd for fd, _ in poll.poll()}
+            ready = {fd for fd, _ in poll.poll(0 if self._later else None)}
             if wake_read in ready:
                 with contextlib.suppress(BlockingIOError):
                     os.read(wake_read, 4096)
                 self._reap()
             if self._sock.fileno() in ready and not self._answer():
+                self._end_workers()
                 return
+            if not ready:
+                preload(self._later.popleft())
 
     def _answer(self) -> bool:
+        """One request; False when the daemon is gone."""
+        given: list[int] = []
         try:
             data, control, _, _ = self._sock.recvmsg(MAX_MESSAGE, framing.ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
-        except ConnectionResetError:
+            fds = framing.received_fds(control)
+            if not data:
+                return False
+            try:
+                reply = self._perform(json.loads(data), fds, given)
+            except (OSError, KeyError, ValueError, TypeError) as error:
+                reply = {"error": repr(error)}
+            finally:
+                framing.close_all(fds)
+            self._sock.sendmsg([json.dumps(reply).encode()], framing.ancillary(given))
+            return True
+        except (BrokenPipeError, ConnectionResetError):
             return False
-        if not data:
-            return False
-        fds = framing.received_fds(control)
-        request = json.loads(data)
-        reply: dict[str, Any] = {}
-        pidfd = -1
+        finally:
+            framing.close_all(given)
+
+    def _perform(self, request: dict[str, Any], fds: list[int], given: list[int]) -> dict[str, Any]:
         if request["op"] == "fork":
             pid = self._fork(request, fds)
-            self._children.add(pid)
-            pidfd = os.pidfd_open(pid)
-            reply = {"pid": pid}
-        elif request["op"] == "kill" and request["pid"] in self._children:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(request["pid"], request["signal"])
-        for fd in fds:
-            os.close(fd)
-        with contextlib.suppress(BrokenPipeError):
-            self._sock.sendmsg([json.dumps(reply).encode()], framing.ancillary([pidfd] if pidfd >= 0 else []))
-        if pidfd >= 0:
-            os.close(pidfd)
-        return True
+            self._children[pid] = request["kind"]
+            given.append(os.pidfd_open(pid))
+            return {"pid": pid}
+        if request["op"] == "kill":
+            return {"sent": self._kill(request["pid"], request["signal"])}
+        if request["op"] == "status":
+            self._reap()
+            return {"status": self._ended.get(request["pid"])}
+        raise ValueError(f"no operation {request['op']!r}")
 
     def _fork(self, request: dict[str, Any], fds: list[int]) -> int:
+        module, name = KINDS[request["kind"]]
+        parent = os.getpid()
         pid = os.fork()
         if pid:
             return pid
@@ -97,49 +124,83 @@ class Zygote:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             self._sock.close()
             os.setsid()
-            module, name = _KINDS[request["kind"]]
+            process.set_name(f"millpond-{request['kind']}")
+            if request["kind"] == "worker":
+                process.die_with(parent)
             entry: Callable[[dict[str, Any], list[int]], int] = getattr(importlib.import_module(module), name)
             code = entry(request, fds)
         except BaseException:
-            import traceback
-
             traceback.print_exc()
         finally:
             with contextlib.suppress(Exception):
                 sys.stderr.flush()
             os._exit(code)
 
+    def _kill(self, pid: int, number: int) -> bool:
+        if pid not in self._children:
+            return False
+        with contextlib.suppress(ProcessLookupError):
+            # A child leads a group of its own, with whatever it has started: Git, for instance.
+            (os.killpg if number == signal.SIGKILL else os.kill)(pid, number)
+        return True
+
     def _reap(self) -> None:
         while True:
             try:
-                pid, _ = os.waitpid(-1, os.WNOHANG)
+                pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
                 return
             if pid == 0:
                 return
-            self._children.discard(pid)
+            self._children.pop(pid, None)
+            self._ended[pid] = status
+            if len(self._ended) > MAX_ENDED:
+                self._ended.popitem(last=False)
+
+    def _end_workers(self) -> None:
+        deadline = time.monotonic() + GRACE_S
+        number = signal.SIGTERM
+        while workers := [pid for pid, kind in self._children.items() if kind == "worker"]:
+            for pid in workers:
+                self._kill(pid, number)
+            while time.monotonic() < deadline and any(pid in self._children for pid in workers):
+                signal.sigtimedwait([signal.SIGCHLD], 0.05)
+                self._reap()
+            if number == signal.SIGKILL:
+                return
+            number = signal.SIGKILL
+            deadline = time.monotonic() + 1.0
 
 
-def preload(role: str) -> None:
-    """Import what children of this role need, so that nothing is imported after a fork."""
-    for module in _PRELOAD[role]:
+def preload(module: str) -> None:
+    """Import what children need, so that nothing is imported after a fork. A failure shows again in the child."""
+    try:
         importlib.import_module(module)
+    except ImportError:
+        traceback.print_exc()
+    # Objects made so far are the same in all children: leave them out of collections, and of copied pages.
+    gc.collect()
+    gc.freeze()
 
 
 def main() -> None:
-    """`python -m millpond.daemon.jobs.zygote FD ROLE`: serve on an inherited socket; ROLE is caller or holder."""
+    """`python -m millpond.daemon.jobs.zygote FD ROLES VERBS`: serve on an inherited socket.
+
+    ROLES is caller, holder, or both with a comma between; VERBS the module of the verb table.
+    """
     sock = socket.socket(fileno=int(sys.argv[1]))
     sock.set_inheritable(False)
+    roles, verbs = sys.argv[2].split(","), sys.argv[3]
     # A keyboard interrupt of the terminal is for the command line, which cancels properly.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for role in sys.argv[2].split(","):
-        preload(role)
-    # Objects made so far are the same in all children: leave them out of collections, and of copied pages.
-    import gc
-
-    gc.collect()
-    gc.freeze()
-    Zygote(sock).serve()
+    faulthandler.enable()
+    process.set_name("millpond-zygote")
+    os.umask(0o022)
+    first = [module for role in roles for module in FIRST[role] if len(roles) == 1 or role == "caller"]
+    later = [module for role in roles for module in (*FIRST[role], *LATER[role]) if module not in first]
+    for module in [*first, *([verbs] if "caller" in roles else [])]:
+        preload(module)
+    Zygote(sock, deque(later)).serve()
 
 
 if __name__ == "__main__":

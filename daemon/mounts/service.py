@@ -365,13 +365,14 @@ class MountService:
         return {}
 
     async def detach(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
-        """{id, lazy} + the directory -> {errno | null}: unmount in system mode, where only the spawner may."""
+        """{id, name, lazy} + the parent folder -> {errno | null}: unmount in system mode, where only the spawner may."""
         self._mine(call, params)
         if self._daemon.system is None:
             raise ProtocolError("mounts.detach is for system mode")
         directory = call.take_fd()
         try:
-            return {"errno": await self._daemon.system.umount(call.uid, directory, bool(params.get("lazy")))}
+            name, lazy = wirepath.decode(str(params["name"])), bool(params.get("lazy"))
+            return {"errno": await self._daemon.system.umount(call.uid, directory, name, lazy)}
         finally:
             os.close(directory)
 

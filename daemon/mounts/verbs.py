@@ -190,9 +190,12 @@ def _umount_one(context: WorkerContext, record: MountRecord, *, lazy: bool, syst
 def _detach(context: WorkerContext, record: MountRecord, *, lazy: bool, system: bool) -> int:
     """Unmount; 0, or the errno."""
     if system:
-        directory = os.open(record.mountpoint, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        # A descriptor of the mount itself would keep it busy.
+        parent, name = os.path.split(record.mountpoint)
+        directory = os.open(parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            status, _ = context.client.call("mounts.detach", {"id": record.id, "lazy": lazy}, fds=[directory])
+            asked = {"id": record.id, "name": wirepath.encode(name), "lazy": lazy}
+            status, _ = context.client.call("mounts.detach", asked, fds=[directory])
         finally:
             os.close(directory)
         return int(status.get("errno") or 0)

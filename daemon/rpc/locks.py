@@ -15,6 +15,7 @@ from typing import Any
 
 import trio
 
+from millpond.daemon import wirepath
 from millpond.daemon.errors import BusyError, LockTimeoutError, ProtocolError
 from millpond.daemon.rpc.methods import Call, Registry
 from millpond.daemon.rpc.server import user_name
@@ -77,7 +78,7 @@ class LockTable:
         self._owners: dict[int, set[str]] = {}
 
     async def acquire(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
-        """{project, mode: read|write, timeout: seconds|null} -> {} once it is held. Raises LockTimeoutError."""
+        """{project: path, mode: read|write, timeout: seconds|null} -> {} once it is held. Raises LockTimeoutError."""
         project, write, timeout = _parameters(params)
         owner = call.connection.id
         lock = self._locks.setdefault(project, _Lock())
@@ -101,8 +102,8 @@ class LockTable:
             blocker = lock.blocker()
             self._withdraw(project, lock, claim)
             raise LockTimeoutError(
-                f"'{project}' is still locked after {timeout:g} s: {blocker}",
-                path=project,
+                f"'{wirepath.decode(project)}' is still locked after {timeout:g} s: {blocker}",
+                path=wirepath.decode(project),
                 hint="try again later, or wait with --wait-for-lock",
             ) from None
         except BaseException:
@@ -116,7 +117,7 @@ class LockTable:
         lock = self._locks.get(project)
         claim = lock.held_by(call.connection.id) if lock else None
         if lock is None or claim is None:
-            raise ProtocolError(f"'{project}' is not locked by this worker")
+            raise ProtocolError(f"'{wirepath.decode(project)}' is not locked by this worker")
         claim.depth -= 1
         if claim.depth == 0:
             self._withdraw(project, lock, claim)

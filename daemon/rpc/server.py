@@ -71,11 +71,13 @@ class Listener:
             raise
 
     async def listen(self) -> None:
-        """Begin to listen; connections that come before `accept` wait."""
+        """Begin to listen; connections that come before `accept` wait. Raises AccessError."""
         # The mode is set at birth: there is no moment at which others could connect.
         before = os.umask(0o777 & ~self._mode)
         try:
             await self.socket.bind(os.fspath(self._path))
+        except OSError as error:
+            raise AccessError(f"cannot listen on '{self._path}': {error.strerror}", path=str(self._path)) from error
         finally:
             os.umask(before)
         self._inode = os.stat(self._path).st_ino
@@ -157,10 +159,12 @@ class Server:
         registry.register("hello", self._hello)
 
     async def accept(self, listener: Listener, nursery: trio.Nursery) -> None:
-        """Take connections until cancelled."""
+        """Take connections until the listener is closed."""
         while True:
             try:
                 sock, _ = await listener.socket.accept()
+            except trio.ClosedResourceError:
+                return
             except OSError as error:
                 if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ECONNABORTED):
                     raise

@@ -1,0 +1,229 @@
+"""The daemon: what its services share, and its life from the store's lock to the end."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Awaitable, Callable
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import trio
+
+from millpond.daemon.errors import AccessError
+from millpond.daemon.jobs import verbs as job_verbs
+from millpond.daemon.jobs.system import SystemMode
+from millpond.daemon.jobs.zygotes import OwnUserStarter, Zygotes
+from millpond.daemon.mounts import service as mounts_service
+from millpond.daemon.rpc import locks
+from millpond.daemon.rpc.client import PROTOCOL
+from millpond.daemon.rpc.methods import Call, Registry
+from millpond.daemon.rpc.server import Listener, Server
+from millpond.daemon.settings import Settings
+from millpond.daemon.store import service as store_service
+from millpond.daemon.store.store import Store, StoreSettings
+
+log = logging.getLogger("millpond.daemon")
+
+# Requests under way have this long to end by themselves when the daemon is told to stop; then they are cancelled.
+STOP_S = 10.0
+# Cancelled ones have this long: a worker's grace (verbs.py), its end after a kill, and some.
+CANCEL_S = 15.0
+_IDLE_CHECK_S = 1.0
+# LMDB forgets the slots of readers that died.
+_READER_CHECK_S = 3600.0
+
+
+def program_version() -> str:
+    """The installed version; `0` from a bare checkout."""
+    try:
+        return version("millpond")
+    except PackageNotFoundError:
+        return "0"
+
+
+class Daemon:
+    """The parts that services share. `busy` says what keeps an idle daemon alive, `at_start` what runs once it listens."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        listener: Listener,
+        nursery: trio.Nursery,
+        system: SystemMode | None,
+        zygotes: Zygotes,
+    ) -> None:
+        self.settings = settings
+        self.store = store
+        self.listener = listener
+        self.nursery = nursery
+        self.system = system
+        self.zygotes = zygotes
+        self.started = time.time()
+        self.registry = Registry()
+        own = frozenset({0, os.getuid()})
+        self.server = Server(
+            self.registry, version=program_version(), trusted_uids=own, uids=None if system is not None else own
+        )
+        self.busy: list[Callable[[], bool]] = []
+        self.at_start: list[Callable[[], Awaitable[None]]] = []
+        self.stop = trio.Event()
+        self.hurry = trio.Event()
+        self.locks = locks.register(self.registry)
+        store_service.register(self.registry, self)
+        self.verbs = job_verbs.register(self.registry, self)
+        self.mounts = mounts_service.register(self.registry, self)
+        self.registry.register("daemon.status", self._status)
+        self.registry.register("daemon.stop", self._stop)
+
+    async def watch_idle(self) -> None:
+        """End after `idle_exit_s` without requests; hourly, free the index of dead readers."""
+        limit = self.settings.idle_exit_s
+        checked = time.monotonic()
+        while True:
+            await trio.sleep(min(_IDLE_CHECK_S, limit / 4) if limit else _IDLE_CHECK_S)
+            if time.monotonic() - checked > _READER_CHECK_S:
+                checked = time.monotonic()
+                self.store.reader.index.env.reader_check()
+            if not limit or self.server.connections or any(check() for check in self.busy):
+                continue
+            if time.monotonic() - self.server.last_request > limit:
+                log.info("idle for %.0f s: ending", limit)
+                self.stop.set()
+                return
+
+    async def drain(self) -> None:
+        """Take no new requests; let those under way end, cancel what takes longer or when there is a hurry."""
+        self.server.stopping = True
+        with trio.move_on_after(STOP_S):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._when_hurried, nursery.cancel_scope)
+                await self.server.quiet()
+                await self.verbs.quiet()
+                nursery.cancel_scope.cancel()
+        self.server.cancel_calls()
+        with trio.move_on_after(CANCEL_S) as patience:
+            await self.server.quiet()
+            await self.verbs.quiet()
+        if patience.cancelled_caught:
+            log.error("%d requests do not end: left behind", len(self.server.calls))
+
+    async def _when_hurried(self, scope: trio.CancelScope) -> None:
+        await self.hurry.wait()
+        scope.cancel()
+
+    def end(self) -> None:
+        """Told to stop: in order the first time, at once the second."""
+        (self.hurry if self.stop.is_set() else self.stop).set()
+
+    async def _status(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
+        """{} -> {pid, version, protocol, started, store, socket, log, requests, workers, locks, mounts, rss}.
+
+        Others than the owner see their own requests only, and no locks.
+        """
+        owner = call.uid in (0, os.getuid())
+        return {
+            "pid": os.getpid(),
+            "version": program_version(),
+            "protocol": PROTOCOL,
+            "boot_id": self.server.boot_id,
+            "started": self.started,
+            "mode": "system" if self.system else "user",
+            "stopping": self.server.stopping,
+            "store": {"path": os.fspath(self.store.path)},
+            "socket": os.fspath(self.settings.socket),
+            "log": os.fspath(self.settings.log),
+            "requests": [
+                {"id": c.id, "method": c.method, "uid": c.uid, "pid": c.pid, "seconds": round(c.seconds(), 1)}
+                for c in self.server.calls
+                if owner or c.uid == call.uid
+            ],
+            "connections": sum(1 for c in self.server.connections.values() if c.role == "client"),
+            "workers": len(self.verbs.workers),
+            "zygotes": len(self.zygotes),
+            "locks": self.locks.state() if owner else [],
+            "mounts": self.mounts.count,
+            "rss": _rss_bytes(),
+        }
+
+    async def _stop(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
+        """{now?} -> {pid}; the daemon ends when its requests have, or cancels them (now). Then the connection closes."""
+        if call.uid not in (0, os.getuid()):
+            raise AccessError("only root or the daemon's own user may stop it")
+        log.info("stopping, asked by pid %d", call.pid)
+        self.stop.set()
+        if params.get("now"):
+            self.hurry.set()
+        return {"pid": os.getpid()}
+
+
+async def serve(
+    settings: Settings, store: Store, system: SystemMode | None, zygotes: Zygotes, ready: Callable[[], None]
+) -> None:
+    """Listen and serve until told to stop, by request, signal or idleness.
+
+    The order of the end is what others rely on: connections close after the store is closed and the socket is gone, so
+    whoever waited for that may start the next daemon.
+    """
+    listener = Listener(settings.socket, 0o666 if system else 0o600)
+    try:
+        await listener.listen()
+        async with trio.open_nursery() as nursery:
+            daemon = Daemon(settings, store, listener, nursery, system, zygotes)
+            nursery.start_soon(_signals, daemon)
+            if system is None:
+                await zygotes.of(os.getuid()).warm()
+            nursery.start_soon(daemon.server.accept, listener, nursery)
+            ready()
+            log.info("pid %d serves '%s' on '%s'", os.getpid(), store.path, settings.socket)
+            for step in daemon.at_start:
+                nursery.start_soon(step)
+            nursery.start_soon(daemon.watch_idle)
+            await daemon.stop.wait()
+            await daemon.drain()
+            zygotes.close()
+            await trio.to_thread.run_sync(store.close)
+            listener.close()
+            nursery.cancel_scope.cancel()
+    finally:
+        zygotes.close()
+        listener.close()
+
+
+async def _signals(daemon: Daemon) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
+        async for number in received:
+            log.info("signal %d: stopping", number)
+            daemon.end()
+
+
+def run(
+    settings: Settings,
+    system: SystemMode | None,
+    zygote: tuple[socket.socket, subprocess.Popen[bytes]] | None,
+    ready: Callable[[], None],
+) -> None:
+    """Open everything, serve, close everything. Raises MillpondError when it cannot start."""
+    starter = OwnUserStarter(settings.verbs, zygote)
+    zygotes = Zygotes(starter, shared=True) if system is None else Zygotes(system.start_zygote)
+    try:
+        group = system.store_group if system else None
+        store = Store.open(StoreSettings(settings.store, fsync=settings.fsync, group=group))
+        try:
+            trio.run(serve, settings, store, system, zygotes, ready)
+        finally:
+            store.close()
+    finally:
+        zygotes.close()
+        starter.close()
+        log.info("ended")
+
+
+def _rss_bytes() -> int:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -64,6 +64,7 @@ class Mount:
     child: Child | None = None
     restored: list[float] = field(default_factory=list)
     ending: bool = False
+    ended: trio.Event = field(default_factory=trio.Event)
 
 
 class MountService:
@@ -165,7 +166,7 @@ class MountService:
             if directory >= 0:
                 os.close(directory)
         mount.record = dataclasses.replace(record, pid=child.pid, start=_start_ticks(child.pid), made=time.time())
-        mount.child, mount.state, mount.error = child, "mounted", None
+        mount.child, mount.state, mount.error, mount.ended = child, "mounted", None, trio.Event()
         await self._in_thread(lambda: self._records.save(mount.record))
         self._daemon.nursery.start_soon(self._watch, mount, child)
         return {"id": record.id, "pid": child.pid, "engine": "pyfuse3"}
@@ -271,6 +272,7 @@ class MountService:
         """Until the holder ends; then, unless that was wanted, mount again."""
         await child.wait()
         child.close()
+        mount.ended.set()
         if mount.child is child:
             mount.child = None
             if mount.ending or mount.record.id not in self._mounts:
@@ -382,7 +384,7 @@ class MountService:
         mount.ending = True
         if mount.child is not None and not params.get("lazy"):
             with trio.move_on_after(5):
-                await mount.child.wait()
+                await mount.ended.wait()
         await self._forget(mount)
         return {}
 

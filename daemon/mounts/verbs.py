@@ -30,7 +30,7 @@ def mount(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
     _check_outside(project, mountpoint)
     require_fuse(mountpoint)
     target = project.relative(wirepath.decode(params["target"])) if params.get("target") else ""
-    values = _values(project, params, target)
+    values = mount_values(project, params, target)
     if not params.get("versions"):
         context.progress("looking at the version")
         plan = Planner(project, context.client, context.store).plan(target, params.get("rev"))
@@ -79,7 +79,7 @@ def umount(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
     for data in found["mounts"]:
         record = MountRecord.from_json(data)
         try:
-            _umount_one(context, record, lazy=lazy, system=bool(found["system"]))
+            umount_one(context, record, lazy=lazy, system=bool(found["system"]))
             done.append(wirepath.encode(record.mountpoint))
         except (MountBusyError, MountError) as error:
             failed = error
@@ -132,7 +132,7 @@ def require_fuse(mountpoint: str) -> None:
         raise MountError("fusermount3 is not installed", path=mountpoint, hint="install it: apt-get install fuse3")
 
 
-def _values(project: Project, params: dict[str, Any], target: str) -> dict[str, Any]:
+def mount_values(project: Project, params: dict[str, Any], target: str) -> dict[str, Any]:
     """What `mounts.create` takes, but for the tree."""
     return {
         "repo": wirepath.encode(project.root),
@@ -175,7 +175,8 @@ def _check_outside(project: Project, mountpoint: str) -> None:
             )
 
 
-def _umount_one(context: WorkerContext, record: MountRecord, *, lazy: bool, system: bool) -> None:
+def umount_one(context: WorkerContext, record: MountRecord, *, lazy: bool, system: bool) -> None:
+    """Unmount, undo the place, forget the record. Raises MountBusyError, MountError."""
     there = place.mounted_at(record.mountpoint)
     context.client.call("mounts.ending", {"id": record.id})
     if there is not None and there.fstype == "fuse.millpond":

@@ -7,15 +7,16 @@ from collections.abc import Callable
 from typing import Any
 
 from millpond.daemon import wirepath
+from millpond.daemon.mounts.checkout import checkout
+from millpond.daemon.mounts.verbs import VERBS as MOUNT_VERBS
 from millpond.daemon.project.add import add
-from millpond.daemon.project.checkout import checkout
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.doctor import doctor
 from millpond.daemon.project.init import init
 from millpond.daemon.project.repo import find_root
 from millpond.daemon.project.status import status
 
-Verb = Callable[[VerbContext, dict[str, Any]], dict[str, Any]]
+Verb = Callable[[Any, dict[str, Any]], dict[str, Any]]
 
 
 def root(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
@@ -34,4 +35,5 @@ VERBS: dict[str, Verb] = {
     "status": status,
     "root": root,
     "doctor": doctor,
+    **MOUNT_VERBS,
 }

@@ -1,0 +1,95 @@
+"""The directory underneath a mount, and records of mounts."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import stat
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from millpond.daemon.errors import MountError, NotMountedError
+from millpond.daemon.mounts import place
+from millpond.daemon.mounts.records import MountRecord, MountRecords, new_id
+
+
+def test_the_place_is_marked_and_read_only_while_mounted_and_as_before_afterwards(tmp_path: Path) -> None:
+    tmp_path.chmod(0o750)
+    with place.prepared(str(tmp_path), target="data", version="abc") as mode:
+        assert "data" in (tmp_path / place.MARKER).read_text()
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == place.READ_ONLY
+    with pytest.raises(NotMountedError):
+        place.require_mounted(str(tmp_path / "below" / "it"))
+    place.released(str(tmp_path), mode)
+    place.released(str(tmp_path), mode)
+    assert os.listdir(tmp_path) == [] and stat.S_IMODE(tmp_path.stat().st_mode) == 0o750
+    place.require_mounted(str(tmp_path))
+
+
+def test_a_mount_that_fails_leaves_the_place_as_it_was(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    with pytest.raises(MountError), place.prepared(str(tmp_path), target="data", version="abc"):
+        raise MountError("no")
+    assert os.listdir(tmp_path) == [] and stat.S_IMODE(tmp_path.stat().st_mode) == 0o700
+
+
+def test_a_marker_left_by_a_dead_mount_counts_as_empty(tmp_path: Path) -> None:
+    (tmp_path / place.MARKER).write_text("")
+    place.check(str(tmp_path))
+    (tmp_path / "other").write_text("")
+    with pytest.raises(MountError, match="not empty"):
+        place.check(str(tmp_path))
+
+
+def test_the_mount_table_knows_proc() -> None:
+    found = place.mounted_at("/proc")
+    assert found is not None and found.fstype == "proc"
+    assert place.mounted_at("/proc/self") is None
+
+
+def record(folder: str = "/mnt/x") -> MountRecord:
+    return MountRecord(
+        new_id(),
+        1000,
+        folder,
+        "/repo",
+        "data",
+        "c" * 40,
+        None,
+        "ab" * 32,
+        False,
+        3,
+        10,
+        0o755,
+        "auto",
+        {},
+        {},
+        1,
+        2,
+        3.0,
+    )
+
+
+@given(st.binary(min_size=1, max_size=40).filter(lambda raw: b"\0" not in raw))
+def test_records_keep_any_path(raw: bytes) -> None:
+    made = record("/" + os.fsdecode(raw))
+    assert MountRecord.from_json(made.to_json()) == made
+    assert MountRecord.from_json({**made.to_json(), "of a newer version": 1}) == made
+
+
+def test_records_are_kept_and_a_damaged_one_is_set_aside(tmp_path: Path) -> None:
+    records = MountRecords(tmp_path / "mounts")
+    first, second = record(), record("/mnt/y")
+    records.save(first)
+    records.save(second)
+    changed = dataclasses.replace(first, pid=99)
+    records.save(changed)
+    (tmp_path / "mounts" / f"{second.id}.json").write_text("{")
+    assert MountRecords(tmp_path / "mounts").load() == [changed]
+    assert (tmp_path / "mounts" / f"{second.id}.damaged").exists()
+    records.remove(first.id)
+    records.remove(first.id)
+    assert records.load() == []

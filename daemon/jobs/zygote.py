@@ -56,11 +56,12 @@ class Zygote:
         self._sock = sock
         self._later = later
         self._children: dict[int, str] = {}
+        self._wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._ended: OrderedDict[int, int] = OrderedDict()
 
     def serve(self) -> None:
         """Answer requests until the daemon hangs up."""
-        wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        wake_read, wake_write = self._wake
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         poll = select.poll()
@@ -122,6 +123,7 @@ class Zygote:
         try:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            framing.close_all(self._wake)
             self._sock.close()
             os.setsid()
             process.set_name(f"millpond-{request['kind']}")

@@ -1,0 +1,103 @@
+"""Verbs for tests, run by real workers of a real daemon (MILLPOND_VERBS)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from millpond.daemon.errors import CancelledError, TargetError
+from millpond.daemon.jobs.worker import WorkerContext
+
+
+def init(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
+    """Says what surrounds the worker."""
+    umask = os.umask(0)
+    os.umask(umask)
+    return {
+        "pid": os.getpid(),
+        "uid": context.uid,
+        "cwd": os.fsencode(os.getcwd()).hex(),
+        "env": {os.fsencode(key).hex(): os.fsencode(value).hex() for key, value in os.environ.items()},
+        "umask": umask,
+        "environ": Path("/proc/self/environ").read_bytes().hex(),
+        "fds": sorted(_open_files()),
+        "path": sys.path,
+        "params": params,
+    }
+
+
+def _open_files() -> Iterator[str]:
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # the listing's own
+            if int(name) > 2:
+                yield os.readlink(f"/proc/self/fd/{name}")
+
+
+def add(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
+    """Takes a lock, marks a file while it has it, and waits there for another file to appear."""
+    with context.lock(params["project"], params.get("mode", "write")):
+        Path(params["mark"]).write_text(str(os.getpid()))
+        try:
+            context.progress("holding", files=(1, 2))
+            while not Path(params["until"]).exists():
+                time.sleep(0.005)
+        except CancelledError:
+            # A slow clean-up: the lock must be held to its end.
+            time.sleep(params.get("cleanup_s", 0))
+            raise
+        finally:
+            Path(params["mark"]).unlink()
+    return {}
+
+
+def checkout(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
+    """Ends badly in the way that is asked for."""
+    how = params["how"]
+    if how == "typed":
+        raise TargetError("cannot read 'a\udcff'", path="a\udcff", hint="try", details={"n": 1})
+    if how == "bug":
+        raise ZeroDivisionError("a bug")
+    if how == "exit":
+        sys.exit(3)
+    if how == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if how == "deaf":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        child = subprocess.Popen(["sleep", "1000"])
+        Path(params["mark"]).write_text(str(child.pid))
+        time.sleep(1000)
+    if how == "big":
+        return {"text": "x" * (8 << 20)}
+    raise ValueError(how)
+
+
+def status(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
+    """Stores a file and tells a lot."""
+    for number in range(params.get("lines", 0)):
+        context.log("info", f"line {number}")
+    for number in range(1001):
+        context.progress("counting", files=(number, 1000))
+    puts = list(context.store.put_files(params.get("paths", [])))
+    context.store.commit()
+    return {"names": [str(put.name) for put in puts]}
+
+
+def root(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
+    """Nothing at all."""
+    return {}
+
+
+VERBS: dict[str, Callable[[WorkerContext, dict[str, Any]], dict[str, Any]]] = {
+    "init": init,
+    "add": add,
+    "checkout": checkout,
+    "status": status,
+    "root": root,
+}

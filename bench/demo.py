@@ -54,6 +54,7 @@ class Shell:
 def write_digits(folder: Path, count: int) -> None:
     """Write the first `count` digits as `<class>/<number>.pgm` (portable graymap, 16 levels), and `digits.csv`."""
     digits = load_digits()
+    folder.mkdir(parents=True, exist_ok=True)
     with open(folder.parent / "digits.csv", "w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["file", "label", *(f"p{i}" for i in range(64))])

@@ -28,7 +28,7 @@ TELL_S = 1.0
 
 
 @dataclass(slots=True, eq=False)
-class _Claim:
+class Claim:
     """One connection's hold of a lock, or its place in the queue; `depth` counts how often it was taken."""
 
     owner: int
@@ -43,9 +43,11 @@ class _Claim:
 
 
 @dataclass(slots=True)
-class _Lock:
-    holders: list[_Claim] = field(default_factory=list)
-    queue: deque[_Claim] = field(default_factory=deque)
+class ProjectLock:
+    """One project's holders and queue. Invariant after `grant`: the head of the queue conflicts with a holder."""
+
+    holders: list[Claim] = field(default_factory=list)
+    queue: deque[Claim] = field(default_factory=deque)
 
     def grant(self) -> None:
         """Let in those at the head of the queue who may come in now."""
@@ -58,7 +60,7 @@ class _Lock:
             head.since = time.monotonic()
             head.granted.set()
 
-    def held_by(self, owner: int) -> _Claim | None:
+    def held_by(self, owner: int) -> Claim | None:
         return next((claim for claim in self.holders if claim.owner == owner), None)
 
     def blocker(self) -> str:
@@ -73,7 +75,7 @@ class LockTable:
     """All projects' locks."""
 
     def __init__(self) -> None:
-        self._locks: dict[str, _Lock] = {}
+        self._locks: dict[str, ProjectLock] = {}
         # Projects of each connection that ever asked; gone with it.
         self._owners: dict[int, set[str]] = {}
 
@@ -81,7 +83,7 @@ class LockTable:
         """{project: path, mode: read|write, timeout: seconds|null} -> {} once it is held. Raises LockTimeoutError."""
         project, write, timeout = _parameters(params)
         owner = call.connection.id
-        lock = self._locks.setdefault(project, _Lock())
+        lock = self._locks.setdefault(project, ProjectLock())
         held = lock.held_by(owner)
         if held is not None:
             if write and not held.write:
@@ -92,7 +94,7 @@ class LockTable:
             raise BusyError(f"{MAX_WAITING} requests wait for this project already")
         self._remember(call, project)
         who = f"{call.origin.method} by {user_name(call.uid)} (pid {call.origin.pid})"
-        claim = _Claim(owner, write, who, time.monotonic())
+        claim = Claim(owner, write, who, time.monotonic())
         lock.queue.append(claim)
         lock.grant()
         try:
@@ -152,7 +154,7 @@ class LockTable:
             if lock is not None and claim is not None:
                 self._withdraw(project, lock, claim)
 
-    def _withdraw(self, project: str, lock: _Lock, claim: _Claim) -> None:
+    def _withdraw(self, project: str, lock: ProjectLock, claim: Claim) -> None:
         """Take a claim out of the lock, wherever it is by now."""
         if claim in lock.holders:
             lock.holders.remove(claim)
@@ -163,7 +165,7 @@ class LockTable:
             del self._locks[project]
 
 
-async def _wait(call: Call, lock: _Lock, claim: _Claim) -> None:
+async def _wait(call: Call, lock: ProjectLock, claim: Claim) -> None:
     since = time.monotonic()
     while not claim.granted.is_set():
         call.waiting(lock.blocker(), time.monotonic() - since)

@@ -28,9 +28,19 @@ class Running:
     path: Path
     server: Server
     token: trio.lowlevel.TrioToken
+    scope: trio.CancelScope
+
+    def stop(self) -> None:
+        """End it as a crash would: every connection closes, whatever runs."""
+        with contextlib.suppress(trio.RunFinishedError):
+            self.on_loop(self.scope.cancel)
 
     def on_loop(self, work: Callable[[], Any]) -> Any:
         return trio.from_thread.run_sync(work, trio_token=self.token)
+
+    def quiet(self) -> None:
+        """Return once no request is under way."""
+        trio.from_thread.run(self.server.quiet, trio_token=self.token)
 
     def settle(self) -> None:
         """Return once every task of the server waits for something outside."""
@@ -53,8 +63,7 @@ def serving(path: Path, register: Callable[[Registry], None] | None = None) -> I
         await listener.listen()
         try:
             async with trio.open_nursery() as nursery:
-                box["running"] = Running(path, server, trio.lowlevel.current_trio_token())
-                box["scope"] = nursery.cancel_scope
+                box["running"] = Running(path, server, trio.lowlevel.current_trio_token(), nursery.cancel_scope)
                 nursery.start_soon(server.accept, listener, nursery)
                 started.set()
         finally:
@@ -78,8 +87,7 @@ def serving(path: Path, register: Callable[[Registry], None] | None = None) -> I
     try:
         yield running
     finally:
-        with contextlib.suppress(trio.RunFinishedError):
-            running.on_loop(box["scope"].cancel)
+        running.stop()
         thread.join(10)
     if "error" in box:
         raise box["error"]

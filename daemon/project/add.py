@@ -326,12 +326,10 @@ class _Adding:
         group = job.group
         links = group.listing.links if job.index is None else [job.index] if job.target.is_link else []
         for index in links:
-            found = replace_link(group.path(index), self._repo.temporary)
-            if found is not None:
-                # Its ctime is now: the stat cache will take it as racy, and it is read once more.
-                row = array("q", stat_fields(found))
-                group.listing.stats[index * len(row) : (index + 1) * len(row)] = row
-                group.whole = False
+            # Its ctime is now: the stat cache will take it as racy, and it is read once more.
+            row = array("q", stat_fields(replace_link(group.path(index))))
+            group.listing.stats[index * len(row) : (index + 1) * len(row)] = row
+            group.whole = False
 
     def _result(self, jobs: list[_Job], git_add: list[str]) -> dict[str, Any]:
         added = []

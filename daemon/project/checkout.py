@@ -23,10 +23,12 @@ _NAMED, _LISTED = 3, 1000
 
 
 def checkout(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
-    """Verb. {targets, force, recursive, relink, allow_missing} -> {added, modified, deleted, failed, unchanged}.
+    """Verb. {targets, force, recursive, relink, allow_missing} -> {added, modified, deleted, failed, unchanged,
+    files}.
 
     The first four are lists of paths seen from the caller's folder, a folder's with a slash at the end; `failed` are
-    outputs whose data is not at hand (the others are brought nevertheless); `unchanged` is a number. `relink` has nothing
+    outputs whose data is not at hand (the others are brought nevertheless); `unchanged` is a number;
+    `files` has the number of files by state. `relink` has nothing
     to do: files in the workspace are always copies or clones. Raises ConflictError when something saved nowhere would be
     lost and `force` is not set (nothing was changed then), and as `status`.
     """
@@ -137,6 +139,7 @@ def _refuse_loss(repo: Repo, plans: Sequence[Plan]) -> None:
 def _do_without(plan: Plan) -> None:
     if plan.content.name in plan.missing:
         plan.state, plan.missing = None, []
+        plan.writes, plan.deletes, plan.clear = {}, [], []
     else:
         plan.drop_missing()
 
@@ -152,7 +155,22 @@ def _result(repo: Repo, plans: Sequence[Plan], failed: Sequence[Plan]) -> dict[s
         "deleted": sorted(named(plan) for plan in done if plan.state == DELETED),
         "failed": sorted(repo.wire(plan.content.path) for plan in failed),
         "unchanged": sum(plan.state is None for plan in done),
+        "files": _count_files(done),
     }
+
+
+def _count_files(plans: Sequence[Plan]) -> dict[str, int]:
+    """Files, not outputs, by what happened to them: what DVC's summary counts."""
+    counts = {MODIFIED: 0, ADDED: 0, DELETED: 0}
+    for plan in plans:
+        there = set() if plan.group is None else {""} if plan.index is not None else set(plan.group.listing.paths)
+        replaced = sum(path in there for path in plan.writes)
+        counts[MODIFIED] += replaced
+        counts[ADDED] += len(plan.writes) - replaced
+        counts[DELETED] += sum(path not in plan.writes for path in plan.deletes)
+        if plan.state == MODIFIED and not plan.writes and not plan.deletes:
+            counts[MODIFIED] += 1  # its executable bit
+    return counts
 
 
 def _is_folder(plan: Plan) -> bool:

@@ -1,14 +1,13 @@
-"""Writing files of the workspace: staged in `.dvc/tmp`, cloned where the file system can, renamed into place."""
+"""Writing files of the workspace: cloned where the file system can, complete before they have their name."""
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import os
-import shutil
 import tempfile
 import time
+from dataclasses import dataclass
 from types import TracebackType
 
 from millpond.daemon.errors import FileChangedError
@@ -18,72 +17,123 @@ _FICLONE = 0x40049409
 _COPY_BYTES = 1 << 26
 # Staged files get a mtime this far back: any later write, even within one tick of the clock, then shows another one.
 _BACK_NS = 20_000_000
+_NO_TMPFILE = frozenset({errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL})
 _NO_COPY = frozenset({errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF})
 
 
-class Staging:
-    """A folder below `.dvc/tmp` for files on their way; gone with its content when the block ends."""
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """A file being written: its descriptor, where it will be, and its name until then (None: it has none)."""
 
-    def __init__(self, temporary: str) -> None:
-        self._temporary = temporary
-        self._folder = ""
+    fd: int
+    path: str
+    name: str | None
+
+
+class Staging:
+    """Files on their way: nameless until complete (O_TMPFILE), where the file system can; else under a name of ours.
+
+    They are made in the folder they go to: ext4 looks for a free inode near the parent, and a single parent for ten
+    thousand files costs ten times as much. Nothing is left behind by a process that dies, or at most a file
+    `.millpond-*.tmp`.
+    """
+
+    def __init__(self) -> None:
         self._count = 0
+        self._nameless = True
+        self._descriptors = -1
         umask = os.umask(0o022)  # it can only be read by setting it
         os.umask(umask)
         self._umask = umask
 
     def __enter__(self) -> Staging:
-        self._folder = tempfile.mkdtemp(prefix="millpond-", dir=self._temporary)
+        self._descriptors = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
+        os.close(self._descriptors)
 
-    def open(self) -> tuple[int, str]:
-        """A new empty file: descriptor and path."""
-        self._count += 1
-        path = os.path.join(self._folder, str(self._count))
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), path
+    def open(self, path: str) -> Staged:
+        """A new empty file on its way to `path`, whose folder is there."""
+        folder = os.path.dirname(path)
+        if self._nameless:
+            try:
+                return Staged(os.open(folder, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600), path, None)
+            except OSError as error:
+                if error.errno not in _NO_TMPFILE:
+                    raise
+                self._nameless = False
+        name = self._name(folder)
+        return Staged(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), path, name)
 
-    def place(
-        self, fd: int, staged: str, path: str, *, isexec: bool = False, mode: int | None = None
-    ) -> os.stat_result:
-        """Close the staged file and put it at `path`, in place of a file or link there; its stat before the rename.
+    def place(self, staged: Staged, *, isexec: bool = False, mode: int | None = None) -> os.stat_result:
+        """Close the file and put it in place, of a file or link there too; its stat from just before.
 
         Permissions: `mode`, or 0666 (0777 if `isexec`) less the umask.
         """
         try:
-            os.fchmod(fd, mode if mode is not None else (0o777 if isexec else 0o666) & ~self._umask)
+            os.fchmod(staged.fd, mode if mode is not None else (0o777 if isexec else 0o666) & ~self._umask)
             back = time.time_ns() - _BACK_NS
-            os.utime(fd, ns=(back, back))
-            found = os.fstat(fd)
-        finally:
-            os.close(fd)
-        try:
-            os.rename(staged, path)
-        except OSError as error:
-            if error.errno != errno.EXDEV:
+            os.utime(staged.fd, ns=(back, back))
+            found = os.fstat(staged.fd)
+            name = staged.name
+            if name is None:
+                if self._link(staged.fd, staged.path):
+                    return found
+                name = self._name(os.path.dirname(staged.path))
+                self._link(staged.fd, name)
+            try:
+                os.rename(name, staged.path)
+            except BaseException:
+                os.unlink(name)
                 raise
-            _rename_across(staged, path)
-            found = os.stat(path)
-        return found
+            return found
+        finally:
+            os.close(staged.fd)
+
+    def drop(self, staged: Staged) -> None:
+        """Give up a file that is not complete."""
+        os.close(staged.fd)
+        if staged.name is not None:
+            os.unlink(staged.name)
+
+    def _link(self, fd: int, path: str) -> bool:
+        """Give a nameless file its name; False where something has that name."""
+        try:
+            os.link(str(fd), path, src_dir_fd=self._descriptors, follow_symlinks=True)
+        except FileExistsError:
+            return False
+        return True
+
+    def _name(self, folder: str) -> str:
+        self._count += 1
+        return os.path.join(folder, f".millpond-{os.getpid()}-{self._count}.tmp")
 
 
-def _rename_across(staged: str, path: str) -> None:
-    """The rename for a destination on another file system: by a copy beside it."""
-    folder, name = os.path.split(path)
-    fd, beside = tempfile.mkstemp(prefix=f".{name[:100]}.", dir=folder)
-    os.close(fd)
-    try:
-        shutil.copy2(staged, beside)
-        os.rename(beside, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(beside)
-        raise
-    os.unlink(staged)
+def below(top: str) -> tuple[list[str], list[str]]:
+    """All that is in a folder, at any depth (os.walk would recurse): files and links; folders, parents first."""
+    files, folders = [], []
+    waiting = [top]
+    while waiting:
+        with os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                    waiting.append(entry.path)
+                else:
+                    files.append(entry.path)
+    return files, folders
+
+
+def remove_tree(top: str) -> None:
+    """Remove a folder and all in it. Raises OSError."""
+    files, folders = below(top)
+    for file in files:
+        os.unlink(file)
+    for folder in [*reversed(folders), top]:
+        os.rmdir(folder)
 
 
 def copy_into(source: int, target: int, size: int) -> None:
@@ -122,7 +172,7 @@ def can_clone(folder: str) -> bool:
         return True
 
 
-def replace_link(path: str, temporary: str) -> os.stat_result:
+def replace_link(path: str) -> os.stat_result:
     """Put a copy of the file that the link at `path` points to in the link's place; the copy's stat.
 
     Raises FileChangedError when that file changes meanwhile.
@@ -130,18 +180,18 @@ def replace_link(path: str, temporary: str) -> os.stat_result:
     source = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         before = os.fstat(source)
-        with Staging(temporary) as staging:
-            fd, staged = staging.open()
-            copy_into(source, fd, before.st_size)
+        with Staging() as staging:
+            staged = staging.open(path)
+            copy_into(source, staged.fd, before.st_size)
             after = os.fstat(source)
             if (after.st_size, after.st_mtime_ns, after.st_ctime_ns) != (
                 before.st_size,
                 before.st_mtime_ns,
                 before.st_ctime_ns,
             ):
-                os.close(fd)
+                staging.drop(staged)
                 raise FileChangedError(f"'{path}' changed while it was copied", path=path, hint="add it again")
-            staging.place(fd, staged, path, mode=before.st_mode & 0o777)
+            staging.place(staged, mode=before.st_mode & 0o777)
     finally:
         os.close(source)
     return os.stat(path)

@@ -188,20 +188,14 @@ def _hash_fields(out: Out) -> dict[str, Any]:
 
 
 def _update(entry: Any, fields: dict[str, Any]) -> None:
-    """Set hash fields of a round-trip mapping: those that are there in place, new ones in front of `path`."""
+    """Set hash fields of a round-trip mapping: those that are there in place, new ones at its end, as DVC does."""
     for key in _HASH_KEYS:
         if key not in fields:
             entry.pop(key, None)
     for key in ("etag", "checksum", "version_id", "files", "cloud"):
         entry.pop(key, None)  # of the old content
-    position = 0
     for key, value in fields.items():
-        if key in entry:
-            entry[key] = value
-            position = list(entry).index(key) + 1
-        else:
-            entry.insert(position, key, value)
-            position += 1
+        entry[key] = value
 
 
 def _out(entry: Any, path: str) -> Out:

@@ -1,7 +1,7 @@
 """Manifests: DVC's `.dir` objects, byte for byte.
 
 JSON list of {"md5", "relpath"}, keys sorted, separators ", " and ": ", ASCII only (a file name's undecodable bytes appear as
-lone surrogate escapes), no newline at the end, sorted by the parts of relpath. The object's name is the MD5 of that text
+lone surrogate escapes), no newline at the end, sorted by relpath. The object's name is the MD5 of that text
 with `.dir`. A manifest from elsewhere is hostile until proved otherwise: its paths are checked before use.
 """
 
@@ -27,9 +27,9 @@ class ManifestEntry:
     name: ObjectName
 
 
-def sort_key(relpath: str) -> tuple[str, ...]:
-    """Manifests are sorted by path parts, so that a folder's files stay together."""
-    return tuple(relpath.split("/"))
+def sort_key(relpath: str) -> str:
+    """Manifests are sorted by the whole path as text, as DVC 3.67 does: `a.txt`, then `a/b`."""
+    return relpath
 
 
 def serialise(entries: Iterable[tuple[str, str]]) -> bytes:

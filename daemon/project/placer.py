@@ -1,6 +1,6 @@
 """Carrying out checkout's plans: remove, make folders, write files, and remember their digests.
 
-A file is written to `.dvc/tmp` and renamed, so that at any instant it is the old one or the new one. Nothing is fsynced, as
+A file gets its name when it is complete, so that at any instant it is the old one or the new one. Nothing is fsynced, as
 with DVC: it can be checked out again.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 from millpond.daemon.errors import ConflictError, DiskFullError, MillpondError, ObjectMissingError, TargetError
 from millpond.daemon.names import ObjectName
 from millpond.daemon.project.context import VerbContext
-from millpond.daemon.project.copying import Staging, copy_into
+from millpond.daemon.project.copying import Staged, Staging, below, copy_into, remove_tree
 from millpond.daemon.project.digests import Group
 from millpond.daemon.project.plan import Content, Plan, Planner
 from millpond.daemon.project.repo import printable
@@ -64,7 +63,7 @@ class Placer:
                 self._remove(plan)
             writes = [write for plan in plans for write in self._writes(plan)]
             self._all = [len(writes), sum(write.size for write in writes)]
-            with Staging(self._repo.temporary) as staging:
+            with Staging() as staging:
                 self._make_folders(plans)
                 self._from_cache([write for write in writes if not self._in_store(write)], staging)
                 self._from_store([write for write in writes if self._in_store(write)], staging)
@@ -88,10 +87,10 @@ class Placer:
             if os.path.islink(path):
                 os.unlink(path)
             else:
-                shutil.rmtree(path)
+                remove_tree(path)
         if plan.content.name is None and not os.path.islink(top) and os.path.isdir(top):
             # Folders without files are in no manifest: they go with the data, unless something of others is in them.
-            for folder, _, _ in os.walk(top, topdown=False):
+            for folder in [*reversed(below(top)[1]), top]:
                 _remove_empty(folder)
         for folder in emptied:
             while folder.startswith(f"{top}/") and _remove_empty(folder):
@@ -122,36 +121,33 @@ class Placer:
                 )
             source, size = opened
             try:
-                fd, staged = staging.open()
-                copy_into(source, fd, size)
-                self._place(write, staging, fd, staged)
+                staged = staging.open(write.path)
+                copy_into(source, staged.fd, size)
+                self._place(write, staging, staged)
             finally:
                 os.close(source)
 
     def _from_store(self, writes: Sequence[_Write], staging: Staging) -> None:
         waiting = iter(writes)
-        current: _Write | None = None
-        fd, staged = -1, ""
+        current: tuple[_Write, Staged] | None = None
         try:
             for piece in self._context.store.fetch(write.source for write in writes):
                 if current is None:
-                    current = next(waiting)
-                    fd, staged = staging.open()
+                    write = next(waiting)
+                    current = write, staging.open(write.path)
                 view = piece.data
                 while view:
-                    view = view[os.write(fd, view) :]
+                    view = view[os.write(current[1].fd, view) :]
                 view.release()  # the store's memory is unmapped after the next piece
                 if piece.last:
-                    self._place(current, staging, fd, staged)
-                    current, fd = None, -1
+                    (write, staged), current = current, None
+                    self._place(write, staging, staged)
         finally:
-            if fd >= 0:
-                with contextlib.suppress(OSError):
-                    os.close(fd)
+            if current is not None:
+                staging.drop(current[1])
 
-    def _place(self, write: _Write, staging: Staging, fd: int, staged: str) -> None:
-        isexec = write.plan.content.isexec and not write.inner
-        found = staging.place(fd, staged, write.path, isexec=isexec)
+    def _place(self, write: _Write, staging: Staging, staged: Staged) -> None:
+        found = staging.place(staged, isexec=write.plan.content.isexec and not write.inner)
         self._written[write.path] = found, write.plan.writes[write.inner]
         self._done[0] += 1
         self._done[1] += write.size

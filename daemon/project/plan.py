@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from millpond.daemon.mounts.place import require_mounted
 from millpond.daemon.names import ObjectName
 from millpond.daemon.project import manifest
+from millpond.daemon.project.copying import below
 from millpond.daemon.project.digests import Group, Place, Progress, fill
 from millpond.daemon.project.workspace import Workspace
 
@@ -205,14 +206,7 @@ class Planner:
         top = self._repo.path(plan.content.path)
         if os.path.islink(base):
             return [folder]
-        left = []
-        for path, folders, files in os.walk(base):
-            links = [name for name in folders if os.path.islink(os.path.join(path, name))]
-            for name in [*files, *links]:
-                full = os.path.join(path, name)
-                if full not in going:
-                    left.append(os.path.relpath(full, top))
-        return left
+        return [os.path.relpath(path, top) for path in below(base)[0] if path not in going]
 
     def _find(self, plans: list[Plan]) -> None:
         """Where the contents to write are, and whether those to go are saved; one question for all plans."""

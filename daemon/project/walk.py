@@ -1,7 +1,7 @@
 """The files of a folder in a manifest's order, each with the numbers that tell whether it changed.
 
-Order: names of one folder sorted as text, a subfolder's files in its place; that is the order of relpath parts in DVC's
-manifests. Links to files count as files (as in DVC, which stores what they point to); links to folders are left out.
+Order: that of the paths as text, as in DVC's manifests: names of one folder sorted, a subfolder's as if it ended with a
+slash, its files in its place. Links to files count as files (as in DVC, which stores what they point to); links to folders are left out.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import stat
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from operator import attrgetter
 
 from millpond.daemon.project.ignore import IGNORE_FILE, FolderRules
 
@@ -23,7 +22,10 @@ _KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
-_BY_NAME = attrgetter("name")
+
+
+def _order(entry: os.DirEntry[str]) -> str:
+    return f"{entry.name}/" if entry.is_dir(follow_symlinks=False) else entry.name
 
 
 @dataclass(slots=True)
@@ -53,14 +55,10 @@ class Listing:
 
 def stat_fields(found: os.stat_result) -> tuple[int, int, int, int, int]:
     """What identifies an unchanged file; in the order of Listing.stats."""
-    # Device and inode numbers are unsigned 64-bit at the worst; the cache keeps signed ones.
-    return (
-        _signed(found.st_dev),
-        _signed(found.st_ino),
-        found.st_size,
-        found.st_mtime_ns,
-        found.st_ctime_ns,
-    )
+    dev, inode = found.st_dev, found.st_ino
+    if (dev | inode) >> 63:  # unsigned 64-bit at the worst; kept as signed ones
+        dev, inode = _signed(dev), _signed(inode)
+    return dev, inode, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _signed(number: int) -> int:
@@ -81,24 +79,45 @@ def list_folder(path: str, rules: FolderRules) -> Listing:
     stack: list[tuple[str, FolderRules, Iterator[os.DirEntry[str]]]] = [("", rules, _entries(path))]
     while stack:
         prefix, rules, entries = stack[-1]
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                if rules.ignores(entry.name, is_dir=True):
-                    continue
-                inner = _enter(found, prefix + entry.name, entry, rules)
-                if inner is not None:
-                    stack.append(inner)
-                    break
-            else:
-                _take(found, prefix, entry, rules)
-        else:
+        folder = _take_files(found, prefix, rules, entries)
+        if folder is None:
             stack.pop()
+        elif not rules.ignores(folder.name, is_dir=True):
+            inner = _enter(found, prefix + folder.name, folder, rules)
+            if inner is not None:
+                stack.append(inner)
     return found
+
+
+def _take_files(
+    found: Listing, prefix: str, rules: FolderRules, entries: Iterator[os.DirEntry[str]]
+) -> os.DirEntry[str] | None:
+    """Take entries up to the next folder, which is returned; None at the end. The loop that a status spends its time in."""
+    ruled = bool(rules.levels)
+    add_path, add_stats = found.paths.append, found.stats.extend
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            return entry
+        name = entry.name
+        # All names with built-in rules begin with a dot.
+        if ((ruled or name[0] == ".") and (rules.ignores(name, is_dir=False) or name == IGNORE_FILE)) or not (
+            entry.is_file(follow_symlinks=False)
+        ):
+            _take_other(found, prefix, entry, rules)
+            continue
+        try:
+            status = entry.stat(follow_symlinks=False)
+        except OSError as error:
+            found.odd.append((prefix + name, _broken(False, error)))
+            continue
+        add_path(prefix + name)
+        add_stats(stat_fields(status))
+    return None
 
 
 def _entries(path: str) -> Iterator[os.DirEntry[str]]:
     with os.scandir(path) as entries:
-        return iter(sorted(entries, key=_BY_NAME))
+        return iter(sorted(entries, key=_order))
 
 
 def _enter(
@@ -106,7 +125,7 @@ def _enter(
 ) -> tuple[str, FolderRules, Iterator[os.DirEntry[str]]] | None:
     try:
         with os.scandir(entry.path) as scan:
-            entries = sorted(scan, key=_BY_NAME)
+            entries = sorted(scan, key=_order)
     except OSError as error:
         found.odd.append((relative, f"cannot be read: {error.strerror}"))
         return None
@@ -117,10 +136,13 @@ def _enter(
     return relative + "/", inner, iter(entries)
 
 
-def _take(found: Listing, prefix: str, entry: os.DirEntry[str], rules: FolderRules) -> None:
-    """Add one entry that is no folder."""
+def _take_other(found: Listing, prefix: str, entry: os.DirEntry[str], rules: FolderRules) -> None:
+    """An entry that is neither a folder nor simply a file: ignored, a link, a socket..."""
     name = entry.name
     if rules.ignores(name, is_dir=False):
+        return
+    if name == IGNORE_FILE:
+        found.odd.append((prefix + name, "is a file of ignore rules, which cannot lie inside tracked data"))
         return
     link = entry.is_symlink()
     try:
@@ -128,19 +150,14 @@ def _take(found: Listing, prefix: str, entry: os.DirEntry[str], rules: FolderRul
     except OSError as error:
         found.odd.append((prefix + name, _broken(link, error)))
         return
-    if not stat.S_ISREG(status.st_mode):
-        if stat.S_ISDIR(status.st_mode):
-            found.skipped.append(prefix + name)
-        else:
-            found.odd.append((prefix + name, f"is {kind_of(status.st_mode) or 'of an unknown kind'}"))
-        return
-    if name == IGNORE_FILE:
-        found.odd.append((prefix + name, "is a file of ignore rules, which cannot lie inside tracked data"))
-        return
-    if link:
+    if stat.S_ISREG(status.st_mode):
         found.links.append(len(found.paths))
-    found.paths.append(prefix + name)
-    found.stats.extend(stat_fields(status))
+        found.paths.append(prefix + name)
+        found.stats.extend(stat_fields(status))
+    elif stat.S_ISDIR(status.st_mode):
+        found.skipped.append(prefix + name)
+    else:
+        found.odd.append((prefix + name, f"is {kind_of(status.st_mode) or 'of an unknown kind'}"))
 
 
 def _broken(link: bool, error: OSError) -> str:

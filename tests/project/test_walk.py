@@ -10,6 +10,7 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from millpond.daemon.project.copying import below, remove_tree
 from millpond.daemon.project.ignore import FolderRules, IgnoreRules
 from millpond.daemon.project.walk import FIELDS, list_folder, stat_fields
 
@@ -36,7 +37,7 @@ def test_files_links_and_odd_ones(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(data / "sock"))
     found = list_folder(str(data), rules_of(tmp_path, "data"))
-    assert found.paths == ["b", "link", "sub/deep/x", "sub.txt"]
+    assert found.paths == ["b", "link", "sub.txt", "sub/deep/x"]
     assert found.links == [1]
     assert found.skipped == ["folder-link", "self"]
     assert found.folders == ["empty", "sub", "sub/deep"]
@@ -77,7 +78,7 @@ NAME = st.text(st.characters(codec="utf-8", exclude_characters="/\0"), min_size=
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(paths=st.lists(st.lists(NAME, min_size=1, max_size=3), max_size=12))
-def test_order_is_that_of_parts(paths: list[list[str]]) -> None:
+def test_order_is_that_of_paths(paths: list[list[str]]) -> None:
     with tempfile.TemporaryDirectory() as base:
         made = set()
         for parts in paths:
@@ -89,7 +90,7 @@ def test_order_is_that_of_parts(paths: list[list[str]]) -> None:
             except OSError:
                 continue
         found = list_folder(base, FolderRules(base, "", ()))
-        assert [tuple(path.split("/")) for path in found.paths] == sorted(made)
+        assert found.paths == sorted("/".join(parts) for parts in made)
         assert len(found.stats) == FIELDS * len(made)
 
 
@@ -109,3 +110,6 @@ def test_very_deep_folders(tmp_path: Path) -> None:
     (path / "f").touch()
     found = list_folder(str(tmp_path), rules_of(tmp_path))
     assert found.paths == ["d/" * 1200 + "f"]
+    assert below(str(tmp_path))[0] == [str(path / "f")]
+    remove_tree(str(tmp_path / "d"))
+    assert list(tmp_path.iterdir()) == []

@@ -48,8 +48,9 @@ class Settings:
 def from_env(environ: Mapping[str, str], uid: int) -> Settings:
     """Settings of a user's daemon, or of the system's when MILLPOND_SYSTEM_USER is set. Raises UsageError.
 
-    MILLPOND_STORE, MILLPOND_SOCKET, MILLPOND_IDLE_EXIT (seconds), MILLPOND_FSYNC (0: measuring only), MILLPOND_VERBS;
-    then the XDG base directories, then HOME. Another store than the usual one has a socket, log and records of its own.
+    MILLPOND_STORE, MILLPOND_STATE, MILLPOND_SOCKET, MILLPOND_IDLE_EXIT (seconds), MILLPOND_FSYNC (0: measuring only),
+    MILLPOND_VERBS; then the XDG base directories, then HOME. Another store than the usual one has a socket, a log and
+    records of its own; what else belongs to the running daemon lies beside its socket.
     """
     base = _Base.of_system() if environ.get("MILLPOND_SYSTEM_USER") else _Base.of_user(environ, uid)
     store = Path(os.path.abspath(environ.get("MILLPOND_STORE") or base.store))
@@ -58,6 +59,8 @@ def from_env(environ: Mapping[str, str], uid: int) -> Settings:
         # One daemon a store: they must not share a socket, a log or the records of their mounts.
         instance = f"{zlib.crc32(os.fsencode(store)):08x}"
         runtime, state = runtime / instance, state / instance
+    if environ.get("MILLPOND_STATE"):
+        state = Path(os.path.abspath(environ["MILLPOND_STATE"]))
     socket = Path(os.path.abspath(environ.get("MILLPOND_SOCKET") or runtime / "millpond.sock"))
     if len(os.fsencode(socket)) > MAX_SOCKET_PATH:
         raise UsageError(
@@ -68,7 +71,7 @@ def from_env(environ: Mapping[str, str], uid: int) -> Settings:
     default_idle = "0" if environ.get("MILLPOND_SYSTEM_USER") else "600"
     return Settings(
         store=store,
-        runtime=runtime,
+        runtime=socket.parent,
         state=state,
         socket=socket,
         idle_exit_s=_seconds(environ.get("MILLPOND_IDLE_EXIT") or default_idle),

@@ -127,6 +127,11 @@ class DaemonObjectStore:
             found.extend(reply["sizes"])
         return found
 
+    def complete(self, name: ObjectName) -> bool:
+        """See ObjectStore.complete."""
+        reply, _ = self._peer.call("store.complete", {"name": str(name)})
+        return bool(reply["complete"])
+
     def read(self, name: ObjectName) -> bytes:
         """See ObjectStore.read."""
         return b"".join(bytes(piece.data) for piece in self.fetch([name]))

@@ -35,6 +35,8 @@ from millpond.daemon.rpc import framing
 MAX_MESSAGE = 16 << 10
 FIRST_UID = 1000
 FSTYPE = "fuse.millpond"
+# uid_t's -1, which setuid(2) takes for "leave it as it is".
+_NO_UID = 2**32 - 1
 _MS_NOSUID, _MS_NODEV, _MS_RDONLY = 2, 4, 1
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
 _NAME = re.compile(r"[A-Za-z0-9_.:-]{1,64}\Z")
@@ -89,8 +91,8 @@ class Spawner:
 
     def _perform(self, request: dict[str, Any], fds: list[int], given: list[int]) -> None:
         uid = request["uid"]
-        if type(uid) is not int:
-            raise Refused("a uid is a number")
+        if type(uid) is not int or not 0 <= uid < _NO_UID:
+            raise Refused(f"{uid!r} is not a uid")
         if request["op"] == "zygote":
             given.append(self._zygote(uid, str(request["role"])))
         elif request["op"] == "mount":
@@ -194,7 +196,7 @@ def main() -> None:
     sock = socket.socket(fileno=int(sys.argv[1]))
     sock.set_inheritable(False)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    process.set_name("millpond-spawner")
+    process.set_name("millpond-spawn")
     policy = Policy(int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), sys.argv[5])
     with contextlib.suppress(ConnectionResetError):
         Spawner(sock, policy).serve()

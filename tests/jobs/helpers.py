@@ -6,11 +6,15 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tests.jobs import reach
 
 from millpond.daemon import wirepath
 from millpond.daemon.rpc.autostart import connect_or_start
@@ -71,6 +75,52 @@ def running(folder: Path, **env: str) -> Iterator[Site]:
         yield found
     finally:
         found.end()
+
+
+@dataclass
+class System:
+    """A daemon in system mode: three uids, none of them root's or a caller's."""
+
+    folder: Path
+    process: subprocess.Popen[bytes]
+    socket: Path
+    daemon_uid: int = 41001
+    holder_uid: int = 41002
+    store_gid: int = 41003
+
+
+@contextlib.contextmanager
+def system(**env: str) -> Iterator[System]:
+    """Run `millpondd` in system mode, in a folder that every user can reach, until the block ends. As root only."""
+    with tempfile.TemporaryDirectory(prefix="mp-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        ours, theirs = os.pipe()
+        surroundings = {
+            "PATH": os.environ["PATH"],
+            "LANG": "C.UTF-8",
+            "PYTHONPATH": reach.for_everyone().path,
+            "MILLPOND_SYSTEM_USER": str(System.daemon_uid),
+            "MILLPOND_HOLDER_USER": str(System.holder_uid),
+            "MILLPOND_STORE_GROUP": str(System.store_gid),
+            "MILLPOND_STORE": str(folder / "store"),
+            "MILLPOND_STATE": str(folder / "state"),
+            "MILLPOND_SOCKET": str(folder / "run" / "s.sock"),
+            **env,
+        }
+        process = subprocess.Popen(
+            [reach.for_everyone().python, "-P", "-m", "millpond.daemon.main", "--ready-fd", str(theirs)],
+            pass_fds=[theirs],
+            env=surroundings,
+        )
+        os.close(theirs)
+        try:
+            with os.fdopen(ours, "rb") as ready:
+                assert ready.readline() == b"\n"
+            yield System(folder, process, folder / "run" / "s.sock")
+        finally:
+            process.terminate()
+            process.wait(30)
 
 
 def context(

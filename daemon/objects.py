@@ -60,6 +60,10 @@ class ObjectStore(Protocol):
         """Each content's size in bytes, None where the caller has no such object."""
         ...
 
+    def complete(self, name: ObjectName) -> bool:
+        """Whether a manifest and all that it names are here for the caller; cheap when it was so before."""
+        ...
+
     def read(self, name: ObjectName) -> bytes:
         """A whole small content. Raises ObjectMissingError, StoreDamagedError."""
         ...

@@ -101,8 +101,7 @@ def read_object(store: Store, uid: int, name: ObjectName) -> bytes:
     content = store.reader.resolve([name], uid)[0]
     if content is None:
         raise ObjectMissingError(f"object {name} is not in the store", details={"name": str(name)})
-    layout = store.reader.layout(content)
-    return b"".join(store.reader.read_chunk(layout.id(number)) for number in range(len(layout)))
+    return store.reader.read_content(content)
 
 
 def sizes_from(view: memoryview) -> array[int]:

@@ -174,6 +174,8 @@ def fill(groups: Sequence[Group], store: ObjectStore, *, keep: bool, progress: P
 
 def forget_missing(groups: Iterable[Group], objects: Objects) -> None:
     """Make `fill` read again the files whose content is nowhere at hand, though the digest is known."""
+    # A folder that is as it was when its manifest came into the store needs no look at each of its files.
+    groups = [group for group in groups if not (group.whole and objects.store.complete(group.tree()))]
     known = [(group, index) for group in groups for index, digest in enumerate(group.digests) if digest is not None]
     for (group, index), size in zip(known, objects.sizes([group.name(index) for group, index in known]), strict=True):
         if size is None:

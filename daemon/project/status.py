@@ -133,6 +133,8 @@ def _find_missing(repo: Repo, workspace: Workspace, found: list[_Seen]) -> None:
         if name is None or not seen.output.cache:
             continue
         names = [name]
+        if name.is_dir and workspace.objects.store.complete(name):
+            continue
         if name.is_dir:
             inside = _entries(seen, workspace)
             if inside is None:

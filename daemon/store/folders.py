@@ -249,7 +249,15 @@ class TreeBuilder:
             if entry.name == before:
                 raise TargetError(f"{entry.name!r} is twice in one folder")
             before = entry.name
-            row = (offset, len(entry.name), entry.type, entry.executable, entry.inode, entry.size, entry.child or _NO_CHILD)
+            row = (
+                offset,
+                len(entry.name),
+                entry.type,
+                entry.executable,
+                entry.inode,
+                entry.size,
+                entry.child or _NO_CHILD,
+            )
             rows.append(_ENTRY.pack(*row))
             names.append(entry.name)
             offset += len(entry.name)

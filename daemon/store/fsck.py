@@ -293,6 +293,7 @@ class Fsck:
             return sum(1 for damage in bad.values() if damage.kind != "range")
 
         self._report.quarantined = self._store.write(quarantine)
+        self._store.forget_complete()
         for name in hurt:
             data = source(name) if source is not None else None
             if data is not None and self._mend(name, data):

@@ -29,16 +29,23 @@ class LocalObjectStore:
             yield from hash_files(paths, tick)
             return
         files = total = 0
-        for batch in read_batches(paths):
-            memfd.seal(batch.fd)
-            with memfd.mapped(batch.take()) as view:
-                stored = self._begin().feed(view, batch.pieces)
-            for file, item in zip(batch.ends, stored, strict=True):
-                files, total = files + 1, total + item.size
-                self.new_bytes += item.new_bytes
-                if tick is not None:
-                    tick(files, total)
-                yield Put(file.path, item.name, item.size, file.stat)
+        try:
+            for batch in read_batches(paths):
+                memfd.seal(batch.fd)
+                with memfd.mapped(batch.take()) as view:
+                    stored = self._begin().feed(view, batch.pieces)
+                for file, item in zip(batch.ends, stored, strict=True):
+                    files, total = files + 1, total + item.size
+                    self.new_bytes += item.new_bytes
+                    if tick is not None:
+                        tick(files, total)
+                    yield Put(file.path, item.name, item.size, file.stat)
+        except BaseException:
+            # A content may have been begun and never ended: nothing more can be put behind it.
+            session, self._session = self._session, None
+            if session is not None:
+                session.abort()
+            raise
 
     def put_bytes(self, data: bytes, *, is_dir: bool = False) -> ObjectName:
         """See ObjectStore.put_bytes."""
@@ -54,6 +61,10 @@ class LocalObjectStore:
     def sizes(self, names: Sequence[ObjectName]) -> list[int | None]:
         """See ObjectStore.sizes."""
         return [None if content is None else content.size for content in self._store.reader.resolve(names, self._uid)]
+
+    def complete(self, name: ObjectName) -> bool:
+        """See ObjectStore.complete."""
+        return self._store.complete(name, self._uid)
 
     def read(self, name: ObjectName) -> bytes:
         """See ObjectStore.read."""

@@ -69,6 +69,11 @@ class StoreReader:
         """A chunk's bytes, checked. Raises StoreDamagedError."""
         return self._read(chunk_id, Kind.CHUNK)
 
+    def read_content(self, content: Content) -> bytes:
+        """A whole small content. Raises StoreDamagedError."""
+        layout = self.layout(content)
+        return b"".join(self.read_chunk(layout.id(number)) for number in range(len(layout)))
+
     def locate(self, record_id: bytes) -> Location | None:
         """Where a record lies."""
         with self.index.begin() as txn:

@@ -98,6 +98,11 @@ class StoreService:
         contents = await self._in_thread(lambda: self._store.reader.resolve(names, call.uid))
         return {"sizes": [None if content is None else content.size for content in contents]}
 
+    async def complete(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
+        """{name} -> {complete}: whether a manifest and all that it names are the caller's."""
+        name = parse_name(str(params["name"]))
+        return {"complete": await self._in_thread(lambda: self._store.complete(name, call.uid))}
+
     async def fetch(self, call: Call, params: dict[str, Any]) -> Reply:
         """{names, offset} -> {pieces: [[index, length, last]...], next: [names done, offset in the next]} + memfd.
 
@@ -181,6 +186,7 @@ def register(registry: Registry, daemon: Daemon) -> None:
         "store.feed": service.feed,
         "store.commit": service.commit,
         "store.sizes": service.sizes,
+        "store.complete": service.complete,
         "store.fetch": service.fetch,
     }
     for name, handler in handlers.items():

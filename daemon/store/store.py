@@ -16,7 +16,7 @@ import queue
 import secrets
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +40,8 @@ FORMAT = 1
 # Records that may wait for the next commit before one is made for them alone.
 MAX_PENDING = 20_000
 _MAX_WAITING = 256
+# Manifests remembered as complete.
+_MAX_COMPLETE = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,7 @@ class Store:
         self._pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="store")
         self._pending: dict[bytes, Location] = {}
         self._pending_lock = threading.Lock()
+        self._complete: set[tuple[int, ObjectName]] = set()
         self._queue: queue.Queue[_Job | None] = queue.Queue(_MAX_WAITING)
         self._thread = threading.Thread(target=self._run, name="store-commit", daemon=True)
         self._thread.start()
@@ -167,6 +170,27 @@ class Store:
         job = _Job(names, None)
         self._queue.put(job)
         return job.done.result()  # type: ignore[no-any-return]
+
+    def complete(self, name: ObjectName, uid: int) -> bool:
+        """Whether a manifest and all that it names are here for `uid`. What was complete once stays so until records are
+        removed (`forget_complete`), so it is looked up once."""
+        key = (uid, name)
+        if key in self._complete:
+            return True
+        content = self.reader.resolve([name], uid)[0] if name.is_dir else None
+        if content is None:
+            return False
+        names = {ObjectName(name.algo, value) for value in _named_in(self.reader.read_content(content))}
+        if None in self.reader.resolve(list(names), uid):
+            return False
+        if len(self._complete) >= _MAX_COMPLETE:
+            self._complete.clear()
+        self._complete.add(key)
+        return True
+
+    def forget_complete(self) -> None:
+        """Records were removed: look again."""
+        self._complete.clear()
 
     def fsck(
         self,
@@ -306,6 +330,11 @@ def _resolve(jobs: list[_Job], work: Callable[[], list[Any]]) -> None:
         for job in jobs:
             if not job.done.done():
                 job.done.set_exception(error)
+
+
+def _named_in(manifest: bytes) -> Iterator[str]:
+    """The digests that a manifest names; it was parsed with care when it came in."""
+    return (row.get("md5", "") for row in json.loads(manifest))
 
 
 def _journal_records(names: NameBatch) -> list[Encoded]:

@@ -162,6 +162,8 @@ def _load(folder_path: str, folder: str) -> _Level | None:
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return None
     except OSError as error:
+        if not os.access(folder_path, os.X_OK):
+            return None  # whoever lists this folder will say that it cannot be read
         raise InvalidFileError(f"cannot read '{path}': {error.strerror}", path=path) from error
     if len(raw) > MAX_BYTES:
         raise InvalidFileError(f"'{path}' has more than {MAX_BYTES >> 20} MiB of ignore rules", path=path)

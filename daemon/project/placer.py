@@ -171,8 +171,10 @@ class Placer:
         self._workspace.save()
 
     def _remember_folder(self, plan: Plan, name: ObjectName, now: Moment) -> None:
-        if plan.state is None and plan.group is not None:
-            self._workspace.keep_folder(plan.content.path, plan.group, name.value)
+        if plan.state is None:
+            if plan.group is not None and plan.index is None:
+                # Not always `name`: a part may be as it should while the rest is not.
+                self._workspace.keep_folder(plan.content.path, plan.group, plan.group.tree().value)
             return
         group = self._workspace.folder(plan.content.path, name.algo)
         self._recall(group, plan.group if plan.index is None else None)

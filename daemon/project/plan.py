@@ -53,7 +53,6 @@ class Plan:
     places: dict[ObjectName, Place] = field(default_factory=dict)
     group: Group | None = None
     index: int | None = None
-    entries: int = 0
 
     def full(self, inner: str) -> str:
         """Relative to the repository."""
@@ -150,15 +149,18 @@ class Planner:
     def _compare_folder(self, plan: Plan) -> None:
         content = plan.content
         assert content.name is not None
-        if plan.group is not None and plan.index is None and plan.group.tree() == content.name:
-            plan.entries = len(plan.group.listing.paths)
+        if (
+            plan.group is not None
+            and plan.index is None
+            and not plan.group.listing.odd
+            and plan.group.tree() == content.name
+        ):
             return
         raw = self._workspace.objects.manifest(content.name)
         if raw is None:
             plan.missing = [content.name]
             return
         entries = manifest.parse(raw, source=str(content.name), algo=content.name.algo)
-        plan.entries = len(entries)
         scope = [each for each in entries if _within(each.relpath, content.inner)]
         wanted = {each.relpath: each.name for each in scope}
         if plan.group is None:

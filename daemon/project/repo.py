@@ -6,6 +6,9 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import pygit2
+from pygit2.enums import ConfigLevel
+
 from millpond.daemon import wirepath
 from millpond.daemon.errors import NotARepoError
 from millpond.daemon.project import config as config_module
@@ -68,7 +71,7 @@ class Repo:
             rules=IgnoreRules(root),
             cache=DvcCache(config.cache_dir(dvc_dir)),
             stat_cache=StatCache.of_user(environ),
-            git=None if config.flag("core", "no_scm") else _git(root),
+            git=None if config.flag("core", "no_scm") else _git(root, environ),
         )
 
     @property
@@ -123,6 +126,12 @@ class Repo:
         return outputs.collect(WorkTree(self.root, self.rules))
 
 
-def _git(root: str) -> GitRepo | None:
+def _git(root: str, environ: Mapping[str, str]) -> GitRepo | None:
+    # libgit2 looked for the user's files when it was loaded, in the environment of another process.
+    home = environ.get("HOME") or os.path.expanduser("~")
+    pygit2.settings.search_path[ConfigLevel.GLOBAL] = home
+    pygit2.settings.search_path[ConfigLevel.XDG] = os.path.join(
+        environ.get("XDG_CONFIG_HOME") or os.path.join(home, ".config"), "git"
+    )
     found = GitRepo.discover(root)
     return found if found is not None and found.root is not None else None

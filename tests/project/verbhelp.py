@@ -15,6 +15,7 @@ from tests.project.realdvc import real_dvc
 from millpond.daemon import wirepath
 from millpond.daemon.names import ObjectName
 from millpond.daemon.project import manifest
+from millpond.daemon.project.checkout import checkout
 from millpond.daemon.project.context import LocalContext
 from millpond.daemon.project.repo import Repo
 from millpond.daemon.project.statcache import Moment
@@ -49,7 +50,8 @@ class Project:
         os.chdir(cwd or self.root)
         os.environ.update(self.environ)
         try:
-            return VERBS[verb](self.context, params)
+            # The table's checkout belongs to the mounts, and passes on what is not theirs.
+            return (checkout if verb == "checkout" else VERBS[verb])(self.context, params)
         finally:
             os.chdir(before)
             os.environ.clear()

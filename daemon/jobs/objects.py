@@ -22,6 +22,8 @@ from millpond.daemon.names import ObjectName
 from millpond.daemon.objects import Piece, Put, Tick
 
 IN_FLIGHT = 3
+# What is read at once to be hashed here; progress is told after each.
+HASH_BYTES = 1 << 20
 # Pieces in one feed: bounds a frame's size for a tree of empty files.
 MAX_PIECES = 4096
 # Names in one request.
@@ -83,11 +85,11 @@ class DaemonObjectStore:
             return
         counter = _Counter(tick)
         session = self._begin()
-        flying: deque[tuple[Any, list[OpenFile]]] = deque()
+        flying: deque[tuple[Any, list[OpenFile], int]] = deque()
         for batch in read_batches(paths):
             if len(flying) >= IN_FLIGHT:
                 yield from self._landed(*flying.popleft(), counter)
-            flying.append((self._send(session, batch), batch.ends))
+            flying.append((self._send(session, batch), batch.ends, batch.size))
         while flying:
             yield from self._landed(*flying.popleft(), counter)
 
@@ -175,14 +177,14 @@ class DaemonObjectStore:
         finally:
             os.close(batch.take())
 
-    def _landed(self, request: Any, ends: list[OpenFile], counter: _Counter) -> Iterator[Put]:
+    def _landed(self, request: Any, ends: list[OpenFile], sent: int, counter: _Counter) -> Iterator[Put]:
         reply, _ = self._peer.wait(request)
+        counter.add(len(ends), sent)
         stored = reply["stored"]
         if len(stored) != len(ends):
             raise ProtocolError(f"the daemon stored {len(stored)} contents where {len(ends)} were sent")
         for file, (value, size, new_bytes) in zip(ends, stored, strict=True):
             self.new_bytes += new_bytes
-            counter.add(size)
             yield Put(file.path, ObjectName("md5", value), size, file.stat)
 
 
@@ -205,8 +207,8 @@ class _Counter:
         self._files = 0
         self._bytes = 0
 
-    def add(self, size: int) -> None:
-        self._files += 1
+    def add(self, files: int, size: int) -> None:
+        self._files += files
         self._bytes += size
         if self._tick is not None:
             self._tick(self._files, self._bytes)
@@ -303,10 +305,14 @@ def _copy(path: str, source: int, target: int, offset: int, length: int) -> int:
 def hash_files(paths: Iterable[str], tick: Tick | None) -> Iterator[Put]:
     """`put_files` without storing."""
     counter = _Counter(tick)
+    buffer = memoryview(bytearray(HASH_BYTES))
     for path in paths:
         fd, before = open_regular(path)
         with os.fdopen(fd, "rb", buffering=0) as file:
-            digest = hashlib.file_digest(file, "md5").hexdigest()
+            digest = hashlib.md5()
+            while length := file.readinto(buffer):
+                digest.update(buffer[:length])
+                counter.add(0, length)
             check_unchanged(path, fd, before)
-        counter.add(before.st_size)
-        yield Put(path, ObjectName("md5", digest), before.st_size, before)
+        counter.add(1, 0)
+        yield Put(path, ObjectName("md5", digest.hexdigest()), before.st_size, before)

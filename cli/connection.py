@@ -36,10 +36,13 @@ def verb(console: Console, method: str, params: dict[str, Any]) -> dict[str, Any
     return request(console, method, {**params, "context": context(os.environ, wait_s)})
 
 
-def running() -> Client | None:
-    """A connection to the daemon if it runs; never starts it. Raises ProtocolError."""
+def running(*, greet: bool = True) -> Client | None:
+    """A connection to the daemon if it runs; never starts it. Raises ProtocolError.
+
+    Without a greeting it takes `daemon.status` and `daemon.stop` only, and a daemon of any protocol will do.
+    """
     try:
-        return Client.connect(settings().socket)
+        return Client.connect(settings().socket, greet=greet)
     except DaemonUnavailableError:
         return None
 

@@ -35,7 +35,7 @@ def daemon() -> None:
 @click.pass_obj
 def start(console: Console) -> None:
     """Start the daemon, if it does not run."""
-    client = running()
+    client = running(greet=False)
     if client is not None:
         with client:
             pid = ask(console, client, "daemon.status", {})["pid"]
@@ -48,7 +48,7 @@ def start(console: Console) -> None:
 @click.pass_obj
 def stop(console: Console) -> None:
     """Stop the daemon, after the requests that are under way."""
-    client = running()
+    client = running(greet=False)
     if client is None:
         console.say("The daemon is not running.")
         return
@@ -60,7 +60,7 @@ def stop(console: Console) -> None:
 @click.pass_obj
 def restart(console: Console) -> None:
     """Stop the daemon, if it runs, and start it."""
-    client = running()
+    client = running(greet=False)
     if client is not None:
         with client:
             _stop(console, client)
@@ -78,7 +78,7 @@ The daemon runs: pid 4711, since 2 min 10 s
 @click.pass_obj
 def status(console: Console, as_json: bool) -> int:
     """Print whether the daemon runs, and what it does. The exit code is 3 when it does not run."""
-    client = running()
+    client = running(greet=False)
     if client is None:
         console.write("null") if as_json else console.say("The daemon is not running.")
         return exits.NOT_RUNNING

@@ -47,16 +47,26 @@ class Client:
         self.server: dict[str, Any] = {}
 
     @classmethod
-    def connect(cls, path: Path, *, timeout: float = 10.0, name: str = "millpond", need: Sequence[str] = ()) -> Client:
+    def connect(
+        cls,
+        path: Path,
+        *,
+        timeout: float = 10.0,
+        name: str = "millpond",
+        need: Sequence[str] = (),
+        greet: bool = True,
+    ) -> Client:
         """Connect and greet. Raises DaemonUnavailableError (nobody answers, or it is stopping), ProtocolError (another
-        protocol, or one of the methods in `need` is missing)."""
+        protocol, or one of the methods in `need` is missing). Without a greeting only `daemon.status` and `daemon.stop`
+        are answered, whatever protocol the daemon speaks."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
             sock.settimeout(timeout)
             sock.connect(os.fspath(path))
             client = cls(sock)
-            hello = {"protocol": [PROTOCOL_MIN, PROTOCOL], "client": name, "need": list(need)}
-            client.server, _ = client.call("hello", hello)
+            if greet:
+                hello = {"protocol": [PROTOCOL_MIN, PROTOCOL], "client": name, "need": list(need)}
+                client.server, _ = client.call("hello", hello)
             sock.settimeout(None)
             return client
         except OSError as error:

@@ -34,6 +34,7 @@ _LAST_WORD_S = 1.0
 # What a worker may have told to the person behind it.
 _RELAYED = frozenset({"$/progress", "$/waiting", "$/log"})
 _QUIET = frozenset({"hello", "daemon.status"})
+_UNGREETED = frozenset({"hello", "daemon.status", "daemon.stop"})
 
 
 class Connection:
@@ -203,7 +204,8 @@ class Connection:
         raise CancelledError(f"{call.method} was cancelled")
 
     def _enter(self, call: Call, scope: trio.CancelScope) -> None:
-        if not self.greeted and call.method != "hello":
+        # What asks about or ends the daemon works across protocols: that is how one of another version is renewed.
+        if not self.greeted and call.method not in _UNGREETED:
             raise ProtocolError("the first request of a connection is hello")
         if call.number in self._scopes:
             raise ProtocolError("a request's id must not be in use")

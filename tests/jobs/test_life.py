@@ -195,6 +195,18 @@ def test_a_daemon_of_another_protocol_is_told_apart_from_none(tmp_path: Path) ->
         thread.join()
 
 
+def test_a_daemon_of_another_protocol_can_still_be_asked_and_ended(tmp_path: Path) -> None:
+    place = site(tmp_path)
+    with place.start() as client:
+        pid = pid_of(client)
+    with Client.connect(place.settings.socket, greet=False) as stranger:
+        with pytest.raises(ProtocolError, match="first request of a connection is hello"):
+            stranger.call("root", {"context": context()})
+        assert pid_of(stranger) == pid
+        stranger.call("daemon.stop", {})
+        assert stranger.hung_up(20)
+
+
 def test_kill_minus_nine_and_the_next_command_goes_on(tmp_path: Path) -> None:
     place = site(tmp_path)
     for _ in range(3):

@@ -20,6 +20,7 @@ from millpond.daemon.project import dvcfile, gitignore, manifest, targets
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.copying import replace_link
 from millpond.daemon.project.digests import LEGACY, Group, fill, forget_missing
+from millpond.daemon.project.durable import write_all
 from millpond.daemon.project.dvcfile import Out
 from millpond.daemon.project.ignore import FolderRules
 from millpond.daemon.project.placer import Placer
@@ -269,33 +270,31 @@ class _Adding:
                 job.name, job.size, job.nfiles = out.name, out.size, out.nfiles
 
     def _write(self, jobs: list[_Job]) -> list[str]:
-        """Pointers, then `.gitignore`; what to give to `git add`, relative."""
-        texts: dict[str, tuple[str | None, str]] = {}
+        """Pointers and `.gitignore`; what to give to `git add`, relative."""
+        pointers: dict[str, tuple[str | None, str]] = {}
         for job in jobs:
-            old_text, text = self._text(job, texts)
-            texts[job.target.pointer] = old_text, text
+            pointers[job.target.pointer] = self._text(job, pointers)
+        cached = [job.target.path for job in jobs if job.target.out is None or job.target.out.cache]
         try:
-            for pointer, (old_text, text) in texts.items():
-                if text != old_text:
-                    dvcfile.write(self._repo.path(pointer), text)
             if self._options.out is not None:
                 self._put_out(jobs[0])
-            cached = [job.target.path for job in jobs if job.target.out is None or job.target.out.cache]
-            ignored = gitignore.ignore(self._repo, cached)
-            git_add = list(dict.fromkeys([*texts, *ignored]))
+            ignoring = gitignore.texts(self._repo, cached)
+            new = {path: text for path, (old, text) in pointers.items() if text != old} | ignoring
+            write_all({self._repo.path(path): text for path, text in new.items()})
+            git_add = [*pointers, *ignoring]
             if self._repo.git is not None and self._repo.config.flag("core", "autostage"):
                 self._repo.git.stage([self._repo.git_path(path) for path in git_add])
         except OSError as error:
             raise _write_error(error) from error
         return git_add
 
-    def _text(self, job: _Job, texts: dict[str, tuple[str | None, str]]) -> tuple[str | None, str]:
+    def _text(self, job: _Job, pointers: dict[str, tuple[str | None, str]]) -> tuple[str | None, str]:
         """A pointer's text before and after; several outs of one pointer build on each other."""
         target, out = job.target, job.out()
         if target.old is None:
             job.changed = True
             return None, dvcfile.new_text(out)
-        before, current = texts.get(target.pointer, (target.old.text, target.old.text))
+        before, current = pointers.get(target.pointer, (target.old.text, target.old.text))
         pointer = target.old if current == target.old.text else dvcfile.parse(current, target.old.path)
         text = dvcfile.updated_text(pointer, [out])
         job.changed = text != current

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from millpond.daemon.errors import TargetError
-from millpond.daemon.project import dvcfile
 from millpond.daemon.project.repo import Repo, printable
 
 GITIGNORE = ".gitignore"
@@ -39,26 +38,27 @@ def check(repo: Repo, relative: str) -> None:
         )
 
 
-def ignore(repo: Repo, relatives: Iterable[str]) -> list[str]:
-    """Make Git ignore these outputs where it does not yet; the `.gitignore` files that changed, relative, in order."""
+def texts(repo: Repo, relatives: Iterable[str]) -> dict[str, str]:
+    """What each `.gitignore` (relative) must say so that Git ignores these outputs; only files that must change."""
     if repo.git is None:
-        return []
+        return {}
     wanted: dict[str, list[str]] = {}
     for relative in relatives:
         if not is_ignored(repo, relative):
             wanted.setdefault(_file(relative), []).append(entry(os.path.basename(relative)))
-    for file, lines in wanted.items():
-        path = repo.path(file)
-        try:
-            with open(path, encoding="utf-8", errors="surrogateescape", newline="") as old:
-                text = old.read()
-        except FileNotFoundError:
-            text = ""
-        if text and not text.endswith("\n"):
-            text += "\n"
-        have = set(text.splitlines())
-        dvcfile.write(path, text + "".join(f"{line}\n" for line in lines if line not in have))
-    return list(wanted)
+    return {file: _with_lines(repo.path(file), lines) for file, lines in wanted.items()}
+
+
+def _with_lines(path: str, lines: Sequence[str]) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape", newline="") as old:
+            text = old.read()
+    except FileNotFoundError:
+        text = ""
+    if text and not text.endswith("\n"):
+        text += "\n"
+    have = set(text.splitlines())
+    return text + "".join(f"{line}\n" for line in lines if line not in have)
 
 
 def is_ignored(repo: Repo, relative: str) -> bool:

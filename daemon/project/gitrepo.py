@@ -136,8 +136,17 @@ class GitRepo:
         index.read(False)
         if path in index:
             return path
-        prefix = path.rstrip("/") + "/"
-        return next((entry.path for entry in index if entry.path.startswith(prefix)), None)
+        prefix = os.fsencode(path.rstrip("/") + "/")
+        low, high = 0, len(index)
+        while low < high:  # entries are sorted by the bytes of their paths
+            middle = (low + high) // 2
+            if os.fsencode(index[middle].path) < prefix:
+                low = middle + 1
+            else:
+                high = middle
+        if low == len(index) or not os.fsencode(index[low].path).startswith(prefix):
+            return None
+        return str(index[low].path)
 
     def is_ignored(self, path: str) -> bool:
         """Whether .gitignore rules leave `path` out."""

@@ -9,8 +9,8 @@ from typing import Any
 
 from millpond.daemon import wirepath
 from millpond.daemon.errors import ConflictError, DiskFullError, TargetError
-from millpond.daemon.project import dvcfile
 from millpond.daemon.project.context import VerbContext
+from millpond.daemon.project.durable import write_all
 from millpond.daemon.project.gitrepo import GitRepo
 from millpond.daemon.project.ignore import DVC_DIR, IGNORE_FILE
 from millpond.daemon.project.repo import printable
@@ -89,6 +89,5 @@ def _write(root: str, dvc_dir: str, no_scm: bool) -> list[str]:
         files[os.path.join(DVC_DIR, ".gitignore")] = _GITIGNORE
     if not os.path.exists(os.path.join(root, IGNORE_FILE)):
         files[IGNORE_FILE] = _IGNORE
-    for file, text in files.items():
-        dvcfile.write(os.path.join(root, file), text)
+    write_all({os.path.join(root, file): text for file, text in files.items()})
     return sorted({*files, *([IGNORE_FILE] if os.path.exists(os.path.join(root, IGNORE_FILE)) else [])})

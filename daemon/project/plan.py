@@ -15,6 +15,7 @@ from millpond.daemon.names import ObjectName
 from millpond.daemon.project import manifest
 from millpond.daemon.project.copying import below
 from millpond.daemon.project.digests import Group, Place, Progress, fill
+from millpond.daemon.project.walk import above
 from millpond.daemon.project.workspace import Workspace
 
 ADDED, MODIFIED, DELETED = "added", "modified", "deleted"
@@ -190,12 +191,12 @@ class Planner:
             if _within(path, plan.content.inner) or path in plan.writes:
                 plan.deletes.append(path)
                 plan.lost.append(path)
-        above = {folder for path in plan.writes for folder in _above(path)}
+        needed = {folder for path in plan.writes for folder in above(path)}
         for path in listing.skipped:
-            if path in above or path in plan.writes:
+            if path in needed or path in plan.writes:
                 plan.deletes.append(path)
                 plan.lost.append(path)
-        plan.deletes += [path for path in above if path in have and path not in plan.deletes]
+        plan.deletes += [path for path in needed if path in have and path not in plan.deletes]
         for path in listing.folders:
             if path in plan.writes:
                 plan.clear.append(path)
@@ -247,12 +248,3 @@ def _doomed(plan: Plan) -> Iterable[tuple[str, ObjectName]]:
 
 def _within(path: str, inner: str) -> bool:
     return not inner or path == inner or path.startswith(f"{inner}/")
-
-
-def _above(path: str) -> list[str]:
-    """The folders above a path, nearest first."""
-    found = []
-    while "/" in path:
-        path = path.rpartition("/")[0]
-        found.append(path)
-    return found

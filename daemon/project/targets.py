@@ -6,6 +6,7 @@ import errno
 import glob as glob_module
 import os
 import stat
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ from millpond.daemon.project.dvcfile import DvcFile, Out
 from millpond.daemon.project.ignore import DVC_DIR, IGNORE_FILE
 from millpond.daemon.project.outputs import LOCK_FILE, STAGES_FILE, Output
 from millpond.daemon.project.repo import Repo, printable
-from millpond.daemon.project.walk import kind_of
+from millpond.daemon.project.walk import above, kind_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,27 @@ class Target:
     gone: bool = False
 
 
+class OutputIndex:
+    """Outputs by their places: thousands of targets ask."""
+
+    def __init__(self, outputs: Sequence[Output]) -> None:
+        self._by_path = {output.path: output for output in outputs}
+        self._places = sorted(
+            ((place, output) for output in outputs for place in (output.path, output.pointer)), key=lambda item: item[0]
+        )
+
+    def holder(self, path: str) -> Output | None:
+        """The output that `path` is or lies in."""
+        return next((self._by_path[each] for each in (path, *above(path)) if each in self._by_path), None)
+
+    def below(self, path: str) -> Output | None:
+        """An output that lies in `path`, or whose pointer does."""
+        at = bisect_left(self._places, f"{path}/", key=lambda item: item[0])
+        if at < len(self._places) and self._places[at][0].startswith(f"{path}/"):
+            return self._places[at][1]
+        return None
+
+
 def expand(repo: Repo, patterns: Sequence[str]) -> list[str]:
     """The paths that the patterns of --glob match, sorted, pointers left out. Raises TargetError when one has none."""
     found: dict[str, None] = {}
@@ -54,9 +76,10 @@ def expand(repo: Repo, patterns: Sequence[str]) -> list[str]:
 
 def resolve(repo: Repo, names: Sequence[str], outputs: Sequence[Output]) -> list[Target]:
     """Each target once, checked. Raises TargetError, OverlapError, TrackedByGitError, InvalidFileError."""
+    index = OutputIndex(outputs)
     found: dict[tuple[str, str], Target] = {}
     for name in names:
-        target = _resolve(repo, name, outputs)
+        target = _resolve(repo, name, index)
         found.setdefault((target.path, target.inner), target)
     targets = list(found.values())
     _refuse_nested(repo, targets)
@@ -82,7 +105,7 @@ def resolve_out(repo: Repo, name: str, out: str, outputs: Sequence[Output], *, f
         )
     if path == source or f"{path}/".startswith(f"{source}/"):
         raise UsageError(f"--out '{printable(out)}' is the target itself or lies in it")
-    target = _placed(repo, out, relative, outputs, stat.S_ISDIR(mode))
+    target = _placed(repo, out, relative, OutputIndex(outputs), stat.S_ISDIR(mode))
     if target.inner:
         raise OverlapError(
             f"'{printable(out)}' lies in '{printable(target.path)}', which is tracked", path=printable(out)
@@ -90,7 +113,7 @@ def resolve_out(repo: Repo, name: str, out: str, outputs: Sequence[Output], *, f
     return Target(target.path, target.pointer, source, stat.S_ISDIR(mode), False, target.old, target.out)
 
 
-def _resolve(repo: Repo, name: str, outputs: Sequence[Output]) -> Target:
+def _resolve(repo: Repo, name: str, index: OutputIndex) -> Target:
     relative = _inside(repo, name)
     _refuse_links_above(repo, name, relative)
     _refuse_dvc_file(name, relative)
@@ -100,9 +123,9 @@ def _resolve(repo: Repo, name: str, outputs: Sequence[Output]) -> Target:
     except TargetError:
         # A part of a tracked folder that was removed: adding it takes it out of the manifest.
         if not os.path.lexists(path):
-            for output in outputs:
-                if output.is_dir and relative.startswith(f"{output.path}/"):
-                    return _placed(repo, name, relative, outputs, False, gone=True)
+            holder = index.holder(relative)
+            if holder is not None and holder.is_dir and holder.path != relative:
+                return _placed(repo, name, relative, index, False, gone=True)
         raise
     is_dir = stat.S_ISDIR(mode)
     if is_dir and os.path.islink(path):
@@ -114,14 +137,14 @@ def _resolve(repo: Repo, name: str, outputs: Sequence[Output]) -> Target:
     _refuse_ignored(repo, name, relative, is_dir)
     if not os.access(path, os.R_OK | (os.X_OK if is_dir else 0)):
         raise TargetError(f"cannot read '{printable(name)}': permission denied", path=printable(name))
-    return _placed(repo, name, relative, outputs, is_dir, is_link=os.path.islink(path))
+    return _placed(repo, name, relative, index, is_dir, is_link=os.path.islink(path))
 
 
 def _placed(
     repo: Repo,
     name: str,
     relative: str,
-    outputs: Sequence[Output],
+    index: OutputIndex,
     is_dir: bool,
     *,
     is_link: bool = False,
@@ -129,7 +152,7 @@ def _placed(
 ) -> Target:
     """The target with its pointer, which is that of the output it is or lies in, or a new one."""
     path = repo.path(relative)
-    holder = next((each for each in outputs if each.path == relative or relative.startswith(f"{each.path}/")), None)
+    holder = index.holder(relative)
     if holder is not None and holder.stage is not None:
         raise OverlapError(
             f"cannot update '{printable(name)}': it is an output of stage '{holder.stage}' of '{holder.pointer}'",
@@ -138,7 +161,7 @@ def _placed(
         )
     if holder is None:
         pointer = f"{relative}{dvcfile.SUFFIX}"
-        _refuse_new(repo, name, relative, pointer, outputs)
+        _refuse_new(repo, name, relative, pointer, index)
         old, out, inner, tracked = _pointer_there(repo, pointer), None, "", relative
         if old is not None and old.outs:
             raise OverlapError(
@@ -183,7 +206,7 @@ def _pointer_there(repo: Repo, pointer: str) -> DvcFile | None:
         raise InvalidFileError(f"cannot read '{shown}': {error.strerror}", path=shown) from error
 
 
-def _refuse_new(repo: Repo, name: str, relative: str, pointer: str, outputs: Sequence[Output]) -> None:
+def _refuse_new(repo: Repo, name: str, relative: str, pointer: str, index: OutputIndex) -> None:
     shown = printable(name)
     if len(os.fsencode(os.path.basename(pointer))) > 255:
         raise TargetError(
@@ -197,15 +220,14 @@ def _refuse_new(repo: Repo, name: str, relative: str, pointer: str, outputs: Seq
             path=shown,
             hint="rename it, or add the folder that holds it",
         ) from error
-    for output in outputs:
-        for inside in (output.path, output.pointer):
-            if inside.startswith(f"{relative}/"):
-                tracked, file = printable(repo.seen(output.path)), printable(repo.seen(output.pointer))
-                raise OverlapError(
-                    f"cannot add '{shown}', because it overlaps with '{tracked}', which is tracked by '{file}'",
-                    path=shown,
-                    hint=f"to include it, remove '{file}' first",
-                )
+    inside = index.below(relative)
+    if inside is not None:
+        tracked, file = printable(repo.seen(inside.path)), printable(repo.seen(inside.pointer))
+        raise OverlapError(
+            f"cannot add '{shown}', because it overlaps with '{tracked}', which is tracked by '{file}'",
+            path=shown,
+            hint=f"to include it, remove '{file}' first",
+        )
     if repo.git is not None and repo.git.is_ignored(repo.git_path(pointer)):
         file = printable(repo.seen(pointer))
         raise TargetError(f"the pointer '{file}' would be ignored by Git", path=shown, hint="change your .gitignore")
@@ -213,11 +235,11 @@ def _refuse_new(repo: Repo, name: str, relative: str, pointer: str, outputs: Seq
 
 
 def _refuse_nested(repo: Repo, targets: Sequence[Target]) -> None:
-    whole = sorted(target.path for target in targets if not target.inner)
+    whole = {target.path for target in targets if not target.inner}
     for target in targets:
         full = f"{target.path}/{target.inner}" if target.inner else target.path
-        for other in whole:
-            if full.startswith(f"{other}/"):
+        for other in above(full):
+            if other in whole:
                 shown = printable(repo.seen(full))
                 raise OverlapError(
                     f"'{shown}' lies in '{printable(repo.seen(other))}', which is to be added as well", path=shown
@@ -261,11 +283,11 @@ def _mode(repo: Repo, name: str, path: str) -> int:
 def _refuse_links_above(repo: Repo, name: str, relative: str) -> None:
     parts = relative.split("/")
     for end in range(1, len(parts)):
-        above = "/".join(parts[:end])
-        if os.path.islink(repo.path(above)):
+        upper = "/".join(parts[:end])
+        if os.path.islink(repo.path(upper)):
             shown = printable(name)
             raise TargetError(
-                f"'{shown}' lies behind the link '{printable(repo.seen(above))}'",
+                f"'{shown}' lies behind the link '{printable(repo.seen(upper))}'",
                 path=shown,
                 hint="add it by the path that has no link in it",
             )

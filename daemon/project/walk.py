@@ -70,6 +70,15 @@ def kind_of(mode: int) -> str | None:
     return _KINDS.get(stat.S_IFMT(mode))
 
 
+def above(path: str) -> list[str]:
+    """The folders above a relative path, nearest first."""
+    found = []
+    while "/" in path:
+        path = path.rpartition("/")[0]
+        found.append(path)
+    return found
+
+
 def list_folder(path: str, rules: FolderRules) -> Listing:
     """The files below `path`, a folder whose rules are `rules`.
 

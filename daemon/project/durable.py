@@ -1,0 +1,56 @@
+"""Writing the project's own small files: all of a command or none, and durable when it returns."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Mapping
+
+
+def write_all(texts: Mapping[str, str]) -> None:
+    """Put files in place (absolute path: text). Raises OSError; nothing was changed then, but for a failed rename.
+
+    All are written beside their place and fsynced, then renamed, then their folders fsynced: thousands of pointers share
+    a few journal commits, and a full disk is met before the first rename. A file that is there keeps its mode.
+    """
+    umask = os.umask(0o022)  # it can only be read by setting it
+    os.umask(umask)
+    staged: dict[str, str] = {}
+    try:
+        for path, text in texts.items():
+            staged[path] = _stage(path, text, 0o666 & ~umask)
+        for name in staged.values():
+            _sync(name, os.O_RDONLY)
+        for path in texts:
+            os.rename(staged[path], path)
+            del staged[path]
+    finally:
+        for name in staged.values():
+            with contextlib.suppress(OSError):
+                os.unlink(name)
+    for folder in {os.path.dirname(path) for path in texts}:
+        _sync(folder, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def _stage(path: str, text: str, mode: int) -> str:
+    with contextlib.suppress(FileNotFoundError):
+        mode = os.stat(path).st_mode & 0o7777
+    # Not the file's own name with an addition: that could be too long.
+    fd, name = tempfile.mkstemp(prefix=".millpond-", suffix=".tmp", dir=os.path.dirname(path))
+    try:
+        with open(fd, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            os.fchmod(fd, mode)
+            file.write(text)
+    except BaseException:
+        os.unlink(name)
+        raise
+    return name
+
+
+def _sync(path: str, flags: int) -> None:
+    fd = os.open(path, flags | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -30,7 +30,7 @@ test: setup
 
 test-long: setup
 	@echo "seed: $(SEED)"
-	@$(PY) -m pytest -q -p no:cacheprovider --hypothesis-seed=$(SEED) --timeout=1800 $(ARGS)
+	@MILLPOND_TESTS=long $(PY) -m pytest -q -p no:cacheprovider --hypothesis-seed=$(SEED) --timeout=1800 $(ARGS)
 
 check: setup
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy

@@ -17,6 +17,7 @@ import contextlib
 import errno
 import os
 import struct
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -56,6 +57,50 @@ def grant_key(uid: int, content_id: bytes) -> bytes:
     return uid.to_bytes(4, "big") + content_id
 
 
+class _Gate:
+    """Keeps read transactions of this process out of the way of a change of the map's size, which LMDB demands."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._readers = 0
+        self._closed = False
+        self._local = threading.local()
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        depth = getattr(self._local, "depth", 0)
+        if depth == 0:  # a reader inside a reader must not wait for the one who waits for it
+            with self._condition:
+                while self._closed:
+                    self._condition.wait()
+                self._readers += 1
+        self._local.depth = depth + 1
+        try:
+            yield
+        finally:
+            self._local.depth = depth
+            if depth == 0:
+                with self._condition:
+                    self._readers -= 1
+                    self._condition.notify_all()
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Until all readers have left, and with none coming in. Not from inside a reader."""
+        with self._condition:
+            while self._closed:
+                self._condition.wait()
+            self._closed = True
+            while self._readers:
+                self._condition.wait()
+        try:
+            yield
+        finally:
+            with self._condition:
+                self._closed = False
+                self._condition.notify_all()
+
+
 class Index:
     """An open environment and its databases, as attributes named like DATABASES."""
 
@@ -72,6 +117,7 @@ class Index:
         self, path: Path, *, writable: bool, map_bytes: int = 16 << 30, mode: int = 0o600, fsync: bool = True
     ) -> None:
         self.path = path
+        self._gate = _Gate()
         self._writable = writable
         self.env = lmdb.open(
             os.fspath(path),
@@ -100,12 +146,18 @@ class Index:
     @contextlib.contextmanager
     def begin(self) -> Iterator[Any]:
         """A read transaction with zero-copy values: what is kept must be copied before it ends."""
-        try:
-            txn = self.env.begin(buffers=True)
-        except lmdb.MapResizedError:  # another process made the map larger
+        with self._gate.reading():
+            try:
+                txn = self.env.begin(buffers=True)
+            except lmdb.MapResizedError:
+                txn = None
+            if txn is not None:
+                with txn:
+                    yield txn
+                return
+        with self._gate.alone():  # another process made the map larger
             self.env.set_mapsize(0)
-            txn = self.env.begin(buffers=True)
-        with txn:
+        with self._gate.reading(), self.env.begin(buffers=True) as txn:
             yield txn
 
     def write(self, files: Files, work: Callable[[Any], T]) -> T:
@@ -171,7 +223,8 @@ class Index:
         size = self.env.info()["map_size"] * 2
         if size > _MAX_MAP:
             raise StoreDamagedError(f"the index would need more than {_MAX_MAP >> 40} TiB", path=str(self.path))
-        self.env.set_mapsize(size)
+        with self._gate.alone():
+            self.env.set_mapsize(size)
 
     def _translated(self, error: Exception) -> Exception:
         """LMDB says "Input/output error" for a full disk: look at the disk before believing it."""

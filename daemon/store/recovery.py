@@ -57,7 +57,11 @@ def recover(index: Index, files: Files, folder: Path) -> int:
             continue
         begin = offset if number == first else records.SEGMENT_HEADER.size
         path = segment_path(folder, number)
-        if path.stat().st_size > begin:
+        size = path.stat().st_size
+        if size < records.SEGMENT_HEADER.size:
+            log.warning("segment %d has no whole header and so no record: removed", number)
+            path.unlink()
+        elif size > begin:
             taken += _replay(index, files, folder, number, begin)
     if taken:
         log.warning("%d records behind the last commit were taken into the index", taken)

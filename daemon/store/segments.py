@@ -7,6 +7,7 @@ in a new one.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import threading
@@ -75,12 +76,15 @@ class Encoded:
 
 @dataclass(slots=True)
 class _Active:
-    """The segment being written: `end` is where the next record goes."""
+    """The segment being written: `end` is where the next record goes, `synced` how much is durable, `writers` how many
+    writes are under way."""
 
     number: int
     fd: int
     path: Path
     end: int
+    synced: int
+    writers: int = 0
 
 
 class SegmentWriter:
@@ -109,12 +113,17 @@ class SegmentWriter:
             active = self._current()
             offset = active.end
             active.end += total
+            active.writers += 1
         try:
             self._write(active, [buffer for record in batch for buffer in record.buffers], offset)
         except OSError as error:
             with self._lock:
                 self._poison(active)
             raise as_store_error(error, self._folder) from error
+        finally:
+            with self._lock:
+                active.writers -= 1
+                self._cut(active)
         found = []
         for record, size in zip(batch, sizes, strict=True):
             codec, stored = record.buffers[0][5], len(record.buffers[1])
@@ -138,7 +147,8 @@ class SegmentWriter:
                     self._poison(segment)
                 raise as_store_error(error, segment.path) from error
         with self._lock:
-            for segment in todo:
+            for segment, end in zip(todo, ends, strict=True):
+                segment.synced = end
                 if segment in self._full:
                     self._full.remove(segment)
                     os.close(segment.fd)
@@ -171,8 +181,9 @@ class SegmentWriter:
             self._files.fsync_dir(self._folder)
         except OSError as error:
             os.close(fd)
+            path.unlink(missing_ok=True)  # it holds no record
             raise as_store_error(error, path) from error
-        return _Active(number, fd, path, records.SEGMENT_HEADER.size)
+        return _Active(number, fd, path, records.SEGMENT_HEADER.size, records.SEGMENT_HEADER.size)
 
     def _write(self, active: _Active, buffers: list[bytes | memoryview], offset: int) -> None:
         buffers = [buffer for buffer in buffers if len(buffer)]
@@ -200,12 +211,22 @@ class SegmentWriter:
             self._room = min(free // 2, 256 << 20) - size
 
     def _poison(self, segment: _Active) -> None:
-        """Never written or synced again; its descriptor stays open, for a write may still be under way."""
+        """Never written or synced again, and cut back to what is durable once no write is under way."""
         self.poisoned.add(segment.number)
         if self._active is segment:
             self._active = None
         if segment in self._full:
             self._full.remove(segment)
+        self._cut(segment)
+
+    def _cut(self, segment: _Active) -> None:
+        if segment.number not in self.poisoned or segment.writers or segment.fd < 0:
+            return
+        os.close(segment.fd)
+        segment.fd = -1
+        # When this fails too, fsck reports the rest as a range that nothing needs.
+        with contextlib.suppress(OSError):
+            self._files.truncate(segment.path, segment.synced)
 
 
 class SegmentReader:

@@ -1,0 +1,12 @@
+"""How all tests run: no clock in property tests, and a sample of their examples unless MILLPOND_TESTS=long."""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import HealthCheck, settings
+
+_QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture]
+settings.register_profile("sample", deadline=None, max_examples=40, suppress_health_check=_QUIET)
+settings.register_profile("long", deadline=None, max_examples=400, suppress_health_check=_QUIET)
+settings.load_profile(os.environ.get("MILLPOND_TESTS", "sample"))

@@ -1,0 +1,99 @@
+"""Stores for tests: small, in a temporary folder, with the n-th operation made to fail."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from millpond.daemon.store.files import Files
+from millpond.daemon.store.session import Stored
+from millpond.daemon.store.store import Store, StoreSettings
+
+UID = 1000
+
+
+class FaultyFiles(Files):
+    """Real operations, of which the `fail_at`-th (from 1) raises; `torn` lets half of a failing write through first.
+
+    After the failure everything fails when `for_good` is set, as after a crash.
+    """
+
+    def __init__(self, fail_at: int, *, number: int = errno.EIO, torn: bool = True, for_good: bool = True) -> None:
+        self.count = 0
+        self.failed: str | None = None
+        self._fail_at = fail_at
+        self._number = number
+        self._torn = torn
+        self._for_good = for_good
+
+    def create(self, path: Path, mode: int) -> int:
+        self._step("create")
+        return super().create(path, mode)
+
+    def pwritev(self, fd: int, buffers: Sequence[bytes | memoryview], offset: int) -> int:
+        try:
+            self._step("pwritev")
+        except OSError:
+            if self._torn and self.count == self._fail_at:
+                whole = b"".join(buffers)
+                os.pwrite(fd, whole[: len(whole) // 2], offset)
+            raise
+        return super().pwritev(fd, buffers, offset)
+
+    def fdatasync(self, fd: int) -> None:
+        self._step("fdatasync")
+
+    def fsync_dir(self, path: Path) -> None:
+        self._step("fsync_dir")
+
+    def rename(self, source: Path, target: Path) -> None:
+        self._step("rename")
+        super().rename(source, target)
+
+    def truncate(self, path: Path, size: int) -> None:
+        self._step("truncate")
+        super().truncate(path, size)
+
+    def commit(self, txn: Any) -> None:
+        self._step("commit")
+        super().commit(txn)
+
+    def _step(self, what: str) -> None:
+        self.count += 1
+        if self.count == self._fail_at or (self.failed and self._for_good):
+            self.failed = self.failed or what
+            raise OSError(self._number, os.strerror(self._number))
+
+
+def settings(path: Path, **changes: Any) -> StoreSettings:
+    """A small store that does not sync, but for tests that ask for it."""
+    values: dict[str, Any] = {"threads": 2, "segment_bytes": 1 << 20, "map_bytes": 1 << 22, "fsync": False}
+    return StoreSettings(path, **(values | {"reserve_bytes": 0} | changes))
+
+
+def put(store: Store, contents: Sequence[bytes], uid: int = UID, *, is_dir: bool = False) -> list[Stored]:
+    """Store contents in one session and commit it."""
+    session = store.session(uid)
+    stored = session.feed(memoryview(b"".join(contents)), [(len(data), True, is_dir) for data in contents])
+    assert session.commit() == []
+    return stored
+
+
+def get(store: Store, item: Stored, uid: int = UID) -> bytes | None:
+    """A content read back by its name, None when `uid` has no such object."""
+    content = store.reader.resolve([item.name], uid)[0]
+    return None if content is None else store.reader.read_content(content)
+
+
+def sample(seed: int, size: int) -> bytes:
+    """Half-compressible bytes."""
+    rng = random.Random(seed)
+    half = rng.randbytes(size // 2)
+    return half + (b"%08d" % seed) * (size // 16) + rng.randbytes(size - size // 2 - 8 * (size // 16))
+
+
+SIZES = (0, 1, 63, 64, 4095, 4096, 65535, 65536, 65537, 300_000, 2_500_000)

@@ -1,0 +1,206 @@
+"""Whatever fails, and whenever: what was acknowledged stays, and the store opens and checks clean."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import hypothesis.stateful as hs
+import pytest
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from tests.store.helpers import UID, FaultyFiles, get, put, sample, settings
+
+from millpond.daemon.errors import MillpondError
+from millpond.daemon.store.segments import segment_numbers, segment_path
+from millpond.daemon.store.session import Stored
+from millpond.daemon.store.store import Store
+
+# Contents of the scenario below: small ones, one of several chunks, one that is there already.
+BATCHES = [[sample(1, 3000), sample(2, 200_000)], [sample(3, 70_000), sample(1, 3000), b""], [sample(4, 1_500_000)]]
+
+
+def scenario(path: Path, files: FaultyFiles) -> list[tuple[Stored, bytes]]:
+    """Three commits over a store that is opened and closed once between; what was acknowledged. Raises at the failure."""
+    kept: list[tuple[Stored, bytes]] = []
+    try:
+        for batches in (BATCHES[:2], BATCHES[2:]):
+            store = Store.open(settings(path), files)
+            try:
+                for batch in batches:
+                    kept.extend(zip(put(store, batch), batch, strict=True))
+            finally:
+                store.close()
+    except (MillpondError, OSError):
+        assert files.failed, "nothing was made to fail"
+    return kept
+
+
+def check(path: Path, kept: list[tuple[Stored, bytes]]) -> None:
+    """Reopen with a healthy disk: acknowledged contents are whole, the store is clean, and takes the rest again."""
+    store = Store.open(settings(path))
+    assert [get(store, item) for item, _ in kept] == [data for _, data in kept]
+    assert store.fsck(deep=True).damaged == []
+    for batch in BATCHES:
+        assert [get(store, item) for item in put(store, batch)] == batch
+    assert store.fsck(deep=True).ok
+    store.close()
+    (path / "index" / "data.mdb").unlink()
+    store = Store.open(settings(path))
+    assert [get(store, item) for item, _ in kept] == [data for _, data in kept]
+    store.close()
+
+
+def operations() -> int:
+    """How many operations the scenario takes."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        files = FaultyFiles(0)
+        assert len(scenario(Path(folder) / "s", files)) == sum(map(len, BATCHES))
+        return files.count
+
+
+TOTAL = operations()
+
+
+@pytest.mark.parametrize("for_good", [True, False], ids=["crash", "once"])
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC], ids=["EIO", "ENOSPC"])
+@pytest.mark.parametrize("fail_at", range(1, TOTAL + 1))
+def test_the_nth_operation_fails(tmp_path: Path, fail_at: int, number: int, for_good: bool) -> None:
+    files = FaultyFiles(fail_at, number=number, for_good=for_good)
+    kept = scenario(tmp_path / "s", files)
+    assert files.failed
+    check(tmp_path / "s", kept)
+
+
+WRITER = f"""
+import sys, random
+from pathlib import Path
+sys.path[:0] = [{str(Path(__file__).resolve().parents[2])!r}, {str(Path(__file__).resolve().parents[2] / ".src")!r}]
+from tests.store.helpers import put, sample, settings
+from millpond.daemon.store.store import Store
+store = Store.open(settings(Path(sys.argv[1]), fsync=True))
+seed = int(sys.argv[2])
+while True:
+    seeds = [seed * 3 + i for i in range(3)]
+    put(store, [sample(s, (s * 7919) % 400_000) for s in seeds])
+    print(seed, flush=True)
+    seed += 1
+"""
+
+
+def test_a_writer_killed_at_any_instant_keeps_its_word(tmp_path: Path) -> None:
+    rng = random.Random(7)
+    acknowledged = -1
+    for _ in range(8):
+        command = [sys.executable, "-c", WRITER, str(tmp_path / "s"), str(acknowledged + 1)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            for _ in range(rng.randint(1, 6)):
+                acknowledged = int(process.stdout.readline())
+            os.kill(process.pid, signal.SIGKILL)
+            for line in process.stdout.read().split():
+                acknowledged = int(line)
+        store = Store.open(settings(tmp_path / "s"))
+        try:
+            assert store.fsck(deep=True).damaged == []
+            for seed in range((acknowledged + 1) * 3):
+                data = sample(seed, (seed * 7919) % 400_000)
+                item = put(store, [data])[0]
+                assert item.new_bytes == 0, "it was acknowledged, so it is there"
+                assert get(store, item) == data
+        finally:
+            store.close()
+    assert acknowledged > 8
+
+
+def crash(store: Store) -> None:
+    """The end of a process as this process can have it: nothing committed or synced, lock and index gone."""
+    os.close(store._lock_fd)
+    store._lock_fd = -1
+    store.reader.close()
+
+
+@pytest.mark.parametrize("cut", [1, 20, 56, 57, 1000, 20_000])
+def test_a_torn_tail_is_cut_off(tmp_path: Path, cut: int) -> None:
+    store = Store.open(settings(tmp_path / "s"))
+    kept = put(store, [sample(1, 5000)])[0]
+    session = store.session(UID)
+    session.feed(memoryview(sample(2, 60_000)), [(60_000, True, False)])
+    crash(store)
+    folder = tmp_path / "s" / "segments"
+    path = segment_path(folder, segment_numbers(folder)[-1])
+    os.truncate(path, max(path.stat().st_size - cut, 32))
+    again = Store.open(settings(tmp_path / "s"))
+    assert get(again, kept) == sample(1, 5000)
+    assert again.fsck(deep=True).damaged == []
+    again.close()
+
+
+class StoreMachine(hs.RuleBasedStateMachine):
+    """The store against a dict, with crashes (nothing closed) and reopening between any two steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        import tempfile
+
+        self.folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        self.path = Path(self.folder.name) / "s"
+        self.store = Store.open(settings(self.path))
+        self.model: dict[tuple[int, Stored], bytes] = {}
+
+    @hs.rule(
+        uid=st.integers(1, 3),
+        seeds=st.lists(st.integers(0, 30), min_size=1, max_size=4),
+        scale=st.sampled_from([1, 300, 9000]),
+    )
+    def add(self, uid: int, seeds: list[int], scale: int) -> None:
+        contents = [sample(seed, seed * scale) for seed in seeds]
+        for item, data in zip(put(self.store, contents, uid), contents, strict=True):
+            self.model[uid, item] = data
+
+    @hs.rule(seed=st.integers(31, 40))
+    def abort(self, seed: int) -> None:
+        session = self.store.session(1)
+        data = sample(seed, 100_000)
+        session.feed(memoryview(data), [(len(data), True, False)])
+        session.abort()
+
+    @hs.rule(kill=st.booleans())
+    def reopen(self, kill: bool) -> None:
+        if kill:
+            crash(self.store)
+        else:
+            self.store.close()
+        self.store = Store.open(settings(self.path))
+
+    @hs.rule()
+    def lose_the_index(self) -> None:
+        self.store.close()
+        (self.path / "index" / "data.mdb").unlink()
+        self.store = Store.open(settings(self.path))
+
+    @hs.rule()
+    def check(self) -> None:
+        assert self.store.fsck(deep=True).ok
+
+    @hs.invariant()
+    def reads_are_as_the_model_says(self) -> None:
+        for (uid, item), data in self.model.items():
+            assert get(self.store, item, uid) == data
+            granted = {other for other, known in self.model if known.name == item.name}
+            assert all((get(self.store, item, other) is not None) == (other in granted) for other in (1, 2, 3))
+
+    def teardown(self) -> None:
+        self.store.close()
+        self.folder.cleanup()
+
+
+TestStoreMachine = StoreMachine.TestCase
+TestStoreMachine.settings = hypothesis_settings(parent=hypothesis_settings(), max_examples=15, stateful_step_count=15)

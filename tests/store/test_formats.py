@@ -1,0 +1,130 @@
+"""Bytes that must never move, and round trips of everything that is written."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from millpond.daemon.errors import StoreDamagedError
+from millpond.daemon.names import ALGORITHMS, ObjectName
+from millpond.daemon.store import chunking, journal, records
+from millpond.daemon.store.index import Content
+from millpond.daemon.store.recipes import RecipeBuilder, parse_recipe
+from millpond.daemon.store.records import BadRecord, Kind
+
+
+def lengths(data: bytes, part: int) -> list[int]:
+    cutter = chunking.Cutter()
+    found = []
+    for start in range(0, len(data), part):
+        last = start + part >= len(data)
+        found += [len(chunk) for chunk in cutter.feed(memoryview(data)[start : start + part], last)]
+    return found
+
+
+def test_chunk_boundaries_have_not_moved() -> None:
+    """A moved boundary would silently end deduplication against everything that is stored."""
+    data = random.Random(20261123).randbytes(6 << 20)
+    found = lengths(data, len(data))
+    assert sum(found) == len(data)
+    assert hashlib.sha256(repr(found).encode()).hexdigest() == GOLDEN_BOUNDARIES
+    assert found[:4] == GOLDEN_FIRST
+
+
+GOLDEN_BOUNDARIES = "2ff479eada39abb1a3e1a9267218c0fb27534dbb85f2d20931700b60f08ddd7d"
+GOLDEN_FIRST = [143352, 429532, 265627, 258518]
+
+
+def test_a_record_has_not_moved() -> None:
+    data = b"the same bytes for ever"
+    raw = b"".join(records.encode(Kind.CHUNK, records.content_id(data), data))
+    assert raw.hex() == GOLDEN_RECORD
+
+
+GOLDEN_RECORD = "4d50523101000000170000001700000026cd7bc1b5981f8012766728cd6b37ff2f4ea1e2cc2b75b71739cb0bc39b95ba46f026c59fa681057468652073616d6520627974657320666f72206576657200"
+
+
+def test_names_have_not_moved() -> None:
+    assert ObjectName("md5", "d41d8cd98f00b204e9800998ecf8427e").key().hex() == "01d41d8cd98f00b204e9800998ecf8427e"
+    assert ObjectName("md5", "d41d8cd98f00b204e9800998ecf8427e.dir").key()[0] == 0x81
+
+
+@given(st.sampled_from(sorted(ALGORITHMS)), st.binary(min_size=16, max_size=16), st.booleans())
+def test_names_come_back_from_their_keys(algo: str, digest: bytes, is_dir: bool) -> None:
+    name = ObjectName(algo, digest.hex() + (".dir" if is_dir else ""))
+    assert ObjectName.from_key(name.key()) == name
+
+
+@given(st.integers(0, 3_000_000), st.integers(5_000, 1_500_000), st.integers(0, 3))
+def test_boundaries_do_not_depend_on_how_a_content_comes(size: int, part: int, seed: int) -> None:
+    data = random.Random(seed).randbytes(size)
+    whole = lengths(data, max(1, size))
+    assert lengths(data, part) == whole
+    assert all(length <= chunking.MAX_BYTES for length in whole)
+    assert all(length >= chunking.MIN_BYTES for length in whole[:-1])
+
+
+@given(st.binary(max_size=20_000), st.integers(0, 200))
+def test_a_record_comes_back_and_any_flipped_bit_is_seen(data: bytes, where: int) -> None:
+    data = data * 3 if len(data) % 2 else data
+    raw = bytearray(b"".join(records.encode(Kind.CHUNK, records.content_id(data), data)))
+    assert len(raw) % records.ALIGN == 0
+    record, payload = records.decode(bytes(raw))
+    assert records.decompress(record.codec, record.raw, payload) == data
+    place = where % (records.HEADER.size + record.stored)
+    raw[place] ^= 1 << (where % 8)
+    with pytest.raises(BadRecord):
+        other, payload = records.decode(bytes(raw))
+        assert other.id == record.id  # unreachable for a changed id: the checksum covers it
+        records.decompress(other.codec, other.raw, payload)
+
+
+@given(st.lists(st.binary(min_size=1, max_size=300), min_size=1, max_size=12), st.data())
+def test_a_scan_loses_at_most_the_damaged_record(contents: list[bytes], data: st.DataObject) -> None:
+    encoded = [b"".join(records.encode(Kind.CHUNK, records.content_id(item), item)) for item in contents]
+    victim = data.draw(st.integers(0, len(encoded) - 1))
+    raw = bytearray(b"".join(encoded))
+    begin = sum(map(len, encoded[:victim]))
+    raw[begin + data.draw(st.integers(0, records.HEADER.size - 1))] ^= 0xFF
+    found = [item[0].id for item in records.scan(memoryview(raw), 0) if isinstance(item[0], records.Record)]
+    assert found == [records.content_id(item) for number, item in enumerate(contents) if number != victim]
+
+
+@given(st.lists(st.integers(1, 1 << 20), max_size=50))
+def test_a_recipe_comes_back(sizes: list[int]) -> None:
+    builder = RecipeBuilder()
+    ids = [os.urandom(32) for _ in sizes]
+    for chunk, size in zip(ids, sizes, strict=True):
+        builder.add(chunk, size)
+    layout = parse_recipe(builder.payload(), b"x" * 32)
+    assert (layout.size, len(layout)) == (sum(sizes), len(sizes))
+    position = 0
+    for number, size in enumerate(sizes):
+        assert layout.id(number) == ids[number]
+        assert layout.find(position) == layout.find(position + size - 1) == number
+        position += size
+    with pytest.raises(StoreDamagedError):
+        parse_recipe(builder.payload() + b"y", b"x" * 32)
+
+
+@given(
+    st.integers(0, 2**32 - 1),
+    st.lists(st.tuples(st.binary(min_size=17, max_size=33), st.integers(0, 2**40)), max_size=20),
+)
+def test_journal_entries_come_back(uid: int, rows: list[tuple[bytes, int]]) -> None:
+    batch = journal.NameBatch(uid)
+    wanted = [(key, Content(Kind.CHUNK, key[:1] * 32, size)) for key, size in rows]
+    for key, content in wanted:
+        batch.add(key, content)
+    assert list(batch) == wanted
+    payloads = list(batch.payloads())
+    assert [entry for payload in payloads for entry in journal.parse(payload)[1]] == wanted
+    assert all(journal.parse(payload)[0] == uid for payload in payloads)
+    for payload in payloads:
+        with pytest.raises(BadRecord):
+            journal.parse(payload[:-1])

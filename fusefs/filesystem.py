@@ -10,20 +10,24 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import os
 import stat
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import trio
 
-from millpond.daemon.errors import MillpondError
-from millpond.daemon.store.folders import FILE, FILE_INODE_BIT, LINK, Entry, FolderReader, InodeRecord
+from millpond.daemon.errors import MillpondError, StoreDamagedError
+from millpond.daemon.store.folders import FILE, FILE_INODE_BIT, LINK, MAX_NAME, Entry, FolderReader, InodeRecord
 from millpond.daemon.store.reader import StoreReader
+from millpond.fusefs.asking import SourceClient
 from millpond.fusefs.reader import ChunkCache, ForeignFile, StoredFile
-from millpond.fusefs.source import SourceClient
 
 log = logging.getLogger("millpond.fusefs")
+A = TypeVar("A")
+T = TypeVar("T")
 
 ROOT = 1
 HIDDEN_DIR, HIDDEN_STATS = 2, 3
@@ -31,6 +35,8 @@ HIDDEN = b".millpond"
 STATS = b"stats"
 _FIRST_DYNAMIC = 16
 FOREVER_S = 365 * 86400.0
+# Requests that wait for the source at once; threads of their own, so that they hold up no other read.
+SOURCE_REQUESTS = 16
 # Entries taken from a folder in one read of the index.
 _PAGE = 256
 # Modification times are spread over these years, by content: rsync and make then see another content as another time.
@@ -88,6 +94,7 @@ class Filesystem:
         self._reader = reader
         self._chunks = chunks
         self._source = source
+        self._source_threads = trio.CapacityLimiter(SOURCE_REQUESTS)
         self._totals = totals
         self._xattrs = xattrs
         self.root = Node(ROOT, (ROOT, b""), root)
@@ -105,15 +112,18 @@ class Filesystem:
 
     async def lookup(self, parent: int, name: bytes) -> Attributes | None:
         """The entry `name` of a directory, counted as told to the kernel; None when there is none."""
-        if parent == ROOT and name == HIDDEN:
-            return self._hidden(HIDDEN_DIR)
+        if len(name) > MAX_NAME:
+            raise FileError(errno.ENAMETOOLONG)
         if parent == HIDDEN_DIR:
             return self._hidden(HIDDEN_STATS) if name == STATS else None
         node = self._node(parent)
-        if node.folder is None:
-            return await self.lookup_special(node, name)
-        entry = self.folders.lookup(node.folder, name)
-        return None if entry is None else self.attributes_of(parent, entry)
+        if node.folder is not None:
+            entry = self.folders.lookup(node.folder, name)
+            if entry is not None:
+                return self.attributes_of(parent, entry)
+        if parent == ROOT and name == HIDDEN:  # unless the data itself has this name
+            return self._hidden(HIDDEN_DIR)
+        return await self.lookup_special(node, name) if node.folder is None else None
 
     async def lookup_special(self, node: Node, name: bytes) -> Attributes | None:
         """A lookup in a directory that is no folder of the index; see versions.py."""
@@ -238,13 +248,19 @@ class Filesystem:
         try:
             content = self._reader.resolve([record.name], self.uid)[0]
             if content is not None:
+                _check_size(record, content.size)
                 return self._opened(StoredFile(self._chunks, self._reader, content))
             if self._source is None:
                 raise FileError(errno.EIO)
-            fd, size = await trio.to_thread.run_sync(self._source.open, record.name)
+            fd, size = await self.ask_source(self._source.open, record.name)
+            try:
+                _check_size(record, size)
+            except StoreDamagedError:
+                os.close(fd)
+                raise
             return self._opened(ForeignFile(fd, size))
         except (MillpondError, OSError) as error:
-            raise self._failed(f"cannot open object {record.name}: {error}") from error
+            raise self.failed(f"cannot open object {record.name}: {error}") from error
 
     async def read(self, handle: int, offset: int, size: int) -> bytes:
         """Bytes of an open file. Raises FileError: EIO for what is damaged (logged), never wrong bytes."""
@@ -254,7 +270,7 @@ class Filesystem:
         try:
             data = await file.read(offset, size)
         except (MillpondError, OSError) as error:
-            raise self._failed(f"cannot read: {error}") from error
+            raise self.failed(f"cannot read: {error}") from error
         self.reads += 1
         self.read_bytes += len(data)
         return data
@@ -286,6 +302,17 @@ class Filesystem:
             "up_s": round(time.time() - self._started, 1),
         }
 
+    async def ask_source(self, work: Callable[[A], T], argument: A) -> T:
+        """Run a call of the source's client in a thread, of which there is a bounded number."""
+        return await trio.to_thread.run_sync(work, argument, limiter=self._source_threads)
+
+    def failed(self, text: str) -> FileError:
+        """EIO, counted and logged with its reason."""
+        self.errors += 1
+        self.last_error = text
+        log.error("%s", text)
+        return FileError(errno.EIO)
+
     # -- helpers --------------------------------------------------------------------------------------------------
 
     def _node(self, inode: int) -> Node:
@@ -315,11 +342,11 @@ class Filesystem:
         self._open[handle] = file
         return handle
 
-    def _failed(self, text: str) -> FileError:
-        self.errors += 1
-        self.last_error = text
-        log.error("%s", text)
-        return FileError(errno.EIO)
+
+def _check_size(record: InodeRecord, size: int) -> None:
+    """Sizes of objects outside the store were a claim when the tree was made; the kernel goes by them."""
+    if size != record.size:
+        raise StoreDamagedError(f"it has {size} bytes, and {record.size} were expected", hint="mount again")
 
 
 def _file_mode(executable: bool) -> int:

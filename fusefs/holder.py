@@ -24,11 +24,11 @@ from millpond.daemon import wirepath
 from millpond.daemon.errors import InternalError, MillpondError
 from millpond.daemon.store.reader import StoreReader
 from millpond.fusefs import engines
+from millpond.fusefs.asking import SourceClient
 from millpond.fusefs.engines import EngineSettings
 from millpond.fusefs.engines.pyfuse3_engine import Operations
 from millpond.fusefs.filesystem import Filesystem
 from millpond.fusefs.reader import ChunkCache
-from millpond.fusefs.source import SourceClient
 from millpond.fusefs.versions import VersionsFilesystem
 
 log = logging.getLogger("millpond.holder")
@@ -113,7 +113,9 @@ class Holder:
 
     async def _answer(self, stream: trio.SocketStream) -> None:
         with contextlib.suppress(trio.BrokenResourceError, ValueError), trio.move_on_after(5):
-            request = json.loads(await stream.receive_some(4096) or b"{}")
+            request = json.loads(await stream.receive_some(4096))
+            if not isinstance(request, dict):
+                raise ValueError("no request")
             if request.get("op") == "abort":
                 os.kill(os.getpid(), signal.SIGKILL)
             assert self._filesystem is not None
@@ -153,7 +155,8 @@ def run(request: dict[str, Any], fds: list[int]) -> int:
     _log_to(settings.log)
     ready = socket.socket(fileno=fds[0])
     source = SourceClient(socket.socket(fileno=fds[1]))
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # only an unmount ends it
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):  # only an unmount ends it
+        signal.signal(number, signal.SIG_IGN)
     try:
         trio.run(Holder(settings, source).serve, ready)
         return 0

@@ -7,6 +7,7 @@ ahead counts against the same bounded cache.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections import OrderedDict
 
@@ -154,7 +155,8 @@ class StoredFile:
 
 
 class ForeignFile:
-    """An open file that is not in the store, read by the descriptor that its source gave."""
+    """An open file that is not in the store, read by the descriptor that its source gave. A file that became shorter
+    is an error: the kernel would show zeros, and keep them."""
 
     def __init__(self, fd: int, size: int) -> None:
         self._fd = fd
@@ -180,7 +182,7 @@ def _pread_all(fd: int, size: int, offset: int) -> bytes:
     while size:
         data = os.pread(fd, size, offset)
         if not data:
-            break
+            raise OSError(errno.EIO, "the object became shorter")
         parts.append(data)
         offset += len(data)
         size -= len(data)

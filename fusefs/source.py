@@ -2,7 +2,8 @@
 
 The source runs as the caller, beside the holder, and outlives the daemon as it does. It opens objects of the project's
 DVC cache (checked against their names) and blobs of its Git repository, and passes descriptors; it also tells branches
-and tags, and asks the daemon, as its user, for the tree of a revision. Both speak JSON lines over a socket pair.
+and tags, and asks the daemon, as its user, for the tree of a revision. It answers JSON lines on a socket pair; the other
+side is asking.py.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ import os
 import socket
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from millpond.daemon import memfd, wirepath
-from millpond.daemon.errors import MillpondError, ObjectMissingError, from_wire
+from millpond.daemon.errors import InternalError, MillpondError, ObjectMissingError
 from millpond.daemon.names import ObjectName
 from millpond.daemon.project.dvccache import DvcCache
 from millpond.daemon.project.gitrepo import GitRepo
@@ -26,77 +28,34 @@ from millpond.daemon.rpc.client import Client
 
 log = logging.getLogger("millpond.source")
 
-# A source that does not answer in this time is taken for gone: EIO.
-DEADLINE_S = 60.0
-
-
-class SourceClient:
-    """The holder's side. Blocking, used from threads, one request at a time."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
-        self._sock.settimeout(DEADLINE_S)
-        self._decoder = framing.Decoder(framing.parse_json)
-        self._lock = threading.Lock()
-
-    def open(self, name: ObjectName) -> tuple[int, int]:
-        """(descriptor, size) of an object. Raises ObjectMissingError, StoreDamagedError, OSError."""
-        answer, fds = self._ask({"op": "open", "name": [name.algo, name.value]})
-        if len(fds) != 1:
-            raise ObjectMissingError(f"object {name} is neither in the store nor in the project's cache")
-        return fds[0], int(answer["size"])
-
-    def refs(self) -> dict[str, str]:
-        """Branches and tags with their commits."""
-        answer, _ = self._ask({"op": "refs"})
-        return dict(answer["refs"])
-
-    def version(self, revision: str) -> tuple[str, bytes]:
-        """(commit, root folder) of a revision. Raises RevisionError, DaemonUnavailableError."""
-        answer, _ = self._ask({"op": "version", "rev": revision})
-        return str(answer["commit"]), bytes.fromhex(answer["root"])
-
-    def close(self) -> None:
-        self._sock.close()
-        self._decoder.close()
-
-    def _ask(self, request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
-        with self._lock:
-            framing.send(self._sock, framing.encode(request))
-            while (item := self._decoder.next()) is None:
-                if not framing.receive(self._sock, self._decoder):
-                    raise ObjectMissingError(
-                        "the process that reads the project's own cache is gone", hint="mount again"
-                    )
-        answer, fds = item
-        if "error" in answer:
-            for fd in fds:
-                os.close(fd)
-            raise from_wire(answer["error"])
-        return answer, fds
+# Requests answered at once: one that is slow (a large object is checked, a revision listed) holds up no other.
+THREADS = 4
 
 
 class SourceServer:
-    """The source process's side."""
+    """Answers one holder, requests in any order, each answer with the number of its request."""
 
     def __init__(self, sock: socket.socket, settings: dict[str, Any]) -> None:
         self._sock = sock
+        self._sending = threading.Lock()
         self._repo_path = wirepath.decode(settings["repo"])
         self._target = settings.get("target") or ""
         self._daemon_socket = settings["socket"]
         self._context = settings["context"]
         self._caches = [DvcCache(wirepath.decode(folder)) for folder in settings["caches"]]
+        # libgit2's objects are not for two threads at once.
+        self._git_lock = threading.Lock()
         self._git: GitRepo | None = None
 
     def serve(self) -> None:
-        """Answer until the holder hangs up."""
+        """Answer until the holder hangs up. Raises ProtocolError for what is no request."""
         decoder = framing.Decoder(framing.parse_json)
-        while framing.receive(self._sock, decoder):
-            while (item := decoder.next()) is not None:
-                request, fds = item
-                for fd in fds:
-                    os.close(fd)
-                self._answer(request)
+        with ThreadPoolExecutor(THREADS, thread_name_prefix="source") as pool:
+            while framing.receive(self._sock, decoder):
+                while (item := decoder.next()) is not None:
+                    request, fds = item
+                    framing.close_all(fds)
+                    pool.submit(self._answer, request)
 
     def _answer(self, request: dict[str, Any]) -> None:
         fds: list[int] = []
@@ -104,13 +63,16 @@ class SourceServer:
             answer = self._perform(request, fds)
         except MillpondError as error:
             answer = {"error": error.to_wire()}
-        except (OSError, KeyError, ValueError) as error:
-            answer = {"error": {"message": f"the source failed: {error!r}", "data": {"kind": "internal"}}}
+        except Exception as error:  # whatever it is, who asked must not wait for ever
+            log.exception("request %r failed", request.get("op"))
+            answer = {"error": InternalError(f"the source failed: {error!r}").to_wire()}
         try:
-            framing.send(self._sock, framing.encode(answer, fds), fds)
+            with self._sending:
+                framing.send(self._sock, framing.encode({"id": request.get("id"), **answer}, fds), fds)
+        except OSError:  # nobody listens any more; serve ends too
+            log.debug("the holder hung up")
         finally:
-            for fd in fds:
-                os.close(fd)
+            framing.close_all(fds)
 
     def _perform(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         if request["op"] == "open":
@@ -118,14 +80,16 @@ class SourceServer:
             fds.append(fd)
             return {"size": size}
         if request["op"] == "refs":
-            return {"refs": self._repo().refs()}
+            with self._git_lock:
+                return {"refs": self._repo().refs()}
         if request["op"] == "version":
             return self._version(str(request["rev"]))
         raise ValueError(f"no operation {request['op']!r}")
 
     def _open(self, name: ObjectName) -> tuple[int, int]:
         if name.algo.startswith("git-"):
-            data = self._repo().read(name.value)
+            with self._git_lock:
+                data = self._repo().read(name.value)
             if data is not None:
                 return memfd.from_bytes(data), len(data)
         for cache in self._caches:

@@ -9,11 +9,10 @@ Links may change when branches move, so the kernel asks again after a second; ve
 
 from __future__ import annotations
 
+import errno
 import re
 import time
 from dataclasses import dataclass
-
-import trio
 
 from millpond.daemon.errors import MillpondError, RevisionError
 from millpond.fusefs.filesystem import ROOT, Attributes, FileError, Filesystem, Node
@@ -93,11 +92,11 @@ class VersionsFilesystem(Filesystem):
         now = time.monotonic()
         if now - self._refs_at > REFS_S:
             if self._source is None:
-                raise FileError(5)
+                raise FileError(errno.EIO)
             try:
-                found = await trio.to_thread.run_sync(self._source.refs)
+                found = await self.ask_source(lambda source: source.refs(), self._source)
             except (MillpondError, OSError) as error:
-                raise self._failed(f"cannot list branches and tags: {error}") from error
+                raise self.failed(f"cannot list branches and tags: {error}") from error
             self._refs = {name.encode("utf-8", "surrogateescape"): commit.encode() for name, commit in found.items()}
             self._refs_at = now
         return self._refs
@@ -108,14 +107,14 @@ class VersionsFilesystem(Filesystem):
         if revision in known:
             return revision, known[revision]
         if self._source is None:
-            raise FileError(5)
+            raise FileError(errno.EIO)
         text = revision.decode("utf-8", "surrogateescape")
         try:
-            commit, root = await trio.to_thread.run_sync(self._source.version, text)
+            commit, root = await self.ask_source(self._source.version, text)
         except RevisionError:
             raise
         except (MillpondError, OSError) as error:
-            raise self._failed(f"cannot show revision '{text}': {error}") from error
+            raise self.failed(f"cannot show revision '{text}': {error}") from error
         if len(known) >= _MAX_VERSIONS:
             del known[next(iter(known))]
         known[commit.encode()] = root

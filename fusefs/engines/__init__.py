@@ -40,5 +40,5 @@ class Engine(Protocol):
 
 def load(name: str) -> Engine:
     """The engine of a name: a key of ENGINES, or `auto`. Raises KeyError."""
-    module: Engine = import_module(ENGINES["pyfuse3" if name == "auto" else name])  # type: ignore[assignment]
+    module: Engine = import_module(ENGINES["pyfuse3" if name == "auto" else name])
     return module

@@ -8,23 +8,28 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 import pyfuse3
 import trio
 
-from millpond.daemon.errors import MountError
+from millpond.daemon.errors import MillpondError, MountError
 from millpond.daemon.mounts.place import mounted_at
 from millpond.daemon.store.folders import FOLDER
 from millpond.fusefs.engines import EngineSettings
 from millpond.fusefs.filesystem import Attributes, FileError, Filesystem
 
+log = logging.getLogger("millpond.fusefs")
+
 _BLOCK = 512
+# Requests under way at once. Those that wait for a source or a disk must not keep the others out.
+MAX_REQUESTS = 256
 
 
-class Operations(pyfuse3.Operations):  # type: ignore[misc]
+class Operations(pyfuse3.Operations):
     """pyfuse3's callbacks, each a few lines over the Filesystem. Write operations never come: the mount is read-only."""
 
     enable_writeback_cache = False
@@ -38,12 +43,12 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]
         self._gid = os.getgid()
 
     async def lookup(self, parent_inode: int, name: bytes, ctx: Any = None) -> Any:
-        with _errors():
+        with self._errors():
             found = await self._fs.lookup(parent_inode, name)
         return self._missing() if found is None else self._entry(found)
 
     async def getattr(self, inode: int, ctx: Any = None) -> Any:
-        with _errors():
+        with self._errors():
             return self._entry(self._fs.getattr(inode))
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
@@ -54,13 +59,13 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]
         return self._fs.opendir(inode)
 
     async def readdir(self, fh: int, start_id: int, token: Any) -> None:
-        position = start_id
+        with self._errors():
+            await self._fill(fh, start_id, token)
+
+    async def _fill(self, fh: int, position: int, token: Any) -> None:
+        """Tell entries from `position` on until the kernel's buffer is full."""
         directory = self._fs.directory_of(fh)
-        while True:
-            with _errors():
-                page = await self._fs.readdir(fh, position)
-            if not page:
-                return
+        while page := await self._fs.readdir(fh, position):
             for name, entry, following in page:
                 if entry is None:
                     found = await self._fs.lookup(directory, name)
@@ -78,19 +83,19 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]
         self._fs.release(fh)
 
     async def readlink(self, inode: int, ctx: Any) -> Any:
-        with _errors():
+        with self._errors():
             return self._fs.readlink(inode)
 
     async def open(self, inode: int, flags: int, ctx: Any) -> Any:
         if flags & (os.O_WRONLY | os.O_RDWR | os.O_TRUNC):
             raise pyfuse3.FUSEError(errno.EROFS)
-        with _errors():
+        with self._errors():
             handle = await self._fs.open(inode)
         volatile = self._fs.is_volatile(inode)
         return pyfuse3.FileInfo(fh=handle, keep_cache=not volatile, direct_io=volatile)
 
     async def read(self, fh: int, off: int, size: int) -> bytes:
-        with _errors():
+        with self._errors():
             return await self._fs.read(fh, off, size)
 
     async def release(self, fh: int) -> None:
@@ -116,11 +121,11 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]
         return True
 
     async def getxattr(self, inode: int, name: bytes, ctx: Any) -> bytes:
-        with _errors():
+        with self._errors():
             return self._fs.getxattr(inode, name)
 
     async def listxattr(self, inode: int, ctx: Any) -> Any:
-        with _errors():
+        with self._errors():
             return self._fs.listxattr(inode)
 
     def _entry(self, found: Attributes) -> Any:
@@ -138,20 +143,24 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]
         entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = when
         return entry
 
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Whatever goes wrong is that one request's errno: an exception that left it would end the whole mount."""
+        try:
+            yield
+        except FileError as error:
+            raise pyfuse3.FUSEError(error.errno) from None
+        except Exception as error:
+            if not isinstance(error, MillpondError):
+                log.exception("a request failed")
+            raise pyfuse3.FUSEError(self._fs.failed(str(error)).errno) from None
+
     def _missing(self) -> Any:
         """An entry that is not there, which the kernel may remember for a second."""
         entry = pyfuse3.EntryAttributes()
         entry.st_ino = 0
         entry.entry_timeout = 1.0
         return entry
-
-
-@contextlib.contextmanager
-def _errors() -> Any:
-    try:
-        yield
-    except FileError as error:
-        raise pyfuse3.FUSEError(error.errno) from None
 
 
 async def serve(filesystem: Filesystem, settings: EngineSettings, mounted: Callable[[], Awaitable[None]]) -> None:
@@ -179,7 +188,7 @@ async def serve(filesystem: Filesystem, settings: EngineSettings, mounted: Calla
         async with trio.open_nursery() as nursery:
             set_read_ahead(settings.place, settings.read_ahead_kb)
             nursery.start_soon(mounted)
-            await pyfuse3.main(min_tasks=2, max_tasks=32)
+            await pyfuse3.main(min_tasks=2, max_tasks=MAX_REQUESTS)
             nursery.cancel_scope.cancel()
     finally:
         pyfuse3.close(unmount=False)

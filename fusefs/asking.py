@@ -1,0 +1,165 @@
+"""The holder's side of its source (source.py): requests in flight, answers in any order, late ones never mistaken.
+
+Each request carries a number that its answer repeats. One thread receives; whoever asked waits for his own answer until
+his deadline. A source that sends what is no answer is believed no more: every later request fails at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import stat
+import threading
+from concurrent.futures import Future
+from typing import Any
+
+from millpond.daemon.errors import MillpondError, ObjectMissingError, ProtocolError, StoreDamagedError, from_wire
+from millpond.daemon.names import ObjectName
+from millpond.daemon.rpc import framing
+
+log = logging.getLogger("millpond.source")
+
+# A source that does not answer in this time is taken for gone: EIO.
+DEADLINE_S = 60.0
+
+_Answer = tuple[dict[str, Any], list[int]]
+
+
+class SourceClient:
+    """Asks a source over a connected socket. Blocking; used from any number of threads, which the caller bounds."""
+
+    def __init__(self, sock: socket.socket, *, deadline_s: float = DEADLINE_S) -> None:
+        self._sock = sock
+        self._sock.settimeout(deadline_s)
+        self._deadline_s = deadline_s
+        self._sending = threading.Lock()
+        # Guards what follows. `_ended` says why nothing can be asked any more.
+        self._lock = threading.Lock()
+        self._waiting: dict[int, Future[_Answer]] = {}
+        self._number = 0
+        self._ended: MillpondError | None = None
+        self._receiver: threading.Thread | None = None
+
+    def open(self, name: ObjectName) -> tuple[int, int]:
+        """(descriptor, size) of an object: a regular file of that size. Raises ObjectMissingError, StoreDamagedError,
+        ProtocolError."""
+        answer, fds = self._ask({"op": "open", "name": [name.algo, name.value]})
+        try:
+            if len(fds) != 1:
+                raise ProtocolError(f"the source gave {len(fds)} descriptors for object {name}")
+            found = os.fstat(fds[0])
+            if not stat.S_ISREG(found.st_mode) or found.st_size != answer.get("size"):
+                raise StoreDamagedError(f"the source gave for object {name} what is no file of the size it told")
+        except BaseException:
+            framing.close_all(fds)
+            raise
+        return fds[0], found.st_size
+
+    def refs(self) -> dict[str, str]:
+        """Branches and tags with their commits."""
+        return {str(name): str(commit) for name, commit in dict(self._plain({"op": "refs"})["refs"]).items()}
+
+    def version(self, revision: str) -> tuple[str, bytes]:
+        """(commit, root folder) of a revision. Raises RevisionError, DaemonUnavailableError."""
+        answer = self._plain({"op": "version", "rev": revision})
+        return str(answer["commit"]), bytes.fromhex(answer["root"])
+
+    def close(self) -> None:
+        """Hang up; who still waits gets ObjectMissingError."""
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+        if self._receiver is not None:
+            self._receiver.join()
+        self._sock.close()
+
+    def _plain(self, request: dict[str, Any]) -> dict[str, Any]:
+        """The answer to a request that takes no descriptors."""
+        answer, fds = self._ask(request)
+        framing.close_all(fds)
+        return answer
+
+    def _ask(self, request: dict[str, Any]) -> _Answer:
+        number, future = self._expect()
+        try:
+            with self._sending:
+                framing.send(self._sock, framing.encode({"id": number, **request}))
+        except OSError as error:
+            # Half a frame may be on its way: nothing can be sent behind it.
+            self._end(_gone(f"it takes no more requests ({error.strerror or error})"))
+        try:
+            answer, fds = future.result(self._deadline_s)
+        except TimeoutError:
+            with self._lock:
+                late = self._waiting.pop(number, None) is not None
+            if late:
+                raise _gone(f"it did not answer in {self._deadline_s:g} s") from None
+            answer, fds = future.result()  # it came at the last moment
+        if "error" in answer:
+            framing.close_all(fds)
+            raise from_wire(answer["error"]) if isinstance(answer["error"], dict) else _nonsense()
+        return answer, fds
+
+    def _expect(self) -> tuple[int, Future[_Answer]]:
+        with self._lock:
+            if self._ended is not None:
+                raise _again(self._ended)
+            if self._receiver is None:
+                self._receiver = threading.Thread(target=self._receive, name="source-answers", daemon=True)
+                self._receiver.start()
+            self._number += 1
+            future: Future[_Answer] = Future()
+            self._waiting[self._number] = future
+            return self._number, future
+
+    def _receive(self) -> None:
+        decoder = framing.Decoder(framing.parse_json)
+        try:
+            while self._more(decoder):
+                while (item := decoder.next()) is not None:
+                    self._deliver(*item)
+            self._end(_gone("it hung up"))
+        except MillpondError as error:
+            self._end(error)
+        except OSError as error:
+            self._end(_gone(str(error)))
+        finally:
+            decoder.close()
+
+    def _more(self, decoder: framing.Decoder[dict[str, Any]]) -> bool:
+        while True:
+            with contextlib.suppress(TimeoutError):  # nobody may be waiting
+                return framing.receive(self._sock, decoder)
+
+    def _deliver(self, answer: dict[str, Any], fds: list[int]) -> None:
+        number = answer.get("id")
+        with self._lock:
+            future = self._waiting.pop(number, None) if type(number) is int else None
+        if future is None:  # too late
+            framing.close_all(fds)
+        else:
+            future.set_result((answer, fds))
+
+    def _end(self, reason: MillpondError) -> None:
+        """Believe this source no more; whoever waits is told why."""
+        with self._lock:
+            self._ended = self._ended or reason
+            waiting, self._waiting = self._waiting, {}
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+        for future in waiting.values():
+            future.set_exception(_again(reason))
+
+
+def _again(error: MillpondError) -> MillpondError:
+    """The same error for another thread: one that is raised twice would collect tracebacks."""
+    return from_wire(error.to_wire())
+
+
+def _gone(why: str) -> ObjectMissingError:
+    return ObjectMissingError(f"the process that reads the project's own cache is gone: {why}", hint="mount again")
+
+
+def _nonsense() -> ProtocolError:
+    return ProtocolError("the process that reads the project's own cache answered nonsense", hint="mount again")

@@ -1,0 +1,55 @@
+"""One mount of a tree with everything in it, and a plain copy of that tree, for all tests that only read."""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from tests.fusefs.helpers import Mounted, Node, mount, open_store, put_tree, sample_tree, write_plain
+
+from millpond.daemon.mounts.place import mount_table
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A tree in memory, mounted, and written out."""
+
+    tree: Mapping[bytes, Node]
+    mounted: Mounted
+    plain: Path
+
+    @property
+    def place(self) -> Path:
+        return self.mounted.place
+
+
+@pytest.fixture(scope="session")
+def pair() -> Iterator[Pair]:
+    """The sample tree. The store is closed: no daemon runs while these tests read."""
+    with tempfile.TemporaryDirectory(prefix="mp-fs-", ignore_cleanup_errors=True) as folder:
+        base = Path(folder)
+        tree = sample_tree()
+        write_plain(base / "plain", tree)
+        store = open_store(base / "store")
+        try:
+            totals = put_tree(store, tree)
+        finally:
+            store.close()
+        with mount(base / "store", totals, base / "m", life_s=600, xattrs=True) as mounted:
+            yield Pair(tree, mounted, base / "plain")
+
+
+@pytest.fixture
+def base() -> Iterator[Path]:
+    """A folder with a short path, from which every mount is taken away at the end."""
+    with tempfile.TemporaryDirectory(prefix="mp-fs-", ignore_cleanup_errors=True) as folder:
+        try:
+            yield Path(folder)
+        finally:
+            for entry in mount_table():
+                if entry.mountpoint.startswith(folder):
+                    subprocess.run(["umount", "-l", entry.mountpoint], check=False, timeout=20)

@@ -7,7 +7,7 @@ import json
 import click
 
 from millpond.cli import exits, render
-from millpond.cli.connection import request
+from millpond.cli.connection import request, verb
 from millpond.cli.console import Console
 from millpond.cli.group import Group, Verb, json_option
 
@@ -28,9 +28,10 @@ def fsck(console: Console, deep: bool, repair: bool, as_json: bool) -> int:
     """Check the store: its structure and the checksum of every record.
 
     What is damaged is listed with the files that it hurts. The exit code is 0 for a clean store (also for one that was
-    repaired as a whole), 6 for a damaged one.
+    repaired as a whole), 6 for a damaged one. --repair takes damaged objects anew from the project's own DVC cache and
+    workspace, where it is run.
     """
-    report = request(console, "fsck", {"deep": deep, "repair": repair})
+    report = verb(console, "fsck", {"deep": deep, "repair": repair})
     if as_json:
         console.write(json.dumps(report))
     else:

@@ -202,7 +202,8 @@ class _Adding:
             job.name, job.size = group.name(job.index), group.size(job.index)
         if job.manifest is not None and self._options.store:
             assert job.name is not None
-            if self._workspace.objects.sizes([job.name])[0] is None:
+            # Also where DVC's cache has it: it is small, and says which files a damage in the store hurts.
+            if self._context.store.sizes([job.name])[0] is None:
                 stored = self._context.store.put_bytes(job.manifest, is_dir=True)
                 assert stored == job.name
 

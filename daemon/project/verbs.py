@@ -12,6 +12,7 @@ from millpond.daemon.mounts.verbs import VERBS as MOUNT_VERBS
 from millpond.daemon.project.add import add
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.doctor import doctor
+from millpond.daemon.project.fsck import fsck
 from millpond.daemon.project.init import init
 from millpond.daemon.project.repo import find_root
 from millpond.daemon.project.status import status
@@ -35,5 +36,6 @@ VERBS: dict[str, Verb] = {
     "status": status,
     "root": root,
     "doctor": doctor,
+    "fsck": fsck,
     **MOUNT_VERBS,
 }

@@ -52,7 +52,8 @@ class Damaged:
 
 @dataclass(slots=True)
 class FsckReport:
-    """What was checked and found. `ok` is False when anything named cannot be read, or anything was found damaged."""
+    """What was checked and found. `ok` is False when anything named cannot be read, or anything was found damaged;
+    `hurt` are the objects that cannot be read whole."""
 
     ok: bool = True
     deep: bool = False
@@ -62,6 +63,7 @@ class FsckReport:
     bytes: int = 0
     damaged: list[Damaged] = field(default_factory=list)
     damaged_count: int = 0
+    hurt: list[str] = field(default_factory=list)
     repaired: int = 0
     quarantined: int = 0
 
@@ -90,6 +92,7 @@ class Fsck:
         report.damaged = [*self._bad.values()][:MAX_LISTED]
         report.damaged_count = len(self._bad)
         report.ok = not self._bad
+        report.hurt = [str(name) for name in hurt][:MAX_LISTED]
         if repair and self._bad:
             self._repair(hurt, source)
         return report

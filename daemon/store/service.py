@@ -7,6 +7,7 @@ it; nothing of it is named before `store.commit`.
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import trio
 
 from millpond.daemon import memfd
-from millpond.daemon.errors import BusyError, ObjectMissingError, ProtocolError
+from millpond.daemon.errors import AccessError, BusyError, ObjectMissingError, ProtocolError
 from millpond.daemon.names import ObjectName
 from millpond.daemon.rpc.methods import Call, Handler, Registry, Reply
 from millpond.daemon.store.reader import StoreReader
@@ -114,7 +115,10 @@ class StoreService:
         return Reply({"pieces": pieces, "next": following}, fds=[data])
 
     async def fsck(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
-        """{deep, repair} -> the report (see `Store.fsck`)."""
+        """{deep, repair} -> the report (see `Store.fsck`). It tells of all users' files, so others than the store's
+        own user and root may not ask."""
+        if call.uid not in (0, os.getuid()):
+            raise AccessError("the store is everybody's: only root or the daemon's own user may check it")
         deep, repair = bool(params.get("deep")), bool(params.get("repair"))
 
         def progress(done: int, total: int) -> None:
@@ -192,4 +196,4 @@ def register(registry: Registry, daemon: Daemon) -> None:
     for name, handler in handlers.items():
         registry.register(name, handler, who="worker")
     registry.register("store.stats", service.stats)
-    registry.register("fsck", service.fsck)
+    registry.register("store.fsck", service.fsck, who="worker")

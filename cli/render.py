@@ -76,7 +76,8 @@ def add_lines(result: dict[str, Any], *, config: str | None, verbose: bool = Fal
 def checkout_lines(result: dict[str, Any], *, summary: bool, paint: Paint = plain) -> Iterator[str]:
     """After `checkout`: one line a changed output, or with --summary how many."""
     if summary:
-        yield checkout_summary({state: len(result.get(state) or []) for state, _ in _CHANGES})
+        # Mounted directories have no files that were written: they count as one.
+        yield checkout_summary(result.get("files") or {state: len(result[state]) for state, _ in _CHANGES})
         return
     for state, color in _CHANGES:
         for name in result.get(state) or []:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from tests.cli.helpers import Home
+from tests.cli.helpers import Home, Terminal
 
 
 @pytest.fixture
@@ -19,3 +19,17 @@ def home() -> Iterator[Home]:
             yield made
         finally:
             made.close()
+
+
+@pytest.fixture
+def terminal() -> Iterator[Callable[..., Terminal]]:
+    """Terminal, all of whose programs are ended with the test."""
+    made: list[Terminal] = []
+
+    def start(home: Home, *args: str, env: Mapping[str, str] | None = None) -> Terminal:
+        made.append(Terminal(home, *args, env=env))
+        return made[-1]
+
+    yield start
+    for each in made:
+        each.close()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
-TIMEOUT_S = 60.0
+TIMEOUT_S = 30.0
 
 
 @dataclass(slots=True)
@@ -93,6 +93,8 @@ class Home:
 
     def close(self) -> None:
         """End mounts and the daemon, if there is one."""
+        if not (self.path / "run/millpond/millpond.sock").exists():
+            return
         self.run("-q", "umount", "--all", "--lazy", code=None)
         self.run("-q", "daemon", "stop", code=None)
 
@@ -116,6 +118,13 @@ class Terminal:
         os.close(slave)
         self.seen = ""
 
+    def close(self) -> None:
+        """End the program if it still runs."""
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        os.close(self.master)
+
     def press_interrupt(self) -> None:
         os.write(self.master, b"\x03")
 
@@ -131,8 +140,7 @@ class Terminal:
     def finish(self) -> int:
         """Read to the end; the exit code."""
         while self._read(TIMEOUT_S):
-            pass
-        os.close(self.master)
+            continue
         return self.process.wait(TIMEOUT_S)
 
     def _read(self, timeout: float) -> bool:

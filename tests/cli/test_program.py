@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+from collections.abc import Callable
 
 import click
 import pytest
-from tests.cli.helpers import BIN, Home
+from tests.cli.helpers import BIN, Home, Terminal
 
 from millpond.cli import exits
 from millpond.cli.exit_table import exit_codes
@@ -188,15 +189,13 @@ def test_a_closed_stdout_is_an_error(home: Home) -> None:
     assert done.stderr == "ERROR: cannot write the output: Bad file descriptor\n"
 
 
-def test_errors_are_coloured_on_a_terminal_only(home: Home) -> None:
-    from tests.cli.helpers import Terminal
-
+def test_errors_are_coloured_on_a_terminal_only(home: Home, terminal: Callable[..., Terminal]) -> None:
     assert "\x1b" not in home.run("stauts", code=exits.USAGE).stderr
-    colored = Terminal(home, "stauts")
+    colored = terminal(home, "stauts")
     assert colored.finish() == exits.USAGE
     assert "\x1b[31mERROR\x1b[0m: there is no command" in colored.seen
     for env in ({"NO_COLOR": "1"}, {"TERM": "dumb"}):
-        plain = Terminal(home, "stauts", env=env)
+        plain = terminal(home, "stauts", env=env)
         assert plain.finish() == exits.USAGE
         assert "\x1b" not in plain.seen
 

@@ -68,13 +68,17 @@ def test_add_verbose_says_what_was_stored() -> None:
 
 
 def test_checkout_lists_by_state() -> None:
-    result = {"added": ["n%20w", "x"], "modified": ["d/"], "deleted": ["o"], "unchanged": ["u"]}
+    result = {"added": ["n%20w", "x"], "modified": ["d/"], "deleted": ["o"], "unchanged": 1}
     assert list(render.checkout_lines(result, summary=False)) == [
         "M       d/",
         "A       n w",
         "A       x",
         "D       o",
     ]
+    (line,) = render.checkout_lines(result, summary=True)
+    assert line == "1 file modified, 2 files added and 1 file deleted"
+    counts = {"modified": 0, "added": 5, "deleted": 0}
+    assert list(render.checkout_lines(result | {"files": counts}, summary=True)) == ["5 files added"]
     painted = render.checkout_lines(result, summary=False, paint=lambda shown, color: f"<{color}>{shown}")
     assert next(painted) == "<yellow>M       d/"
 

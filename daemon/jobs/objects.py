@@ -145,8 +145,8 @@ class DaemonObjectStore:
         request = self._ask(wanted, 0)
         try:
             while request is not None:
-                reply, fds = self._peer.wait(request)
-                request = None
+                current, request = request, None
+                reply, fds = self._peer.wait(current)
                 sent = list(wanted)
                 done, offset = reply["next"]
                 for _ in range(done):

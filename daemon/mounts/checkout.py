@@ -70,7 +70,7 @@ def _mount_output(context: WorkerContext, repo: Repo, output: Output, *, force: 
             return None
         umount_one(context, record, lazy=False, system=bool(found["system"]))
         change = "modified"
-    require_fuse(where)
+    require_fuse(context, where)
     project = Project.find(repo.root)
     plan = Planner(project, context.client, context.store).plan(output.path, None)
     aside = _set_aside(context, repo, output, force=force)

@@ -1,8 +1,9 @@
 """Completion for bash, zsh and fish: the script that a shell loads, and the answers that it then asks us for.
 
 The shell calls `millpond` with `_MILLPOND_COMPLETE=<shell>` and what was typed up to the cursor: the words after `millpond`
-joined by newlines in `_MILLPOND_WORDS`, or the whole line in `_MILLPOND_LINE` (bash parts words at @, : and =, which targets
-hold). The answer is one line a candidate: type (`plain`, `file`, `dir`), value, help, parted by tabs.
+joined by newlines in `_MILLPOND_WORDS`, with a full stop as one more (shells drop empty lines at the end); or the whole
+line in `_MILLPOND_LINE` (bash parts words at @, : and =, which targets hold). The answer is one line a candidate: type
+(`plain`, `file`, `dir`), value, help, parted by tabs.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ _millpond() {
             dir) _files -/ ;;
             plain) plain+=("${value//:/\\\\:}${help:+:$help}") ;;
         esac
-    done < <(_MILLPOND_WORDS="${(@pj:\\n:)${(@Q)words[2,CURRENT]}}" _MILLPOND_COMPLETE=zsh "${words[1]}" 2>/dev/null)
+    done < <(_MILLPOND_WORDS="${(@pj:\\n:)${(@Q)words[2,CURRENT]}}"$'\\n.' _MILLPOND_COMPLETE=zsh "${words[1]}" 2>/dev/null)
     (( ${#plain} )) && _describe -V '' plain
 }
 if [[ "${zsh_eval_context[-1]}" == loadautofunc ]]; then
@@ -62,7 +63,7 @@ fi
 _FISH = """\
 function __millpond_complete
     set -l words (commandline -opc) (commandline -ct)
-    set -l joined (string join \\n -- $words[2..-1] | string collect -N)
+    set -l joined (string join \\n -- $words[2..-1] . | string collect)
     for line in (_MILLPOND_WORDS=$joined _MILLPOND_COMPLETE=fish $words[1] 2>/dev/null)
         set -l part (string split \\t -- $line)
         switch $part[1]
@@ -96,7 +97,7 @@ def typed_words(environ: Mapping[str, str]) -> list[str]:
     """The words after the program's name; the last one, perhaps empty, is being completed."""
     line = environ.get("_MILLPOND_LINE")
     if line is None:
-        return environ.get("_MILLPOND_WORDS", "").split("\n")
+        return environ.get("_MILLPOND_WORDS", "").removesuffix("\n.").split("\n")
     words = split_arg_string(line)[1:]
     return [*words, ""] if line[-1:].isspace() or not words else words
 

@@ -102,6 +102,7 @@ class Main(click.Group):
             return None
         module = importlib.import_module(f"millpond.cli.commands.{entry.module}")
         command: click.Command = getattr(module, entry.attribute)
+        command.short_help = entry.help
         return command
 
     def invoke(self, ctx: click.Context) -> Any:

@@ -31,7 +31,7 @@ def daemon() -> None:
     """
 
 
-@daemon.command(example="$ millpond daemon start")
+@daemon.command(short_help="Start the daemon.", example="$ millpond daemon start")
 @click.pass_obj
 def start(console: Console) -> None:
     """Start the daemon, if it does not run."""
@@ -44,7 +44,7 @@ def start(console: Console) -> None:
     _start(console)
 
 
-@daemon.command(example="$ millpond daemon stop")
+@daemon.command(short_help="Stop the daemon.", example="$ millpond daemon stop")
 @click.pass_obj
 def stop(console: Console) -> None:
     """Stop the daemon, after the requests that are under way."""
@@ -56,7 +56,7 @@ def stop(console: Console) -> None:
         console.say(f"The daemon has stopped: pid {_stop(console, client)}")
 
 
-@daemon.command(example="$ millpond daemon restart")
+@daemon.command(short_help="Stop and start the daemon.", example="$ millpond daemon restart")
 @click.pass_obj
 def restart(console: Console) -> None:
     """Stop the daemon, if it runs, and start it."""
@@ -68,11 +68,12 @@ def restart(console: Console) -> None:
 
 
 @daemon.command(
+    short_help="Print whether it runs.",
     example="""
 $ millpond daemon status
 The daemon runs: pid 4711, since 2 min 10 s
 ...
-"""
+""",
 )
 @json_option
 @click.pass_obj
@@ -93,10 +94,11 @@ def status(console: Console, as_json: bool) -> int:
 
 
 @daemon.command(
+    short_help="Print the end of its log.",
     example="""
 $ millpond daemon logs -n 50
 $ millpond daemon logs -f
-"""
+""",
 )
 @click.option("-f", "--follow", is_flag=True, help="Go on printing what is logged, until Ctrl-C.")
 @click.option(

@@ -16,6 +16,7 @@ from millpond.daemon import wirepath
 from millpond.daemon.errors import ObjectMissingError, TargetError, UsageError
 
 _REMOTES = "there are no remotes yet"
+_PIPELINES = "it follows the stages of a pipeline, and there are no pipelines yet"
 _ADD_PATHS = frozenset({"path", "pointer", "git_add"})
 _CHECKOUT_PATHS = frozenset({"added", "modified", "deleted", "failed", "unchanged"})
 _TARGETS = click.argument("targets", nargs=-1, type=click.Path())
@@ -114,7 +115,7 @@ M       data/
 )
 @_TARGETS
 @click.option("--summary", is_flag=True, help="Print how much changed instead of what.")
-@click.option("-d", "--with-deps", is_flag=True, help="Also everything that the targets are made from.")
+@refused("-d", "--with-deps", is_flag=True, reason=_PIPELINES)
 @click.option("-R", "--recursive", is_flag=True, help="Targets may be directories: all .dvc files below them.")
 @click.option("-f", "--force", is_flag=True, help="Overwrite and remove changed files that are not stored.")
 @click.option("--relink", is_flag=True, help="As in DVC; files are copies or clones here, so there is nothing to do.")
@@ -126,7 +127,6 @@ def checkout(
     console: Console,
     targets: tuple[str, ...],
     summary: bool,
-    with_deps: bool,
     recursive: bool,
     force: bool,
     relink: bool,
@@ -143,7 +143,6 @@ def checkout(
         "targets": _wire(targets),
         "force": force,
         "recursive": recursive,
-        "with_deps": with_deps,
         "summary": summary,
         "relink": relink,
         "allow_missing": allow_missing,
@@ -175,7 +174,7 @@ data.dvc:
 """,
 )
 @_TARGETS
-@click.option("-d", "--with-deps", is_flag=True, help="Also everything that the targets are made from.")
+@refused("-d", "--with-deps", is_flag=True, reason=_PIPELINES)
 @click.option("-R", "--recursive", is_flag=True, help="Targets may be directories: all .dvc files below them.")
 @click.option(
     "--no-updates", is_flag=True, expose_value=False, help="Do not look at sources of imports (it never does)."
@@ -188,12 +187,12 @@ data.dvc:
 @refused("-j", "--jobs", metavar="NUMBER", reason="it is about transfers, and " + _REMOTES)
 @json_option
 @click.pass_obj
-def status(console: Console, targets: tuple[str, ...], with_deps: bool, recursive: bool, as_json: bool) -> int:
+def status(console: Console, targets: tuple[str, ...], recursive: bool, as_json: bool) -> int:
     """Show what differs between the workspace and the .dvc files.
 
     With -q nothing is printed: the exit code is 0 when nothing differs, else 1.
     """
-    params = {"targets": _wire(targets), "recursive": recursive, "with_deps": with_deps}
+    params = {"targets": _wire(targets), "recursive": recursive}
     result = verb(console, "status", params)
     found: dict[str, Any] = result["status"]
     if console.quiet:

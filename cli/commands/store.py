@@ -46,12 +46,13 @@ def cache() -> None:
 
 
 @cache.command(
+    short_help="Print what the store holds and saves.",
     example="""
 $ millpond cache info
 Store:        /home/alice/.cache/millpond
 Objects:      3,601, 2.81 MB
 ...
-"""
+""",
 )
 @json_option
 @click.pass_obj

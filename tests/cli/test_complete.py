@@ -19,7 +19,7 @@ from millpond.cli.program import cli
 
 def answers(*words: str) -> list[tuple[str, str]]:
     """(type, value) of what may follow."""
-    lines = complete(cli, {"_MILLPOND_WORDS": "\n".join(words)})
+    lines = complete(cli, {"_MILLPOND_WORDS": "\n".join([*words, "."])})
     return [(line.split("\t")[0], line.split("\t")[1]) for line in lines]
 
 
@@ -57,7 +57,7 @@ def test_a_target_s_revisions(home: Home, monkeypatch: pytest.MonkeyPatch) -> No
 
 @given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\n\0")), min_size=1))
 def test_words_travel_whole(words: list[str]) -> None:
-    assert typed_words({"_MILLPOND_WORDS": "\n".join(words)}) == words
+    assert typed_words({"_MILLPOND_WORDS": "\n".join([*words, "."])}) == words
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,8 @@ def test_dvc_s_options_are_all_there(home: Home) -> None:
         ("status -T", "-T/--all-tags"),
         ("status -A", "-A/--all-commits"),
         ("status -j 4", "-j/--jobs"),
+        ("status -d x", "-d/--with-deps"),
+        ("checkout --with-deps x", "-d/--with-deps"),
     ],
 )
 def test_options_that_cannot_be_honoured_are_refused_by_name(home: Home, command: str, option: str) -> None:

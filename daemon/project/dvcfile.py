@@ -44,10 +44,15 @@ _OUT_KEYS = frozenset(
     ]
 )
 _HASH_KEYS = ("md5", "size", "nfiles", "isexec", "hash")
-# What `add` writes, exactly: parsed without a YAML parser, which costs a hundred times as much.
+# A path that YAML takes for text as it stands: it begins with a letter, or has two letters in a row, which no number, date
+# or time has (but for 0x, 0o, 0b).
+_PLAIN = r"(?:[A-Za-z_]|(?!0[xob])[0-9](?=[A-Za-z0-9_./-]*[A-Za-z]{2}))[A-Za-z0-9_./-]*"
+_PLAIN_PATH = re.compile(_PLAIN)
+_PLAIN_DIGEST = re.compile(r"(?=.*[a-f]{2})[0-9a-f]{32}(?:\.dir)?")
+# What `add` writes, exactly: parsed and written without YAML, which takes a hundred times as long.
 _CANONICAL = re.compile(
     r"outs:\n- md5: ([0-9a-f]{32}(?:\.dir)?)\n  size: (\d+)\n(?:  nfiles: (\d+)\n)?(?:  (isexec: true)\n)?  hash: md5\n"
-    r"  path: ([A-Za-z_][A-Za-z0-9_./-]*)\n"
+    rf"  path: ({_PLAIN})\n"
 )
 _NOT_PLAIN = frozenset(["null", "true", "false", "yes", "no", "on", "off", "y", "n"])
 
@@ -114,28 +119,45 @@ def parse(text: str, path: str) -> DvcFile:
 def read(path: str) -> DvcFile:
     """The pointer at `path`. Raises InvalidFileError; OSError of open."""
     with open(path, "rb") as file:
-        return parse(yamlio.decode(file.read(yamlio.MAX_BYTES + 1), path), path)
+        return parse(yamlio.decode(yamlio.read(file), path), path)
+
+
+def _canonical_text(out: Out) -> str | None:
+    """What `new_text` makes, without YAML; None for what has anything unusual."""
+    name = out.name
+    if name is None or out.legacy or out.size is None or out.extra or not out.cache:
+        return None
+    if not _PLAIN_PATH.fullmatch(out.path) or out.path.lower() in _NOT_PLAIN or not _PLAIN_DIGEST.fullmatch(name.value):
+        return None
+    nfiles = "" if out.nfiles is None else f"  nfiles: {out.nfiles}\n"
+    isexec = "  isexec: true\n" if out.isexec else ""
+    return f"outs:\n- md5: {name.value}\n  size: {out.size}\n{nfiles}{isexec}  hash: md5\n  path: {out.path}\n"
 
 
 def new_text(out: Out) -> str:
     """The text of a new pointer with one out."""
+    canonical = _canonical_text(out)
+    if canonical is not None:
+        return canonical
     return yamlio.dump({"outs": [_hash_fields(out) | out.extra | {"path": out.path}]})
 
 
 def updated_text(old: DvcFile, outs: list[Out]) -> str:
     """The text with the hashes of `outs` (matched by path) in place; the old text itself where nothing changed."""
+    before = {out.path: out for out in old.outs}
+    changed = [out for out in outs if _hash_fields(out) != _hash_fields(before[out.path])]
+    if not changed:
+        return old.text
+    if len(old.outs) == 1 and _canonical_text(before[changed[0].path]) == old.text:
+        canonical = _canonical_text(changed[0])
+        # New keys go to the end of an out that is there, as DVC puts them.
+        if canonical is not None and _hash_fields(changed[0]).keys() == _hash_fields(old.outs[0]).keys():
+            return canonical
     document = yamlio.load(old.text, old.path, round_trip=True)
     entries = {str(entry["path"]): entry for entry in document["outs"]}
-    before = {out.path: out for out in old.outs}
-    changed = False
-    for out in outs:
-        entry, was = entries[out.path], before[out.path]
-        if (was.name, was.size, was.nfiles, was.isexec) != (out.name, out.size, out.nfiles, out.isexec):
-            _update(entry, _hash_fields(out))
-            changed = True
-    if changed:
-        document.pop("md5", None)  # of the stage: true of the old content only
-    return yamlio.dump(document) if changed else old.text
+    for out in changed:
+        _update(entries[out.path], _hash_fields(out))
+    return yamlio.dump(document)
 
 
 def write(path: str, text: str) -> None:

@@ -70,10 +70,10 @@ class WorkTree:
                 folders.append((path, entry.name))
             elif is_pointer(entry.name) and not rules.ignores(entry.name, False):
                 with open(entry.path, "rb") as file:
-                    own.append((path, file.read(yamlio.MAX_BYTES + 1)))
+                    own.append((path, yamlio.read(file)))
         yield from own
-        for path, content in own:
-            outs |= {output.path for output in outputs_of(path, content)}
+        if folders:
+            outs |= {output.path for path, content in own for output in outputs_of(path, content)}
         for path, name in folders:
             if path in outs or rules.ignores(name, True):
                 continue

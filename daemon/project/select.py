@@ -97,7 +97,7 @@ def uncached(repo: Repo, outputs: Iterable[Output]) -> set[Output]:
 def _uncached_paths(repo: Repo, file: str) -> list[re.Pattern[str]]:
     try:
         with open(repo.path(file), "rb") as source:
-            document = yamlio.load(yamlio.decode(source.read(yamlio.MAX_BYTES + 1), file), file)
+            document = yamlio.load(yamlio.decode(yamlio.read(source), file), file)
     except (OSError, InvalidFileError):
         return []
     paths: list[str] = []

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 import re
-from typing import Any
+from typing import Any, BinaryIO
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
@@ -53,6 +54,11 @@ def decode(raw: bytes, path: str) -> str:
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise invalid(path, "it is not UTF-8 text", line, 1) from error
+
+
+def read(file: BinaryIO) -> bytes:
+    """An open file's bytes, at most MAX_BYTES + 1 (`decode` refuses those). Not read(MAX_BYTES): that sets so much aside."""
+    return file.read(min(os.fstat(file.fileno()).st_size, MAX_BYTES) + 1)
 
 
 def invalid(path: str, problem: str, line: int, column: int, *, hint: str | None = None) -> InvalidFileError:

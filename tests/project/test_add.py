@@ -289,6 +289,38 @@ def test_links_stay_without_relink(project: Project) -> None:
     assert project.status() == {}
 
 
+def test_names_that_yaml_would_misread(project: Project) -> None:
+    names = ["1", "01", "1e5", "0x1f", "0o17", "1_000", "1.5", "2020-01-01", "12:30", "null", "true", "No", "~", ".inf"]
+    names += [
+        "y",
+        "1.txt",
+        "007.csv",
+        "-",
+        "a: b",
+        "a #b",
+        "[x]",
+        "{x}",
+        "@x",
+        "`x",
+        "%x",
+        "*x",
+        "&x",
+        "!x",
+        "|",
+        ">",
+        "?",
+    ]
+    names += ["'", '"', "a'b", "x,y", "=", "<<", "1e5.x", "123e456", "0xyz", "2024-01-01T10"]
+    for name in names:
+        project.write(f"w/{name}", name)
+    same_as_dvc(project, *[f"w/{name}" for name in names])
+    assert project.status() == {}
+    for name in names:
+        project.write(f"w/{name}", f"{name} changed")
+    same_as_dvc(project, *[f"w/{name}" for name in names])
+    assert project.status() == {}
+
+
 def test_several_outs_of_one_pointer(project: Project) -> None:
     project.write("w1", "foo\n")
     project.write("w2", "bar\n")
@@ -307,7 +339,7 @@ def test_import_keeps_its_source(project: Project) -> None:
     project.dvc("import-url", str(project.base / "src"), "imp")
     project.write("imp", "changed by hand")
     before = project.read("imp.dvc")
-    project.add("imp")
+    same_as_dvc(project, "imp")
     after = project.read("imp.dvc")
     assert "deps:" in after and "frozen: true" in after and after != before
     assert project.status() == {}

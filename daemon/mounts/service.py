@@ -65,6 +65,7 @@ class Mount:
     restored: list[float] = field(default_factory=list)
     ending: bool = False
     ended: trio.Event = field(default_factory=trio.Event)
+    mending: trio.Lock = field(default_factory=trio.Lock)
 
 
 class MountService:
@@ -290,7 +291,8 @@ class MountService:
             return
         mount.restored.append(now)
         try:
-            await self._restore(mount)
+            async with mount.mending:
+                await self._restore(mount)
         except MillpondError as error:
             log.error("mount %s on '%s' cannot be restored: %s", mount.record.id, mount.record.mountpoint, error)
 
@@ -343,13 +345,17 @@ class MountService:
         """{} -> {restored: [mountpoint], failed: [{mountpoint, error}]} of the caller's dead mounts."""
         restored, failed = [], []
         for mount in self._of(call):
-            if mount.state == "dead":
-                place = wirepath.encode(mount.record.mountpoint)
-                try:
-                    await self._restore(mount)
-                    restored.append(place)
-                except MillpondError as error:
-                    failed.append({"mountpoint": place, "error": str(error)})
+            if mount.state == "mounted":
+                continue
+            place = wirepath.encode(mount.record.mountpoint)
+            try:
+                # The daemon may be at it already, for instance because this request has started it.
+                async with mount.mending:
+                    if mount.state == "dead":
+                        await self._restore(mount)
+                restored.append(place)
+            except MillpondError as error:
+                failed.append({"mountpoint": place, "error": str(error)})
         return {"restored": restored, "failed": failed}
 
     async def find(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
@@ -469,10 +475,11 @@ def _kept_context(context: dict[str, Any]) -> dict[str, Any]:
 
 
 def _start_ticks(pid: int) -> int:
-    """When a process began, in ticks since boot (proc_pid_stat(5), field 22); 0 when there is none."""
+    """When a process began, in ticks since boot (proc_pid_stat(5), field 22); 0 when there is none, or none that lives."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
-            return int(file.read().rpartition(b")")[2].split()[19])
+            fields = file.read().rpartition(b")")[2].split()
+            return 0 if fields[0] == b"Z" else int(fields[19])
     except (OSError, ValueError, IndexError):
         return 0
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import os
-from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -327,9 +326,7 @@ class _Adding:
         links = group.listing.links if job.index is None else [job.index] if job.target.is_link else []
         for index in links:
             # Its ctime is now: the stat cache will take it as racy, and it is read once more.
-            row = array("q", stat_fields(replace_link(group.path(index))))
-            group.listing.stats[index * len(row) : (index + 1) * len(row)] = row
-            group.whole = False
+            group.note(index, group.digests[index], stat_fields(replace_link(group.path(index))))
 
     def _result(self, jobs: list[_Job], git_add: list[str]) -> dict[str, Any]:
         added = []

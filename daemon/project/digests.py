@@ -89,6 +89,7 @@ class Group:
     snapshot: Snapshot | None
     whole: bool = False
     digests: list[bytes | None] = field(default_factory=list)
+    _tree: ObjectName | None = None
 
     @classmethod
     def of(cls, base: str, listing: Listing, snapshot: Snapshot | None, algo: str = "md5") -> Group:
@@ -121,9 +122,18 @@ class Group:
 
     def tree(self) -> ObjectName:
         """The manifest's name; from the snapshot where it holds."""
-        if self.whole and self.snapshot is not None and self.snapshot.tree:
-            return ObjectName(self.algo, self.snapshot.tree)
-        return ObjectName(self.algo, manifest.manifest_name(self.text()).value)
+        if self._tree is None:
+            if self.whole and self.snapshot is not None and self.snapshot.tree:
+                self._tree = ObjectName(self.algo, self.snapshot.tree)
+            else:
+                self._tree = ObjectName(self.algo, manifest.manifest_name(self.text()).value)
+        return self._tree
+
+    def note(self, index: int, digest: bytes | None, row: tuple[int, ...]) -> None:
+        """A file was read, or written: its digest and its numbers now."""
+        self.listing.stats[index * FIELDS : (index + 1) * FIELDS] = array("q", row)
+        self.digests[index] = digest
+        self.whole, self._tree = False, None
 
     def hexes(self) -> list[str]:
         digests = [digest for digest in self.digests if digest is not None]
@@ -183,11 +193,9 @@ def forget_missing(groups: Iterable[Group], objects: Objects) -> None:
 
 
 def _note(group: Group, index: int, put: Put) -> None:
-    row = array("q", stat_fields(put.stat))
     if put.stat.st_size != put.size:
         raise FileChangedError(f"'{put.path}' changed while it was read", path=put.path, hint="try again")
-    group.listing.stats[index * FIELDS : (index + 1) * FIELDS] = row
-    group.digests[index] = bytes.fromhex(put.name.value)
+    group.note(index, bytes.fromhex(put.name.value), stat_fields(put.stat))
 
 
 def _hash_here(path: str, algo: str) -> Put:

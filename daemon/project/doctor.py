@@ -29,7 +29,7 @@ def doctor(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
     except NotARepoError as error:
         checks.append(("repository", True, error.message, ""))
     except MillpondError as error:
-        checks.append(("repository", False, error.message, error.hint or ""))
+        checks.append(("repository", False, error.message, error.hint or "correct the file"))
     else:
         checks.append(("repository", True, printable(repo.root), ""))
         each: list[Callable[[Repo], Check]] = [_git, _rules, _pointers, _writable, _stat_cache, _cloning, _beside_dvc]

@@ -10,11 +10,13 @@ import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from millpond.daemon.errors import TargetError
 from millpond.daemon.mounts.place import require_mounted
 from millpond.daemon.names import ObjectName
 from millpond.daemon.project import manifest
 from millpond.daemon.project.copying import below
 from millpond.daemon.project.digests import Group, Place, Progress, fill
+from millpond.daemon.project.repo import printable
 from millpond.daemon.project.walk import above
 from millpond.daemon.project.workspace import Workspace
 
@@ -90,6 +92,7 @@ class Planner:
         single: dict[str, list[Plan]] = {}
         for plan in plans:
             path = self._repo.path(plan.content.path)
+            self._refuse_links_out(plan.content.path, path)
             algo = plan.content.name.algo if plan.content.name is not None else "md5"
             try:
                 mode = os.stat(path).st_mode
@@ -99,7 +102,10 @@ class Planner:
                     plan.deletes.append("")
                     plan.lost.append("")
                 continue
-            if stat.S_ISDIR(mode):
+            if stat.S_ISDIR(mode) and os.path.islink(path) and not self._inside(path):
+                plan.deletes.append("")
+                plan.lost.append("")
+            elif stat.S_ISDIR(mode):
                 plan.group = self._workspace.folder(plan.content.path, algo)
             elif stat.S_ISREG(mode):
                 single.setdefault(algo, []).append(plan)
@@ -110,6 +116,19 @@ class Planner:
             group = self._workspace.files([plan.content.path for plan in several], algo)
             for index, plan in enumerate(several):
                 plan.group, plan.index = group, index
+
+    def _inside(self, path: str) -> bool:
+        return f"{os.path.realpath(path)}/".startswith(os.path.join(self._repo.root, ""))
+
+    def _refuse_links_out(self, relative: str, path: str) -> None:
+        """A repository from elsewhere may hold a link out of it, and a pointer to a file behind that."""
+        if not self._inside(os.path.dirname(path)):
+            shown = printable(self._repo.seen(relative))
+            raise TargetError(
+                f"'{shown}' lies behind a link that leads out of the project",
+                path=shown,
+                hint="remove the link; nothing is written through it",
+            )
 
     def _compare(self, plan: Plan) -> None:
         content = plan.content

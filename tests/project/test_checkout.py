@@ -248,6 +248,29 @@ def test_links_in_the_way_are_never_followed(tracked: Project) -> None:
     assert tracked.read("d/s/b") == "content of s/b"
 
 
+def test_links_out_of_the_project_are_never_written_through(tracked: Project) -> None:
+    """What a hostile repository could hold: a link that Git checked out, and pointers behind it."""
+    outside = tracked.base / "outside"
+    outside.mkdir()
+    (tracked.root / "evil").symlink_to(outside)
+    name = tracked.read("f.dvc").split("md5: ")[1].split("\n")[0]
+    for text in (
+        f"outs:\n- md5: {name}\n  hash: md5\n  path: evil/x\n",
+        f"wdir: evil\nouts:\n- md5: {name}\n  hash: md5\n  path: x\n",
+    ):
+        tracked.write("trap.dvc", text)
+        with pytest.raises(TargetError, match="leads out of the project"):
+            tracked.checkout(force=True)
+    (tracked.root / "trap.dvc").unlink()
+    shutil.rmtree(tracked.root / "d")
+    (tracked.root / "d").symlink_to(outside)
+    with pytest.raises(ConflictError, match="'d'"):
+        tracked.checkout()
+    assert list(outside.iterdir()) == []
+    tracked.checkout(force=True)
+    assert list(outside.iterdir()) == [] and tracked.read("d/a") == "content of a"
+
+
 def test_link_in_a_files_place(tracked: Project) -> None:
     (tracked.base / "target").write_text("another's")
     (tracked.root / "f").unlink()

@@ -1,0 +1,87 @@
+"""Reading a tree and proving that it is the source's.
+
+The clock runs while files are opened, read and closed; hashing what was read is outside it, except where several threads
+read at once.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import xxhash
+
+from bench.data import DataSet
+from bench.host import BenchError
+
+BUFFER = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Seconds that reading took, bytes read and found equal."""
+
+    seconds: float
+    checked: int
+
+
+def read(root: Path, made: DataSet, paths: Sequence[str]) -> Reading:
+    """Read files in this order, 1 MiB at a time. Raises BenchError where a byte differs."""
+    buffer = memoryview(bytearray(BUFFER))
+    seconds, checked = 0.0, 0
+    for path in paths:
+        name, digest = str(root / path), xxhash.xxh3_128()
+        began = time.perf_counter()
+        fd = os.open(name, os.O_RDONLY)
+        seconds += time.perf_counter() - began
+        try:
+            while True:
+                began = time.perf_counter()
+                got = os.readv(fd, [buffer])
+                seconds += time.perf_counter() - began
+                if not got:
+                    break
+                digest.update(buffer[:got])
+                checked += got
+        finally:
+            began = time.perf_counter()
+            os.close(fd)
+            seconds += time.perf_counter() - began
+        if digest.digest() != made.files[path][1]:
+            raise BenchError(f"{name} does not hold what was stored")
+    return Reading(seconds, checked)
+
+
+def read_together(root: Path, made: DataSet, threads: int) -> Reading:
+    """Read all files, `threads` at once; the wall's time, hashing within it."""
+    began = time.perf_counter()
+    with ThreadPoolExecutor(threads) as pool:
+        parts = list(pool.map(lambda path: read(root, made, [path]), made.paths))
+    return Reading(time.perf_counter() - began, sum(part.checked for part in parts))
+
+
+def check(root: Path, made: DataSet) -> int:
+    """Every file of the data set is below `root` with its bytes, and no other; how many bytes that was."""
+    found = sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
+    if found != sorted(made.paths):
+        raise BenchError(f"{root} holds {len(found)} files, of {len(made.paths)} that were stored, or others")
+    return read(root, made, made.paths).checked
+
+
+def find(root: Path) -> tuple[float, int, int]:
+    """As `find -size`: walk, and look at every file's attributes. Seconds, files, bytes of names and sizes seen."""
+    began = time.perf_counter()
+    files, size, pending = 0, 0, [str(root)]
+    while pending:
+        with os.scandir(pending.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append(entry.path)
+                else:
+                    files += 1
+                    size += entry.stat(follow_symlinks=False).st_size
+    return time.perf_counter() - began, files, size

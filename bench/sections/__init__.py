@@ -1,0 +1,1 @@
+"""The bench's sections: each measures one thing and tells its figures."""

@@ -1,0 +1,84 @@
+"""Reads through mounts, cold and warm, beside the disk's own files, squashfs, Borg and restic.
+
+Cold: mounted anew (so that no server remembers anything), page cache dropped. Warm: the same again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from bench.context import Context
+from bench.data import LABELS, DataSet
+from bench.host import BenchError
+from bench.peers import Peer, installed
+from bench.projects import Millpond
+from bench.reading import Reading, find, read, read_together
+
+SECTION = "reads"
+THREADS = 4
+
+
+def peers(context: Context, name: str) -> list[Peer]:
+    """millpond with an empty store, then all peers that are installed."""
+    folder = context.folder / name
+    folder.mkdir()
+    millpond = Millpond(folder / "millpond")
+    context.stack.callback(millpond.close)
+    millpond.init()
+    return [millpond, *installed(folder, context.host.disk_type())]
+
+
+def measure(context: Context) -> None:
+    """Small files in order, shuffled and found; a large file and a CSV in one stream; four files at once."""
+    tools = peers(context, SECTION)
+    for made in context.data.values():
+        for tool in tools:
+            tool.store(made.root, made.name)
+    for made in context.data.values():
+        for tool in context.rounds(tools):
+            for label, reading in _readings(made).items():
+                _cold_and_warm(context, tool, made, label, reading)
+            if made.name == "small":
+                _find(context, tool, made)
+
+
+def _readings(made: DataSet) -> dict[str, Callable[[Path], Reading]]:
+    """Ways to read a data set: label -> what to do with its root."""
+    label = LABELS[made.name]
+    if made.name == "small":
+        return {
+            f"{label} in order": lambda root: read(root, made, made.paths),
+            f"{label} shuffled": lambda root: read(root, made, made.shuffled()),
+        }
+    if made.name == "shards":
+        return {f"{label} at once": lambda root: read_together(root, made, THREADS)}
+    return {f"{label} in sequence": lambda root: read(root, made, made.paths)}
+
+
+def _cold_and_warm(context: Context, tool: Peer, made: DataSet, label: str, reading: Callable[[Path], Reading]) -> None:
+    mounted = tool.mount(made.name, context.place(tool.name))
+    try:
+        context.host.forget(*tool.backing())
+        for state in ("cold", "warm"):
+            got = reading(mounted.root)
+            context.figures.tell(
+                SECTION, f"{label}, {state}", tool.name, got.seconds, checked=got.checked, volume=made.size
+            )
+    finally:
+        mounted.close()
+
+
+def _find(context: Context, tool: Peer, made: DataSet) -> None:
+    mounted = tool.mount(made.name, context.place(tool.name))
+    try:
+        context.host.forget(*tool.backing())
+        for state in ("cold", "warm"):
+            seconds, files, size = find(mounted.root)
+            if (files, size) != (len(made.files), made.size):
+                raise BenchError(
+                    f"{tool.name} lists {files} files of {size} bytes, not {len(made.files)} of {made.size}"
+                )
+            context.figures.tell(SECTION, f"find, {LABELS[made.name]}, {state}", tool.name, seconds, checked=size)
+    finally:
+        mounted.close()

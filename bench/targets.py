@@ -1,0 +1,77 @@
+"""What the figures must be (design, section 10): judged from medians, side by side in one run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from bench.figures import OURS, Figures
+
+COLD = ("squashfuse", "squashfs (kernel)", "borg", "restic")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Of `work`: with `against`, that tool's figure must be at least `limit` times ours; without, ours at most `limit`."""
+
+    work: str
+    limit: float
+    against: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A target and what was measured; `met` tells whether it is kept."""
+
+    work: str
+    asked: str
+    measured: str
+    met: bool
+
+
+def targets(disk: str) -> list[Target]:
+    """All targets; `disk` is the name of the tool that reads plain files."""
+    cold = [f"{work}, cold" for work in ("small files in order", "small files shuffled", "1 large file in sequence")]
+    return [
+        Target("add, small files", 4, "dvc"),
+        Target("add, 1 large file", 2, "dvc"),
+        Target("add, 4 large files", 3, "dvc"),
+        Target("status, small files", 6, "dvc"),
+        Target("status, small files", 0.12),
+        Target("1 large file in sequence, warm", 0.7, disk),
+        Target("small files in order, warm", 0.95, disk),
+        *(Target(work, 1, tool) for work in cold for tool in COLD),
+        Target("mount until ls", 0.3),
+        Target("first mount until ls", 2),
+        Target("next mount until ls", 0.3),
+        Target("holder's memory after find", 80),
+        Target("memory of add, 1 large file", 300),
+        Target("memory of add, small files", 300),
+        Target("second version, more than the first, small files", 2),
+        Target("second version, more than the first, 1 large file", 2),
+        *(Target(f"{verb} beyond the bare interpreter", 0.06) for verb in ("root", "version", "status")),
+    ]
+
+
+def judge(figures: Figures, disk: str) -> Iterator[Verdict]:
+    """A verdict for each target whose figures were measured."""
+    for target in targets(disk):
+        ours = figures.median(target.work, OURS)
+        theirs = figures.median(target.work, target.against) if target.against else None
+        if ours is None or (target.against and theirs is None):
+            continue
+        if theirs is not None:
+            ratio = theirs / max(ours, 1e-9)
+            asked, measured = f"at least {target.limit:g}x of {target.against}", f"{ratio:.2f}x"
+            yield Verdict(target.work, asked, measured, ratio >= target.limit)
+        else:
+            unit = next(row.unit for row in figures.rows if row.work == target.work)
+            asked, measured = f"at most {target.limit:g} {unit}", f"{ours:.3g} {unit}"
+            yield Verdict(target.work, asked, measured, ours <= target.limit)
+
+
+def table(verdicts: list[Verdict]) -> str:
+    """Markdown."""
+    lines = ["### targets", "", "| work | asked | measured | met |", "|---|---|---|---|"]
+    lines += [f"| {v.work} | {v.asked} | {v.measured} | {'yes' if v.met else 'NO'} |" for v in verdicts]
+    return "\n".join([*lines, ""])

@@ -24,10 +24,14 @@ _LIBRARIES = ("blake3", "click", "lmdb", "pyfastcdc", "pyfuse3", "pygit2", "trio
 ENVIRONMENT = (
     ("MILLPOND_STORE", "Where the store is; by default $XDG_CACHE_HOME/millpond."),
     ("MILLPOND_SOCKET", "Where the daemon listens; by default $XDG_RUNTIME_DIR/millpond/millpond.sock."),
-    ("MILLPOND_IDLE_EXIT", "Seconds without requests after which the daemon ends; 0: never. By default 600."),
+    ("MILLPOND_STATE", "The daemon's log and the list of mounts; by default $XDG_STATE_HOME/millpond."),
+    (
+        "MILLPOND_IDLE_EXIT",
+        "Seconds without requests and mounts after which the daemon ends; 0: never. By default 600.",
+    ),
     ("XDG_CACHE_HOME", "By default ~/.cache: the store."),
-    ("XDG_STATE_HOME", "By default ~/.local/state: the daemon's log and the list of mounts."),
-    ("XDG_RUNTIME_DIR", "The daemon's socket; without it the state directory is used."),
+    ("XDG_STATE_HOME", "By default ~/.local/state."),
+    ("XDG_RUNTIME_DIR", "By default /run/user/UID if it is there, else a folder below the state directory."),
     ("NO_COLOR", "Set: no colours. There are none outside a terminal either."),
     ("TERM", "`dumb`: no colours and no progress."),
     ("DVC_GLOBAL_CONFIG_DIR", "DVC's config of this user, read as DVC does; also DVC_SYSTEM_CONFIG_DIR."),

@@ -13,7 +13,7 @@ from millpond.cli import exits, render
 from millpond.cli.connection import ask, running, settings
 from millpond.cli.console import Console
 from millpond.cli.group import Group, json_option
-from millpond.daemon.errors import DaemonUnavailableError
+from millpond.daemon.errors import AccessError, DaemonUnavailableError
 from millpond.daemon.rpc.autostart import connect_or_start
 from millpond.daemon.rpc.client import Client
 
@@ -116,13 +116,16 @@ def logs(console: Console, follow: bool, lines: int, as_json: bool) -> None:
         text = line.decode(errors="replace").rstrip("\n")
         console.write(text if as_json else shown(text))
 
-    position = None
-    if path.exists():
+    try:
         found, position = last_lines(path, lines)
-        for line in found:
-            show(line)
-    elif not follow:
-        console.say(f"There is no log yet: {path}")
+    except FileNotFoundError:
+        found, position = [], None
+        if not follow:
+            console.say(f"There is no log yet: {path}")
+    except OSError as error:
+        raise AccessError(f"cannot read the log '{path}': {error.strerror}", path=str(path)) from error
+    for line in found:
+        show(line)
     if follow:
         console.flush()
         for line in follow_lines(path, position, pause=poll):

@@ -33,7 +33,9 @@ class _Seen:
 
 
 def status(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
-    """Verb. {targets, recursive, with_deps} -> {status: {stage: [{"changed outs": {path: state}}]}}, DVC's JSON.
+    """Verb. {targets, recursive, with_deps} -> {status: {stage: [{"changed outs": {path: state}}]}, tracked}.
+
+    `status` is DVC's JSON; `tracked` is the number of outputs in the whole project.
 
     States: "not in cache" (neither the store nor DVC's cache has the recorded data), "deleted", "modified". Raises
     NotARepoError, InvalidFileError, TargetError (unknown target), NotMountedError.
@@ -48,7 +50,8 @@ def status(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
     for seen in found:
         if seen.state is not None:
             changes.setdefault(stage_key(repo, seen.output), {})[repo.wire(seen.output.path)] = seen.state
-    return {"status": {stage: [{"changed outs": outs}] for stage, outs in changes.items()}}
+    status = {stage: [{"changed outs": outs}] for stage, outs in changes.items()}
+    return {"status": status, "tracked": len(outputs)}
 
 
 def stage_key(repo: Repo, output: Output) -> str:

@@ -168,6 +168,12 @@ def test_daemon_commands_without_a_daemon(home: Home) -> None:
     assert not (home.path / "cache").exists(), "looking does not start it"
 
 
+def test_a_log_that_cannot_be_read(home: Home) -> None:
+    (home.path / "state/millpond/log/daemon.log").mkdir(parents=True)
+    done = home.run("daemon", "logs", code=10)
+    assert done.stderr.startswith("ERROR: cannot read the log '") and "Is a directory" in done.stderr
+
+
 def test_a_reader_that_goes_away_is_no_error(home: Home) -> None:
     out, into = os.pipe()
     os.close(out)

@@ -15,7 +15,7 @@ from millpond.daemon.project.outputs import Output
 from millpond.daemon.project.placer import Placer
 from millpond.daemon.project.plan import ADDED, DELETED, MODIFIED, Content, Plan, Planner
 from millpond.daemon.project.repo import Repo, printable
-from millpond.daemon.project.select import Choice, select, uncached
+from millpond.daemon.project.select import select
 from millpond.daemon.project.workspace import Workspace
 
 # Paths in a refusal: named in the message, and listed for machines.
@@ -40,7 +40,7 @@ def checkout(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
     with context.lock(repo.root, "write"):
         outputs = repo.outputs()
         chosen = select(repo, outputs, targets, recursive=bool(params.get("recursive")))
-        chosen = _ours(repo, chosen)
+        chosen = [each for each in chosen if each.output.name is not None and each.output.cache]
         workspace = Workspace(repo, context.store)
 
         def progress(files: int, all_files: int, done: int, total: int) -> None:
@@ -59,12 +59,6 @@ def checkout(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
                 _do_without(plan)
         Placer(context, workspace).apply([plan for plan in plans if not plan.missing])
     return _result(repo, plans, failed)
-
-
-def _ours(repo: Repo, chosen: list[Choice]) -> list[Choice]:
-    """Those that have recorded data which is DVC's to bring."""
-    free = uncached(repo, [each.output for each in chosen if each.output.stage is not None])
-    return [each for each in chosen if each.output.name is not None and each.output.cache and each.output not in free]
 
 
 def _abandoned(workspace: Workspace, outputs: Sequence[Output]) -> list[Content]:

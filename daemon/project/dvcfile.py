@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from millpond.daemon.names import DIR_SUFFIX, ObjectName
-from millpond.daemon.project import yamlio
+from millpond.daemon.project import manifest, yamlio
 
 SUFFIX = ".dvc"
 _STAGE_KEYS = frozenset(["md5", "wdir", "frozen", "deps", "outs", "meta", "desc", "always_changed", "cmd", "locked"])
@@ -234,6 +234,8 @@ def _out(entry: Any, path: str) -> Out:
             line, column = _place(entry, "md5")
             raise yamlio.invalid(path, f"'{value}' is not an MD5", line, column)
         name = ObjectName(algo, str(value))
+    elif isinstance(entry.get("files"), list):
+        name = _name_of_files(entry["files"])
     extra = {key: entry[key] for key in entry if key not in _HASH_KEYS and key not in ("path", "cache")}
     size, nfiles = entry.get("size"), entry.get("nfiles")
     return Out(
@@ -245,6 +247,15 @@ def _out(entry: Any, path: str) -> Out:
         entry.get("cache", True) is not False,
         extra,
     )
+
+
+def _name_of_files(files: list[Any]) -> ObjectName | None:
+    """A version_aware directory has its files in the pointer, and the name of the manifest that they would make."""
+    try:
+        rows = sorted((str(file["relpath"]), str(file["md5"])) for file in files)
+    except (KeyError, TypeError):
+        return None
+    return manifest.manifest_name(manifest.serialise(rows))
 
 
 def _list(document: Any, key: str, path: str) -> list[Any]:

@@ -102,8 +102,8 @@ class GitRepo:
         except (pygit2.GitError, KeyError):
             return None
 
-    def files(self, commit: str, prefix: str = "") -> Iterator[TreeFile]:
-        """All files of a commit below `prefix`, in Git's order; sizes by headers, no blob is read."""
+    def files(self, commit: str, prefix: str = "", *, sizes: bool = True) -> Iterator[TreeFile]:
+        """All files of a commit below `prefix`, in Git's order; sizes (0 without `sizes`) by headers, no blob is read."""
         tree = self._repo[commit].peel(pygit2.Tree)
         if prefix:
             try:
@@ -112,7 +112,7 @@ class GitRepo:
                 return
             if not isinstance(tree, pygit2.Tree):
                 return
-        yield from self._walk(tree, prefix)
+        yield from self._walk(tree, prefix, sizes)
 
     def blob(self, commit: str, path: str) -> bytes | None:
         """A file's content at a commit; None when it is not there."""
@@ -164,13 +164,14 @@ class GitRepo:
                 index.remove(path)
         index.write()
 
-    def _walk(self, tree: Any, prefix: str) -> Iterator[TreeFile]:
+    def _walk(self, tree: Any, prefix: str, sizes: bool) -> Iterator[TreeFile]:
         odb = self._repo.odb
         for entry in tree:
             path = f"{prefix}/{entry.name}" if prefix else entry.name
             if isinstance(entry, pygit2.Tree):
-                yield from self._walk(entry, path)
+                yield from self._walk(entry, path, sizes)
             elif int(entry.filemode) == 0o160000:
                 yield TreeFile(path, 0o160000, str(entry.id), 0)
             else:
-                yield TreeFile(path, int(entry.filemode), str(entry.id), int(odb.read_header(entry.id)[1]))
+                size = int(odb.read_header(entry.id)[1]) if sizes else 0
+                yield TreeFile(path, int(entry.filemode), str(entry.id), size)

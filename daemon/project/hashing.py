@@ -10,7 +10,7 @@ Readable = BufferedIOBase | FileIO
 READ_BYTES = 1 << 20
 # The classic heuristic: what a text's first bytes may hold.
 _SAMPLE_BYTES = 512
-_TEXT = bytes(range(0x20, 0x7F)) + bytes(range(0x80, 0x100)) + b"\n\r\t\f\b\x1b"
+_TEXT = bytes(range(0x20, 0x7F)) + b"\n\r\t\f\b"
 _MAX_ODD = 0.30
 
 

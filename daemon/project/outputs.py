@@ -14,16 +14,17 @@ from millpond.daemon.project import dvcfile, yamlio
 from millpond.daemon.project.dvcfile import DvcFile
 from millpond.daemon.project.gitrepo import GitRepo
 from millpond.daemon.project.ignore import FolderRules, IgnoreRules
+from millpond.daemon.project.stages import STAGES_FILE, Stages
 
 LOCK_FILE = "dvc.lock"
-STAGES_FILE = "dvc.yaml"
 _MD5 = re.compile(r"[0-9a-f]{32}(\.dir)?")
 
 
 @dataclass(frozen=True, slots=True)
 class Output:
     """One tracked output. `path` and `pointer` are relative to the project's root, with `/`; `name` None before its first
-    commit; `cache` False when the data is Git's; `stage` for an out of dvc.lock."""
+    commit; `cache` False when the data is Git's; `stage` for an out of dvc.lock, `stale` when dvc.yaml does not have that
+    stage any more: data that can be had, but no part of the workspace."""
 
     path: str
     pointer: str
@@ -33,6 +34,7 @@ class Output:
     isexec: bool
     cache: bool = True
     stage: str | None = None
+    stale: bool = False
 
     @property
     def is_dir(self) -> bool:
@@ -43,7 +45,7 @@ class Tree(Protocol):
     """Where pointer files are looked for."""
 
     def pointer_files(self) -> Iterator[tuple[str, bytes]]:
-        """(path relative to the project's root, content) of each `.dvc` file and `dvc.lock`."""
+        """(path relative to the project's root, content) of each `.dvc` file, `dvc.lock` and `dvc.yaml`."""
         ...
 
 
@@ -73,7 +75,7 @@ class WorkTree:
                     own.append((path, yamlio.read(file)))
         yield from own
         if folders:
-            outs |= {output.path for path, content in own for output in outputs_of(path, content)}
+            outs |= {output.path for output in _outputs(own)}
         for path, name in folders:
             if path in outs or rules.ignores(name, True):
                 continue
@@ -91,7 +93,7 @@ class GitTree:
         self._prefix = prefix
 
     def pointer_files(self) -> Iterator[tuple[str, bytes]]:
-        for file in self._repo.files(self._commit, self._prefix):
+        for file in self._repo.files(self._commit, self._prefix, sizes=False):
             if is_pointer(posixpath.basename(file.path)) and not file.is_link:
                 path = file.path[len(self._prefix) + 1 :] if self._prefix else file.path
                 content = self._repo.read(file.oid)
@@ -100,20 +102,29 @@ class GitTree:
 
 
 def is_pointer(name: str) -> bool:
-    """Whether a file's name is that of a pointer or a lock file."""
-    return (name.endswith(dvcfile.SUFFIX) and name != dvcfile.SUFFIX) or name == LOCK_FILE
+    """Whether a file's name is that of a pointer, a lock file, or the file of stages that belongs to one."""
+    return (name.endswith(dvcfile.SUFFIX) and name != dvcfile.SUFFIX) or name in (LOCK_FILE, STAGES_FILE)
 
 
 def collect(tree: Tree) -> list[Output]:
     """All outputs, in the order of their pointers. Raises InvalidFileError."""
-    return [output for path, content in tree.pointer_files() for output in outputs_of(path, content)]
+    files = dict(tree.pointer_files())
+    found: list[Output] = []
+    for path, content in files.items():
+        stages = files.get(posixpath.join(posixpath.dirname(path), STAGES_FILE))
+        found += outputs_of(path, content, stages)
+    return found
 
 
-def outputs_of(path: str, content: bytes) -> list[Output]:
-    """The outputs that one pointer or lock file names. Raises InvalidFileError."""
+def outputs_of(path: str, content: bytes, stages: bytes | None) -> list[Output]:
+    """The outputs that one pointer or lock file names; `stages`: the dvc.yaml beside it. Raises InvalidFileError."""
+    name = posixpath.basename(path)
+    if name == STAGES_FILE:
+        return []
     text = yamlio.decode(content, path)
-    if posixpath.basename(path) == LOCK_FILE:
-        return list(_lock_outputs(path, text))
+    if name == LOCK_FILE:
+        file = posixpath.join(posixpath.dirname(path), STAGES_FILE)
+        return list(_lock_outputs(path, text, Stages() if stages is None else Stages.parse(stages, file)))
     return pointer_outputs(dvcfile.parse(text, path), path)
 
 
@@ -128,7 +139,7 @@ def pointer_outputs(pointer: DvcFile, path: str) -> list[Output]:
     return found
 
 
-def _lock_outputs(path: str, text: str) -> Iterator[Output]:
+def _lock_outputs(path: str, text: str, folders: dict[str, str]) -> Iterator[Output]:
     document = yamlio.load(text, path)
     if document is None:
         return
@@ -138,12 +149,12 @@ def _lock_outputs(path: str, text: str) -> Iterator[Output]:
     for stage, entry in stages.items():
         outs = entry.get("outs") if isinstance(entry, dict) else None
         for out in outs or []:
-            output = _lock_output(path, str(stage), out)
+            output = _lock_output(path, str(stage), out, folders.get(str(stage).split("@")[0], "."))
             if output is not None:
                 yield output
 
 
-def _lock_output(path: str, stage: str, out: Any) -> Output | None:
+def _lock_output(path: str, stage: str, out: Any, folder: str) -> Output | None:
     if not isinstance(out, dict) or not isinstance(out.get("path"), str):
         raise yamlio.invalid(path, f"an out of stage '{stage}' has no path", 1, 1)
     value = out.get("md5")
@@ -152,7 +163,7 @@ def _lock_output(path: str, stage: str, out: Any) -> Output | None:
         if not _MD5.fullmatch(str(value)):
             raise yamlio.invalid(path, f"an out of stage '{stage}' has an MD5 that is none: {value}", 1, 1)
         name = ObjectName("md5" if out.get("hash") == "md5" else "md5-dos2unix", str(value))
-    where = _inside(posixpath.join(posixpath.dirname(path), out["path"]))
+    where = None if "${" in folder else _inside(posixpath.join(posixpath.dirname(path), folder, out["path"]))
     if where is None:
         return None
     return Output(where, path, name, out.get("size"), out.get("nfiles"), bool(out.get("isexec")), True, stage)

@@ -123,7 +123,7 @@ class Repo:
 
     def outputs(self) -> list[Output]:
         """All tracked outputs of the workspace. Raises InvalidFileError."""
-        return outputs.collect(WorkTree(self.root, self.rules))
+        return [output for output in outputs.collect(WorkTree(self.root, self.rules)) if not output.stale]
 
 
 def _git(root: str, environ: Mapping[str, str]) -> GitRepo | None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from millpond.daemon.errors import InvalidFileError, TargetError
-from millpond.daemon.project import yamlio
-from millpond.daemon.project.outputs import LOCK_FILE, STAGES_FILE, Output
+from millpond.daemon.errors import TargetError
+from millpond.daemon.project.outputs import LOCK_FILE, Output
 from millpond.daemon.project.repo import Repo, printable
+from millpond.daemon.project.stages import STAGES_FILE
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,44 +77,3 @@ def _unknown(repo: Repo, target: str) -> TargetError:
         return TargetError(f"'{shown}' does not exist", path=shown, hint="`millpond status` lists what is tracked")
     hint = f"did you mean `git checkout {shown}`?" if os.path.lexists(os.path.join(repo.cwd, target)) else None
     return TargetError(f"'{shown}' does not exist as an output or a stage name", path=shown, hint=hint)
-
-
-def uncached(repo: Repo, outputs: Iterable[Output]) -> set[Output]:
-    """Those outputs of stages that dvc.yaml says are not DVC's to keep (`cache: false`); dvc.lock does not say."""
-    found: set[Output] = set()
-    patterns: dict[str, list[re.Pattern[str]]] = {}
-    for output in outputs:
-        folder = os.path.dirname(output.pointer)
-        if folder not in patterns:
-            patterns[folder] = _uncached_paths(repo, os.path.join(folder, STAGES_FILE))
-        # wdir may stand between the file and the path.
-        if any(pattern.search(output.path) for pattern in patterns[folder]):
-            found.add(output)
-    return found
-
-
-def _uncached_paths(repo: Repo, file: str) -> list[re.Pattern[str]]:
-    try:
-        with open(repo.path(file), "rb") as source:
-            document = yamlio.load(yamlio.decode(yamlio.read(source), file), file)
-    except (OSError, InvalidFileError):
-        return []
-    paths: list[str] = []
-    stages = document.get("stages") if isinstance(document, dict) else None
-    for stage in (stages or {}).values() if isinstance(stages, dict) else ():
-        body = stage.get("do", stage) if isinstance(stage, dict) else {}
-        for kind in ("outs", "metrics", "plots"):
-            for item in (body.get(kind) or []) if isinstance(body, dict) else ():
-                if isinstance(item, dict):
-                    paths += [
-                        str(path)
-                        for path, options in item.items()
-                        if isinstance(options, dict) and options.get("cache") is False
-                    ]
-    return [_as_pattern(path) for path in paths]
-
-
-def _as_pattern(path: str) -> re.Pattern[str]:
-    """A path of dvc.yaml as the end of a path; `${...}` stands for anything."""
-    parts = re.split(r"\$\{[^}]*\}", os.path.normpath(path))
-    return re.compile("(?:^|/)" + ".*".join(re.escape(part) for part in parts) + r"\Z")

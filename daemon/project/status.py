@@ -15,7 +15,7 @@ from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.digests import Group, fill
 from millpond.daemon.project.outputs import Output
 from millpond.daemon.project.repo import Repo
-from millpond.daemon.project.select import select, uncached
+from millpond.daemon.project.select import select
 from millpond.daemon.project.workspace import Workspace
 
 NOT_IN_CACHE, DELETED, MODIFIED = "not in cache", "deleted", "modified"
@@ -77,7 +77,7 @@ def _compare(context: VerbContext, repo: Repo, outputs: list[Output]) -> list[_S
     for seen in found:
         _decide(seen, workspace)
     _keep(workspace, found)
-    _find_missing(repo, workspace, found)
+    _find_missing(workspace, found)
     return found
 
 
@@ -128,7 +128,7 @@ def _keep(workspace: Workspace, found: list[_Seen]) -> None:
     workspace.save()
 
 
-def _find_missing(repo: Repo, workspace: Workspace, found: list[_Seen]) -> None:
+def _find_missing(workspace: Workspace, found: list[_Seen]) -> None:
     """Mark outputs whose recorded data is nowhere at hand. That goes before every other state, as in DVC."""
     wanted: list[tuple[_Seen, list[ObjectName]]] = []
     for seen in found:
@@ -151,11 +151,6 @@ def _find_missing(repo: Repo, workspace: Workspace, found: list[_Seen]) -> None:
         if None in sizes[at : at + len(names)]:
             seen.state = NOT_IN_CACHE
         at += len(names)
-    free = uncached(repo, [seen.output for seen in found if seen.state == NOT_IN_CACHE and seen.output.stage])
-    for seen in found:
-        if seen.output in free:
-            there = os.path.exists(repo.path(seen.output.path))
-            seen.state = DELETED if not there else None if seen.workspace == seen.output.name else MODIFIED
 
 
 def _entries(seen: _Seen, workspace: Workspace) -> list[ObjectName] | None:

@@ -15,8 +15,9 @@ from millpond.daemon.mounts.place import require_mounted
 from millpond.daemon.project import dvcfile, gitignore
 from millpond.daemon.project.dvcfile import DvcFile, Out
 from millpond.daemon.project.ignore import DVC_DIR, IGNORE_FILE
-from millpond.daemon.project.outputs import LOCK_FILE, STAGES_FILE, Output
+from millpond.daemon.project.outputs import LOCK_FILE, Output
 from millpond.daemon.project.repo import Repo, printable
+from millpond.daemon.project.stages import STAGES_FILE
 from millpond.daemon.project.walk import above, kind_of
 
 

@@ -150,6 +150,7 @@ class Restic:
 
 def serve(command: Sequence[str], place: Path, tree: Path, env: Mapping[str, str]) -> Mounted:
     """Start a FUSE server in the foreground and wait until `tree` on its mount answers a listing."""
+    below = os.stat(place).st_dev
     process = subprocess.Popen(
         command,
         env=dict(env),
@@ -158,7 +159,6 @@ def serve(command: Sequence[str], place: Path, tree: Path, env: Mapping[str, str
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    below = os.stat(place).st_dev
 
     def ready() -> bool:
         return os.stat(place).st_dev != below and bool(os.listdir(tree))

@@ -111,6 +111,15 @@ class Millpond(Project):
         self.env["MILLPOND_FSYNC"] = "1" if fsync else "0"
         self.command("daemon", "start", "-q")
 
+    def command(self, *args: str | Path, codes: Sequence[int] = (0,)) -> Ran:
+        """As any project's; an error tells the end of the daemon's log too, which goes away with the folder."""
+        try:
+            return super().command(*args, codes=codes)
+        except BenchError as error:
+            log = self.folder / "state/millpond/log/daemon.log"
+            end = log.read_text(errors="replace")[-2000:] if log.exists() else "empty"
+            raise BenchError(f"{error}\nThe daemon's log: {end}") from error
+
     def stop(self) -> None:
         # 3: it did not run.
         self.command("daemon", "stop", "-q", codes=(0, 3))

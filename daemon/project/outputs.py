@@ -14,7 +14,7 @@ from millpond.daemon.project import dvcfile, yamlio
 from millpond.daemon.project.dvcfile import DvcFile
 from millpond.daemon.project.gitrepo import GitRepo
 from millpond.daemon.project.ignore import FolderRules, IgnoreRules
-from millpond.daemon.project.stages import STAGES_FILE, Stages
+from millpond.daemon.project.stages import STAGES_FILE, Stage, Stages
 
 LOCK_FILE = "dvc.lock"
 _MD5 = re.compile(r"[0-9a-f]{32}(\.dir)?")
@@ -75,7 +75,8 @@ class WorkTree:
                     own.append((path, yamlio.read(file)))
         yield from own
         if folders:
-            outs |= {output.path for output in _outputs(own)}
+            stages = dict(own).get(posixpath.join(folder, STAGES_FILE))
+            outs |= {output.path for path, content in own for output in outputs_of(path, content, stages)}
         for path, name in folders:
             if path in outs or rules.ignores(name, True):
                 continue
@@ -139,7 +140,7 @@ def pointer_outputs(pointer: DvcFile, path: str) -> list[Output]:
     return found
 
 
-def _lock_outputs(path: str, text: str, folders: dict[str, str]) -> Iterator[Output]:
+def _lock_outputs(path: str, text: str, known: Stages) -> Iterator[Output]:
     document = yamlio.load(text, path)
     if document is None:
         return
@@ -149,12 +150,12 @@ def _lock_outputs(path: str, text: str, folders: dict[str, str]) -> Iterator[Out
     for stage, entry in stages.items():
         outs = entry.get("outs") if isinstance(entry, dict) else None
         for out in outs or []:
-            output = _lock_output(path, str(stage), out, folders.get(str(stage).split("@")[0], "."))
+            output = _lock_output(path, str(stage), out, known.get(str(stage)))
             if output is not None:
                 yield output
 
 
-def _lock_output(path: str, stage: str, out: Any, folder: str) -> Output | None:
+def _lock_output(path: str, stage: str, out: Any, known: Stage | None) -> Output | None:
     if not isinstance(out, dict) or not isinstance(out.get("path"), str):
         raise yamlio.invalid(path, f"an out of stage '{stage}' has no path", 1, 1)
     value = out.get("md5")
@@ -163,10 +164,13 @@ def _lock_output(path: str, stage: str, out: Any, folder: str) -> Output | None:
         if not _MD5.fullmatch(str(value)):
             raise yamlio.invalid(path, f"an out of stage '{stage}' has an MD5 that is none: {value}", 1, 1)
         name = ObjectName("md5" if out.get("hash") == "md5" else "md5-dos2unix", str(value))
-    where = None if "${" in folder else _inside(posixpath.join(posixpath.dirname(path), folder, out["path"]))
+    wdir = "." if known is None else known.wdir
+    where = None if wdir is None else _inside(posixpath.join(posixpath.dirname(path), wdir, out["path"]))
     if where is None:
         return None
-    return Output(where, path, name, out.get("size"), out.get("nfiles"), bool(out.get("isexec")), True, stage)
+    cache = known is None or known.caches(out["path"])
+    isexec = bool(out.get("isexec"))
+    return Output(where, path, name, out.get("size"), out.get("nfiles"), isexec, cache, stage, known is None)
 
 
 def _inside(path: str) -> str | None:

@@ -1,0 +1,68 @@
+"""What dvc.yaml says of outputs and dvc.lock does not: the folder they are relative to, whether DVC keeps them, and whether
+their stage is still there. Templates are not resolved here: a `${...}` in a path stands for anything."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from posixpath import normpath
+from typing import Any
+
+from millpond.daemon.project import yamlio
+
+STAGES_FILE = "dvc.yaml"
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A stage, or all that a foreach or matrix makes: `wdir` None where it is a template."""
+
+    wdir: str | None
+    uncached: tuple[re.Pattern[str], ...]
+
+    def caches(self, path: str) -> bool:
+        """Whether DVC keeps the output `path` (relative to `wdir`)."""
+        return not any(pattern.fullmatch(normpath(path)) for pattern in self.uncached)
+
+
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """The stages of one dvc.yaml."""
+
+    _stages: dict[str, Stage] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, content: bytes, path: str) -> Stages:
+        """Raises InvalidFileError for what is not YAML; what is no stage is left out."""
+        document = yamlio.load(yamlio.decode(content, path), path)
+        stages = document.get("stages") if isinstance(document, dict) else None
+        if not isinstance(stages, dict):
+            return cls()
+        return cls({str(name): _stage(entry) for name, entry in stages.items() if isinstance(entry, dict)})
+
+    def get(self, name: str) -> Stage | None:
+        """The stage that dvc.lock calls `name` ("base@key" for one of several)."""
+        return self._stages.get(name) or self._stages.get(name.partition("@")[0])
+
+
+def _stage(entry: dict[str, Any]) -> Stage:
+    body = entry["do"] if isinstance(entry.get("do"), dict) else entry
+    wdir = str(body.get("wdir") or ".")
+    uncached = tuple(_pattern(path) for path in _uncached(body))
+    return Stage(None if "${" in wdir else wdir, uncached)
+
+
+def _uncached(body: dict[str, Any]) -> Iterator[str]:
+    for kind in ("outs", "metrics", "plots"):
+        items = body.get(kind)
+        for item in items if isinstance(items, list) else ():
+            if isinstance(item, dict):
+                for path, options in item.items():
+                    if isinstance(options, dict) and options.get("cache") is False:
+                        yield str(path)
+
+
+def _pattern(path: str) -> re.Pattern[str]:
+    parts = re.split(r"\$\{[^}]*\}", normpath(path))
+    return re.compile(".*".join(re.escape(part) for part in parts))

@@ -19,6 +19,7 @@ from millpond.daemon.jobs import verbs as job_verbs
 from millpond.daemon.jobs.system import SystemMode
 from millpond.daemon.jobs.zygotes import OwnUserStarter, Zygotes
 from millpond.daemon.mounts import service as mounts_service
+from millpond.daemon.names import ObjectName
 from millpond.daemon.rpc import locks
 from millpond.daemon.rpc.client import PROTOCOL
 from millpond.daemon.rpc.methods import Call, Registry
@@ -72,6 +73,8 @@ class Daemon:
         )
         self.busy: list[Callable[[], bool]] = []
         self.at_start: list[Callable[[], Awaitable[None]]] = []
+        # Told of each manifest that a caller has committed.
+        self.on_manifest: list[Callable[[int, ObjectName], None]] = []
         self.stop = trio.Event()
         self.hurry = trio.Event()
         self.locks = locks.register(self.registry)

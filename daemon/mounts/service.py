@@ -32,6 +32,7 @@ from millpond.daemon.errors import (
 from millpond.daemon.jobs.zygotes import Child
 from millpond.daemon.mounts import listing
 from millpond.daemon.mounts.records import MountRecord, MountRecords, new_id
+from millpond.daemon.names import ObjectName
 from millpond.daemon.rpc.methods import Call, Registry, Reply
 from millpond.daemon.store.folders import FolderReader, Totals
 from millpond.daemon.store.service import parse_name
@@ -48,6 +49,8 @@ MOUNT_S = 30.0
 RESTORE_TRIES = 3
 RESTORE_WINDOW_S = 600.0
 _CONTROL_S = 1.0
+# Manifests waiting for their folders to be made ahead.
+_AHEAD = 4
 _READ_AHEAD_KB = 1024
 # What a holder's and a source's context keeps of the caller's environment.
 _KEPT = ("HOME", "PATH", "USER", "LOGNAME", "LANG", "TMPDIR")
@@ -77,6 +80,8 @@ class MountService:
         self._records = MountRecords(daemon.settings.mounts)
         self._mounts = {record.id: Mount(record) for record in self._records.load()}
         self._threads = trio.CapacityLimiter(4)
+        self._ahead = trio.Lock()
+        self._listing_ahead = 0
 
     @property
     def count(self) -> int:
@@ -117,6 +122,22 @@ class MountService:
 
         totals = await self._in_thread(work)
         return {"root": totals.root.hex(), "files": totals.files, "bytes": totals.bytes}
+
+    def list_ahead(self, uid: int, name: ObjectName) -> None:
+        """A manifest was committed: make its folders now, so that its first mount need not wait. One at a time; when many
+        come, the later ones are left to their mounts."""
+        if self._listing_ahead < _AHEAD:
+            self._listing_ahead += 1
+            self._daemon.nursery.start_soon(self._list_ahead, uid, name)
+
+    async def _list_ahead(self, uid: int, name: ObjectName) -> None:
+        try:
+            async with self._ahead:
+                await self._in_thread(lambda: listing.listing(self._store, uid, name, None))
+        except (listing.Unknown, MillpondError) as error:
+            log.info("folders of %s are left to their first mount: %s", name, error)
+        finally:
+            self._listing_ahead -= 1
 
     def _inner(self, totals: Totals, path: bytes, shown: str) -> Totals:
         """The part of a tree below `path`; the counts stay those of the whole when there is no path."""
@@ -502,4 +523,5 @@ def register(registry: Registry, daemon: Daemon) -> MountService:
     registry.register("mounts.restore", service.restore)
     daemon.busy.append(service.busy)
     daemon.at_start.append(service.adopt)
+    daemon.on_manifest.append(service.list_ahead)
     return service

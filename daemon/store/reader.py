@@ -6,7 +6,7 @@ not where the index said (a rewrite was faster), looking it up once more gives t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +17,12 @@ from millpond.daemon.names import ObjectName
 from millpond.daemon.store import records
 from millpond.daemon.store.index import Content, Index
 from millpond.daemon.store.recipes import Layout, parse_recipe
-from millpond.daemon.store.records import BadRecord, Kind, Location
+from millpond.daemon.store.records import BadRecord, Codec, Kind, Location
 from millpond.daemon.store.segments import SegmentReader
+
+Bytes = bytes | memoryview
+# Bytes of a segment read at once.
+RUN_BYTES = 2 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,26 +83,44 @@ class StoreReader:
         with self.index.begin() as txn:
             return self.index.location(txn, record_id)
 
-    def read_chunk_nowait(self, chunk_id: bytes) -> bytes | None:
-        """A chunk's bytes if they are in the page cache and whole; None means: ask `read_chunk`, which may wait."""
+    def read_chunks(self, ids: Sequence[bytes], *, drop: bool = False) -> list[Bytes]:
+        """Several chunks' bytes, checked. What lies side by side is read at once, and raw chunks are not copied: they
+        are parts of what was read. With `drop` the kernel need not keep the stored form. Raises StoreDamagedError."""
+        with self.index.begin() as txn:
+            locations = [self.index.location(txn, each) for each in ids]
+        found: list[Bytes] = []
+        for first, count in _runs(locations):
+            found += self._read_run(ids[first : first + count], locations[first : first + count], drop)
+        return found
+
+    def read_chunk_nowait(self, chunk_id: bytes, unpack_bytes: int) -> Bytes | None:
+        """A chunk's bytes if they are in the page cache and whole, and raw or not larger than `unpack_bytes`; None means:
+        ask `read_chunk`, which may wait."""
         location = self.locate(chunk_id)
-        if location is None:
+        if location is None or (location.codec != Codec.RAW and location.raw > unpack_bytes):
             return None
         try:
             data = self._segments.read(location, nowait=True)
-            return None if data is None else _content(data, chunk_id, Kind.CHUNK)
+            return None if data is None else _view(data, 0, chunk_id)
         except (OSError, BadRecord):
             return None
-
-    def drop_cache(self, chunk_id: bytes) -> None:
-        """Let the kernel forget the stored form of a chunk."""
-        location = self.locate(chunk_id)
-        if location is not None:
-            self._segments.drop_cache(location)
 
     def close(self) -> None:
         self._segments.close()
         self.index.close()
+
+    def _read_run(self, ids: Sequence[bytes], locations: Sequence[Location | None], drop: bool) -> list[Bytes]:
+        """Chunks that lie side by side; one by one, with all that `_read` knows to do, if anything is amiss."""
+        head, tail = locations[0], locations[-1]
+        if head is not None and tail is not None:
+            try:
+                size = tail.offset + records.padded(tail.stored) - head.offset
+                data = self._segments.read_range(head.segment, head.offset, size, drop=drop)
+                starts = [location.offset - head.offset for location in locations if location is not None]
+                return [_view(data, start, each) for start, each in zip(starts, ids, strict=True)]
+            except (OSError, BadRecord):
+                pass
+        return [self.read_chunk(each) for each in ids]
 
     def _read(self, record_id: bytes, kind: Kind) -> bytes:
         reason = ""
@@ -129,3 +151,28 @@ def _content(data: bytes, record_id: bytes, kind: Kind) -> bytes:
     if record.id != record_id or record.kind != kind:
         raise BadRecord("another record is there")
     return records.decompress(record.codec, record.raw, payload)
+
+
+def _view(data: bytes, start: int, chunk_id: bytes) -> Bytes:
+    """A chunk of the record at `start`, not copied if it is raw. Raises BadRecord."""
+    record, payload = records.decode(data, start)
+    if record.id != chunk_id or record.kind != Kind.CHUNK:
+        raise BadRecord("another record is there")
+    if record.codec == Codec.RAW and record.raw == record.stored:
+        return payload
+    return records.decompress(record.codec, record.raw, payload)
+
+
+def _runs(locations: Sequence[Location | None]) -> Iterator[tuple[int, int]]:
+    """(first, count) of what lies side by side in one segment, no run longer than RUN_BYTES unless it is one record."""
+    first = 0
+    for number in range(1, len(locations) + 1):
+        if number < len(locations):
+            begin, before, here = locations[first], locations[number - 1], locations[number]
+            if begin is not None and before is not None and here is not None:
+                end = here.offset + records.padded(here.stored)
+                adjacent = here.offset == before.offset + records.padded(before.stored)
+                if here.segment == before.segment and adjacent and end - begin.offset <= RUN_BYTES:
+                    continue
+        yield first, number - first
+        first = number

@@ -8,6 +8,7 @@ in a new one.
 from __future__ import annotations
 
 import contextlib
+import errno
 import mmap
 import os
 import threading
@@ -76,15 +77,15 @@ class Encoded:
 
 @dataclass(slots=True)
 class _Active:
-    """The segment being written: `end` is where the next record goes, `synced` how much is durable, `writers` how many
-    writes are under way."""
+    """The segment being written: `end` is where the next record goes, `synced` how much is durable, `users` how many
+    writes and syncs are under way: its descriptor is closed by the last of them."""
 
     number: int
     fd: int
     path: Path
     end: int
     synced: int
-    writers: int = 0
+    users: int = 0
 
 
 class SegmentWriter:
@@ -113,7 +114,7 @@ class SegmentWriter:
             active = self._current()
             offset = active.end
             active.end += total
-            active.writers += 1
+            active.users += 1
         try:
             self._write(active, [buffer for record in batch for buffer in record.buffers], offset)
         except OSError as error:
@@ -122,7 +123,7 @@ class SegmentWriter:
             raise as_store_error(error, self._folder) from error
         finally:
             with self._lock:
-                active.writers -= 1
+                active.users -= 1
                 self._cut(active)
         found = []
         for record, size in zip(batch, sizes, strict=True):
@@ -139,20 +140,35 @@ class SegmentWriter:
         with self._lock:
             todo = [*self._full, *([self._active] if self._active else [])]
             ends = [segment.end for segment in todo]
-        for segment in todo:
-            try:
-                self._files.fdatasync(segment.fd)
-            except OSError as error:
-                with self._lock:
-                    self._poison(segment)
-                raise as_store_error(error, segment.path) from error
-        with self._lock:
-            for segment, end in zip(todo, ends, strict=True):
-                segment.synced = end
-                if segment in self._full:
-                    self._full.remove(segment)
-                    os.close(segment.fd)
+            for segment in todo:
+                segment.users += 1
+        try:
+            for segment in todo:
+                self._sync_one(segment)
+            with self._lock:
+                # A write that failed meanwhile may have had its segment marked for cutting, with records in it that this
+                # commit is about to name.
+                if any(segment.number in self.poisoned for segment in todo):
+                    raise as_store_error(OSError(errno.EIO, os.strerror(errno.EIO)), self._folder)
+                for segment, end in zip(todo, ends, strict=True):
+                    segment.synced = end
+        finally:
+            with self._lock:
+                for segment in todo:
+                    segment.users -= 1
+                    self._cut(segment)
+                    if segment in self._full and not segment.users and segment.synced == segment.end:
+                        self._full.remove(segment)
+                        os.close(segment.fd)
         return (todo[-1].number, ends[-1]) if todo else (0, 0)
+
+    def _sync_one(self, segment: _Active) -> None:
+        try:
+            self._files.fdatasync(segment.fd)
+        except OSError as error:
+            with self._lock:
+                self._poison(segment)
+            raise as_store_error(error, segment.path) from error
 
     def close(self) -> None:
         for segment in [*self._full, *([self._active] if self._active else [])]:
@@ -220,7 +236,7 @@ class SegmentWriter:
         self._cut(segment)
 
     def _cut(self, segment: _Active) -> None:
-        if segment.number not in self.poisoned or segment.writers or segment.fd < 0:
+        if segment.number not in self.poisoned or segment.users or segment.fd < 0:
             return
         os.close(segment.fd)
         segment.fd = -1
@@ -253,11 +269,15 @@ class SegmentReader:
         finally:
             self._release(shared)
 
-    def drop_cache(self, location: Location) -> None:
-        """Tell the kernel that these bytes are now cached elsewhere (in the mount's pages)."""
-        shared = self._open(location.segment)
+    def read_range(self, number: int, offset: int, size: int, *, drop: bool = False) -> bytes:
+        """Bytes of a segment, fewer only at its end; with `drop` the kernel is told that it need not keep them, because
+        they are now cached elsewhere (in the mount's pages). Raises OSError."""
+        shared = self._open(number)
         try:
-            os.posix_fadvise(shared.fd, location.offset, location.stored, os.POSIX_FADV_DONTNEED)
+            data = os.pread(shared.fd, size, offset)
+            if drop:
+                os.posix_fadvise(shared.fd, offset, size, os.POSIX_FADV_DONTNEED)
+            return data
         finally:
             self._release(shared)
 

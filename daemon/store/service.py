@@ -51,8 +51,9 @@ def parse_name(text: str) -> ObjectName:
 class StoreService:
     """Handlers of `store.*` and `fsck` over one Store."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, on_manifest: Callable[[int, ObjectName], None]) -> None:
         self._store = store
+        self._on_manifest = on_manifest
         self._threads = trio.CapacityLimiter(MAX_THREADS)
         self._numbers = itertools.count(1)
         self._sessions: dict[tuple[int, int], tuple[IngestSession, trio.Lock]] = {}
@@ -91,6 +92,9 @@ class StoreService:
         async with lock:
             again = await self._in_thread(session.commit)
         self._sessions.pop((call.connection.id, int(params["session"])), None)
+        for name in session.manifests:
+            if name not in again:
+                self._on_manifest(call.uid, name)
         return {"again": [str(name) for name in again[:MAX_NAMES]]}
 
     async def sizes(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
@@ -184,7 +188,12 @@ def _names(params: dict[str, Any]) -> list[ObjectName]:
 
 def register(registry: Registry, daemon: Daemon) -> None:
     """Add the store's methods."""
-    service = StoreService(daemon.store)
+
+    def on_manifest(uid: int, name: ObjectName) -> None:
+        for hook in daemon.on_manifest:
+            hook(uid, name)
+
+    service = StoreService(daemon.store, on_manifest)
     handlers: dict[str, Handler] = {
         "store.begin": service.begin,
         "store.feed": service.feed,

@@ -7,6 +7,7 @@ same bytes on the store's threads (all of these release the interpreter's lock).
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from millpond.daemon.store.segments import Encoded
 # Bytes and contents of one task for the threads: large enough to be worth a switch, small enough to balance.
 _TASK_BYTES = 1 << 20
 _TASK_ITEMS = 64
+_MANIFESTS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,8 @@ class IngestSession:
         self._pool = pool
         self._names = NameBatch(uid)
         self._stream: _Stream | None = None
-        self._closed = False
+        # Manifests taken in, the last of them: a caller may want their folders soon.
+        self.manifests: deque[ObjectName] = deque(maxlen=_MANIFESTS)
 
     def feed(self, data: memoryview, pieces: Sequence[tuple[int, bool, bool]]) -> list[Stored]:
         """Take in `data`, the concatenation of pieces (length, last, is_dir); the contents that ended, in order.
@@ -114,12 +117,10 @@ class IngestSession:
     def commit(self) -> list[ObjectName]:
         """Make all of it durable, named and granted. The names of contents that are no longer whole, because their
         chunks were removed or lost meanwhile: these must be fed again. Raises DiskFullError, StoreDamagedError."""
-        self._closed = True
         return self._sink.commit_names(self._names) if len(self._names) else []
 
     def abort(self) -> None:
         """Give up: nothing is named. What was written is without names, and garbage."""
-        self._closed = True
         self._names = NameBatch(self._names.uid)
         self._stream = None
 
@@ -129,6 +130,8 @@ class IngestSession:
             done.extend(task.result() if isinstance(task, Future) else [self._finish(task)])
         for stored in done:
             self._names.add(stored.name.key(), stored.content)
+            if stored.name.is_dir:
+                self.manifests.append(stored.name)
         return done
 
     def _store_small(self, group: list[tuple[memoryview, bool]]) -> list[Stored]:

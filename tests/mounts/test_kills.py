@@ -1,0 +1,120 @@
+"""kill -9 of daemon and worker at any moment of an `add`, two clients at once: nothing acknowledged is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from tests.cli.helpers import Home
+
+ROUNDS = 12 if os.environ.get("MILLPOND_TESTS") == "long" else 4
+
+
+def new_files(folder: Path, round_: int, count: int = 300) -> dict[str, bytes]:
+    rng = random.Random(round_)
+    made = {}
+    for number in range(count):
+        path = folder / f"{number % 7}" / f"{round_}-{number}.bin"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        made[str(path.relative_to(folder))] = data = rng.randbytes(rng.randrange(60_000))
+        path.write_bytes(data)
+    return made
+
+
+def processes(home: Home, what: str) -> list[int]:
+    """Pids of this home's daemon or workers, by their command lines and parents."""
+    status = home.run("daemon", "status", "--json", code=None)
+    if status.returncode:
+        return []
+    daemon = int(json.loads(status.stdout)["pid"])
+    if what == "daemon":
+        return [daemon]
+    zygotes = _children(daemon)
+    return [child for zygote in zygotes for child in _children(zygote)] if what == "worker" else zygotes
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+@pytest.mark.parametrize("victim", ["daemon", "worker", "zygote"])
+def test_an_add_killed_at_any_moment_leaves_a_clean_store_and_one_of_two_pointers(home: Home, victim: str) -> None:
+    home.git("init", "-q")
+    home.run("init", "-q")
+    data = home.repo / "data"
+    everything: dict[str, bytes] = {}
+    rng = random.Random(victim)
+    interrupted = 0
+    for round_ in range(ROUNDS):
+        before = (home.repo / "data.dvc").read_text() if round_ else None
+        everything |= new_files(data, round_)
+        home.run("daemon", "start")
+        add = subprocess.Popen(home.command("add", "data"), cwd=home.repo, env=home.env, stderr=subprocess.PIPE)
+        with add:
+            time.sleep(rng.uniform(0.0, 0.6))
+            for pid in processes(home, victim):
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+            assert add.stderr is not None
+            error = add.stderr.read().decode()
+        assert "Traceback" not in error
+        if add.returncode:
+            interrupted += 1
+            now = (home.repo / "data.dvc").read_text() if (home.repo / "data.dvc").exists() else None
+            assert now == before or add.returncode == 3, "the pointer is the old one, or whole"
+        assert "clean" in home.run("fsck", "--deep").stdout
+        home.run("add", "-q", "data")
+    place = home.path / "m"
+    place.mkdir()
+    home.run("mount", "data", str(place))
+    assert {str(path.relative_to(place)): path.read_bytes() for path in place.rglob("*.bin")} == everything
+
+
+def test_two_clients_at_once_in_one_project_and_in_two(home: Home) -> None:
+    other = home.path / "other"
+    other.mkdir()
+    adds = []
+    for repo in (home.repo, other):
+        home.git("init", "-q", cwd=repo)
+        home.run("init", "-q", cwd=repo)
+        for name in ("one", "two"):
+            new_files(repo / name, 5 if name == "one" else 6)
+            adds.append((repo, name))
+    running = [
+        subprocess.Popen(home.command("--wait-for-lock", "add", "-q", name), cwd=repo, env=home.env)
+        for repo, name in adds
+    ]
+    assert [process.wait(60) for process in running] == [0, 0, 0, 0]
+    pointers = {
+        name: {(repo / f"{name}.dvc").read_text() for repo, other_name in adds if other_name == name}
+        for _, name in adds
+    }
+    assert all(len(texts) == 1 for texts in pointers.values())
+    for repo in (home.repo, other):
+        assert json.loads(home.run("status", "--json", cwd=repo).stdout) == {}
+    assert "clean" in home.run("fsck", "--deep").stdout
+
+
+def test_a_cache_that_config_puts_elsewhere_is_used_in_place(home: Home) -> None:
+    home.git("init", "-q")
+    home.dvc("init", "-q")
+    home.dvc("cache", "dir", "../elsewhere")
+    wanted = new_files(home.repo / "data", 1, 20)
+    home.dvc("add", "-q", "data")
+    assert (home.path / "elsewhere" / "files" / "md5").is_dir()
+    subprocess.run(["rm", "-r", str(home.repo / "data")], check=True)
+    place = home.path / "m"
+    place.mkdir()
+    home.run("mount", "data", str(place))
+    assert {str(path.relative_to(place)): path.read_bytes() for path in place.rglob("*.bin")} == wanted

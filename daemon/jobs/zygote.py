@@ -10,6 +10,9 @@ message a request and one an answer, in JSON:
     {"op": "status", "pid"}                                  -> {"status"} of an ended child (os.waitpid), else null
 
 Sources and holders outlive it and the daemon. Workers do not: a worker whose daemon is gone holds no lock any more.
+
+While nobody asks for anything it forks one worker ahead, the spare: it waits for a request on a socket of its own, and
+has its share of copied pages behind it when one comes.
 """
 
 from __future__ import annotations
@@ -52,11 +55,13 @@ LATER = {"caller": ("millpond.fusefs.source",), "holder": ()}
 class Zygote:
     """The loop of one zygote. `later` are modules to import while it is idle."""
 
-    def __init__(self, sock: socket.socket, later: deque[str]) -> None:
+    def __init__(self, sock: socket.socket, later: deque[str], *, spares: bool) -> None:
         self._sock = sock
         self._later = later
+        self._spares = spares
         self._children: dict[int, str] = {}
         self._wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._spare: tuple[int, socket.socket] | None = None
         self._ended: OrderedDict[int, int] = OrderedDict()
 
     def serve(self) -> None:
@@ -68,7 +73,8 @@ class Zygote:
         poll.register(self._sock, select.POLLIN)
         poll.register(wake_read, select.POLLIN)
         while True:
-            ready = {fd for fd, _ in poll.poll(0 if self._later else None)}
+            idle = not self._later and (self._spare is not None or not self._spares)
+            ready = {fd for fd, _ in poll.poll(None if idle else 0)}
             if wake_read in ready:
                 with contextlib.suppress(BlockingIOError):
                     os.read(wake_read, 4096)
@@ -76,8 +82,13 @@ class Zygote:
             if self._sock.fileno() in ready and not self._answer():
                 self._end_workers()
                 return
-            if not ready:
+            if not ready and self._later:
                 preload(self._later.popleft())
+            elif not ready and not idle:
+                try:
+                    self._make_spare()
+                except OSError:  # no more processes, or memory: each request says so for itself
+                    self._spares = False
 
     def _answer(self) -> bool:
         """One request; False when the daemon is gone."""
@@ -88,7 +99,7 @@ class Zygote:
             if not data:
                 return False
             try:
-                reply = self._perform(json.loads(data), fds, given)
+                reply = self._perform(data, fds, given)
             except (OSError, KeyError, ValueError, TypeError) as error:
                 reply = {"error": repr(error)}
             finally:
@@ -100,10 +111,11 @@ class Zygote:
         finally:
             framing.close_all(given)
 
-    def _perform(self, request: dict[str, Any], fds: list[int], given: list[int]) -> dict[str, Any]:
+    def _perform(self, data: bytes, fds: list[int], given: list[int]) -> dict[str, Any]:
+        request = json.loads(data)
         if request["op"] == "fork":
-            pid = self._fork(request, fds)
-            self._children[pid] = request["kind"]
+            pid = self._assign(data, fds) if request["kind"] == "worker" else 0
+            pid = pid or self._fork(request["kind"], lambda: (request, fds))
             given.append(os.pidfd_open(pid))
             return {"pid": pid}
         if request["op"] == "kill":
@@ -113,11 +125,39 @@ class Zygote:
             return {"status": self._ended.get(request["pid"])}
         raise ValueError(f"no operation {request['op']!r}")
 
-    def _fork(self, request: dict[str, Any], fds: list[int]) -> int:
-        module, name = KINDS[request["kind"]]
+    def _assign(self, data: bytes, fds: list[int]) -> int:
+        """Give a request to the spare; its pid, 0 when there is none (any more)."""
+        if self._spare is None:
+            return 0
+        (pid, sock), self._spare = self._spare, None
+        with sock:
+            try:
+                sock.sendmsg([data], framing.ancillary(fds))
+            except OSError:
+                return 0
+        return pid
+
+    def _make_spare(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+        def assignment() -> tuple[dict[str, Any], list[int]]:
+            ours.close()
+            with theirs:
+                data, control, _, _ = theirs.recvmsg(MAX_MESSAGE, framing.ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
+            if not data:  # the zygote is gone
+                os._exit(0)
+            return json.loads(data), framing.received_fds(control)
+
+        with theirs:
+            self._spare = self._fork("worker", assignment), ours
+
+    def _fork(self, kind: str, assignment: Callable[[], tuple[dict[str, Any], list[int]]]) -> int:
+        """A child that runs what `assignment` gives it; the parent returns its pid."""
+        module, name = KINDS[kind]
         parent = os.getpid()
         pid = os.fork()
         if pid:
+            self._children[pid] = kind
             return pid
         code = 70
         try:
@@ -125,12 +165,14 @@ class Zygote:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             framing.close_all(self._wake)
             self._sock.close()
+            if self._spare is not None:
+                self._spare[1].close()
             os.setsid()
-            process.set_name(f"millpond-{request['kind']}")
-            if request["kind"] == "worker":
+            process.set_name(f"millpond-{kind}")
+            if kind == "worker":
                 process.die_with(parent)
             entry: Callable[[dict[str, Any], list[int]], int] = getattr(importlib.import_module(module), name)
-            code = entry(request, fds)
+            code = entry(*assignment())
         except BaseException:
             traceback.print_exc()
         finally:
@@ -155,6 +197,9 @@ class Zygote:
             if pid == 0:
                 return
             self._children.pop(pid, None)
+            if self._spare is not None and self._spare[0] == pid:
+                self._spare[1].close()
+                self._spare = None
             self._ended[pid] = status
             if len(self._ended) > MAX_ENDED:
                 self._ended.popitem(last=False)
@@ -202,7 +247,7 @@ def main() -> None:
     later = [module for role in roles for module in (*FIRST[role], *LATER[role]) if module not in first]
     for module in [*first, *([verbs] if "caller" in roles else [])]:
         preload(module)
-    Zygote(sock, deque(later)).serve()
+    Zygote(sock, deque(later), spares="caller" in roles).serve()
 
 
 if __name__ == "__main__":

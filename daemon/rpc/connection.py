@@ -60,7 +60,9 @@ class Connection:
         self.greeted = role == "worker"
         self.notes = Notes(self._notify)
         self.calls: dict[Any, Call] = {}
-        # Told after each call that ended.
+        # Requests whose answer is not sent yet.
+        self.unanswered = 0
+        # Told after each call that was answered.
         self.call_ended: Callable[[], None] = lambda: None
         self._transport = transport
         self._registry = registry
@@ -71,6 +73,7 @@ class Connection:
         self._tasks = trio.Semaphore(MAX_TASKS)
         self._answer: Message | None = None
         self._answered = trio.Event()
+        self._opened = trio.current_time()
 
     def on_close(self, callback: Callable[[], None]) -> None:
         """Run `callback` when the connection ends, however it ends."""
@@ -85,9 +88,7 @@ class Connection:
         """Read and answer until the other side hangs up. Never raises for what the other side does."""
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self.notes.run)
-                if not self.greeted:
-                    nursery.start_soon(self._await_greeting, nursery.cancel_scope)
+                self.notes.start = lambda: nursery.start_soon(self.notes.run)
                 await self._read(nursery)
                 nursery.cancel_scope.cancel()
         except* OSError as group:
@@ -113,15 +114,18 @@ class Connection:
         await self._answered.wait()
         return self._answer
 
-    async def _await_greeting(self, scope: trio.CancelScope) -> None:
-        await trio.sleep(GREET_S)
-        if not self.greeted:
-            log.info("connection %d of uid %d does not greet: closed", self.id, self.uid)
-            scope.cancel()
+    async def _next(self) -> tuple[Message, list[int]] | None:
+        """The next message; a client that does not greet in time is taken for gone."""
+        if self.greeted:
+            return await self._transport.receive()
+        with trio.move_on_at(self._opened + GREET_S):
+            return await self._transport.receive()
+        log.info("connection %d of uid %d does not greet: closed", self.id, self.uid)
+        return None
 
     async def _read(self, nursery: trio.Nursery) -> None:
         try:
-            while (item := await self._transport.receive()) is not None:
+            while (item := await self._next()) is not None:
                 message, fds = item
                 if message.method is None or message.id is None:
                     framing.close_all(fds)
@@ -133,6 +137,7 @@ class Connection:
                 except BaseException:
                     call.close()
                     raise
+                self.unanswered += 1
                 nursery.start_soon(self._serve_call, call, Params(message.params or {}))
         except ProtocolError as error:
             log.warning("connection %d of uid %d: %s", self.id, self.uid, error)
@@ -175,6 +180,8 @@ class Connection:
         finally:
             framing.close_all(fds)
             self._tasks.release()
+            self.unanswered -= 1
+            self.call_ended()
 
     async def _outcome(self, call: Call, params: Params) -> Reply:
         """What the handler answers; any other exception than MillpondError becomes one."""
@@ -200,7 +207,6 @@ class Connection:
             if entered:
                 del self._scopes[call.number], self.calls[call.number]
             call.close()
-            self.call_ended()
         raise CancelledError(f"{call.method} was cancelled")
 
     def _enter(self, call: Call, scope: trio.CancelScope) -> None:

@@ -25,6 +25,8 @@ class Notes:
         self._sent_at: dict[tuple[Any, str], float] = {}
         self._logs: deque[tuple[Any, dict[str, Any]]] = deque(maxlen=MAX_LOGS)
         self._wake = trio.Event()
+        # Called before the first note, to have `run` run: most connections never need it.
+        self.start: Callable[[], None] | None = None
         # Held while a note is taken and sent, so that `flush` returns only when what was taken before is out.
         self._sending = trio.Lock()
 
@@ -34,6 +36,9 @@ class Notes:
             self._logs.append((number, params))
         else:
             self._latest[number, method] = params
+        if self.start is not None:
+            self.start()
+            self.start = None
         self._wake.set()
 
     async def run(self) -> None:

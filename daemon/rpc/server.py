@@ -198,8 +198,8 @@ class Server:
         return [call for call in found if call.connection.role == "client" and not call.method.startswith("daemon.")]
 
     async def quiet(self) -> None:
-        """Until no client's request is under way."""
-        while self.calls:
+        """Until every request of a client is answered."""
+        while any(c.unanswered for c in self.connections.values() if c.role == "client"):
             self._call_ended = trio.Event()
             await self._call_ended.wait()
 
@@ -239,7 +239,7 @@ class Server:
 
     def _forget(self, number: int) -> None:
         self.connections.pop(number, None)
-        self.last_request = time.monotonic()
+        self._ended()
 
     async def _hello(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
         """{protocol: [min, max], client, need} -> {protocol, server, capabilities, you, boot_id, trusted}."""

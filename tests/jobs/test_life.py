@@ -271,7 +271,7 @@ def test_kill_minus_nine_in_a_loop_of_requests(tmp_path: Path) -> None:
         done.set()
         thread.join()
     with place.start() as client:
-        report, _ = client.call("fsck", {"deep": True})
+        report, _ = client.call("fsck", {"deep": True, "context": context()})
         stats, _ = client.call("store.stats", {})
     place.end()
     assert stats["objects"] >= len(set(stored))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.jobs.helpers import Site, children_named, context, gone, running, until
+from tests.jobs.helpers import Site, children_named, context, gone, kill, running, until
 
 from millpond.daemon import wirepath
 from millpond.daemon.errors import (
@@ -240,9 +240,13 @@ def test_the_daemon_leaks_neither_descriptors_nor_processes(daemon: Site, client
     def count() -> int:
         return len(list(folder.iterdir()))
 
+    def at_rest() -> bool:
+        """Only the worker forked ahead is there."""
+        return len(children_named("millpond-worker", zygote)) == 1
+
     [zygote] = children_named("millpond-zygote", status["pid"])
     client.call("root", {"context": context()})
-    until(lambda: not children_named("millpond-worker", zygote))
+    until(at_rest)
     before, before_zygote = count(), len(os.listdir(f"/proc/{zygote}/fd"))
     for how in ("typed", "bug", "kill"):
         for _ in range(5):
@@ -250,9 +254,30 @@ def test_the_daemon_leaks_neither_descriptors_nor_processes(daemon: Site, client
                 client.call("checkout", {"how": how, "context": context()})
             with daemon.start() as other:
                 other.start("root", {"context": context()})
-    until(lambda: not children_named("millpond-worker", zygote))
-    until(lambda: count() <= before)
+    until(lambda: at_rest() and count() <= before)
     assert len(os.listdir(f"/proc/{zygote}/fd")) == before_zygote
+
+
+def test_the_worker_forked_ahead_may_be_killed(daemon: Site, client: Client) -> None:
+    status, _ = client.call("daemon.status", {})
+    [zygote] = children_named("millpond-zygote", status["pid"])
+    for _ in range(3):
+        until(lambda: len(children_named("millpond-worker", zygote)) == 1)
+        [spare] = children_named("millpond-worker", zygote)
+        kill(spare)
+        assert client.call("root", {"context": context()})[0] == {}
+
+
+def test_a_zygote_that_dies_all_the_time_is_not_started_for_ever(tmp_path: Path) -> None:
+    with running(tmp_path) as place, place.start() as mine:
+        status, _ = mine.call("daemon.status", {})
+        for _ in range(5):
+            assert mine.call("root", {"context": context()})[0] == {}
+            [zygote] = children_named("millpond-zygote", status["pid"])
+            os.kill(zygote, 9)
+            until(lambda zygote=zygote: gone(zygote))  # type: ignore[misc]
+        with pytest.raises(InternalError, match="died 5 times within 60 s"):
+            mine.call("root", {"context": context()})
 
 
 def test_wire_paths_name_projects_of_any_bytes(client: Client, tmp_path: Path) -> None:

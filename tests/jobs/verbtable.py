@@ -94,10 +94,16 @@ def root(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
+def fsck(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
+    """The store's own check."""
+    return context.client.call("store.fsck", params)[0]
+
+
 VERBS: dict[str, Callable[[WorkerContext, dict[str, Any]], dict[str, Any]]] = {
     "init": init,
     "add": add,
     "checkout": checkout,
     "status": status,
     "root": root,
+    "fsck": fsck,
 }

@@ -6,7 +6,7 @@ deduplicate against what is stored. tests/store/test_chunking.py pins them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 from pyfastcdc import FastCDC
 
@@ -34,18 +34,43 @@ class Cutter:
 
     def feed(self, part: memoryview, last: bool) -> Iterator[memoryview]:
         """The chunks that are final now; with `last`, all of the rest. Views are valid as long as `part` is."""
-        data = memoryview(self._carry + bytes(part)) if self._carry else part
+        if self._carry:
+            begin = yield from self._finish_carry(part, last)
+            if begin < 0:
+                return
+            part = part[begin:]
+        ends = self._ends(part)
+        if not last and ends:
+            ends.pop()
+        begin = 0
+        for end in ends:
+            yield part[begin:end]
+            begin = end
+        if not last:
+            self._carry = bytes(part[begin:])
+
+    def _finish_carry(self, part: memoryview, last: bool) -> Generator[memoryview, None, int]:
+        """The chunk that begins in what was carried over; where in `part` it ends, or -1 when `part` is used up.
+
+        Only as much as a chunk can have is put together: copying whole parts would cost more than cutting them.
+        """
+        carried = len(self._carry)
+        head = memoryview(self._carry + bytes(part[: MAX_BYTES - carried]))
+        whole = len(part) <= MAX_BYTES - carried
+        end = self._ends(head)[0]
+        if whole and end == len(head) and not last:
+            self._carry = bytes(head)
+            return -1
         self._carry = b""
+        yield head[:end]
+        # A carried piece has no boundary inside, so the chunk ends in (or right before) this part.
+        return -1 if whole and end == len(head) else end - carried
+
+    def _ends(self, data: memoryview) -> list[int]:
+        """Where chunks end."""
         ends = []
         position = 0
         for chunk in self._fastcdc.cut_buf(data):
             position += chunk.length
             ends.append(position)
-        if not last and ends:
-            ends.pop()
-        begin = 0
-        for end in ends:
-            yield data[begin:end]
-            begin = end
-        if not last:
-            self._carry = bytes(data[begin:])
+        return ends

@@ -23,8 +23,8 @@ _MD5 = re.compile(r"[0-9a-f]{32}(\.dir)?")
 @dataclass(frozen=True, slots=True)
 class Output:
     """One tracked output. `path` and `pointer` are relative to the project's root, with `/`; `name` None before its first
-    commit; `cache` False when the data is Git's; `stage` for an out of dvc.lock, `stale` when dvc.yaml does not have that
-    stage any more: data that can be had, but no part of the workspace."""
+    commit; `cache` False when the data is Git's; `stage` for an out of dvc.lock, `stale` when dvc.yaml does not have it
+    any more: data that can be had, but no part of the workspace."""
 
     path: str
     pointer: str
@@ -168,9 +168,9 @@ def _lock_output(path: str, stage: str, out: Any, known: Stage | None) -> Output
     where = None if wdir is None else _inside(posixpath.join(posixpath.dirname(path), wdir, out["path"]))
     if where is None:
         return None
-    cache = known is None or known.caches(out["path"])
-    isexec = bool(out.get("isexec"))
-    return Output(where, path, name, out.get("size"), out.get("nfiles"), isexec, cache, stage, known is None)
+    cache = None if known is None else known.caches(out["path"])
+    isexec, stale = bool(out.get("isexec")), cache is None
+    return Output(where, path, name, out.get("size"), out.get("nfiles"), isexec, cache is not False, stage, stale)
 
 
 def _inside(path: str) -> str | None:

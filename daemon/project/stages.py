@@ -16,14 +16,14 @@ STAGES_FILE = "dvc.yaml"
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A stage, or all that a foreach or matrix makes: `wdir` None where it is a template."""
+    """A stage, or all that a foreach or matrix makes: `wdir` None where it is a template; `outs`: (path, cached)."""
 
     wdir: str | None
-    uncached: tuple[re.Pattern[str], ...]
+    outs: tuple[tuple[re.Pattern[str], bool], ...]
 
-    def caches(self, path: str) -> bool:
-        """Whether DVC keeps the output `path` (relative to `wdir`)."""
-        return not any(pattern.fullmatch(normpath(path)) for pattern in self.uncached)
+    def caches(self, path: str) -> bool | None:
+        """Whether DVC keeps the output `path` (relative to `wdir`); None when the stage does not have it any more."""
+        return next((cached for pattern, cached in self.outs if pattern.fullmatch(normpath(path))), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,18 +49,17 @@ class Stages:
 def _stage(entry: dict[str, Any]) -> Stage:
     body = entry["do"] if isinstance(entry.get("do"), dict) else entry
     wdir = str(body.get("wdir") or ".")
-    uncached = tuple(_pattern(path) for path in _uncached(body))
-    return Stage(None if "${" in wdir else wdir, uncached)
+    outs = tuple((_pattern(path), cached) for path, cached in _outs(body))
+    return Stage(None if "${" in wdir else wdir, outs)
 
 
-def _uncached(body: dict[str, Any]) -> Iterator[str]:
+def _outs(body: dict[str, Any]) -> Iterator[tuple[str, bool]]:
     for kind in ("outs", "metrics", "plots"):
         items = body.get(kind)
         for item in items if isinstance(items, list) else ():
-            if isinstance(item, dict):
-                for path, options in item.items():
-                    if isinstance(options, dict) and options.get("cache") is False:
-                        yield str(path)
+            # A path, or paths with their options.
+            for path, options in item.items() if isinstance(item, dict) else ((item, None),):
+                yield str(path), not (isinstance(options, dict) and options.get("cache") is False)
 
 
 def _pattern(path: str) -> re.Pattern[str]:

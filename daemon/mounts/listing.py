@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from millpond.daemon import memfd
+from millpond.daemon import memfd, wirepath
 from millpond.daemon.errors import ObjectMissingError, ProtocolError
 from millpond.daemon.names import ObjectName
 from millpond.daemon.project import manifest
@@ -149,5 +149,5 @@ def _missing(name: ObjectName, paths: list[str]) -> ObjectMissingError:
     return ObjectMissingError(
         f"{count} neither in the store nor in the project's cache: {shown}",
         hint="fetch them first: dvc fetch",
-        details={"paths": paths[:1000], "count": len(paths)},
+        details={"paths": [wirepath.encode(path) for path in paths[:1000]], "count": len(paths)},
     )

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from millpond.daemon import memfd
+from millpond.daemon import memfd, wirepath
 from millpond.daemon.errors import NotARepoError, ObjectMissingError, RevisionError, TargetError
 from millpond.daemon.mounts.listing import UNKNOWN, WireEntry, pack_entries
 from millpond.daemon.names import ObjectName
@@ -167,7 +167,7 @@ class Planner:
                 f"'{output.path}' ({output.name}) is neither in the store nor in the project's cache",
                 path=output.path,
                 hint="fetch it first: dvc fetch",
-                details={"paths": [output.path], "count": 1},
+                details={"paths": [wirepath.encode(output.path)], "count": 1},
             )
         return WireEntry(os.fsencode(path), output.isexec, size, str(output.name), None, None)
 

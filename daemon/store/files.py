@@ -63,7 +63,7 @@ def as_store_error(error: OSError, path: Path) -> MillpondError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return disk_full(path)
     reason = os.strerror(error.errno) if error.errno else str(error)
-    return StoreDamagedError(f"cannot write to the store: {reason}", path=str(path), hint="check the disk")
+    return StoreDamagedError(f"cannot write to the store in '{path}': {reason}", path=str(path), hint="check the disk")
 
 
 def disk_full(path: Path) -> DiskFullError:

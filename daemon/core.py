@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -34,6 +35,8 @@ log = logging.getLogger("millpond.daemon")
 STOP_S = 10.0
 # Cancelled ones have this long: a worker's grace (verbs.py), its end after a kill, and some.
 CANCEL_S = 15.0
+# Open files of the daemon.
+MAX_FILES = 65536
 _IDLE_CHECK_S = 1.0
 # LMDB forgets the slots of readers that died.
 _READER_CHECK_S = 3600.0
@@ -212,6 +215,7 @@ def run(
     ready: Callable[[], None],
 ) -> None:
     """Open everything, serve, close everything. Raises MillpondError when it cannot start."""
+    _raise_file_limit()
     starter = OwnUserStarter(settings.verbs, zygote)
     zygotes = Zygotes(starter, shared=True) if system is None else Zygotes(system.start_zygote)
     try:
@@ -225,6 +229,14 @@ def run(
         zygotes.close()
         starter.close()
         log.info("ended")
+
+
+def _raise_file_limit() -> None:
+    """Connections, workers' sockets and pidfds of many callers: as many descriptors as the system gives without asking."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_FILES if hard == resource.RLIM_INFINITY else min(MAX_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _rss_bytes() -> int:

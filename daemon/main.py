@@ -13,7 +13,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from millpond.daemon import log as daemon_log
-from millpond.daemon.errors import InternalError, MillpondError
+from millpond.daemon.errors import AccessError, InternalError, MillpondError
 from millpond.daemon.jobs.start import start_zygote
 from millpond.daemon.settings import from_env
 
@@ -77,7 +77,10 @@ def _run(readiness: Readiness) -> None:
     else:
         system = None
         zygote = start_zygote("caller,holder", settings.verbs)
-    daemon_log.to_file(settings.log)
+    try:
+        daemon_log.to_file(settings.log)
+    except OSError as error:
+        raise AccessError(f"cannot write the log '{settings.log}': {error.strerror}", path=str(settings.log)) from error
     from millpond.daemon import core
 
     core.run(settings, system, zygote, readiness.ready)

@@ -16,7 +16,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from millpond.daemon.errors import DaemonUnavailableError, from_wire
+from millpond.daemon.errors import AccessError, DaemonUnavailableError, from_wire
 from millpond.daemon.rpc.client import Client
 from millpond.daemon.settings import Settings
 
@@ -32,7 +32,8 @@ _KEPT_PREFIXES = ("LC_", "XDG_", "MILLPOND_")
 def connect_or_start(settings: Settings, environ: Mapping[str, str]) -> Client:
     """A greeted connection to the user's daemon, started when there is none.
 
-    Raises DaemonUnavailableError (with the end of its log), or the error with which it refused to start.
+    Raises DaemonUnavailableError (with the end of its log), AccessError (a folder cannot be made), or the error with
+    which it refused to start.
     """
     deadline = time.monotonic() + START_S
     client = _connect(settings, deadline)
@@ -40,7 +41,11 @@ def connect_or_start(settings: Settings, environ: Mapping[str, str]) -> Client:
         return client
     if settings.socket == SYSTEM_SOCKET:
         raise DaemonUnavailableError("the system's daemon does not answer", hint="start it: systemctl start millpond")
-    settings.socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for folder in (settings.socket.parent, settings.log.parent):
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise AccessError(f"cannot make '{folder}': {error.strerror}", path=str(folder)) from error
     lock = os.open(f"{settings.socket}.start", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         _flock(lock, deadline)
@@ -95,7 +100,6 @@ def _flock(fd: int, deadline: float) -> None:
 
 def _start(settings: Settings, environ: Mapping[str, str]) -> None:
     """Start a daemon and wait until it answers. Raises as `connect_or_start`."""
-    settings.log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     env = {key: value for key, value in environ.items() if key in _KEPT or key.startswith(_KEPT_PREFIXES)}
     # Many threads allocate large buffers: with an arena for each the memory would never be given back.
     env["MALLOC_ARENA_MAX"] = "2"

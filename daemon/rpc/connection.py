@@ -116,9 +116,10 @@ class Connection:
 
     async def _next(self) -> tuple[Message, list[int]] | None:
         """The next message; a client that does not greet in time is taken for gone."""
-        if self.greeted:
-            return await self._transport.receive()
-        with trio.move_on_at(self._opened + GREET_S):
+        if not self.greeted:
+            with trio.move_on_at(self._opened + GREET_S):
+                return await self._transport.receive()
+        if self.greeted:  # maybe while this waited
             return await self._transport.receive()
         log.info("connection %d of uid %d does not greet: closed", self.id, self.uid)
         return None

@@ -51,12 +51,12 @@ class Listener:
 
     def __init__(self, path: Path, mode: int) -> None:
         """Take the locks. Raises BusyError when a live daemon has them, AccessError for a place that is not ours."""
-        path.parent.mkdir(mode=0o700 if mode == 0o600 else 0o755, parents=True, exist_ok=True)
         self._path = path
         self._mode = mode
         self._inode = 0
         self._lock = self.work_lock = -1
         try:
+            _make_folder(path.parent, 0o700 if mode == 0o600 else 0o755)
             self._lock = _lock_file(path, "lock")
             if not _try_lock(self._lock):
                 raise BusyError(
@@ -100,6 +100,13 @@ class Listener:
             if fd >= 0:
                 os.close(fd)
         self._lock = self.work_lock = -1
+
+
+def _make_folder(path: Path, mode: int) -> None:
+    try:
+        path.mkdir(mode=mode, parents=True, exist_ok=True)
+    except OSError as error:
+        raise AccessError(f"cannot make the socket's folder '{path}': {error.strerror}", path=str(path)) from error
 
 
 def _lock_file(path: Path, suffix: str) -> int:

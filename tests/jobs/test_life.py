@@ -174,6 +174,15 @@ def test_a_file_in_the_sockets_place_is_named_and_kept(tmp_path: Path) -> None:
     assert precious.read_text() == "data"
 
 
+@pytest.mark.parametrize("where", ["run/millpond", "home/.local"])
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path, where: str) -> None:
+    place = site(tmp_path)
+    (tmp_path / where).parent.mkdir(exist_ok=True)
+    (tmp_path / where).write_text("in the way")
+    with pytest.raises(AccessError, match=f"cannot make '.*{where}"):
+        place.start()
+
+
 def test_a_daemon_of_another_protocol_is_told_apart_from_none(tmp_path: Path) -> None:
     place = site(tmp_path)
     place.settings.socket.parent.mkdir(parents=True)

@@ -58,7 +58,8 @@ def serving(path: Path, register: Callable[[Registry], None] | None = None) -> I
         register_test_methods(registry)
         if register is not None:
             register(registry)
-        server = Server(registry, version=VERSION, trusted_uids=frozenset({os.getuid()}))
+        own = frozenset({os.getuid()})
+        server = Server(registry, version=VERSION, trusted_uids=own, uids=own)
         listener = Listener(path, 0o600)
         await listener.listen()
         try:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
+import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from tests.rpc.helpers import Raw, Running, memfd_of, open_fds, serving
 from millpond.daemon.errors import BusyError, MillpondError
 from millpond.daemon.rpc import connection as connection_module
 from millpond.daemon.rpc import framing
+from millpond.daemon.rpc import server as server_module
 from millpond.daemon.rpc.client import Client
 
 
@@ -234,3 +238,43 @@ def test_answers_that_nobody_takes_leave_no_descriptor(running: Running) -> None
         client.call("test.echo", {})
     running.settle()
     assert open_fds() == before
+
+
+def test_a_client_that_does_not_greet_is_hung_up_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection_module, "GREET_S", 0.2)
+    with serving(tmp_path / "s.sock") as running, Raw(running.path) as polite, Raw(running.path, greet=False) as mute:
+        with pytest.raises(EOFError):
+            mute.hear()
+        polite.say({"id": 1, "method": "test.echo", "params": {"a": 1}})
+        assert polite.hear_answer(1)["result"] == {"a": 1}
+
+
+def test_connections_of_one_caller_are_bounded(running: Running) -> None:
+    with contextlib.ExitStack() as stack:
+        for _ in range(server_module.MAX_CONNECTIONS):
+            stack.enter_context(Raw(running.path))
+        one_more = stack.enter_context(Raw(running.path, greet=False))
+        assert one_more.sock.recv(1) == b""
+    with Client.connect(running.path) as client:
+        assert client.call("test.echo", {})[0] == {}
+
+
+@pytest.mark.root
+def test_another_users_daemon_serves_nobody_else(tmp_path: Path) -> None:
+    """Even with a socket that anybody can reach."""
+    with tempfile.TemporaryDirectory(prefix="mp-") as folder, serving(Path(folder) / "s.sock") as running:
+        os.chmod(folder, 0o755)
+        os.chmod(running.path, 0o666)
+        code = "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); print(s.recv(9))"
+        done = subprocess.run(
+            ["/usr/bin/python3", "-c", code, running.path],
+            user=41010,
+            group=41010,
+            extra_groups=[],
+            cwd="/",
+            capture_output=True,
+            text=True,
+        )
+        assert (done.stdout, done.stderr) == ("b''\n", "")
+        with Client.connect(running.path) as client:
+            assert client.call("test.echo", {})[0] == {}

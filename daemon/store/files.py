@@ -15,8 +15,10 @@ class Files:
     """Every operation by which the store changes what is on disk. Raises OSError as the kernel does."""
 
     def create(self, path: Path, mode: int) -> int:
-        """A new file, open for reading and writing."""
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        """A new file, open for reading and writing, of exactly this mode whatever the umask is."""
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        os.fchmod(fd, mode)
+        return fd
 
     def pwritev(self, fd: int, buffers: Sequence[bytes | memoryview], offset: int) -> int:
         """Bytes written, fewer than asked at times."""

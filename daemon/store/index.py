@@ -64,25 +64,19 @@ class _Gate:
         self._condition = threading.Condition()
         self._readers = 0
         self._closed = False
-        self._local = threading.local()
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
-        depth = getattr(self._local, "depth", 0)
-        if depth == 0:  # a reader inside a reader must not wait for the one who waits for it
-            with self._condition:
-                while self._closed:
-                    self._condition.wait()
-                self._readers += 1
-        self._local.depth = depth + 1
+        with self._condition:
+            while self._closed:
+                self._condition.wait()
+            self._readers += 1
         try:
             yield
         finally:
-            self._local.depth = depth
-            if depth == 0:
-                with self._condition:
-                    self._readers -= 1
-                    self._condition.notify_all()
+            with self._condition:
+                self._readers -= 1
+                self._condition.notify_all()
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
@@ -118,6 +112,7 @@ class Index:
     ) -> None:
         self.path = path
         self._gate = _Gate()
+        self._local = threading.local()
         self._writable = writable
         self.env = lmdb.open(
             os.fspath(path),
@@ -145,20 +140,34 @@ class Index:
 
     @contextlib.contextmanager
     def begin(self) -> Iterator[Any]:
-        """A read transaction with zero-copy values: what is kept must be copied before it ends."""
-        with self._gate.reading():
-            try:
-                txn = self.env.begin(buffers=True)
-            except lmdb.MapResizedError:
-                txn = None
-            if txn is not None:
-                with txn:
-                    yield txn
-                return
-        with self._gate.alone():  # another process made the map larger
-            self.env.set_mapsize(0)
-        with self._gate.reading(), self.env.begin(buffers=True) as txn:
-            yield txn
+        """A read transaction with zero-copy values: what is kept must be copied before it ends.
+
+        Inside another one of the same thread it is that one, so that no thread waits for itself."""
+        outer = getattr(self._local, "txn", None)
+        if outer is not None:
+            yield outer
+            return
+        while True:
+            with self._gate.reading():
+                try:
+                    txn = self.env.begin(buffers=True)
+                except lmdb.MapResizedError:
+                    txn = None
+                if txn is not None:
+                    with txn:
+                        self._local.txn = txn
+                        try:
+                            yield txn
+                        finally:
+                            self._local.txn = None
+                    return
+            with self._gate.alone():  # another process made the map larger
+                self.env.set_mapsize(0)
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether this thread is inside `begin`."""
+        return getattr(self._local, "txn", None) is not None
 
     def write(self, files: Files, work: Callable[[Any], T]) -> T:
         """Run `work` in a write transaction and commit it; again with twice the map when that is full.

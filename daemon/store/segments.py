@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import mmap
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,9 @@ from millpond.daemon.store.records import Location, Record
 # iovecs in one pwritev: below the kernel's IOV_MAX of 1024.
 _MAX_BUFFERS = 1000
 _OPEN_FDS = 64
+# Bytes read at once in a scan, and the least that is given up for one that cannot be read.
+_SCAN_BYTES = 4 << 20
+_SECTOR = 4096
 
 
 def segment_path(folder: Path, number: int) -> Path:
@@ -37,19 +41,40 @@ def segment_numbers(folder: Path) -> list[int]:
 
 
 @contextmanager
-def mapped(path: Path) -> Iterator[memoryview]:
-    """A segment's bytes, for a scan."""
-    with open(path, "rb") as file:
-        if os.fstat(file.fileno()).st_size == 0:
+def mapped(path: Path, limit: int | None = None) -> Iterator[memoryview]:
+    """A segment's bytes (the first `limit` of them) in memory of their own, for a scan.
+
+    Not the file itself mapped: there a bad sector or a cut is a SIGBUS. What cannot be read is zeros, so a scan finds it
+    damaged.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        size = os.fstat(fd).st_size
+        size = size if limit is None else min(size, limit)
+        if size == 0:
             yield memoryview(b"")
             return
-        with mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as area:
-            area.madvise(mmap.MADV_SEQUENTIAL)
+        with mmap.mmap(-1, size) as area:
             view = memoryview(area)
             try:
+                for start in range(0, size, _SCAN_BYTES):
+                    _fill(fd, view[start : start + _SCAN_BYTES], start)
                 yield view
             finally:
                 view.release()
+    finally:
+        os.close(fd)
+
+
+def _fill(fd: int, part: memoryview, offset: int) -> None:
+    """Read as much of `part` as can be read; after an error in smaller steps, past what is bad."""
+    try:
+        os.preadv(fd, [part], offset)
+    except OSError:
+        if len(part) > _SECTOR:
+            step = max(_SECTOR, len(part) // 16)
+            for start in range(0, len(part), step):
+                _fill(fd, part[start : start + step], offset + start)
 
 
 def scan_segment(view: memoryview, number: int) -> Iterator[tuple[Record, memoryview] | tuple[int, int]]:
@@ -73,6 +98,10 @@ class Encoded:
     @property
     def size(self) -> int:
         return sum(len(buffer) for buffer in self.buffers)
+
+
+class SegmentLost(Exception):
+    """A segment was poisoned by someone else's failure while a commit counted on it: look again what is there."""
 
 
 @dataclass(slots=True)
@@ -102,11 +131,16 @@ class SegmentWriter:
         self._active: _Active | None = None
         self._full: list[_Active] = []
         self._room = 0
+        self._tokens = itertools.count()
+        self._unnoted: dict[int, tuple[int, int]] = {}
         self.poisoned: set[int] = set()
         self._next = max(segment_numbers(folder), default=0) + 1
 
-    def append(self, batch: Sequence[Encoded]) -> list[Location]:
-        """Write records, not yet durably; where each lies. Raises DiskFullError, StoreDamagedError."""
+    def append(self, batch: Sequence[Encoded], note: Callable[[list[Location]], None] | None = None) -> None:
+        """Write records, not yet durably, and tell `note` where each lies; until it returns, `unnoted` counts them.
+
+        Raises DiskFullError, StoreDamagedError.
+        """
         sizes = [record.size for record in batch]
         total = sum(sizes)
         with self._lock:
@@ -115,25 +149,29 @@ class SegmentWriter:
             offset = active.end
             active.end += total
             active.users += 1
+            token = next(self._tokens)
+            self._unnoted[token] = (active.number, offset)
         try:
             self._write(active, [buffer for record in batch for buffer in record.buffers], offset)
+            if note is not None:
+                note(_locations(batch, sizes, active.number, offset))
         except OSError as error:
             with self._lock:
                 self._poison(active)
             raise as_store_error(error, self._folder) from error
         finally:
             with self._lock:
+                del self._unnoted[token]
                 active.users -= 1
                 self._cut(active)
-        found = []
-        for record, size in zip(batch, sizes, strict=True):
-            codec, stored = record.buffers[0][5], len(record.buffers[1])
-            found.append(Location(record.kind, codec, active.number, offset, stored, record.raw))
-            offset += size
-        return found
+
+    def unnoted(self) -> tuple[int, int] | None:
+        """(segment, offset) of the first record that is being written just now."""
+        with self._lock:
+            return min(self._unnoted.values(), default=None)
 
     def sync(self) -> tuple[int, int]:
-        """Make everything appended so far durable; (segment, end) behind it. Raises as `append`.
+        """Make everything appended so far durable; (segment, end) behind it. Raises as `append`, and SegmentLost.
 
         A segment whose fsync failed is poisoned: what the kernel dropped is not known, so asking again proves nothing.
         """
@@ -149,7 +187,7 @@ class SegmentWriter:
                 # A write that failed meanwhile may have had its segment marked for cutting, with records in it that this
                 # commit is about to name.
                 if any(segment.number in self.poisoned for segment in todo):
-                    raise as_store_error(OSError(errno.EIO, os.strerror(errno.EIO)), self._folder)
+                    raise SegmentLost
                 for segment, end in zip(todo, ends, strict=True):
                     segment.synced = end
         finally:
@@ -212,7 +250,7 @@ class SegmentWriter:
                 while rest:
                     done = self._files.pwritev(active.fd, [rest], offset + left - len(rest))
                     if done <= 0:
-                        raise OSError(28, os.strerror(28))
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                     rest = rest[done:]
             offset += left
 
@@ -243,6 +281,16 @@ class SegmentWriter:
         # When this fails too, fsck reports the rest as a range that nothing needs.
         with contextlib.suppress(OSError):
             self._files.truncate(segment.path, segment.synced)
+
+
+def _locations(batch: Sequence[Encoded], sizes: Sequence[int], number: int, offset: int) -> list[Location]:
+    """Where records lie that were written one after the other from `offset`."""
+    found = []
+    for record, size in zip(batch, sizes, strict=True):
+        codec, stored = record.buffers[0][5], len(record.buffers[1])
+        found.append(Location(record.kind, codec, number, offset, stored, record.raw))
+        offset += size
+    return found
 
 
 class SegmentReader:

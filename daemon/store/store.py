@@ -8,9 +8,12 @@ is never there before everything it means is durable.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import functools
 import json
+import logging
 import os
 import queue
 import secrets
@@ -31,15 +34,19 @@ from millpond.daemon.store.index import Content, Index, grant_key
 from millpond.daemon.store.journal import NameBatch
 from millpond.daemon.store.reader import Damage, StoreReader
 from millpond.daemon.store.records import Kind, Location
-from millpond.daemon.store.segments import Encoded, SegmentWriter
+from millpond.daemon.store.segments import Encoded, SegmentLost, SegmentWriter
 from millpond.daemon.store.session import IngestSession
 
 T = TypeVar("T")
+
+log = logging.getLogger("millpond.store")
 
 FORMAT = 1
 # Records that may wait for the next commit before one is made for them alone.
 MAX_PENDING = 20_000
 _MAX_WAITING = 256
+# Times that a commit looks again when others' failures take segments from under it.
+_MAX_TRIES = 4
 # Manifests remembered as complete.
 _MAX_COMPLETE = 10_000
 
@@ -99,6 +106,8 @@ class Store:
         self._pending_lock = threading.Lock()
         self._complete: set[tuple[int, ObjectName]] = set()
         self._queue: queue.Queue[_Job | None] = queue.Queue(_MAX_WAITING)
+        self._submit_lock = threading.Lock()
+        self._closing = False
         self._thread = threading.Thread(target=self._run, name="store-commit", daemon=True)
         self._thread.start()
 
@@ -142,9 +151,7 @@ class Store:
 
         Raises DiskFullError, StoreDamagedError and what `work` raises.
         """
-        job = _Job(None, work)
-        self._queue.put(job)
-        return job.done.result()  # type: ignore[no-any-return]
+        return self._submit(_Job(None, work)).result()  # type: ignore[no-any-return]
 
     def known(self, ids: Sequence[bytes]) -> set[bytes]:
         """Those of `ids` that are stored, committed or not."""
@@ -157,19 +164,20 @@ class Store:
 
     def append(self, batch: Sequence[Encoded]) -> None:
         """Write records; from now on `known` finds them. Raises DiskFullError, StoreDamagedError."""
-        locations = self._segments.append(batch)
-        with self._pending_lock:
-            for record, location in zip(batch, locations, strict=True):
-                self._pending[record.id] = location
-            crowded = len(self._pending) > MAX_PENDING
-        if crowded and self._queue.empty():
-            self._queue.put(_Job(None, None))
+
+        def note(locations: list[Location]) -> None:
+            with self._pending_lock:
+                for record, location in zip(batch, locations, strict=True):
+                    self._pending[record.id] = location
+
+        self._segments.append(batch, note)
+        if len(self._pending) > MAX_PENDING and self._queue.empty():
+            with contextlib.suppress(queue.Full, BusyError):
+                self._submit(_Job(None, None), wait=False)
 
     def commit_names(self, names: NameBatch) -> list[ObjectName]:
         """See `IngestSession.commit`."""
-        job = _Job(names, None)
-        self._queue.put(job)
-        return job.done.result()  # type: ignore[no-any-return]
+        return self._submit(_Job(names, None)).result()  # type: ignore[no-any-return]
 
     def complete(self, name: ObjectName, uid: int) -> bool:
         """Whether a manifest and all that it names are here for `uid`. What was complete once stays so until records are
@@ -235,15 +243,27 @@ class Store:
 
     def close(self) -> None:
         """Commit what is pending and let the lock go. Safe twice."""
-        if self._lock_fd < 0:
-            return
-        self._queue.put(None)
+        with self._submit_lock:
+            if self._closing:
+                return
+            self._closing = True
+            self._queue.put(None)
         self._thread.join()
         self._pool.shutdown()
         self._segments.close()
         self.reader.close()
         os.close(self._lock_fd)
         self._lock_fd = -1
+
+    def _submit(self, job: _Job, *, wait: bool = True) -> Future[Any]:
+        """Hand work to the commit thread. Raises BusyError when the store is closing, queue.Full unless `wait`."""
+        # The commit thread waits until readers have left when it makes the map larger.
+        assert not self._index.is_reading, "not from inside a read transaction"
+        with self._submit_lock:
+            if self._closing:
+                raise BusyError(f"the store '{self.path}' is closing", hint="run the command again")
+            self._queue.put(job, block=wait)
+        return job.done
 
     def _note_damage(self, damage: Damage) -> None:
         if len(self.damage) < 1000:
@@ -272,22 +292,40 @@ class Store:
         return [self._index.write(self._files, work)]
 
     def _commit(self, group: list[_Job]) -> None:
-        with self._pending_lock:
-            pending = dict(self._pending)
-        _resolve(group, lambda: self._index.write(self._files, lambda txn: self._commit_in(txn, pending, group)))
+        """Commit what is pending, and the names of a group of callers; each gets the names that are not whole."""
+        pending: dict[bytes, Location] = {}
+        done = False
+
+        def work() -> list[Any]:
+            nonlocal done
+            for _ in range(_MAX_TRIES):
+                with self._pending_lock:
+                    pending.clear()
+                    pending.update(self._pending)
+                with contextlib.suppress(SegmentLost):
+                    results = self._index.write(self._files, lambda txn: self._commit_in(txn, pending, group))
+                    done = True
+                    return results
+            raise as_store_error(OSError(errno.EIO, os.strerror(errno.EIO)), self._folder)
+
+        _resolve(group, work)
         poisoned = self._segments.poisoned
         with self._pending_lock:
             for record_id, location in pending.items():
-                done = group and all(job.done.exception() is None for job in group)
                 if (done or location.segment in poisoned) and self._pending.get(record_id) == location:
                     del self._pending[record_id]
 
     def _commit_in(self, txn: Any, pending: dict[bytes, Location], group: list[_Job]) -> list[list[ObjectName]]:
+        """The work of `_commit` in its transaction. Raises SegmentLost when it must be done again."""
         index = self._index
         poisoned = self._segments.poisoned
+        used = {location.segment for location in pending.values()} - poisoned
+        healing = txn.stat(db=index.quarantine)["entries"] > 0
         for record_id, location in pending.items():
-            if location.segment not in poisoned:
+            if location.segment in used:
                 txn.put(record_id, location.pack(), db=index.records)
+                if healing:
+                    txn.delete(record_id, db=index.quarantine)
         results: list[list[ObjectName]] = []
         entries: list[tuple[int, bytes, Content]] = []
         journal: list[Encoded] = []
@@ -305,12 +343,26 @@ class Store:
         if journal:
             self._segments.append(journal)
         end = self._segments.sync()
+        if used & poisoned:  # by a failed write of someone else, after the check above
+            raise SegmentLost
         for uid, key, content in entries:
-            txn.put(key, content.pack(), db=index.objects)
+            value = content.pack()
+            other = txn.get(key, db=index.objects)
+            if other is not None and other != value:
+                log.warning("object %s has more than one content", ObjectName.from_key(key))
+            txn.put(key, value, db=index.objects)
             txn.put(grant_key(uid, content.id), b"", db=index.grants)
         if end[0]:
-            index.set_committed(txn, *end)
+            index.set_committed(txn, *self._mark(end, pending))
         return results
+
+    def _mark(self, end: tuple[int, int], indexed: dict[bytes, Location]) -> tuple[int, int]:
+        """Up to where the index knows everything once `indexed` is in it: not behind a record that another thread is
+        writing or has just noted. Those being written are looked at first, because they are noted next."""
+        unnoted = self._segments.unnoted()
+        with self._pending_lock:
+            later = [(at.segment, at.offset) for key, at in self._pending.items() if indexed.get(key) != at]
+        return min([end, *later] if unnoted is None else [end, unnoted, *later])
 
 
 class _Job:
@@ -327,6 +379,8 @@ def _resolve(jobs: list[_Job], work: Callable[[], list[Any]]) -> None:
         for job, result in zip(jobs, work(), strict=True):
             job.done.set_result(result)
     except Exception as error:  # the thread must live on; every waiter gets the error
+        if not jobs:
+            log.error("cannot commit what is pending: %s", error)
         for job in jobs:
             if not job.done.done():
                 job.done.set_exception(error)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,13 +93,17 @@ def _csv_row(rng: random.Random, number: int) -> str:
     return f"{number},{1_700_000_000 + number * 7},sensor-{rng.randrange(500):03d},{state},{rng.gauss(20, 5):.6f}\n"
 
 
-def make(folder: Path, scale: float) -> dict[str, DataSet]:
-    """Write all data sets below `folder`."""
-    small_files(folder / "small", scale)
-    shards(folder / "shard", 1, scale)
-    shards(folder / "shards", 4, scale)
-    table(folder / "csv", scale)
-    return {name: examine(name, folder / name) for name in LABELS}
+def make(folder: Path, scale: float, names: Iterable[str] = LABELS) -> dict[str, DataSet]:
+    """Write data sets below `folder`."""
+    makers: dict[str, Callable[[Path], None]] = {
+        "small": lambda root: small_files(root, scale),
+        "shard": lambda root: shards(root, 1, scale),
+        "shards": lambda root: shards(root, 4, scale),
+        "csv": lambda root: table(root, scale),
+    }
+    for name in names:
+        makers[name](folder / name)
+    return {name: examine(name, folder / name) for name in names}
 
 
 def edit(made: DataSet, root: Path) -> DataSet:

@@ -71,7 +71,7 @@ class Squash:
 
     def __init__(self, folder: Path, *, kernel: bool) -> None:
         self.name = "squashfs (kernel)" if kernel else "squashfuse"
-        self._folder, self._kernel = folder, kernel
+        self._folder, self.kernel = folder, kernel
         folder.mkdir(exist_ok=True)
 
     def store(self, tree: Path, version: str) -> None:
@@ -82,7 +82,7 @@ class Squash:
 
     def mount(self, version: str, place: Path) -> Mounted:
         image = self._image(version)
-        if self._kernel:
+        if self.kernel:
             ran = run(["mount", "-t", "squashfs", "-o", "loop,ro", image, place], cwd=self._folder, env=os.environ)
             return Mounted(place, ran.seconds, None, lambda: unmount(place))
         return serve(["squashfuse", "-f", str(image), str(place)], place, place, os.environ)

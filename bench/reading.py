@@ -30,7 +30,14 @@ class Reading:
 
 
 def read(root: Path, made: DataSet, paths: Sequence[str]) -> Reading:
-    """Read files in this order, 1 MiB at a time. Raises BenchError where a byte differs."""
+    """Read files in this order, 1 MiB at a time. Raises BenchError where a byte differs or cannot be read."""
+    try:
+        return _read(root, made, paths)
+    except OSError as error:
+        raise BenchError(f"reading below {root}: {error}") from error
+
+
+def _read(root: Path, made: DataSet, paths: Sequence[str]) -> Reading:
     buffer = memoryview(bytearray(BUFFER))
     seconds, checked = 0.0, 0
     for path in paths:

@@ -43,6 +43,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     """Command-line options."""
     parser = argparse.ArgumentParser(prog="bench", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--only", help=f"sections, comma-separated, of: {', '.join(SECTIONS)}")
+    parser.add_argument("--sets", help=f"data sets, comma-separated, of: {', '.join(data.LABELS)}")
     parser.add_argument("--scale", type=float, default=1.0, help="size of the data; 1 is 2.4 GB and a million files")
     parser.add_argument("--runs", type=int, default=3, help="runs a figure, fewer when time runs out (at least one)")
     parser.add_argument("--minutes", type=float, default=14.0, help="time after which no further run starts")
@@ -51,9 +52,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--keep-page-cache", action="store_true", help="never drop the machine's page cache")
     options = parser.parse_args(arguments)
     options.only = list(SECTIONS) if options.only is None else options.only.split(",")
+    options.sets = list(data.LABELS) if options.sets is None else options.sets.split(",")
     unknown = [name for name in options.only if name not in SECTIONS]
+    unknown += [name for name in options.sets if name not in data.LABELS]
     if unknown or not 0 < options.scale <= 10 or options.runs < 1 or options.minutes <= 0:
-        parser.error(f"unknown section {unknown[0]}" if unknown else "a number is out of range")
+        parser.error(f"nothing is called {unknown[0]}" if unknown else "a number is out of range")
     return options
 
 
@@ -62,13 +65,14 @@ def bench(options: argparse.Namespace, folder: Path) -> tuple[Figures, dict[str,
     host = Host(folder, drop=not options.keep_page_cache)
     host.require(round(NEEDED * options.scale + 1e8))
     figures = Figures()
-    made = data.make(folder / "data", options.scale)
+    made = data.make(folder / "data", options.scale, options.sets)
     about = host.about() | {
         "scale": options.scale,
         "data": {name: {"files": len(one.files), "bytes": one.size} for name, one in made.items()},
         "sections": {},
     }
     times: dict[str, float] = {}
+    failed: list[str] = []
     for name in options.only:
         measure, share = SECTIONS[name]
         began = time.monotonic()
@@ -79,11 +83,15 @@ def bench(options: argparse.Namespace, folder: Path) -> tuple[Figures, dict[str,
             with ExitStack() as stack:
                 share_s = options.minutes * 60 * share
                 measure(Context(work, host, made, figures, stack, options.runs, share_s, options.scale))
+        except BenchError as error:
+            # The other sections' figures are still worth having; the exit code tells.
+            print(f"bench: {name} failed: {error}", file=sys.stderr, flush=True)
+            failed.append(name)
         finally:
             clean(work)
         times[name] = round(time.monotonic() - began, 1)
         print(f"bench: {name} took {times[name]:.0f} s", file=sys.stderr, flush=True)
-    return figures, about | {"sections": times}
+    return figures, about | {"sections": times, "failed": failed}
 
 
 def report(figures: Figures, about: dict[str, object], disk_name: str, out: Path) -> str:
@@ -111,7 +119,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         figures, about = bench(options, folder)
         print(report(figures, about, str(about["disk"]), options.out))
-        return 0
+        return 1 if about["failed"] else 0
     except BenchError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1

@@ -49,6 +49,7 @@ def targets(disk: str) -> list[Target]:
         Target("memory of add, small files", 300),
         Target("second version, more than the first, small files", 2),
         Target("second version, more than the first, 1 large file", 2),
+        Target("second version, more than the first, CSV", 2),
         *(Target(f"{verb} beyond the bare interpreter", 0.06) for verb in ("root", "version", "status")),
     ]
 

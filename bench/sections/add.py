@@ -49,9 +49,10 @@ def _run(context: Context, project: Millpond | Dvc, made: DataSet, tool: str) ->
     added = project.command("add", "-q", TARGET)
     peak = project.daemon_peak() if isinstance(project, Millpond) else added.peak
     host.settle()
-    # The first one may still have to look at files that were written in the clock tick of `add`.
-    project.command("status", "-q")
-    status = project.command("status", "-q")
+    if made.name == "small":
+        # The first one may still have to look at files that were written in the clock tick of `add`.
+        project.command("status", "-q")
+        status_s = project.command("status", "-q").seconds
     project.drop(TARGET)
     host.settle()
     checkout = project.command("checkout", "-q", f"{TARGET}.dvc" if isinstance(project, Dvc) else TARGET)
@@ -61,5 +62,5 @@ def _run(context: Context, project: Millpond | Dvc, made: DataSet, tool: str) ->
     if "no fsync" in tool:
         return
     if made.name == "small":
-        tell(SECTION, f"status, {what}", tool, status.seconds, checked=checked)
+        tell(SECTION, f"status, {what}", tool, status_s, checked=checked)
     tell(SECTION, f"checkout, {what}", tool, checkout.seconds, checked=checked, volume=made.size)

@@ -1,4 +1,4 @@
-"""Time from the command until a listing is answered, and the memory of what serves the mount, for the small files."""
+"""Time from the command until a listing is answered, and the memory of what serves the mount, for the first data set (small files)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SECTION = "mount"
 
 def measure(context: Context) -> None:
     """Each tool mounts, lists, finds, reads all; millpond also while no daemon runs."""
-    made = context.data["small"]
+    made = next(iter(context.data.values()))
     tools = [tool for tool in peers(context, SECTION) if not isinstance(tool, Plain)]
     for tool in tools:
         tool.store(made.root, made.name)

@@ -74,7 +74,7 @@ def repo(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_same_as_dvc(repo: Path, seed: int) -> None:
-    assert compare(repo, seed, trials=12) > 20
+    assert compare(repo, seed, trials=6) > 10
 
 
 @pytest.mark.long

@@ -21,7 +21,7 @@ import trio
 
 from millpond.daemon.errors import MillpondError, StoreDamagedError
 from millpond.daemon.store.folders import FILE, FILE_INODE_BIT, LINK, MAX_NAME, Entry, FolderReader, InodeRecord
-from millpond.daemon.store.reader import StoreReader
+from millpond.daemon.store.reader import Bytes, StoreReader
 from millpond.fusefs.asking import SourceClient
 from millpond.fusefs.reader import ChunkCache, ForeignFile, StoredFile
 
@@ -262,7 +262,7 @@ class Filesystem:
         except (MillpondError, OSError) as error:
             raise self.failed(f"cannot open object {record.name}: {error}") from error
 
-    async def read(self, handle: int, offset: int, size: int) -> bytes:
+    async def read(self, handle: int, offset: int, size: int) -> Bytes:
         """Bytes of an open file. Raises FileError: EIO for what is damaged (logged), never wrong bytes."""
         file = self._open[handle]
         if isinstance(file, bytes):

@@ -41,6 +41,11 @@ class Operations(pyfuse3.Operations):
         self._fs = filesystem
         self._uid = filesystem.uid
         self._gid = os.getgid()
+        self.initialised = trio.Event()
+
+    def init(self) -> None:
+        """The kernel's first request is being answered: when another task runs, it was."""
+        self.initialised.set()
 
     async def lookup(self, parent_inode: int, name: bytes, ctx: Any = None) -> Any:
         with self._errors():
@@ -94,7 +99,7 @@ class Operations(pyfuse3.Operations):
         volatile = self._fs.is_volatile(inode)
         return pyfuse3.FileInfo(fh=handle, keep_cache=not volatile, direct_io=volatile)
 
-    async def read(self, fh: int, off: int, size: int) -> bytes:
+    async def read(self, fh: int, off: int, size: int) -> Any:
         with self._errors():
             return await self._fs.read(fh, off, size)
 
@@ -176,8 +181,9 @@ async def serve(filesystem: Filesystem, settings: EngineSettings, mounted: Calla
         options = set()
     if settings.allow_other:
         options.add("allow_other")
+    operations = Operations(filesystem)
     try:
-        pyfuse3.init(Operations(filesystem), settings.mountpoint, options)
+        pyfuse3.init(operations, settings.mountpoint, options)
     except RuntimeError as error:
         raise MountError(
             f"cannot mount on '{settings.place}': {error}",
@@ -186,12 +192,20 @@ async def serve(filesystem: Filesystem, settings: EngineSettings, mounted: Calla
         ) from error
     try:
         async with trio.open_nursery() as nursery:
-            set_read_ahead(settings.place, settings.read_ahead_kb)
-            nursery.start_soon(mounted)
+            nursery.start_soon(_announce, operations, settings, mounted)
             await pyfuse3.main(min_tasks=2, max_tasks=MAX_REQUESTS)
             nursery.cancel_scope.cancel()
-    finally:
-        pyfuse3.close(unmount=False)
+    except BaseException:
+        pyfuse3.close(unmount=True)  # nobody serves it any more
+        raise
+    pyfuse3.close(unmount=False)
+
+
+async def _announce(operations: Operations, settings: EngineSettings, mounted: Callable[[], Awaitable[None]]) -> None:
+    """Once requests are answered: set what the answer to the first one would have reset, then say so."""
+    await operations.initialised.wait()
+    set_read_ahead(settings.place, settings.read_ahead_kb)
+    await mounted()
 
 
 def set_read_ahead(place: str, read_ahead_kb: int) -> bool:

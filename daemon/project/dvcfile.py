@@ -6,7 +6,6 @@ md5-dos2unix) keeps its text, a changed one becomes `hash: md5`.
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -158,39 +157,6 @@ def updated_text(old: DvcFile, outs: list[Out]) -> str:
     for out in changed:
         _update(entries[out.path], _hash_fields(out))
     return yamlio.dump(document)
-
-
-def write(path: str, text: str) -> None:
-    """Put a file in place durably: temp beside, write, fsync, rename, fsync of the folder; the mode is kept."""
-    folder = os.path.dirname(path) or "."
-    temp = os.path.join(folder, f".{os.path.basename(path)}.{os.getpid()}.tmp")
-    try:
-        mode = os.stat(path).st_mode & 0o7777
-    except FileNotFoundError:
-        mode = 0o666 & ~_umask()
-    try:
-        with open(temp, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            os.fchmod(file.fileno(), mode)
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temp, path)
-    except BaseException:
-        if os.path.lexists(temp):
-            os.unlink(temp)
-        raise
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _umask() -> int:
-    """The process's umask; it can only be read by setting it."""
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
 
 
 def _hash_fields(out: Out) -> dict[str, Any]:

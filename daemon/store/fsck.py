@@ -1,26 +1,27 @@
-"""Checking the store, saying which files a damage hurts, and mending what can be mended.
+"""Checking the store, and saying which files a damage hurts.
 
-Two passes. Over the segments: every record's checksum, and that the index points at it (with `deep` also that a chunk
-is what its id says). Over the names: that every record a content needs is there and sound (with `deep` also that the
-content has the digest it is named by). Memory does not grow with the store unless it is damaged.
+Two passes. Over the segments, up to the last commit: every record's checksum, and that the index points at it (with
+`deep` also that its content is what its id says). Over the names: that every record a content needs is there and sound
+(with `deep` also that the content has the digest it is named by). Memory does not grow with the store unless it is damaged.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import json
-import struct
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from millpond.daemon.errors import StoreDamagedError
+from millpond.daemon.errors import MillpondError, StoreDamagedError
 from millpond.daemon.names import ObjectName
-from millpond.daemon.store import recovery
+from millpond.daemon.store import manifests
 from millpond.daemon.store.index import Content, Index, unpack_content
-from millpond.daemon.store.journal import NameBatch
-from millpond.daemon.store.records import BadRecord, Kind, Location, Record, content_id, decompress, unpack_location
+from millpond.daemon.store.records import BadRecord, Kind, Location, Record, content_id, decompress, padded
+from millpond.daemon.store.records import unpack_location as unpack
 from millpond.daemon.store.segments import mapped, scan_segment, segment_numbers, segment_path
 
 if TYPE_CHECKING:
@@ -28,14 +29,17 @@ if TYPE_CHECKING:
 
 # (bytes done, bytes in all); may raise to cancel.
 Progress = Callable[[int, int], None]
-# A content's bytes for its name from elsewhere, or None.
-Source = Callable[[ObjectName], bytes | None]
 
-_RANGE = struct.Struct(">5sQQQ")
-_RANGE_TAG = b"range"
 # Damages listed one by one, and files named for each; the counts are always whole.
 MAX_LISTED = 1000
 MAX_FILES = 100
+# Rows read in one transaction.
+_BATCH = 1000
+# Bytes between two reports of progress.
+_TICK = 8 << 20
+# Threads that hash contents, and contents under way.
+_THREADS = 2
+_WINDOW = 16
 
 
 @dataclass(slots=True)
@@ -53,7 +57,7 @@ class Damaged:
 @dataclass(slots=True)
 class FsckReport:
     """What was checked and found. `ok` is False when anything named cannot be read, or anything was found damaged;
-    `hurt` are the objects that cannot be read whole."""
+    `hurt` are the objects that cannot be read whole (with repair: still not)."""
 
     ok: bool = True
     deep: bool = False
@@ -68,273 +72,285 @@ class FsckReport:
     quarantined: int = 0
 
 
-class Fsck:
-    """One run over one open store."""
+class Range(NamedTuple):
+    """Bytes of a segment that are no valid record."""
 
-    def __init__(self, store: Store, index: Index, folder: Path, *, deep: bool, progress: Progress | None) -> None:
+    segment: int
+    begin: int
+    end: int
+
+
+class Named(NamedTuple):
+    """A name and one content of it."""
+
+    name: ObjectName
+    content: Content
+
+
+class Fsck:
+    """One run over one open store. Afterwards `bad` holds what is damaged (by record id), `where` the places of damaged
+    records, `ranges` the bytes that no damaged record explains, `hurt` what cannot be read and because of which ids,
+    `misnamed` what does not have the digest of its name."""
+
+    def __init__(self, store: Store, index: Index, folder: Path, *, deep: bool, progress: Progress) -> None:
         self._store = store
         self._index = index
         self._folder = folder
         self._deep = deep
-        self._progress = progress or (lambda done, total: None)
-        self._report = FsckReport(deep=deep)
-        self._bad: dict[bytes, Damaged] = {}
-        self._ranges: list[tuple[int, int, int]] = []
+        self._progress = progress
+        self._done = self._told = self._total = 0
+        self.report = FsckReport(deep=deep)
+        self.bad: dict[bytes, Damaged] = {}
+        self.where: dict[bytes, Location] = {}
+        self.ranges: list[Range] = []
+        self.hurt: dict[Named, list[bytes]] = {}
+        self.misnamed: list[Named] = []
 
-    def run(self, *, repair: bool, source: Source | None) -> FsckReport:
-        """Check everything; with `repair`, quarantine and mend."""
-        self._check_segments()
-        if self._matched != self._count_records():
-            self._check_index()
-        hurt = self._check_names()
-        self._name_files(hurt)
-        report = self._report
-        report.damaged = [*self._bad.values()][:MAX_LISTED]
-        report.damaged_count = len(self._bad)
-        report.ok = not self._bad
-        report.hurt = [str(name) for name in hurt][:MAX_LISTED]
-        if repair and self._bad:
-            self._repair(hurt, source)
+    def run(self) -> FsckReport:
+        """Check everything. Raises what `progress` raises."""
+        # On a full or failing disk what is pending stays so, and is not looked at.
+        with contextlib.suppress(MillpondError):
+            self._store.flush()
+        with self._index.begin() as txn:
+            self._mark = self._index.committed(txn)
+        sizes = {n: self._limit(n) for n in segment_numbers(self._folder) if n <= self._mark[0]}
+        self._total = sum(sizes.values()) + (self._logical() if self._deep else 0)
+        self._check_index(self._check_segments(sizes))
+        self._check_names()
+        self._name_files()
+        self._explain_ranges()
+        report = self.report
+        listed = [*self.bad.values(), *(_damaged_range(each) for each in self.ranges)]
+        report.damaged, report.damaged_count = listed[:MAX_LISTED], len(listed)
+        report.ok = not listed
+        report.hurt = [*dict.fromkeys(str(each.name) for each in self.hurt)][:MAX_LISTED]
+        self._progress(self._total, self._total)
         return report
+
+    def _advance(self, size: int) -> None:
+        self._done += size
+        if self._done - self._told >= _TICK:
+            self._told = self._done
+            self._progress(self._done, max(self._done, self._total))
 
     # -- segments -------------------------------------------------------------------------------------------------
 
-    def _check_segments(self) -> None:
-        numbers = segment_numbers(self._folder)
-        total = sum(segment_path(self._folder, number).stat().st_size for number in numbers)
-        self._matched = done = 0
-        for number in numbers:
-            self._report.segments += 1
-            with mapped(segment_path(self._folder, number)) as view:
-                size = len(view)
-                for item in scan_segment(view, number):
-                    if isinstance(item[0], Record):
-                        self._check_record(number, item[0], item[1])
-                        self._progress(done + item[0].end, total)
-                    else:
-                        self._bad_range(number, int(item[0]), int(str(item[1])))
-            done += size
-        self._report.bytes = done
-        self._progress(done, total)
+    def _limit(self, number: int) -> int:
+        """Bytes of a segment that are behind the last commit; the rest is being written just now."""
+        size = segment_path(self._folder, number).stat().st_size
+        return min(size, self._mark[1]) if number == self._mark[0] else size
 
-    def _check_record(self, number: int, record: Record, payload: Any) -> None:
-        self._report.records += 1
+    def _check_segments(self, sizes: dict[int, int]) -> Counter[int]:
+        """For each segment how many records are where the index says."""
+        met: Counter[int] = Counter()
+        for number, size in sizes.items():
+            self.report.segments += 1
+            self.report.bytes += size
+            with mapped(segment_path(self._folder, number), size) as view:
+                for item in scan_segment(view, number, self._store.reader.key):
+                    if isinstance(item[0], Record):
+                        assert isinstance(item[1], memoryview)
+                        met[number] += self._check_record(number, item[0], item[1])
+                        self._advance(padded(item[0].stored))
+                    else:
+                        self._bad_range(Range(number, int(item[0]), int(str(item[1]))))
+        return met
+
+    def _check_record(self, number: int, record: Record, payload: memoryview) -> bool:
+        """Whether the index points at this record."""
+        self.report.records += 1
         if record.kind == Kind.JOURNAL:
-            payload.release()
-            return
+            return False
         location = Location(record.kind, record.codec, number, record.offset, record.stored, record.raw)
         with self._index.begin() as txn:
-            if self._index.location(txn, record.id) == location:
-                self._matched += 1
-                if self._deep:
-                    self._check_content(record, payload, location)
-        payload.release()
+            if self._index.location(txn, record.id) != location:
+                return False
+        if self._deep:
+            try:
+                if content_id(decompress(record.codec, record.raw, payload)) != record.id:
+                    raise BadRecord("its content is not what its id says")
+            except BadRecord as error:
+                self._damage(record.id, location.kind, str(error), location)
+        return True
 
-    def _check_content(self, record: Record, payload: Any, location: Location) -> None:
-        try:
-            if content_id(decompress(record.codec, record.raw, payload)) != record.id:
-                raise BadRecord("the content is not what its id says")
-        except BadRecord as error:
-            self._damage(record.id, location, str(error))
-
-    def _bad_range(self, number: int, begin: int, end: int) -> None:
+    def _bad_range(self, found: Range) -> None:
         with self._index.begin() as txn:
-            if txn.get(_RANGE.pack(_RANGE_TAG, number, begin, end), db=self._index.quarantine) is not None:
-                return  # known since an earlier repair, and nothing needs it
-            tail = (number, begin) >= self._index.committed(txn)
-        if tail and end == segment_path(self._folder, number).stat().st_size:
-            return  # being written just now
-        self._ranges.append((number, begin, end))
-        key = _RANGE.pack(_RANGE_TAG, number, begin, end)
-        self._bad[key] = Damaged("range", "", number, begin, f"{end - begin} bytes are no valid record")
+            known = self._index.has_range(txn, *found)
+        if not known:
+            self.ranges.append(found)
+
+    def _explain_ranges(self) -> None:
+        """A range that consists of damaged records has been told of."""
+        explained: Counter[Range] = Counter()
+        for location in self.where.values():
+            for each in self.ranges:
+                if location.segment == each.segment and each.begin <= location.offset < each.end:
+                    explained[each] += padded(location.stored)
+        self.ranges = [each for each in self.ranges if explained[each] < each.end - each.begin]
 
     # -- index ----------------------------------------------------------------------------------------------------
 
-    def _count_records(self) -> int:
+    def _check_index(self, met: Counter[int]) -> None:
+        """Where the scan did not meet as many records as are indexed: find those that are not where the index says."""
         with self._index.begin() as txn:
-            return int(txn.stat(db=self._index.records)["entries"])
-
-    def _check_index(self) -> None:
-        """Only when the scan did not meet every indexed record: find those that are not where the index says."""
-        for record_id, location in self._locations():
-            if record_id in self._bad:
+            if int(txn.stat(db=self._index.records)["entries"]) == met.total():
+                return
+        indexed = Counter(at.segment for _, at in self._locations() if (at.segment, at.offset) < self._mark)
+        odd = {number for number in indexed.keys() | met.keys() if indexed[number] != met[number]}
+        for record_id, at in self._locations():
+            if at.segment not in odd or record_id in self.bad or (at.segment, at.offset) >= self._mark:
                 continue
             try:
-                if location.kind == Kind.CHUNK:
+                if at.kind == Kind.CHUNK:
                     self._store.reader.read_chunk(record_id)
                 else:
-                    self._store.reader.layout(Content(location.kind, record_id, 0))
+                    self._store.reader.layout(Content(at.kind, record_id, 0))
             except StoreDamagedError as error:
-                self._damage(record_id, location, str(error.details.get("reason", error.message)))
+                self._damage(record_id, at.kind, str(error.details.get("reason", error.message)), at)
 
     def _locations(self) -> Iterator[tuple[bytes, Location]]:
-        """All indexed records, a bounded transaction at a time."""
-        after = b""
-        while True:
-            with self._index.begin() as txn, txn.cursor(db=self._index.records) as cursor:
-                rows = []
-                if cursor.set_range(after):
-                    for key, value in cursor:
-                        rows.append((bytes(key), unpack_location(value)))
-                        if len(rows) == 1000:
-                            break
-            rows = [row for row in rows if row[0] != after]
-            if not rows:
-                return
-            yield from rows
-            after = rows[-1][0]
+        """All indexed records."""
+        for key, value in _rows(self._index, self._index.records):
+            yield key, unpack(value)
 
     # -- names ----------------------------------------------------------------------------------------------------
 
-    def _check_names(self) -> dict[ObjectName, list[bytes]]:
-        """For each name that cannot be read whole, the damages that hurt it."""
-        hurt: dict[ObjectName, list[bytes]] = {}
-        bad = set(self._bad)
-        for name, content in self._names():
-            self._report.objects += 1
-            found = self._missing_records(content, bad)
-            if not found and self._deep and not self._digest_matches(name, content):
-                self._damage(content.id, None, f"object {name} has another digest", kind="object")
-                found = [content.id]
-            if found:
-                hurt.setdefault(name, []).extend(found)
-        return hurt
+    def names(self) -> Iterator[Named]:
+        """All contents of all names."""
+        for key, value in _rows(self._index, self._index.objects):
+            yield Named(ObjectName.from_key(key), unpack_content(value))
 
-    def _names(self) -> Iterator[tuple[ObjectName, Content]]:
-        after: tuple[bytes, bytes] | None = None
-        while True:
-            rows: list[tuple[bytes, bytes]] = []
-            with self._index.begin() as txn, txn.cursor(db=self._index.objects) as cursor:
-                there = cursor.first() if after is None else cursor.set_range_dup(*after) or cursor.set_range(after[0])
-                while there and len(rows) < 1000:
-                    row = (bytes(cursor.key()), bytes(cursor.value()))
-                    if after is None or row > after:
-                        rows.append(row)
-                    there = cursor.next()
-            if not rows:
-                return
-            for key, value in rows:
-                yield ObjectName.from_key(key), unpack_content(value)
-            after = rows[-1]
+    def _logical(self) -> int:
+        return sum(each.content.size for each in self.names())
 
-    def _missing_records(self, content: Content, bad: set[bytes]) -> list[bytes]:
-        if content.id in bad:
+    def _check_names(self) -> None:
+        waiting: deque[tuple[Named, Future[list[bytes]]]] = deque()
+        with ThreadPoolExecutor(_THREADS, thread_name_prefix="fsck") as pool:
+            try:
+                for named in self.names():
+                    self.report.objects += 1
+                    because = self.missing(named.content)
+                    if because:
+                        self.hurt[named] = because
+                    elif self._deep:
+                        waiting.append((named, pool.submit(self._check_digest, named)))
+                        if len(waiting) >= _WINDOW:
+                            self._take_digest(*waiting.popleft())
+                while waiting:
+                    self._take_digest(*waiting.popleft())
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def missing(self, content: Content) -> list[bytes]:
+        """The records that a content needs and has not, or not sound; each is noted as damaged."""
+        if content.id in self.bad:
             return [content.id]
         with self._index.begin() as txn:
-            if recovery.is_whole(self._store.reader, self._index, txn, content) and not bad:
-                return []
-            location = self._index.location(txn, content.id)
-        if location is None:
-            self._damage(content.id, None, "its record is not in the index", kind="object")
+            there = self._index.location(txn, content.id) is not None
+        if not there:
+            self._damage(content.id, content.kind, "its record is not in the index")
             return [content.id]
         if content.kind == Kind.CHUNK:
             return []
+        try:
+            layout = self._store.reader.layout(content)
+        except StoreDamagedError as error:
+            self._damage(content.id, content.kind, str(error.details.get("reason", error.message)))
+            return [content.id]
         found = []
-        layout = self._store.reader.layout(content)
         with self._index.begin() as txn:
             for number in range(len(layout)):
                 chunk = layout.id(number)
-                if chunk not in bad and self._index.location(txn, chunk) is None:
-                    self._damage(chunk, None, "its record is not in the index")
-                    bad.add(chunk)
-                if chunk in bad:
+                if chunk not in self.bad and self._index.location(txn, chunk) is None:
+                    self._damage(chunk, Kind.CHUNK, "its record is not in the index")
+                if chunk in self.bad:
                     found.append(chunk)
         return found
 
-    def _digest_matches(self, name: ObjectName, content: Content) -> bool:
-        if name.algo != "md5":
-            return True  # md5-dos2unix names a changed text; Git's names have a header: neither is made here
+    def _check_digest(self, named: Named) -> list[bytes]:
+        """Read a content whole; the ids of what turns out to be damaged, or its own when it has another digest. Runs in
+        a thread."""
+        if named.name.algo != "md5":
+            return []  # md5-dos2unix names a changed text, Git's names have a header: neither is made here
         digest = hashlib.md5(usedforsecurity=False)
         try:
-            layout = self._store.reader.layout(content)
-            for number in range(len(layout)):
-                digest.update(self._store.reader.read_chunk(layout.id(number)))
-        except StoreDamagedError:
-            return False
-        return digest.hexdigest() == name.hex
+            for piece in self._store.reader.pieces(named.content):
+                digest.update(piece)
+        except StoreDamagedError as error:
+            return [bytes.fromhex(error.details["id"])]
+        return [] if digest.hexdigest() == named.name.hex else [named.content.id]
 
-    def _name_files(self, hurt: dict[ObjectName, list[bytes]]) -> None:
+    def _take_digest(self, named: Named, result: Future[list[bytes]]) -> None:
+        because = result.result()
+        self._advance(named.content.size)
+        for each in because:
+            if each == named.content.id and self._store.reader.locate(each) is not None:
+                self.misnamed.append(named)
+                reason = f"its content does not have the digest {named.name}"
+                self.bad.setdefault(_misnamed_key(named), Damaged("object", each.hex(), None, None, reason))
+                each = _misnamed_key(named)
+            else:
+                self._damage(each, Kind.CHUNK, "it cannot be read")
+            self.hurt.setdefault(named, []).append(each)
+
+    def _name_files(self) -> None:
         """Write into each damage the files that it hurts, from all readable manifests."""
-        if not hurt:
+        if not self.hurt:
             return
-        by_hex = {(name.algo, name.value): damages for name, damages in hurt.items()}
-        for name, damages in hurt.items():
-            self._add_file(damages, f"object {name}")
-        for name, content in self._names():
-            if name.is_dir and name not in hurt:
-                layout = self._store.reader.layout(content)
-                text = b"".join(self._store.reader.read_chunk(layout.id(i)) for i in range(len(layout)))
-                for entry in json.loads(text):
-                    damages = by_hex.get(("md5", entry.get("md5", "")), [])
-                    self._add_file(damages, f"{entry.get('relpath')} in {name.value}")
+        by_hex: dict[str, list[bytes]] = {}
+        for named, because in self.hurt.items():
+            by_hex.setdefault(named.name.value, []).extend(because)
+            self._add_file(because, f"object {named.name}")
+        for named in self.names():
+            if named.name.is_dir and named not in self.hurt:
+                try:
+                    for relpath, digest in manifests.entries(self._store.reader.pieces(named.content)):
+                        self._add_file(by_hex.get(digest, ()), f"{relpath} in {named.name.value}")
+                except (manifests.NotAManifest, StoreDamagedError):
+                    continue
 
-    def _add_file(self, damages: list[bytes], text: str) -> None:
-        for damage in set(damages):
-            found = self._bad.get(damage)
-            if found is not None and len(found.files) < MAX_FILES:
+    def _add_file(self, because: Any, text: str) -> None:
+        for each in set(because):
+            found = self.bad[each]
+            if len(found.files) < MAX_FILES:
                 found.files.append(text)
 
-    def _damage(self, record_id: bytes, location: Location | None, reason: str, kind: str = "") -> None:
+    def _damage(self, record_id: bytes, kind: int, reason: str, location: Location | None = None) -> None:
+        if record_id in self.bad:
+            return
+        if location is None:
+            with self._index.begin() as txn:
+                known = self._index.quarantined(txn, record_id)
+            if known is not None:
+                reason, location = known
+        if location is not None:
+            self.where[record_id] = location
         segment, offset = (location.segment, location.offset) if location else (None, None)
-        if not kind:
-            kind = Kind(location.kind).name.lower() if location else "chunk"
-        self._bad.setdefault(record_id, Damaged(kind, record_id.hex(), segment, offset, reason))
+        self.bad[record_id] = Damaged(Kind(kind).name.lower(), record_id.hex(), segment, offset, reason)
 
-    # -- repair ---------------------------------------------------------------------------------------------------
 
-    def _repair(self, hurt: dict[ObjectName, list[bytes]], source: Source | None) -> None:
-        """Quarantine damaged records, so that the same bytes can be stored again; take hurt objects from `source`;
-        write the journal anew when a segment lost a range, which may have been a journal record."""
-        bad = dict(self._bad)
-
-        def quarantine(txn: Any) -> int:
-            for key, damage in bad.items():
-                reason = {"reason": damage.reason, "segment": damage.segment, "offset": damage.offset}
-                txn.put(key, json.dumps(reason).encode(), db=self._index.quarantine)
-                if damage.kind != "range":
-                    txn.delete(key, db=self._index.records)
-            return sum(1 for damage in bad.values() if damage.kind != "range")
-
-        self._report.quarantined = self._store.write(quarantine)
-        self._store.forget_complete()
-        for name in hurt:
-            data = source(name) if source is not None else None
-            if data is not None and self._mend(name, data):
-                self._report.repaired += 1
-        if self._ranges:
-            self._rewrite_journal()
-        unmended = len(hurt) - self._report.repaired
-        self._report.ok = unmended == 0
-
-    def _mend(self, name: ObjectName, data: bytes) -> bool:
-        session = self._store.session(self._owner(name))
-        stored = session.feed(memoryview(data), [(len(data), True, name.is_dir)])[0]
-        if stored.name != name:
-            session.abort()
-            return False
-        return not session.commit()
-
-    def _owner(self, name: ObjectName) -> int:
-        """A uid that may read the object already: mending gives nobody a new right."""
-        with self._index.begin() as txn:
-            wanted = {content.id for content in self._index.contents(txn, name)}
-        for uid, content in self._grants():
-            if content in wanted:
-                return uid
-        return 0
-
-    def _grants(self) -> Iterator[tuple[int, bytes]]:
-        with self._index.begin() as txn, txn.cursor(db=self._index.grants) as cursor:
-            rows = [(int.from_bytes(key[:4], "big"), bytes(key[4:])) for key, _ in cursor]
+def _rows(index: Index, database: Any) -> Iterator[tuple[bytes, bytes]]:
+    """All rows, a bounded transaction at a time, so that a long check holds no old pages."""
+    after: tuple[bytes, bytes] | None = None
+    while True:
+        rows: list[tuple[bytes, bytes]] = []
+        with index.begin() as txn, txn.cursor(db=database) as cursor:
+            there = cursor.first() if after is None else cursor.set_range(after[0])
+            while there and len(rows) < _BATCH:
+                row = (bytes(cursor.key()), bytes(cursor.value()))
+                if after is None or row > after:
+                    rows.append(row)
+                there = cursor.next()
+        if not rows:
+            return
         yield from rows
+        after = rows[-1]
 
-    def _rewrite_journal(self) -> None:
-        by_content: dict[bytes, list[int]] = {}
-        for uid, content in self._grants():
-            by_content.setdefault(content, []).append(uid)
-        batches: dict[int, NameBatch] = {}
-        for name, found in self._names():
-            for uid in by_content.get(found.id, []):
-                batches.setdefault(uid, NameBatch(uid)).add(name.key(), found)
-        for batch in batches.values():
-            self._store.commit_names(batch)
+
+def _misnamed_key(named: Named) -> bytes:
+    """A key in `bad` that is no record's id: the record itself is sound."""
+    return named.name.key() + named.content.id
+
+
+def _damaged_range(found: Range) -> Damaged:
+    return Damaged("range", "", found.segment, found.begin, f"{found.end - found.begin} bytes are no valid record")

@@ -6,7 +6,8 @@ needed. One environment per process, never across a fork; a transaction lasts on
     records    id 32                        -> location 24 (records.LOCATION)
     objects    ObjectName.key()             -> content 41, sorted duplicates (one name may have several contents)
     grants     uid u32be, id 32             -> empty
-    quarantine id 32                        -> JSON {reason, segment, offset}
+    quarantine id 32                        -> JSON {reason, location: hex of location 24, or null}
+               "range", segment, begin, end -> the same: bytes that are no record, known, and needed by nothing
     meta       "committed"                  -> segment u64, offset u64: all before it is in the index
     folders, inodes, listings               -> see folders.py
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import struct
 import threading
@@ -27,7 +29,7 @@ import lmdb
 from millpond.daemon.errors import StoreDamagedError
 from millpond.daemon.names import ObjectName
 from millpond.daemon.store.files import Files, disk_full
-from millpond.daemon.store.records import Location, unpack_location
+from millpond.daemon.store.records import Location, padded, unpack_location
 
 T = TypeVar("T")
 
@@ -35,6 +37,8 @@ MAX_READERS = 1024
 DATABASES = ("records", "objects", "grants", "quarantine", "meta", "folders", "inodes", "listings")
 _CONTENT = struct.Struct("<B32sQ")
 _COMMITTED = struct.Struct("<QQ")
+_RANGE = struct.Struct(">5sQQQ")
+_RANGE_TAG = b"range"
 _MAX_MAP = 1 << 42
 
 
@@ -122,7 +126,6 @@ class Index:
             readonly=not writable,
             create=writable,
             mode=mode,
-            readahead=False,
             sync=fsync,
             max_spare_txns=8,
         )
@@ -227,6 +230,44 @@ class Index:
 
     def set_committed(self, txn: Any, segment: int, offset: int) -> None:
         txn.put(b"committed", _COMMITTED.pack(segment, offset), db=self.meta)
+
+    def set_aside(self, txn: Any, record_id: bytes, reason: str, location: Location | None) -> None:
+        """Put a record into quarantine: it is not found any more, so the same bytes can be stored again."""
+        where = None if location is None else location.pack().hex()
+        value = json.dumps({"reason": reason, "location": where}).encode()
+        txn.put(record_id, value, db=self.quarantine)
+        txn.delete(record_id, db=self.records)
+        if location is not None:
+            end = location.offset + padded(location.stored)
+            self.set_aside_range(txn, location.segment, location.offset, end, reason)
+
+    def set_aside_range(self, txn: Any, segment: int, begin: int, end: int, reason: str) -> None:
+        """Remember bytes of a segment that are no record, and that nothing needs."""
+        value = json.dumps({"reason": reason, "location": None}).encode()
+        txn.put(_RANGE.pack(_RANGE_TAG, segment, begin, end), value, db=self.quarantine)
+
+    def has_range(self, txn: Any, segment: int, begin: int, end: int) -> bool:
+        return txn.get(_RANGE.pack(_RANGE_TAG, segment, begin, end), db=self.quarantine) is not None
+
+    def quarantined(self, txn: Any, record_id: bytes) -> tuple[str, Location | None] | None:
+        """(reason, where it was) of a record in quarantine."""
+        value = txn.get(record_id, db=self.quarantine)
+        if value is None:
+            return None
+        found = json.loads(bytes(value))
+        where = found["location"]
+        return found["reason"], None if where is None else unpack_location(bytes.fromhex(where))
+
+    def uids(self, txn: Any) -> list[int]:
+        """All who were granted anything."""
+        found = []
+        with txn.cursor(db=self.grants) as cursor:
+            there = cursor.first()
+            while there:
+                uid = int.from_bytes(cursor.key()[:4], "big")
+                found.append(uid)
+                there = uid < 0xFFFFFFFF and cursor.set_range((uid + 1).to_bytes(4, "big"))
+        return found
 
     def _grow(self) -> None:
         size = self.env.info()["map_size"] * 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -44,6 +45,17 @@ def prepare(path: Path, group: int | None) -> None:
                 folder.chmod(0o2750)
     except OSError as error:
         raise as_store_error(error, path) from error
+
+
+def sync_parents(path: Path, files: Files) -> None:
+    """Make the store's own directory durable, up to the root: which of them are new is not known."""
+    for parent in path.resolve().parents:
+        try:
+            files.fsync_dir(parent)
+        except OSError as error:
+            # Not ours to look into, or a file system that has nothing to sync.
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EINVAL):
+                raise
 
 
 def file_mode(group: int | None) -> int:

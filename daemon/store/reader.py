@@ -15,6 +15,7 @@ import lmdb
 from millpond.daemon.errors import StoreDamagedError, StoreFormatError
 from millpond.daemon.names import ObjectName
 from millpond.daemon.store import records
+from millpond.daemon.store.format import read_format
 from millpond.daemon.store.index import Content, Index
 from millpond.daemon.store.recipes import Layout, parse_recipe
 from millpond.daemon.store.records import BadRecord, Codec, Kind, Location
@@ -27,17 +28,22 @@ RUN_BYTES = 2 << 20
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """A record that could not be read as what the index says: the record's id and the reason."""
+    """A record that could not be read as what the index says: its id, the reason, and where its bytes are wrong (None when
+    they could not be had at all)."""
 
     id: bytes
     reason: str
+    location: Location | None
 
 
 class StoreReader:
     """Resolve names, lay out contents, read chunks. Safe in many threads."""
 
-    def __init__(self, index: Index, segments: Path, on_damage: Callable[[Damage], None] | None = None) -> None:
+    def __init__(
+        self, index: Index, segments: Path, key: int, on_damage: Callable[[Damage], None] | None = None
+    ) -> None:
         self.index = index
+        self.key = key
         self._segments = SegmentReader(segments)
         self._on_damage = on_damage
 
@@ -45,7 +51,8 @@ class StoreReader:
     def open(cls, path: Path) -> StoreReader:
         """The store at `path`, read-only, for a process that is not the daemon. Raises StoreFormatError."""
         try:
-            return cls(Index(path / "index", writable=False), path / "segments")
+            key = records.key_of(read_format(path).uuid)
+            return cls(Index(path / "index", writable=False), path / "segments", key)
         except lmdb.Error as error:
             raise StoreFormatError(f"cannot open the store's index: {error}", path=str(path)) from error
 
@@ -65,9 +72,18 @@ class StoreReader:
         try:
             data = self._segments.read(location)
             assert data is not None
-            return parse_recipe(_content(data, content.id, Kind.RECIPE), content.id)
+            return parse_recipe(self._content(data, content.id, Kind.RECIPE), content.id)
         except (OSError, BadRecord) as error:
             raise StoreDamagedError(f"recipe {content.id.hex()[:16]} cannot be read: {error}") from error
+
+    def read_at(self, location: Location) -> bytes:
+        """The payload of a record that is not in the index. Raises BadRecord."""
+        try:
+            data = self._segments.read(location)
+        except OSError as error:
+            raise BadRecord(f"it cannot be read: {error.strerror}") from error
+        record, payload = records.decode(data or b"", self.key)
+        return records.decompress(record.codec, record.raw, payload)
 
     def read_chunk(self, chunk_id: bytes) -> bytes:
         """A chunk's bytes, checked. Raises StoreDamagedError."""
@@ -75,8 +91,13 @@ class StoreReader:
 
     def read_content(self, content: Content) -> bytes:
         """A whole small content. Raises StoreDamagedError."""
+        return b"".join(self.pieces(content))
+
+    def pieces(self, content: Content) -> Iterator[bytes]:
+        """A content, chunk by chunk. Raises StoreDamagedError."""
         layout = self.layout(content)
-        return b"".join(self.read_chunk(layout.id(number)) for number in range(len(layout)))
+        for number in range(len(layout)):
+            yield self.read_chunk(layout.id(number))
 
     def locate(self, record_id: bytes) -> Location | None:
         """Where a record lies."""
@@ -101,7 +122,7 @@ class StoreReader:
             return None
         try:
             data = self._segments.read(location, nowait=True)
-            return None if data is None else _view(data, 0, chunk_id)
+            return None if data is None else self._view(data, 0, chunk_id)
         except (OSError, BadRecord):
             return None
 
@@ -117,50 +138,49 @@ class StoreReader:
                 size = tail.offset + records.padded(tail.stored) - head.offset
                 data = self._segments.read_range(head.segment, head.offset, size, drop=drop)
                 starts = [location.offset - head.offset for location in locations if location is not None]
-                return [_view(data, start, each) for start, each in zip(starts, ids, strict=True)]
+                return [self._view(data, start, each) for start, each in zip(starts, ids, strict=True)]
             except (OSError, BadRecord):
                 pass
         return [self.read_chunk(each) for each in ids]
 
     def _read(self, record_id: bytes, kind: Kind) -> bytes:
-        reason = ""
+        reason, wrong = "", None
         for _ in range(2):
             location = self.locate(record_id)
             if location is None:
                 reason = reason or "it is not in the index"
                 break
+            wrong = None
             try:
                 data = self._segments.read(location)
                 assert data is not None
-                return _content(data, record_id, kind)
+                return self._content(data, record_id, kind)
             except OSError as error:
                 reason = f"segment {location.segment} cannot be read: {error.strerror}"
             except BadRecord as error:
-                reason = f"segment {location.segment} at {location.offset}: {error}"
+                reason, wrong = f"segment {location.segment} at {location.offset}: {error}", location
         if self._on_damage is not None:
-            self._on_damage(Damage(record_id, reason))
+            self._on_damage(Damage(record_id, reason, wrong))
         raise StoreDamagedError(
             f"{kind.name.lower()} {record_id.hex()[:16]} is damaged: {reason}",
             hint="run `millpond fsck` to see which files it hurts, and `fsck --repair` to mend what can be mended",
             details={"id": record_id.hex(), "reason": reason},
         )
 
+    def _content(self, data: bytes, record_id: bytes, kind: Kind) -> bytes:
+        record, payload = records.decode(data, self.key)
+        if record.id != record_id or record.kind != kind:
+            raise BadRecord("another record is there")
+        return records.decompress(record.codec, record.raw, payload)
 
-def _content(data: bytes, record_id: bytes, kind: Kind) -> bytes:
-    record, payload = records.decode(data)
-    if record.id != record_id or record.kind != kind:
-        raise BadRecord("another record is there")
-    return records.decompress(record.codec, record.raw, payload)
-
-
-def _view(data: bytes, start: int, chunk_id: bytes) -> Bytes:
-    """A chunk of the record at `start`, not copied if it is raw. Raises BadRecord."""
-    record, payload = records.decode(data, start)
-    if record.id != chunk_id or record.kind != Kind.CHUNK:
-        raise BadRecord("another record is there")
-    if record.codec == Codec.RAW and record.raw == record.stored:
-        return payload
-    return records.decompress(record.codec, record.raw, payload)
+    def _view(self, data: bytes, start: int, chunk_id: bytes) -> Bytes:
+        """A chunk of the record at `start`, not copied if it is raw. Raises BadRecord."""
+        record, payload = records.decode(data, self.key, start)
+        if record.id != chunk_id or record.kind != Kind.CHUNK:
+            raise BadRecord("another record is there")
+        if record.codec == Codec.RAW and record.raw == record.stored:
+            return payload
+        return records.decompress(record.codec, record.raw, payload)
 
 
 def _runs(locations: Sequence[Location | None]) -> Iterator[tuple[int, int]]:

@@ -4,7 +4,9 @@ Record header, 56 bytes, little endian, followed by the payload and zeros up to 
 
     0  magic u32 | 4 kind u8 | 5 codec u8 | 6 zero u16 | 8 raw u32 | 12 stored u32 | 16 checksum u64 | 24 id 32 bytes
 
-The checksum is XXH3-64 of the payload, seeded with XXH3-64 of the other header bytes, so it covers both.
+The checksum is XXH3-64 of the payload, seeded with XXH3-64 of the other header bytes, which is seeded with the store's
+key: the first 8 bytes of its uuid. So it covers both, and nobody who cannot read the store can make bytes that pass for a
+record. That matters because a scan, behind damage, goes on inside payloads, which users choose.
 """
 
 from __future__ import annotations
@@ -144,16 +146,21 @@ def decompress(codec: int, raw: int, payload: bytes | memoryview) -> bytes:
     return data
 
 
-def checksum(kind: int, codec: int, raw: int, stored: int, record_id: bytes, payload: bytes | memoryview) -> int:
-    head = HEADER.pack(MAGIC, kind, codec, 0, raw, stored, 0, record_id)
-    return xxh3_64_intdigest(payload, xxh3_64_intdigest(head))
+def key_of(uuid: bytes) -> int:
+    """The key that a store's checksums are made with."""
+    return int.from_bytes(uuid[:8], "little")
 
 
-def encode(kind: int, record_id: bytes, data: bytes | memoryview) -> list[bytes | memoryview]:
+def _checksum(header: bytes, payload: bytes | memoryview, key: int) -> int:
+    """`header` with zeros for the checksum."""
+    return xxh3_64_intdigest(payload, xxh3_64_intdigest(header, key))
+
+
+def encode(kind: int, record_id: bytes, data: bytes | memoryview, key: int) -> list[bytes | memoryview]:
     """A record as buffers to be written one after the other: header, payload, padding."""
     codec, payload = compress(data)
     stored, raw = len(payload), len(data)
-    total = checksum(kind, codec, raw, stored, record_id, payload)
+    total = _checksum(HEADER.pack(MAGIC, kind, codec, 0, raw, stored, 0, record_id), payload, key)
     header = HEADER.pack(MAGIC, kind, codec, 0, raw, stored, total, record_id)
     return [header, payload, bytes(padded(stored) - HEADER.size - stored)]
 
@@ -170,19 +177,20 @@ def decode_header(data: bytes | memoryview, offset: int = 0) -> tuple[Record, in
     return Record(kind, codec, raw, stored, record_id, offset), total
 
 
-def decode(data: bytes | memoryview, offset: int = 0) -> tuple[Record, memoryview]:
+def decode(data: bytes | memoryview, key: int, offset: int = 0) -> tuple[Record, memoryview]:
     """(record, stored payload) of a whole record in `data`, its checksum checked. Raises BadRecord."""
     record, total = decode_header(data, offset)
     begin = offset + HEADER.size
     payload = memoryview(data)[begin : begin + record.stored]
     if len(payload) != record.stored:
         raise BadRecord("payload is cut off")
-    if checksum(record.kind, record.codec, record.raw, record.stored, record.id, payload) != total:
+    header = HEADER.pack(MAGIC, record.kind, record.codec, 0, record.raw, record.stored, 0, record.id)
+    if _checksum(header, payload, key) != total:
         raise BadRecord("checksum does not match")
     return record, payload
 
 
-def scan(data: memoryview, start: int) -> Iterator[tuple[Record, memoryview] | tuple[int, int]]:
+def scan(data: memoryview, start: int, key: int) -> Iterator[tuple[Record, memoryview] | tuple[int, int]]:
     """Walk a segment's bytes from `start`: (record, payload) for each valid one, (begin, end) for what is not one.
 
     After damage it goes on at the next place where a record begins, so one bad record costs one record.
@@ -191,7 +199,7 @@ def scan(data: memoryview, start: int) -> Iterator[tuple[Record, memoryview] | t
     end = len(data)
     while position + HEADER.size <= end:
         try:
-            record, payload = decode(data, position)
+            record, payload = decode(data, key, position)
         except BadRecord:
             if bad_from < 0:
                 bad_from = position

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,9 @@ from millpond.daemon.store.records import BadRecord, Kind, Location, Record
 from millpond.daemon.store.segments import mapped, scan_segment, segment_numbers, segment_path
 
 log = logging.getLogger("millpond.store")
+
+# Journal records read at once: at most 50,000 names each, mostly few.
+_JOURNALS = 64
 
 
 def open_index(path: Path, files: Files, map_bytes: int, group: int | None, fsync: bool) -> Index:
@@ -44,15 +47,22 @@ def open_index(path: Path, files: Files, map_bytes: int, group: int | None, fsyn
     return index
 
 
-def recover(index: Index, files: Files, folder: Path) -> int:
+def recover(index: Index, files: Files, folder: Path, key: int) -> int:
     """Index all valid records behind the last commit, cut torn tails off; how many records were taken in.
 
-    With an empty index this is the rebuild. Records are made durable before they are indexed.
+    With an empty index this is the rebuild. Records are made durable before they are indexed. Names come last: what they
+    need may have been stored again in a later segment. Only then the mark moves, so a crash on the way starts this anew.
     """
     with index.begin() as txn:
         first, offset = index.committed(txn)
-    taken = 0
-    for number in segment_numbers(folder):
+    numbers = segment_numbers(folder)
+    if not first and not numbers:  # a new store: from now on no mark means that the index was lost
+        index.write(files, lambda txn: index.set_committed(txn, 1, records.SEGMENT_HEADER.size))
+        return 0
+    rebuild = first == 0
+    taken, mark = 0, (first, offset)
+    journals: list[Location] = []
+    for number in numbers:
         if number < first:
             continue
         begin = offset if number == first else records.SEGMENT_HEADER.size
@@ -62,64 +72,114 @@ def recover(index: Index, files: Files, folder: Path) -> int:
             log.warning("segment %d has no whole header and so no record: removed", number)
             path.unlink()
         elif size > begin:
-            taken += _replay(index, files, folder, number, begin)
-    if taken:
-        log.warning("%d records behind the last commit were taken into the index", taken)
+            found, end = _take_records(index, files, path, number, key, begin, rebuild)
+            journals += [at for _, at in found if at.kind == Kind.JOURNAL]
+            taken, mark = taken + len(found), (number, end)
+    if mark == (first, offset):
+        return 0
+    reader = StoreReader(index, folder, key)
+    for start in range(0, len(journals), _JOURNALS):
+        _take_names(index, files, reader, journals[start : start + _JOURNALS])
+    index.write(files, lambda txn: index.set_committed(txn, *mark))
+    log.warning("%d records were taken into the index%s", taken, "" if rebuild else " that came after the last commit")
     return taken
 
 
-def _replay(index: Index, files: Files, folder: Path, number: int, begin: int) -> int:
-    path = segment_path(folder, number)
+def _take_records(
+    index: Index, files: Files, path: Path, number: int, key: int, begin: int, rebuild: bool
+) -> tuple[list[tuple[bytes, Location]], int]:
+    """Index one segment's records from `begin`; all of them with their ids, and the segment's end.
+
+    What is no record was being written when the crash came, so nothing needs it: at the end it is cut off, between records
+    it is noted. In a rebuild that is not known, so it stays, and fsck tells of it.
+    """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         files.fdatasync(fd)
     finally:
         os.close(fd)
-    found: list[tuple[Record, bytes | None]] = []
-    cut = -1
+    found: list[tuple[bytes, Location]] = []
+    gaps: list[tuple[int, int]] = []
     with mapped(path) as view:
         end = len(view)
-        for item in _from(view, number, begin):
+        for item in scan_segment(view, number, key, begin):
             if isinstance(item[0], Record):
-                record, payload = item
-                assert isinstance(payload, memoryview)
-                found.append((record, bytes(payload) if record.kind == Kind.JOURNAL else None))
-                payload.release()
-                cut = -1
+                record = item[0]
+                at = Location(record.kind, record.codec, number, record.offset, record.stored, record.raw)
+                found.append((record.id, at))
             else:
-                cut = int(item[0])
-                log.warning("segment %d: %d bytes at %d are no record", number, int(str(item[1])) - cut, cut)
-    if cut >= 0:
-        files.truncate(path, max(cut, records.SEGMENT_HEADER.size))
-        end = max(cut, records.SEGMENT_HEADER.size)
-    reader = StoreReader(index, folder)
-    index.write(files, lambda txn: _take(index, reader, txn, number, end, found))
-    return len(found)
+                gaps.append((int(item[0]), int(str(item[1]))))
+                log.warning("segment %d: bytes %d to %d are no record", number, *gaps[-1])
+    if gaps and gaps[-1][1] == end and not rebuild:
+        end = gaps.pop()[0]
+        files.truncate(path, end)
+
+    def take(txn: Any) -> None:
+        for record_id, at in found:
+            if at.kind != Kind.JOURNAL:
+                txn.put(record_id, at.pack(), db=index.records)
+        for first, last in [] if rebuild else gaps:
+            index.set_aside_range(txn, number, first, last, "left by a crash")
+
+    index.write(files, take)
+    return found, end
 
 
-def _from(view: memoryview, number: int, begin: int) -> Iterator[Any]:
-    return scan_segment(view, number) if begin <= records.SEGMENT_HEADER.size else records.scan(view, begin)
+def _take_names(index: Index, files: Files, reader: StoreReader, journals: list[Location]) -> None:
+    """Name and grant what journal records say, where it is whole."""
+    parsed = []
+    for at in journals:
+        try:
+            parsed.append(journal.parse(reader.read_at(at)))
+        except BadRecord as error:
+            log.error("segment %d: journal record at %d: %s", at.segment, at.offset, error)
 
-
-def _take(
-    index: Index, reader: StoreReader, txn: Any, number: int, end: int, found: list[tuple[Record, bytes | None]]
-) -> None:
-    for record, _ in found:
-        if record.kind != Kind.JOURNAL:
-            location = Location(record.kind, record.codec, number, record.offset, record.stored, record.raw)
-            txn.put(record.id, location.pack(), db=index.records)
-    for record, payload in found:
-        if payload is not None:
-            try:
-                uid, entries = journal.parse(records.decompress(record.codec, record.raw, payload))
-            except BadRecord as error:
-                log.error("segment %d: journal record at %d: %s", number, record.offset, error)
-                continue
+    def take(txn: Any) -> None:
+        for uid, entries in parsed:
             for key, content in entries:
                 if is_whole(reader, index, txn, content):
                     txn.put(key, content.pack(), db=index.objects)
                     txn.put(grant_key(uid, content.id), b"", db=index.grants)
-    index.set_committed(txn, number, end)
+
+    index.write(files, take)
+
+
+def find_again(index: Index, files: Files, folder: Path, key: int, wanted: set[bytes]) -> int:
+    """Look through all segments for sound records of these ids and index them; how many were found.
+
+    For records that the index lost, or of which another copy is damaged. Runs on the commit thread.
+    """
+    found: dict[bytes, Location] = {}
+    for number in segment_numbers(folder):
+        with mapped(segment_path(folder, number)) as view:
+            for item in scan_segment(view, number, key):
+                if isinstance(item[0], Record) and item[0].id in wanted:
+                    record = item[0]
+                    assert isinstance(item[1], memoryview)
+                    with contextlib.suppress(BadRecord):
+                        if records.content_id(records.decompress(record.codec, record.raw, item[1])) == record.id:
+                            at = Location(record.kind, record.codec, number, record.offset, record.stored, record.raw)
+                            found[record.id] = at
+
+    def take(txn: Any) -> None:
+        for record_id, at in found.items():
+            txn.put(record_id, at.pack(), db=index.records)
+            txn.delete(record_id, db=index.quarantine)
+
+    index.write(files, take)
+    return len(found)
+
+
+def rebuild(index: Index, files: Files, folder: Path, key: int) -> int:
+    """Forget all that can be made from the segments, and make it anew; how many records there are. Runs on the commit
+    thread. A crash on the way is a crash with an empty index."""
+
+    def forget(txn: Any) -> None:
+        for database in (index.records, index.objects, index.grants, index.quarantine, index.meta):
+            txn.drop(database, delete=False)
+
+    index.write(files, forget)
+    return recover(index, files, folder, key)
 
 
 def is_whole(reader: StoreReader, index: Index, txn: Any, content: Content) -> bool:

@@ -54,14 +54,11 @@ def mapped(path: Path, limit: int | None = None) -> Iterator[memoryview]:
         if size == 0:
             yield memoryview(b"")
             return
-        with mmap.mmap(-1, size) as area:
-            view = memoryview(area)
-            try:
-                for start in range(0, size, _SCAN_BYTES):
-                    _fill(fd, view[start : start + _SCAN_BYTES], start)
-                yield view
-            finally:
-                view.release()
+        # Freed with the last payload that is a part of it.
+        view = memoryview(mmap.mmap(-1, size))
+        for start in range(0, size, _SCAN_BYTES):
+            _fill(fd, view[start : start + _SCAN_BYTES], start)
+        yield view
     finally:
         os.close(fd)
 
@@ -77,13 +74,22 @@ def _fill(fd: int, part: memoryview, offset: int) -> None:
                 _fill(fd, part[start : start + step], offset + start)
 
 
-def scan_segment(view: memoryview, number: int) -> Iterator[tuple[Record, memoryview] | tuple[int, int]]:
-    """`records.scan` behind the segment's header; a wrong header is one more damaged range."""
+def scan_segment(
+    view: memoryview, number: int, key: int | None = None, begin: int = 0
+) -> Iterator[tuple[Record, memoryview] | tuple[int, int]]:
+    """`records.scan` from `begin`, or from behind the segment's header; a wrong header is one more damaged range.
+
+    The store's key is taken from the segment's header when it is not given."""
     size = records.SEGMENT_HEADER.size
+    if key is None:
+        key = records.key_of(records.SEGMENT_HEADER.unpack_from(view)[2])
+    if begin > size:
+        yield from records.scan(view, begin, key)
+        return
     magic, said, _ = records.SEGMENT_HEADER.unpack_from(view) if len(view) >= size else (b"", 0, b"")
     if magic != records.SEGMENT_MAGIC or said != number:
         yield 0, min(size, len(view))
-    yield from records.scan(view, size)
+    yield from records.scan(view, size, key)
 
 
 @dataclass(slots=True)

@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from millpond.daemon.errors import ProtocolError
 from millpond.daemon.names import DIR_SUFFIX, ObjectName
 from millpond.daemon.store import records
 from millpond.daemon.store.chunking import MIN_BYTES, Cutter
@@ -45,6 +46,10 @@ class Sink(Protocol):
         """Those of `ids` that are stored."""
         ...
 
+    def encode(self, kind: Kind, record_id: bytes, data: bytes | memoryview) -> Encoded:
+        """A record for `append`."""
+        ...
+
     def append(self, batch: Sequence[Encoded]) -> None:
         """Write records and remember where they are."""
         ...
@@ -74,6 +79,7 @@ class IngestSession:
         self._pool = pool
         self._names = NameBatch(uid)
         self._stream: _Stream | None = None
+        self._failed = False
         # Manifests taken in, the last of them: a caller may want their folders soon.
         self.manifests: deque[ObjectName] = deque(maxlen=_MANIFESTS)
 
@@ -81,8 +87,9 @@ class IngestSession:
         """Take in `data`, the concatenation of pieces (length, last, is_dir); the contents that ended, in order.
 
         A content runs on over pieces until one that is `last`, also from one feed to the next. Raises DiskFullError,
-        StoreDamagedError.
+        StoreDamagedError, ProtocolError behind a feed that failed: what came of its contents is not known.
         """
+        self._check()
         tasks: list[Future[list[Stored]] | _Stream] = []
         group: list[tuple[memoryview, bool]] = []
         size = position = 0
@@ -111,18 +118,26 @@ class IngestSession:
                     self._stream = None
             flush()
             return self._collect(tasks)
+        except BaseException:
+            self._failed = True
+            raise
         finally:
             _settle(task for task in tasks if isinstance(task, Future))
 
     def commit(self) -> list[ObjectName]:
         """Make all of it durable, named and granted. The names of contents that are no longer whole, because their
-        chunks were removed or lost meanwhile: these must be fed again. Raises DiskFullError, StoreDamagedError."""
+        chunks were removed or lost meanwhile: these must be fed again. Raises as `feed`."""
+        self._check()
         return self._sink.commit_names(self._names) if len(self._names) else []
 
     def abort(self) -> None:
         """Give up: nothing is named. What was written is without names, and garbage."""
         self._names = NameBatch(self._names.uid)
         self._stream = None
+
+    def _check(self) -> None:
+        if self._failed:
+            raise ProtocolError("this session of puts has failed", hint="begin another one")
 
     def _collect(self, tasks: list[Future[list[Stored]] | _Stream]) -> list[Stored]:
         done: list[Stored] = []
@@ -145,7 +160,7 @@ class IngestSession:
             added = 0
             if chunk_id not in known:
                 known.add(chunk_id)
-                record = Encoded(Kind.CHUNK, chunk_id, len(part), records.encode(Kind.CHUNK, chunk_id, part))
+                record = self._sink.encode(Kind.CHUNK, chunk_id, part)
                 fresh.append(record)
                 added = record.size
             value = md5(part, usedforsecurity=False).hexdigest() + (DIR_SUFFIX if is_dir else "")
@@ -179,7 +194,7 @@ class IngestSession:
             added = 0
             if chunk_id not in known:
                 known.add(chunk_id)
-                record = Encoded(Kind.CHUNK, chunk_id, len(chunk), records.encode(Kind.CHUNK, chunk_id, chunk))
+                record = self._sink.encode(Kind.CHUNK, chunk_id, chunk)
                 fresh.append(record)
                 added = record.size
             done.append((chunk_id, len(chunk), added))
@@ -198,7 +213,7 @@ class IngestSession:
         recipe_id = records.content_id(payload)
         added = stream.new_bytes
         if not self._sink.known([recipe_id]):
-            record = Encoded(Kind.RECIPE, recipe_id, len(payload), records.encode(Kind.RECIPE, recipe_id, payload))
+            record = self._sink.encode(Kind.RECIPE, recipe_id, payload)
             self._sink.append([record])
             added += record.size
         return Stored(name, size, Content(Kind.RECIPE, recipe_id, size), added)

@@ -12,28 +12,28 @@ import contextlib
 import errno
 import fcntl
 import functools
-import json
+import itertools
 import logging
 import os
 import queue
-import secrets
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from millpond.daemon.errors import BusyError, StoreFormatError
+from millpond.daemon.errors import BusyError
 from millpond.daemon.names import ObjectName
-from millpond.daemon.store import chunking, layout, records, recovery
-from millpond.daemon.store.files import Files, as_store_error, write_durably
-from millpond.daemon.store.fsck import Fsck, FsckReport, Progress, Source
+from millpond.daemon.store import layout, manifests, records, recovery
+from millpond.daemon.store.files import Files, as_store_error
+from millpond.daemon.store.format import ensure_format
+from millpond.daemon.store.fsck import Fsck, FsckReport, Progress
 from millpond.daemon.store.index import Content, Index, grant_key
 from millpond.daemon.store.journal import NameBatch
 from millpond.daemon.store.reader import Damage, StoreReader
 from millpond.daemon.store.records import Kind, Location
+from millpond.daemon.store.repair import Repair, Source
 from millpond.daemon.store.segments import Encoded, SegmentLost, SegmentWriter
 from millpond.daemon.store.session import IngestSession
 
@@ -41,7 +41,6 @@ T = TypeVar("T")
 
 log = logging.getLogger("millpond.store")
 
-FORMAT = 1
 # Records that may wait for the next commit before one is made for them alone.
 MAX_PENDING = 20_000
 _MAX_WAITING = 256
@@ -99,8 +98,7 @@ class Store:
             reserve=reserve,
             mode=layout.file_mode(settings.group),
         )
-        self.damage: dict[bytes, str] = {}
-        self.reader = StoreReader(index, self._folder, self._note_damage)
+        self.reader = StoreReader(index, self._folder, records.key_of(uuid), self._note_damage)
         self._pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="store")
         self._pending: dict[bytes, Location] = {}
         self._pending_lock = threading.Lock()
@@ -123,10 +121,10 @@ class Store:
         layout.prepare(settings.path, settings.group)
         lock_fd = _lock(settings.path / "lock")
         try:
-            uuid = _check_format(settings, files)
+            uuid = ensure_format(settings.path, files, layout.file_mode(settings.group)).uuid
             index = recovery.open_index(settings.path, files, settings.map_bytes, settings.group, settings.fsync)
             try:
-                recovery.recover(index, files, settings.path / "segments")
+                recovery.recover(index, files, settings.path / "segments", records.key_of(uuid))
                 return cls(settings, files, lock_fd, index, uuid)
             except BaseException:
                 index.close()
@@ -162,6 +160,10 @@ class Store:
             found.update(record_id for record_id in ids if get(record_id, db=database) is not None)
         return found
 
+    def encode(self, kind: Kind, record_id: bytes, data: bytes | memoryview) -> Encoded:
+        """A record for `append`."""
+        return Encoded(kind, record_id, len(data), records.encode(kind, record_id, data, self.reader.key))
+
     def append(self, batch: Sequence[Encoded]) -> None:
         """Write records; from now on `known` finds them. Raises DiskFullError, StoreDamagedError."""
 
@@ -188,12 +190,21 @@ class Store:
         content = self.reader.resolve([name], uid)[0] if name.is_dir else None
         if content is None:
             return False
-        names = {ObjectName(name.algo, value) for value in _named_in(self.reader.read_content(content))}
-        if None in self.reader.resolve(list(names), uid):
+        if not self._has_all(name.algo, content, uid):
             return False
         if len(self._complete) >= _MAX_COMPLETE:
             self._complete.clear()
         self._complete.add(key)
+        return True
+
+    def _has_all(self, algo: str, manifest: Content, uid: int) -> bool:
+        rows = manifests.entries(self.reader.pieces(manifest))
+        try:
+            while batch := {ObjectName(algo, digest) for _, digest in itertools.islice(rows, 1000)}:
+                if None in self.reader.resolve(list(batch), uid):
+                    return False
+        except (manifests.NotAManifest, ValueError):  # a user's bytes under a manifest's name
+            return False
         return True
 
     def forget_complete(self) -> None:
@@ -210,7 +221,32 @@ class Store:
     ) -> FsckReport:
         """Check the whole store (see fsck.py). With `repair`, damaged records are put in quarantine and mended from
         `source`, which gives a content's bytes for a name, or None."""
-        return Fsck(self, self._index, self._folder, deep=deep, progress=progress).run(repair=repair, source=source)
+        check = Fsck(self, self._index, self._folder, deep=deep, progress=progress or (lambda done, total: None))
+        report = check.run()
+        if repair and check.bad:
+            Repair(self, self._index, self._folder, check).run(source)
+        return report
+
+    def flush(self) -> None:
+        """Index everything appended so far. Raises as a commit."""
+        if self._pending:
+            self._submit(_Job(None, None)).result()
+
+    def find_again(self, wanted: set[bytes]) -> int:
+        """Index sound records of these ids that lie unindexed in segments; how many were found."""
+        key = self.reader.key
+        return self._alone(lambda: recovery.find_again(self._index, self._files, self._folder, key, wanted))
+
+    def rebuild_index(self) -> int:
+        """Make the index anew from the segments, in place; how many records there are. Folders and listings stay."""
+        self.flush()
+        count = self._alone(lambda: recovery.rebuild(self._index, self._files, self._folder, self.reader.key))
+        self.forget_complete()
+        return count
+
+    def _alone(self, work: Callable[[], T]) -> T:
+        """Run `work`, which writes the index in its own transactions, on the commit thread."""
+        return self._submit(_Job(None, lambda txn: work(), alone=True)).result()  # type: ignore[no-any-return]
 
     def stats(self) -> StoreStats:
         """Figures, by a walk over the index."""
@@ -258,16 +294,31 @@ class Store:
     def _submit(self, job: _Job, *, wait: bool = True) -> Future[Any]:
         """Hand work to the commit thread. Raises BusyError when the store is closing, queue.Full unless `wait`."""
         # The commit thread waits until readers have left when it makes the map larger.
-        assert not self._index.is_reading, "not from inside a read transaction"
-        with self._submit_lock:
+        assert not (wait and self._index.is_reading), "not from inside a read transaction"
+        if not self._submit_lock.acquire(blocking=wait):
+            raise queue.Full
+        try:
             if self._closing:
                 raise BusyError(f"the store '{self.path}' is closing", hint="run the command again")
             self._queue.put(job, block=wait)
+        finally:
+            self._submit_lock.release()
         return job.done
 
     def _note_damage(self, damage: Damage) -> None:
-        if len(self.damage) < 1000:
-            self.damage[damage.id] = damage.reason
+        """Bytes on disk are wrong: put the record into quarantine, so that adding the same bytes heals it. What could not
+        be read at all may be there tomorrow, so it stays."""
+        log.error("record %s: %s", damage.id.hex(), damage.reason)
+        if damage.location is None:
+            return
+
+        def work(txn: Any) -> None:
+            if self._index.location(txn, damage.id) == damage.location:
+                self._index.set_aside(txn, damage.id, damage.reason, damage.location)
+                self._complete.clear()
+
+        with contextlib.suppress(queue.Full, BusyError):
+            self._submit(_Job(None, work), wait=False)
 
     def _run(self) -> None:
         """The commit thread."""
@@ -281,15 +332,14 @@ class Store:
                     break
             open_ = None not in jobs
             group = [job for job in jobs if job is not None and job.work is None]
-            if group or not open_:
+            if group or (not open_ and self._pending):
                 self._commit(group)
             for job in jobs:
                 if job is not None and job.work is not None:
-                    work = job.work
-                    _resolve([job], functools.partial(self._write_one, work))
+                    _resolve([job], functools.partial(self._write_one, job.work, job.alone))
 
-    def _write_one(self, work: Callable[[Any], Any]) -> list[Any]:
-        return [self._index.write(self._files, work)]
+    def _write_one(self, work: Callable[[Any], Any], alone: bool) -> list[Any]:
+        return [work(None) if alone else self._index.write(self._files, work)]
 
     def _commit(self, group: list[_Job]) -> None:
         """Commit what is pending, and the names of a group of callers; each gets the names that are not whole."""
@@ -338,7 +388,8 @@ class Store:
                     entries.append((whole.uid, key, content))
                 else:
                     lost.append(ObjectName.from_key(key))
-            journal.extend(_journal_records(whole))
+            for payload in whole.payloads():
+                journal.append(self.encode(Kind.JOURNAL, records.content_id(payload), payload))
             results.append(lost)
         if journal:
             self._segments.append(journal)
@@ -366,11 +417,13 @@ class Store:
 
 
 class _Job:
-    """Names to commit, or work for the commit thread, or (neither) a commit of what is pending."""
+    """Names to commit, or work for the commit thread (`alone`: it gets no transaction), or (neither) a commit of what is
+    pending."""
 
-    def __init__(self, names: NameBatch | None, work: Callable[[Any], Any] | None) -> None:
+    def __init__(self, names: NameBatch | None, work: Callable[[Any], Any] | None, *, alone: bool = False) -> None:
         self.names = names
         self.work = work
+        self.alone = alone
         self.done: Future[Any] = Future()
 
 
@@ -384,19 +437,6 @@ def _resolve(jobs: list[_Job], work: Callable[[], list[Any]]) -> None:
         for job in jobs:
             if not job.done.done():
                 job.done.set_exception(error)
-
-
-def _named_in(manifest: bytes) -> Iterator[str]:
-    """The digests that a manifest names; it was parsed with care when it came in."""
-    return (row.get("md5", "") for row in json.loads(manifest))
-
-
-def _journal_records(names: NameBatch) -> list[Encoded]:
-    found = []
-    for payload in names.payloads():
-        record_id = records.content_id(payload)
-        found.append(Encoded(Kind.JOURNAL, record_id, len(payload), records.encode(Kind.JOURNAL, record_id, payload)))
-    return found
 
 
 def _lock(path: Path) -> int:
@@ -415,28 +455,3 @@ def _lock(path: Path) -> int:
     os.ftruncate(fd, 0)
     os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
     return fd
-
-
-def _check_format(settings: StoreSettings, files: Files) -> bytes:
-    """Read or write format.json; the store's uuid. Raises StoreFormatError."""
-    path = settings.path / "format.json"
-    if not path.exists():
-        if any((settings.path / "segments").glob("*.seg")):
-            raise StoreFormatError(
-                f"'{settings.path}' has segments but no format.json", path=str(path), hint="restore it from a backup"
-            )
-        made = {"format": FORMAT, "uuid": secrets.token_hex(16), "created": int(time.time())}
-        data = json.dumps(made | {"chunking": chunking.parameters()}, indent=1).encode()
-        write_durably(files, path, data + b"\n", layout.file_mode(settings.group))
-    try:
-        found = json.loads(path.read_bytes())
-        version, uuid = int(found["format"]), bytes.fromhex(found["uuid"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise StoreFormatError(f"'{path}' is not a store's format file", path=str(path)) from error
-    if version != FORMAT or found.get("chunking") != chunking.parameters():
-        raise StoreFormatError(
-            f"the store in '{settings.path}' has format {version} ({found.get('chunking')}); this program writes {FORMAT}",
-            path=str(path),
-            hint="use the newer millpond that made it, or another MILLPOND_STORE",
-        )
-    return uuid

@@ -18,6 +18,9 @@ from millpond.daemon.store.recipes import RecipeBuilder, parse_recipe
 from millpond.daemon.store.records import BadRecord, Kind
 
 
+KEY = records.key_of(bytes(range(16)))
+
+
 def lengths(data: bytes, part: int) -> list[int]:
     cutter = chunking.Cutter()
     found = []
@@ -42,11 +45,11 @@ GOLDEN_FIRST = [143352, 429532, 265627, 258518]
 
 def test_a_record_has_not_moved() -> None:
     data = b"the same bytes for ever"
-    raw = b"".join(records.encode(Kind.CHUNK, records.content_id(data), data))
+    raw = b"".join(records.encode(Kind.CHUNK, records.content_id(data), data, KEY))
     assert raw.hex() == GOLDEN_RECORD
 
 
-GOLDEN_RECORD = "4d50523101000000170000001700000026cd7bc1b5981f8012766728cd6b37ff2f4ea1e2cc2b75b71739cb0bc39b95ba46f026c59fa681057468652073616d6520627974657320666f72206576657200"
+GOLDEN_RECORD = "4d505231010000001700000017000000ba9948391a2a712312766728cd6b37ff2f4ea1e2cc2b75b71739cb0bc39b95ba46f026c59fa681057468652073616d6520627974657320666f72206576657200"
 
 
 def test_names_have_not_moved() -> None:
@@ -72,26 +75,26 @@ def test_boundaries_do_not_depend_on_how_a_content_comes(size: int, part: int, s
 @given(st.binary(max_size=20_000), st.integers(0, 200))
 def test_a_record_comes_back_and_any_flipped_bit_is_seen(data: bytes, where: int) -> None:
     data = data * 3 if len(data) % 2 else data
-    raw = bytearray(b"".join(records.encode(Kind.CHUNK, records.content_id(data), data)))
+    raw = bytearray(b"".join(records.encode(Kind.CHUNK, records.content_id(data), data, KEY)))
     assert len(raw) % records.ALIGN == 0
-    record, payload = records.decode(bytes(raw))
+    record, payload = records.decode(bytes(raw), KEY)
     assert records.decompress(record.codec, record.raw, payload) == data
     place = where % (records.HEADER.size + record.stored)
     raw[place] ^= 1 << (where % 8)
     with pytest.raises(BadRecord):
-        other, payload = records.decode(bytes(raw))
+        other, payload = records.decode(bytes(raw), KEY)
         assert other.id == record.id  # unreachable for a changed id: the checksum covers it
         records.decompress(other.codec, other.raw, payload)
 
 
 @given(st.lists(st.binary(min_size=1, max_size=300), min_size=1, max_size=12), st.data())
 def test_a_scan_loses_at_most_the_damaged_record(contents: list[bytes], data: st.DataObject) -> None:
-    encoded = [b"".join(records.encode(Kind.CHUNK, records.content_id(item), item)) for item in contents]
+    encoded = [b"".join(records.encode(Kind.CHUNK, records.content_id(item), item, KEY)) for item in contents]
     victim = data.draw(st.integers(0, len(encoded) - 1))
     raw = bytearray(b"".join(encoded))
     begin = sum(map(len, encoded[:victim]))
     raw[begin + data.draw(st.integers(0, records.HEADER.size - 1))] ^= 0xFF
-    found = [item[0].id for item in records.scan(memoryview(raw), 0) if isinstance(item[0], records.Record)]
+    found = [item[0].id for item in records.scan(memoryview(raw), 0, KEY) if isinstance(item[0], records.Record)]
     assert found == [records.content_id(item) for number, item in enumerate(contents) if number != victim]
 
 

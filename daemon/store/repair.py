@@ -1,0 +1,109 @@
+"""Mending what fsck found: quarantine, other copies in the segments, bytes from elsewhere, the journal written anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from millpond.daemon.names import ObjectName
+from millpond.daemon.store.fsck import MAX_LISTED, Fsck
+from millpond.daemon.store.index import Index, grant_key
+from millpond.daemon.store.journal import NameBatch
+from millpond.daemon.store.recovery import is_whole
+
+if TYPE_CHECKING:
+    from millpond.daemon.store.store import Store
+
+# A content's bytes for its name from elsewhere, or None.
+Source = Callable[[ObjectName], bytes | None]
+# Names in one commit of the journal's rewriting.
+_NAMES = 20_000
+
+
+class Repair:
+    """One repair after one check."""
+
+    def __init__(self, store: Store, index: Index, folder: Path, check: Fsck) -> None:
+        self._store = store
+        self._index = index
+        self._folder = folder
+        self._check = check
+
+    def run(self, source: Source | None) -> None:
+        """Mend what can be mended and write into the report what cannot."""
+        check, report = self._check, self._check.report
+        report.quarantined = self._store.write(self._quarantine)
+        self._store.forget_complete()
+        self._store.find_again(set(check.bad))
+        if check.ranges:
+            self._rewrite_journal()
+        if source is not None:
+            for name in dict.fromkeys(each.name for each in check.hurt):
+                if self._is_hurt(name):
+                    data = source(name)
+                    if data is not None:
+                        self._store_again(name, data)
+        before = {each.name for each in check.hurt}
+        left = [name for name in before if self._is_hurt(name)]
+        report.repaired = len(before) - len(left)
+        report.hurt = sorted(map(str, left))[:MAX_LISTED]
+        report.ok = not left
+
+    def _quarantine(self, txn: Any) -> int:
+        """Put damaged records aside, so that the same bytes can be stored again; take away names of what has another
+        digest; remember ranges that are no record. How many were put aside."""
+        check = self._check
+        for record_id, damage in check.bad.items():
+            if damage.kind != "object":
+                self._index.set_aside(txn, record_id, damage.reason, check.where.get(record_id))
+        for named in check.misnamed:
+            txn.delete(named.name.key(), named.content.pack(), db=self._index.objects)
+        for each in check.ranges:
+            self._index.set_aside_range(txn, *each, "damaged")
+        return len(check.bad)
+
+    def _is_hurt(self, name: ObjectName) -> bool:
+        """Whether any content of a name lacks a record, now; or no content is left."""
+        with self._index.begin() as txn:
+            contents = self._index.contents(txn, name)
+            return not contents or not all(is_whole(self._store.reader, self._index, txn, each) for each in contents)
+
+    def _store_again(self, name: ObjectName, data: bytes) -> None:
+        """Take a content in as if its owner added it: mending gives nobody a new right."""
+        owner = self._owner(name)
+        if owner is None:
+            return
+        session = self._store.session(owner)
+        stored = session.feed(memoryview(data), [(len(data), True, name.is_dir)])[0]
+        if stored.name == name:
+            session.commit()
+        else:
+            session.abort()
+
+    def _owner(self, name: ObjectName) -> int | None:
+        with self._index.begin() as txn:
+            contents = {each.content for each in self._check.hurt if each.name == name}
+            for uid in self._index.uids(txn):
+                if any(txn.get(grant_key(uid, each.id), db=self._index.grants) is not None for each in contents):
+                    return uid
+        return None
+
+    def _rewrite_journal(self) -> None:
+        """A damaged range may have been a journal record; the index still has what it said."""
+        with self._index.begin() as txn:
+            uids = self._index.uids(txn)
+        batches = {uid: NameBatch(uid) for uid in uids}
+        for named in self._check.names():
+            with self._index.begin() as txn:
+                owners = [
+                    uid for uid in uids if txn.get(grant_key(uid, named.content.id), db=self._index.grants) is not None
+                ]
+            for uid in owners:
+                batches[uid].add(named.name.key(), named.content)
+                if len(batches[uid]) >= _NAMES:
+                    self._store.commit_names(batches[uid])
+                    batches[uid] = NameBatch(uid)
+        for batch in batches.values():
+            if len(batch):
+                self._store.commit_names(batch)

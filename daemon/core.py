@@ -11,11 +11,12 @@ import subprocess
 import time
 from collections.abc import Awaitable, Callable
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import trio
 
-from millpond.daemon.errors import AccessError
+from millpond.daemon.errors import AccessError, BusyError
 from millpond.daemon.jobs import verbs as job_verbs
 from millpond.daemon.jobs.system import SystemMode
 from millpond.daemon.jobs.zygotes import OwnUserStarter, Zygotes
@@ -37,6 +38,9 @@ STOP_S = 10.0
 CANCEL_S = 15.0
 # Open files of the daemon.
 MAX_FILES = 65536
+# A process that was killed while it synced to a busy disk takes its time.
+DYING_S = 10.0
+_PF_EXITING = 4
 _IDLE_CHECK_S = 1.0
 # LMDB forgets the slots of readers that died.
 _READER_CHECK_S = 3600.0
@@ -220,7 +224,7 @@ def run(
     zygotes = Zygotes(starter, shared=True) if system is None else Zygotes(system.start_zygote)
     try:
         group = system.store_group if system else None
-        store = Store.open(StoreSettings(settings.store, fsync=settings.fsync, group=group))
+        store = _open_store(StoreSettings(settings.store, fsync=settings.fsync, group=group))
         try:
             trio.run(serve, settings, store, system, zygotes, ready)
         finally:
@@ -229,6 +233,31 @@ def run(
         zygotes.close()
         starter.close()
         log.info("ended")
+
+
+def _open_store(settings: StoreSettings) -> Store:
+    """Open the store; a daemon that was killed may take a moment to let go of it. Raises as Store.open."""
+    deadline = time.monotonic() + DYING_S
+    while True:
+        try:
+            return Store.open(settings)
+        except BusyError:
+            if time.monotonic() > deadline or not _is_dying(settings.path / "lock"):
+                raise
+            time.sleep(0.02)
+
+
+def _is_dying(lock: Path) -> bool:
+    """Whether the process that a lock file names is gone or on its way out (proc_pid_stat(5): field 9, PF_EXITING)."""
+    try:
+        pid = int(lock.read_text())
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        pending = Path(f"/proc/{pid}/status").read_text().partition("ShdPnd:")[2].split()[0]
+        return bool(int(fields[6]) & _PF_EXITING or int(pending, 16) & 1 << (signal.SIGKILL - 1))
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    except (OSError, ValueError, IndexError):
+        return False
 
 
 def _raise_file_limit() -> None:

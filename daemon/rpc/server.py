@@ -32,6 +32,7 @@ MAX_CONNECTIONS = 256
 MAX_REQUESTS = 64
 # Workers of a daemon that was killed end within this time (zygote.py), and hold their lock until then.
 LEFTOVER_S = 10.0
+_RETRY_S = 0.02
 _UCRED = struct.Struct("3i")
 
 
@@ -58,10 +59,14 @@ class Listener:
         try:
             _make_folder(path.parent, 0o700 if mode == 0o600 else 0o755)
             self._lock = _lock_file(path, "lock")
-            if not _try_lock(self._lock):
-                raise BusyError(
-                    f"another daemon listens on '{path}'", path=str(path), hint="use it, or: millpond daemon stop"
-                )
+            # A daemon that is being killed holds it for a moment more, but answers nobody.
+            deadline = time.monotonic() + LEFTOVER_S
+            while not _try_lock(self._lock):
+                if _answers(path) or time.monotonic() > deadline:
+                    raise BusyError(
+                        f"another daemon listens on '{path}'", path=str(path), hint="use it, or: millpond daemon stop"
+                    )
+                time.sleep(_RETRY_S)
             self.work_lock = _lock_file(path, "work")
             _await_leftovers(self.work_lock)
             _remove_stale(path)
@@ -124,13 +129,25 @@ def _try_lock(fd: int) -> bool:
         return False
 
 
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as sock:
+        try:
+            sock.settimeout(1.0)
+            sock.connect(os.fspath(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except OSError:
+            return True
+    return True
+
+
 def _await_leftovers(fd: int) -> None:
     """Until no worker of an earlier daemon runs; then share the lock, for workers of this one to hold too."""
     deadline = time.monotonic() + LEFTOVER_S
     while not _try_lock(fd):
         if time.monotonic() > deadline:
             raise BusyError("a worker of an earlier daemon still runs", hint="end it (ps -C millpond-worker)")
-        time.sleep(0.02)
+        time.sleep(_RETRY_S)
     fcntl.flock(fd, fcntl.LOCK_SH)
 
 

@@ -257,6 +257,7 @@ def test_kill_minus_nine_in_a_loop_of_requests(tmp_path: Path) -> None:
     """Whatever is under way is an error or an answer, never a hang; what was acknowledged is there."""
     place = site(tmp_path, MILLPOND_FSYNC="1")
     stored: list[str] = []
+    errors: list[MillpondError] = []
     for round_number in range(4):
         done = threading.Event()
 
@@ -266,19 +267,24 @@ def test_kill_minus_nine_in_a_loop_of_requests(tmp_path: Path) -> None:
                 count += 1
                 path = tmp_path / f"f{number}"
                 path.write_text(f"{number} {count}")
-                with contextlib.suppress(DaemonUnavailableError), place.start() as client:
-                    found, _ = client.call("status", {"paths": [str(path)], "context": context()})
-                    stored.extend(found["names"])
+                try:
+                    with place.start() as client:
+                        found, _ = client.call("status", {"paths": [str(path)], "context": context()})
+                        stored.extend(found["names"])
+                except MillpondError as error:
+                    errors.append(error)
 
         thread = threading.Thread(target=work, args=(round_number, done))
         thread.start()
         seen = len(stored)
         until(lambda seen=seen: len(stored) > seen + 2)  # type: ignore[misc]
         with contextlib.suppress(MillpondError), Client.connect(place.settings.socket) as client:
-            pid = pid_of(client)
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid_of(client), signal.SIGKILL)
+        seen = len(stored)
+        until(lambda seen=seen: len(stored) > seen)  # type: ignore[misc]
         done.set()
         thread.join()
+    assert {type(error) for error in errors} <= {DaemonUnavailableError}
     with place.start() as client:
         report, _ = client.call("fsck", {"deep": True, "context": context()})
         stats, _ = client.call("store.stats", {})

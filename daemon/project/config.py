@@ -13,127 +13,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from millpond.daemon.errors import InvalidFileError
+from millpond.daemon.project import configkeys
 
 LEVELS = ("system", "global", "project", "local")
-_SECTION = re.compile(r"""\[\s*(?:'(?P<q>[^']*)'|"(?P<d>[^"]*)"|(?P<b>[^\]'"]*))\s*\]\s*(?:#.*)?\Z""")
-_NAMED = re.compile(r'(remote|machine|db)\s+"([^"]*)"\Z')
-_KEYS: dict[str, frozenset[str]] = {
-    "core": frozenset(
-        [
-            "remote",
-            "checksum_jobs",
-            "interactive",
-            "analytics",
-            "hardlink_lock",
-            "no_scm",
-            "autostage",
-            "check_update",
-            "site_cache_dir",
-            "experiments",
-            "machine",
-        ]
-    ),
-    "cache": frozenset(
-        ["local", "s3", "gs", "hdfs", "webhdfs", "ssh", "azure", "dir", "type", "shared", "slow_link_warning", "verify"]
-    ),
-    "exp": frozenset(["auto_push", "git_remote", "code", "params", "plots", "metrics", "live", "models"]),
-    "parsing": frozenset(["bool", "list"]),
-    "hydra": frozenset(["enabled", "config_dir", "config_module", "config_name", "plugins_path"]),
-    "plots": frozenset(["html_template", "auto_open", "out_dir"]),
-    "studio": frozenset(["token", "url", "repo_url", "offline"]),
-    "state": frozenset(["dir", "row_limit", "row_cleanup_quota"]),
-    "index": frozenset(["dir"]),
-    "db": frozenset(["url", "username", "password"]),
-}
-_FREE_SECTIONS = frozenset({"feature", "machine"})
-_REMOTE_KEYS = frozenset(
-    [
-        "url",
-        "checksum_jobs",
-        "jobs",
-        "worktree",
-        "version_aware",
-        "verify",
-        "region",
-        "profile",
-        "credentialpath",
-        "configpath",
-        "endpointurl",
-        "access_key_id",
-        "secret_access_key",
-        "session_token",
-        "listobjects",
-        "use_ssl",
-        "allow_anonymous_login",
-        "ssl_verify",
-        "sse",
-        "sse_kms_key_id",
-        "sse_customer_algorithm",
-        "sse_customer_key",
-        "acl",
-        "grant_read",
-        "grant_read_acp",
-        "grant_write_acp",
-        "grant_full_control",
-        "cache_regions",
-        "read_timeout",
-        "connect_timeout",
-        "projectname",
-        "connection_string",
-        "sas_token",
-        "account_name",
-        "account_key",
-        "tenant_id",
-        "client_id",
-        "client_secret",
-        "exclude_environment_credential",
-        "exclude_visual_studio_code_credential",
-        "exclude_shared_token_cache_credential",
-        "exclude_managed_identity_credential",
-        "timeout",
-        "connection_timeout",
-        "port",
-        "user",
-        "password",
-        "ask_password",
-        "passphrase",
-        "ask_passphrase",
-        "keyfile",
-        "gss_auth",
-        "allow_agent",
-        "max_sessions",
-        "auth",
-        "custom_auth_header",
-        "method",
-        "token",
-        "bearer_token_command",
-        "cert_path",
-        "key_path",
-        "gdrive_client_id",
-        "gdrive_client_secret",
-        "gdrive_user_credentials_file",
-        "gdrive_service_account_email",
-        "gdrive_service_account_user_email",
-        "gdrive_service_account_p12_file_path",
-        "gdrive_service_account_json_file_path",
-        "gdrive_use_service_account",
-        "gdrive_trash_only",
-        "gdrive_acknowledge_abuse",
-        "profile",
-        "oss_key_id",
-        "oss_key_secret",
-        "oss_endpoint",
-        "hdfs_token",
-        "kerberos",
-        "kerberos_principal",
-        "proxy_to",
-        "use_https",
-        "data_proxy_target",
-        "no_traverse",
-        "fetch_jobs",
-    ]
-)
-_TRUE, _FALSE = frozenset({"true", "yes", "on", "1"}), frozenset({"false", "no", "off", "0"})
+# Quoted or bare; `[remote "name"]` as Git writes it is a bare one.
+_SECTION = re.compile(r"""(\[+)\s*('\s*\S.*?\s*'|"\s*\S.*?\s*"|[^'"\s].*?)\s*(\]+)\s*(?:#.*)?""")
+_NAMED = re.compile(r"(remote|machine|db)\s+\"(.*)\"")
+_KEY = re.compile(r"""('.*?'|".*?"|[^'"=].*?)\s*=\s*(.*)""")
+_TRIPLE = re.compile(r"""(\'\'\'|\"\"\")(.*?)\1\s*(?:#.*)?""")
+# One value, then one item of several: a comment begins at any `#` outside of quotes.
+_SINGLE = re.compile(r"""(".*?"|'.*?'|[^'",#][^,]*?|)\s*(?:#.*)?""")
+_ITEM = re.compile(r"""\s*(".*?"|'.*?'|[^'",#][^,#]*?)\s*(?:(,)|(?=#)|\Z)""")
 
 
 @dataclass(slots=True)
@@ -148,14 +38,11 @@ class Config:
         return self.values.get(section, {}).get(key)
 
     def flag(self, section: str, key: str, default: bool = False) -> bool:
-        """A boolean setting. Raises InvalidFileError."""
+        """A boolean setting; `parse` has seen to it that it is one."""
         value = self.get(section, key)
         if value is None:
             return default
-        if value.lower() in _TRUE | _FALSE:
-            return value.lower() in _TRUE
-        path = self.origin[section, key]
-        raise InvalidFileError(f"'{path}': {section}.{key} is '{value}', not true or false", path=path)
+        return value.lower() == "true"
 
     def cache_dir(self, dvc_dir: str) -> str:
         """Where DVC's own cache is, absolute; a relative `cache.dir` belongs to the folder of the file that has it."""
@@ -170,9 +57,11 @@ def level_paths(dvc_dir: str, environ: Mapping[str, str]) -> dict[str, str]:
     """The file of each level."""
     home = environ.get("HOME") or os.path.expanduser("~")
     user = environ.get("DVC_GLOBAL_CONFIG_DIR") or os.path.join(
-        environ.get("XDG_CONFIG_HOME") or os.path.join(home, ".config"), "dvc"
+        _absolute(environ.get("XDG_CONFIG_HOME")) or os.path.join(home, ".config"), "dvc"
     )
-    system = environ.get("DVC_SYSTEM_CONFIG_DIR") or "/etc/xdg/dvc"
+    system = environ.get("DVC_SYSTEM_CONFIG_DIR") or os.path.join(
+        _absolute(environ.get("XDG_CONFIG_DIRS", "").split(":")[0]) or "/etc/xdg", "dvc"
+    )
     return {
         "system": os.path.join(system, "config"),
         "global": os.path.join(user, "config"),
@@ -197,38 +86,40 @@ def load(dvc_dir: str, environ: Mapping[str, str]) -> Config:
 
 
 def parse(text: str, path: str) -> dict[str, dict[str, str]]:
-    """Sections (`core`, `remote "name"`) of one file, lower-cased as DVC does. Raises InvalidFileError."""
+    """Sections (`core`, `remote "name"`) of one file, lower-cased as DVC does; a list's items are joined by commas.
+
+    Raises InvalidFileError with the line of what DVC would not take.
+    """
     sections: dict[str, dict[str, str]] = {}
+    spellings: set[str] = set()
     current: dict[str, str] | None = None
-    known: frozenset[str] | None = None
+    known: Mapping[str, int] | None = None
     for number, line in enumerate(text.split("\n"), 1):
         stripped = line.strip()
         if not stripped or stripped.startswith("#"):
             continue
-        header = _SECTION.match(stripped)
+        header = _SECTION.fullmatch(stripped)
         if header is not None:
-            name = (header["q"] or header["d"] or header["b"] or "").strip().lower()
-            known = _known_keys(name, path, number)
-            if name in sections:
+            spelling, name = _section_name(header, known is None and current is not None, path, number)
+            if name is None:
+                current = {}  # a section within one whose keys are free
+                continue
+            if spelling in spellings:
                 raise _invalid(path, number, f"section [{name}] is there twice")
-            current = sections.setdefault(name, {})
+            spellings.add(spelling)
+            known = _known_keys(name, path, number)
+            current = sections[name] = {}
             continue
-        key, equals, value = stripped.partition("=")
-        key = key.strip().strip("'\"").lower()
-        if not equals or not key:
-            raise _invalid(path, number, f"'{stripped}' is neither a section nor key = value")
         if current is None:
-            raise _invalid(path, number, f"'{key}' stands before any section")
-        if known is not None and key not in known:
-            raise _invalid(path, number, f"unknown key '{key}'")
-        current[key] = _value(value.strip(), path, number)
+            raise _invalid(path, number, f"'{stripped}' stands before any section")
+        _setting(stripped, current, known, path, number)
     return sections
 
 
 def merge(config: Config, sections: Mapping[str, Mapping[str, str]], path: str) -> None:
     """Lay one file's sections over what is there."""
     for section, values in sections.items():
-        named = _NAMED.match(section)
+        named = _NAMED.fullmatch(section)
         if named is not None and named[1] == "remote":
             target = config.remotes.setdefault(named[2], {})
         else:
@@ -238,25 +129,82 @@ def merge(config: Config, sections: Mapping[str, Mapping[str, str]], path: str) 
             config.origin[section, key] = path
 
 
-def _known_keys(section: str, path: str, line: int) -> frozenset[str] | None:
-    named = _NAMED.match(section)
+def _section_name(header: re.Match[str], free: bool, path: str, line: int) -> tuple[str, str | None]:
+    """A section's name as it is spelled and as it is meant; None for one within another whose keys are free."""
+    opening, name, closing = header.groups()
+    if len(opening) != len(closing) or (len(opening) > 1 and not free):
+        raise _invalid(path, line, f"'{header[0]}' is no section")
+    if name[0] in "'\"":
+        name = name[1:-1]
+    return name, None if len(opening) > 1 else name.strip().lower()
+
+
+def _known_keys(section: str, path: str, line: int) -> Mapping[str, int] | None:
+    """The keys that a section may have, None where they are free."""
+    named = _NAMED.fullmatch(section)
     if named is not None:
-        return _REMOTE_KEYS if named[1] == "remote" else _KEYS.get(named[1])
-    if section in _FREE_SECTIONS:
+        return {"remote": configkeys.REMOTE, "db": configkeys.DATABASE}.get(named[1])
+    if section in ("feature", "machine"):
         return None
-    if section not in _KEYS:
+    if section in ("remote", "db"):
+        return {}
+    if section not in configkeys.SECTIONS:
         raise _invalid(path, line, f"unknown section [{section}]")
-    return _KEYS[section]
+    return configkeys.SECTIONS[section]
 
 
-def _value(text: str, path: str, line: int) -> str:
-    if text[:1] in ("'", '"'):
-        triple = text[:3] if text[:3] in ("'''", '"""') else text[:1]
-        end = text.find(triple, len(triple))
-        if end < 0:
-            raise _invalid(path, line, "a quote is not closed")
-        return text[len(triple) : end]
-    return re.split(r"\s#|^#", text, maxsplit=1)[0].strip()
+def _setting(text: str, section: dict[str, str], known: Mapping[str, int] | None, path: str, line: int) -> None:
+    """Put one `key = value` into its section."""
+    pair = _KEY.fullmatch(text)
+    if pair is None:
+        raise _invalid(path, line, f"'{text}' is neither a section nor key = value")
+    key = _unquoted(pair[1]).lower()
+    # A remote within another's has the keys of that one's kind.
+    free = known is configkeys.REMOTE and section.get("url", "").startswith("remote://")
+    if known is not None and key not in known and not free:
+        raise _invalid(path, line, f"unknown key '{key}'")
+    if key in section:
+        raise _invalid(path, line, f"key '{key}' is there twice")
+    values, listed = _values(pair[2], path, line)
+    kind = configkeys.FREE if known is None or free else known[key]
+    problem = configkeys.problem(kind, values, listed)
+    if problem is not None:
+        raise _invalid(path, line, f"{key}: {problem}")
+    text = ",".join(values)
+    section[key] = text.lower() if kind == configkeys.NAME else text
+
+
+def _values(text: str, path: str, line: int) -> tuple[list[str], bool]:
+    """The items of a value, and whether it is written as a list."""
+    triple = _TRIPLE.fullmatch(text)
+    if triple is not None:
+        return [triple[2]], False
+    single = _SINGLE.fullmatch(text)
+    if single is not None:
+        return [_unquoted(single[1])], False
+    rest = text.partition(",")[2].strip() if text.startswith(",") else None
+    if rest is not None and (not rest or rest.startswith("#")):
+        return [], True
+    items, at = [], 0
+    while at < len(text) and text[at] != "#":
+        item = _ITEM.match(text, at)
+        if item is None:
+            raise _invalid(path, line, f"{text} has a quote or a comma that does not fit")
+        items.append(_unquoted(item[1]))
+        at = item.end()
+        if not item[2]:
+            break
+        at += len(text[at:]) - len(text[at:].lstrip())
+    return items, True
+
+
+def _unquoted(text: str) -> str:
+    return text[1:-1] if len(text) > 1 and text[0] in "'\"" and text[-1] == text[0] else text
+
+
+def _absolute(path: str | None) -> str | None:
+    """XDG variables count when they are absolute."""
+    return path if path and os.path.isabs(path) else None
 
 
 def _invalid(path: str, line: int, problem: str) -> InvalidFileError:

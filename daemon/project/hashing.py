@@ -30,14 +30,11 @@ def md5_of(file: Readable) -> str:
 
 
 def md5_dos2unix_of(file: Readable) -> str:
-    """MD5 with CRLF as LF when the file looks like text. As in DVC 1 and 2, part by part of 1 MiB: a CRLF that lies across
-    two parts stays as it is."""
+    """MD5 with CRLF as LF in what looks like text. As in DVC, part by part of 1 MiB: each is judged by its own beginning,
+    and a CRLF that lies across two parts stays as it is."""
     digest = hashlib.md5(usedforsecurity=False)
-    part = file.read(READ_BYTES)
-    text = looks_like_text(part)
-    while part:
-        digest.update(part.replace(b"\r\n", b"\n") if text else part)
-        part = file.read(READ_BYTES)
+    while part := file.read(READ_BYTES):
+        digest.update(part.replace(b"\r\n", b"\n") if looks_like_text(part) else part)
     return digest.hexdigest()
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from json.encoder import encode_basestring_ascii
@@ -50,7 +51,9 @@ def parse(text: bytes, *, source: str, algo: str = "md5") -> list[ManifestEntry]
     leave the directory, a path twice, a file that is also a folder.
     """
     try:
-        rows = json.loads(text)
+        rows = json.loads(text.decode())
+        if not isinstance(rows, list):
+            raise ValueError("it is not a list")
         found = [ManifestEntry(row["relpath"], ObjectName(algo, row[_digest_key(row)])) for row in rows]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InvalidFileError(f"'{source}' is not a manifest: {error}", path=source) from error
@@ -72,8 +75,10 @@ def _check(entries: Sequence[ManifestEntry], source: str) -> None:
             raise InvalidFileError(f"manifest '{source}' has a digest that is none: {digest!r}", path=source)
         if "" in parts or "." in parts or ".." in parts or "\0" in path:
             raise InvalidFileError(f"manifest '{source}' has a path that leaves its directory: {path!r}", path=source)
+        if not path.isascii() and not _is_file_name(path):
+            raise InvalidFileError(f"manifest '{source}' has a path that no file has: {path!r}", path=source)
         if path in files:
-            raise InvalidFileError(f"manifest '{source}' names '{path}' twice", path=source)
+            raise InvalidFileError(f"manifest '{source}' names {path!r} twice", path=source)
         files.add(path)
         for end in range(len(parts) - 1, 0, -1):
             folder = "/".join(parts[:end])
@@ -82,4 +87,12 @@ def _check(entries: Sequence[ManifestEntry], source: str) -> None:
             folders.add(folder)
     both = files & folders
     if both:
-        raise InvalidFileError(f"manifest '{source}' has '{min(both)}' as a file and as a folder", path=source)
+        raise InvalidFileError(f"manifest '{source}' has {min(both)!r} as a file and as a folder", path=source)
+
+
+def _is_file_name(path: str) -> bool:
+    """Whether the path is how the bytes of a file's name are read; two spellings of one name would be two files."""
+    try:
+        return os.fsdecode(os.fsencode(path)) == path
+    except UnicodeEncodeError:
+        return False

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from millpond.daemon.errors import StoreDamagedError
 from millpond.daemon.names import ObjectName
 from millpond.daemon.store.fsck import MAX_LISTED, Fsck
-from millpond.daemon.store.index import Index, grant_key
+from millpond.daemon.store.index import Content, Index, grant_key
 from millpond.daemon.store.journal import NameBatch
-from millpond.daemon.store.recovery import is_whole
+from millpond.daemon.store.records import Kind
 
 if TYPE_CHECKING:
     from millpond.daemon.store.store import Store
@@ -35,7 +36,7 @@ class Repair:
         check, report = self._check, self._check.report
         report.quarantined = self._store.write(self._quarantine)
         self._store.forget_complete()
-        self._store.find_again(set(check.bad))
+        self._find_again()
         if check.ranges:
             self._rewrite_journal()
         if source is not None:
@@ -67,7 +68,29 @@ class Repair:
         """Whether any content of a name lacks a record, now; or no content is left."""
         with self._index.begin() as txn:
             contents = self._index.contents(txn, name)
-            return not contents or not all(is_whole(self._store.reader, self._index, txn, each) for each in contents)
+        return not contents or any(self._lacking(each) for each in contents)
+
+    def _find_again(self) -> None:
+        """Look for other copies in the segments; what a recipe needs is known when the recipe is found."""
+        for _ in range(2):
+            lacking = {each for named in self._check.hurt for each in self._lacking(named.content)}
+            if not lacking or not self._store.find_again(lacking):
+                return
+
+    def _lacking(self, content: Content) -> set[bytes]:
+        """The records that a content needs and has not now, as far as that can be known."""
+        with self._index.begin() as txn:
+            if self._index.location(txn, content.id) is None:
+                return {content.id}
+        if content.kind == Kind.CHUNK:
+            return set()
+        try:
+            layout = self._store.reader.layout(content)
+        except StoreDamagedError:
+            return {content.id}
+        with self._index.begin() as txn:
+            ids = (layout.id(number) for number in range(len(layout)))
+            return {chunk for chunk in ids if self._index.location(txn, chunk) is None}
 
     def _store_again(self, name: ObjectName, data: bytes) -> None:
         """Take a content in as if its owner added it: mending gives nobody a new right."""

@@ -223,7 +223,7 @@ class Store:
         `source`, which gives a content's bytes for a name, or None."""
         check = Fsck(self, self._index, self._folder, deep=deep, progress=progress or (lambda done, total: None))
         report = check.run()
-        if repair and check.bad:
+        if repair and not report.ok:
             Repair(self, self._index, self._folder, check).run(source)
         return report
 

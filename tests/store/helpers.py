@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from millpond.daemon.store.files import Files
+from millpond.daemon.store.records import HEADER, Location
+from millpond.daemon.store.segments import segment_path
 from millpond.daemon.store.session import Stored
 from millpond.daemon.store.store import Store, StoreSettings
 
@@ -97,3 +99,18 @@ def sample(seed: int, size: int) -> bytes:
 
 
 SIZES = (0, 1, 63, 64, 4095, 4096, 65535, 65536, 65537, 300_000, 2_500_000)
+
+
+def damage(path: Path, at: Location, offset: int = 4) -> None:
+    """Flip a byte of a record's payload on disk, `offset` bytes into it; below 0 it is in the header."""
+    with open(segment_path(path / "segments", at.segment), "r+b") as file:
+        file.seek(at.offset + HEADER.size + offset)
+        byte = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte[0] ^ 0x21]))
+
+
+def lose_index(path: Path) -> Store:
+    """Open a closed store whose index is gone."""
+    (path / "index" / "data.mdb").unlink()
+    return Store.open(settings(path))

@@ -17,7 +17,6 @@ from millpond.daemon.store.index import Content
 from millpond.daemon.store.recipes import RecipeBuilder, parse_recipe
 from millpond.daemon.store.records import BadRecord, Kind
 
-
 KEY = records.key_of(bytes(range(16)))
 
 

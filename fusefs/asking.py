@@ -15,6 +15,7 @@ import threading
 from concurrent.futures import Future
 from typing import Any
 
+from millpond.daemon import wirepath
 from millpond.daemon.errors import MillpondError, ObjectMissingError, ProtocolError, StoreDamagedError, from_wire
 from millpond.daemon.names import ObjectName
 from millpond.daemon.rpc import framing
@@ -59,11 +60,12 @@ class SourceClient:
 
     def refs(self) -> dict[str, str]:
         """Branches and tags with their commits."""
-        return {str(name): str(commit) for name, commit in dict(self._plain({"op": "refs"})["refs"]).items()}
+        refs = dict(self._plain({"op": "refs"})["refs"])
+        return {wirepath.decode(str(name)): str(commit) for name, commit in refs.items()}
 
     def version(self, revision: str) -> tuple[str, bytes]:
         """(commit, root folder) of a revision. Raises RevisionError, DaemonUnavailableError."""
-        answer = self._plain({"op": "version", "rev": revision})
+        answer = self._plain({"op": "version", "rev": wirepath.encode(revision)})
         return str(answer["commit"]), bytes.fromhex(answer["root"])
 
     def close(self) -> None:

@@ -23,6 +23,7 @@ from millpond.daemon.errors import MillpondError, StoreDamagedError
 from millpond.daemon.store.folders import FILE, FILE_INODE_BIT, LINK, MAX_NAME, Entry, FolderReader, InodeRecord
 from millpond.daemon.store.reader import Bytes, StoreReader
 from millpond.fusefs.asking import SourceClient
+from millpond.fusefs.memory import MapTrimmer
 from millpond.fusefs.reader import ChunkCache, ForeignFile, StoredFile
 
 log = logging.getLogger("millpond.fusefs")
@@ -39,6 +40,7 @@ FOREVER_S = 365 * 86400.0
 SOURCE_REQUESTS = 16
 # Entries taken from a folder in one read of the index.
 _PAGE = 256
+_PAGE_LOOKS = 8
 # Modification times are spread over these years, by content: rsync and make then see another content as another time.
 _TIME_BASE, _TIME_SPAN = 1_000_000_000, 500_000_000
 XATTRS = (b"user.millpond.object", b"user.millpond.stored")
@@ -90,6 +92,7 @@ class Filesystem:
         xattrs: bool = False,
     ) -> None:
         self.folders = FolderReader(reader.index)
+        self._map = MapTrimmer(reader.index.path)
         self.uid = uid
         self._reader = reader
         self._chunks = chunks
@@ -112,6 +115,7 @@ class Filesystem:
 
     async def lookup(self, parent: int, name: bytes) -> Attributes | None:
         """The entry `name` of a directory, counted as told to the kernel; None when there is none."""
+        self._map.looked()
         if len(name) > MAX_NAME:
             raise FileError(errno.ENAMETOOLONG)
         if parent == HIDDEN_DIR:
@@ -196,6 +200,7 @@ class Filesystem:
         node = self._node(inode)
         if node.folder is None:
             return [(name, None, start + n + 1) for n, name in enumerate((await self.list_special(node))[start:])]
+        self._map.looked(_PAGE_LOOKS)
         page = self.folders.list(node.folder, start, _PAGE)
         return [(entry.name, entry, start + number + 1) for number, entry in enumerate(page)]
 
@@ -322,6 +327,7 @@ class Filesystem:
             raise FileError(errno.ENOTDIR if inode & FILE_INODE_BIT else errno.ESTALE) from None
 
     def _record(self, inode: int) -> InodeRecord:
+        self._map.looked()
         record = self.folders.inode(inode)
         if record is None:
             raise FileError(errno.ESTALE)

@@ -81,9 +81,9 @@ class SourceServer:
             return {"size": size}
         if request["op"] == "refs":
             with self._git_lock:
-                return {"refs": self._repo().refs()}
+                return {"refs": {wirepath.encode(name): commit for name, commit in self._repo().refs().items()}}
         if request["op"] == "version":
-            return self._version(str(request["rev"]))
+            return self._version(wirepath.decode(str(request["rev"])))
         raise ValueError(f"no operation {request['op']!r}")
 
     def _open(self, name: ObjectName) -> tuple[int, int]:

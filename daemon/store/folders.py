@@ -17,6 +17,7 @@ because sizes of objects outside the store are his claim.
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -173,6 +174,12 @@ def _listing_key(uid: int, name: ObjectName) -> bytes:
     return uid.to_bytes(4, "big") + name.key()
 
 
+def _check_name(name: bytes, path: bytes) -> None:
+    """Raise TargetError for a name that the kernel would not take: it would fail the whole folder."""
+    if not name or len(name) > MAX_NAME or name in (b".", b"..") or b"\0" in name:
+        raise TargetError(f"{os.fsdecode(path)!r} cannot be a path in a mount")
+
+
 class _Open:
     """A folder being built."""
 
@@ -196,9 +203,8 @@ class TreeBuilder:
     def add(self, entry: TreeEntry, totals: Totals | None = None) -> None:
         """Add a path; `totals` of a prebuilt folder are counted in. Raises TargetError for names no folder can have."""
         *parents, name = entry.path.split(b"/")
-        if not name or len(name) > MAX_NAME or name in (b".", b".."):
-            raise TargetError(f"{entry.path!r} cannot be a path in a mount")
-        self._enter(parents)
+        _check_name(name, entry.path)
+        self._enter(parents, entry.path)
         top = self._stack[-1]
         if entry.folder is not None:
             top.entries.append(Entry(name, FOLDER, False, 0, 0, entry.folder))
@@ -224,13 +230,14 @@ class TreeBuilder:
         self._flush()
         return Totals(root, top.files, top.bytes)
 
-    def _enter(self, parents: list[bytes]) -> None:
+    def _enter(self, parents: list[bytes], path: bytes) -> None:
         depth = 0
         while depth < len(parents) and depth + 1 < len(self._stack) and self._stack[depth + 1].name == parents[depth]:
             depth += 1
         while len(self._stack) > depth + 1:
             self._close()
         for name in parents[depth:]:
+            _check_name(name, path)
             self._stack.append(_Open(name))
 
     def _close(self) -> None:

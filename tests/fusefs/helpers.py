@@ -7,15 +7,16 @@ its reader: the table of mounts and the control socket tell the rest.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from typing import Any
 from millpond.daemon import wirepath
 from millpond.daemon.mounts.place import mounted_at
 from millpond.daemon.names import ObjectName
+from millpond.daemon.rpc import framing
 from millpond.daemon.store.folders import Totals, TreeEntry, build_tree
 from millpond.daemon.store.store import Store, StoreSettings
 
@@ -156,7 +158,7 @@ class Mounted:
         self.source.close()
 
 
-@contextmanager
+@contextlib.contextmanager
 def mount(
     store: Path,
     totals: Totals | None,
@@ -209,6 +211,30 @@ def mount(
     finally:
         ours.close()
         mounted.close()
+
+
+# What a source of a test makes of a request: an answer with its descriptors, or bytes to be sent as they are.
+Answer = Callable[[dict[str, Any]], "tuple[dict[str, Any], list[int]] | bytes"]
+
+
+def answer_all(sock: socket.socket, make: Answer) -> None:
+    """A source that answers as `make` says, in this thread, until the other side hangs up."""
+    decoder = framing.Decoder(framing.parse_json)
+    with contextlib.suppress(OSError):
+        while framing.receive(sock, decoder):
+            while (item := decoder.next()) is not None:
+                made = make(item[0])
+                if isinstance(made, bytes):
+                    sock.sendall(made)
+                    continue
+                answer, fds = made
+                framing.send(sock, framing.encode({"id": item[0].get("id"), **answer}, fds), fds)
+                framing.close_all(fds)
+
+
+def answering(make: Answer) -> Callable[[socket.socket], None]:
+    """`answer_all` in a thread, for `mount`."""
+    return lambda sock: threading.Thread(target=answer_all, args=(sock, make), daemon=True).start()
 
 
 def eventually(check: Callable[[], bool], what: str, seconds: float = 15.0) -> None:

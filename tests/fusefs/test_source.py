@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.fusefs.helpers import TIMEOUT_S, Mounted, mixed, mount, open_store
+from tests.fusefs.helpers import TIMEOUT_S, Answer, Mounted, answer_all, answering, mixed, mount, open_store
 
 from millpond.daemon import memfd, wirepath
 from millpond.daemon.errors import ObjectMissingError, StoreDamagedError
 from millpond.daemon.names import ObjectName
-from millpond.daemon.rpc import framing
 from millpond.daemon.store.folders import TreeEntry, build_tree
 from millpond.fusefs.asking import SourceClient
 from millpond.fusefs.source import SourceServer
@@ -174,34 +173,13 @@ def test_a_source_that_is_gone_takes_nothing_else_with_it(base: Path, cache: Cac
         assert sorted(os.listdir(mounted.place)) == ["000", "001"]
 
 
-def _answers(sock: socket.socket, make: Callable[[dict[str, Any]], tuple[dict[str, Any], list[int]] | bytes]) -> None:
-    """A source that answers as `make` says, in this thread, until the other side hangs up."""
-    decoder = framing.Decoder(framing.parse_json)
-    with contextlib.suppress(OSError):
-        while framing.receive(sock, decoder):
-            while (item := decoder.next()) is not None:
-                made = make(item[0])
-                if isinstance(made, bytes):
-                    sock.sendall(made)
-                    continue
-                answer, fds = made
-                framing.send(sock, framing.encode({"id": item[0].get("id"), **answer}, fds), fds)
-                framing.close_all(fds)
-
-
-def hostile(
-    make: Callable[[dict[str, Any]], tuple[dict[str, Any], list[int]] | bytes],
-) -> Callable[[socket.socket], None]:
-    return lambda sock: threading.Thread(target=_answers, args=(sock, make), daemon=True).start()
-
-
 def _fifo() -> int:
     out, into = os.pipe()
     os.close(into)
     return out
 
 
-NONSENSE: dict[str, Callable[[dict[str, Any]], tuple[dict[str, Any], list[int]] | bytes]] = {
+NONSENSE: dict[str, Answer] = {
     "no descriptor": lambda ask: ({"size": 5}, []),
     "two descriptors": lambda ask: ({"size": 5}, [memfd.from_bytes(b"12345"), memfd.from_bytes(b"12345")]),
     "no size": lambda ask: ({}, [memfd.from_bytes(b"12345")]),
@@ -220,7 +198,7 @@ NONSENSE: dict[str, Callable[[dict[str, Any]], tuple[dict[str, Any], list[int]] 
 @pytest.mark.parametrize("what", NONSENSE)
 def test_a_source_that_talks_nonsense_gives_errors_and_the_mount_lives(base: Path, cache: Cache, what: str) -> None:
     cache.add(b"12345")
-    with mounted_cache(base, cache, source=hostile(NONSENSE[what])) as mounted:
+    with mounted_cache(base, cache, source=answering(NONSENSE[what])) as mounted:
         for _ in range(2):
             assert errno_of(mounted.place / "000") == "EIO"
         assert os.listdir(mounted.place) == ["000"]
@@ -268,7 +246,7 @@ def test_a_late_answer_is_never_taken_for_another(cache: Cache) -> None:
         data = cache.objects[name]
         return {"size": len(data)}, [memfd.from_bytes(data)]
 
-    with client_of(lambda sock: _answers(sock, make), deadline_s=0.2) as client:
+    with client_of(lambda sock: answer_all(sock, make), deadline_s=0.2) as client:
         with pytest.raises((OSError, ObjectMissingError)):
             client.open(first)
         threading.Timer(0.05, let_go.set).start()

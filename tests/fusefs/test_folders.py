@@ -1,0 +1,240 @@
+"""Folders in the index: any tree goes in and comes out, equal folders are one, what cannot be a path is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Iterator
+
+import pytest
+from blake3 import blake3
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tests.fusefs.helpers import open_store
+
+from millpond.daemon.errors import StoreDamagedError, TargetError
+from millpond.daemon.names import ObjectName
+from millpond.daemon.store import folders
+from millpond.daemon.store.folders import (
+    FILE,
+    FILE_INODE_BIT,
+    FOLDER,
+    LINK,
+    Entry,
+    FolderReader,
+    TreeBuilder,
+    TreeEntry,
+    build_tree,
+    save_listing,
+    sorted_paths,
+)
+from millpond.daemon.store.store import Store
+
+ALGORITHMS = st.sampled_from([("md5", 32), ("md5-dos2unix", 32), ("git-sha1", 40), ("git-sha256", 64)])
+NAMES = st.binary(min_size=1, max_size=12).filter(
+    lambda name: not set(name) & {0, ord("/")} and name not in (b".", b"..")
+)
+# Few of them, so that they meet in the same folders.
+PARTS = st.one_of(st.sampled_from([b"a", b"b", b"a.", b"a\xff", b"A"]), NAMES)
+PATHS = st.lists(PARTS, min_size=1, max_size=4).map(b"/".join)
+
+
+@st.composite
+def object_names(draw: st.DrawFn) -> ObjectName:
+    algo, length = draw(ALGORITHMS)
+    return ObjectName(algo, hashlib.sha256(b"%d" % draw(st.integers(0, 20))).hexdigest()[:length])
+
+
+@st.composite
+def trees(draw: st.DrawFn) -> list[TreeEntry]:
+    """Entries of a tree in which no path is both a file and a folder, in the order a builder needs."""
+    found: dict[bytes, TreeEntry] = {}
+    for path in draw(st.lists(PATHS, max_size=25)):
+        parents = [path[:position] for position, byte in enumerate(path) if byte == ord("/")]
+        if any(parent in found for parent in parents) or any(other.startswith(path + b"/") for other in found):
+            continue
+        if draw(st.booleans()):
+            size, executable = draw(st.integers(0, 1 << 62)), draw(st.booleans())
+            found[path] = TreeEntry(path, size, executable, draw(object_names()))
+        else:
+            found[path] = TreeEntry(path, target=draw(st.binary(min_size=1, max_size=40)))
+    return [found[path] for path in sorted_paths(found)]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    opened = open_store(tmp_path_factory.mktemp("folders") / "store")
+    yield opened
+    opened.close()
+
+
+def walk(reader: FolderReader, folder: bytes, prefix: bytes = b"") -> Iterator[tuple[bytes, Entry]]:
+    """All that is not a folder below a folder, page by page."""
+    start = 0
+    while page := reader.list(folder, start, 3):
+        for entry in page:
+            if entry.child is not None:
+                yield from walk(reader, entry.child, prefix + entry.name + b"/")
+            else:
+                yield prefix + entry.name, entry
+        start += len(page)
+    assert start == reader.count(folder)
+
+
+PROPERTY = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@PROPERTY
+@given(trees())
+def test_a_tree_goes_in_and_comes_out(store: Store, tree: list[TreeEntry]) -> None:
+    totals = build_tree(store, tree)
+    reader = FolderReader(store.reader.index)
+    found = dict(walk(reader, totals.root))
+    assert sorted(found) == sorted(entry.path for entry in tree)
+    for wanted in tree:
+        entry = found[wanted.path]
+        assert reader.walk_path(totals.root, wanted.path) == entry
+        record = reader.inode(entry.inode)
+        assert record is not None and entry.inode & FILE_INODE_BIT
+        if wanted.target is not None:
+            assert (entry.type, entry.size, record.target) == (LINK, len(wanted.target), wanted.target)
+        else:
+            assert (entry.type, entry.size, entry.executable) == (FILE, wanted.size, wanted.executable)
+            assert (record.name, record.size, record.executable) == (wanted.name, wanted.size, wanted.executable)
+    assert totals.files == len(tree)
+    assert totals.bytes == sum(entry.size if entry.target is None else len(entry.target) for entry in tree)
+
+
+@PROPERTY
+@given(trees(), PATHS)
+def test_what_is_not_there_is_not_found(store: Store, tree: list[TreeEntry], path: bytes) -> None:
+    totals = build_tree(store, tree)
+    reader = FolderReader(store.reader.index)
+    there = {entry.path for entry in tree}
+    parents = {each[:position] for each in there for position, byte in enumerate(each) if byte == ord("/")}
+    found = reader.walk_path(totals.root, path)
+    assert (found is not None) == (path in there | parents)
+    assert (found is not None and found.type == FOLDER) == (path in parents)
+
+
+@PROPERTY
+@given(trees())
+def test_the_same_tree_is_the_same_folder_and_a_part_of_it_too(store: Store, tree: list[TreeEntry]) -> None:
+    reader = FolderReader(store.reader.index)
+    root = build_tree(store, tree).root
+    assert build_tree(store, tree).root == root
+    below = [TreeEntry(b"up/" + entry.path, entry.size, entry.executable, entry.name, entry.target) for entry in tree]
+    up = reader.walk_path(build_tree(store, below).root, b"up")
+    if tree:
+        assert up is not None and up.child == root
+    prebuilt = reader.walk_path(build_tree(store, [TreeEntry(b"up", folder=root)]).root, b"up")
+    assert prebuilt is not None and prebuilt.child == root
+
+
+def md5(text: str) -> ObjectName:
+    return ObjectName("md5", hashlib.md5(text.encode()).hexdigest())
+
+
+def test_the_blob_is_as_it_is_written_down(store: Store) -> None:
+    """Golden: the byte table at the head of folders.py."""
+    root = build_tree(store, [TreeEntry(b"dir/x", 3, True, md5("x")), TreeEntry(b"link", target=b"dir/x")]).root
+    with store.reader.index.begin() as txn:
+        blob = bytes(txn.get(root, db=store.reader.index.folders))
+    assert blake3(blob).digest() == root
+    assert struct.unpack_from("<4sI", blob) == (b"MPF1", 2)
+    rows = [struct.unpack_from("<IHBBQQ32s", blob, 8 + 56 * number) for number in range(2)]
+    assert [blob[row[0] : row[0] + row[1]] for row in rows] == [b"dir", b"link"]
+    assert [row[2] for row in rows] == [2, 3]
+    assert rows[1][5] == 5 and rows[1][6] == bytes(32) and rows[0][4] == 0
+    value = b"\x02" + struct.pack("<Q", 5) + b"dir/x"
+    number = int.from_bytes(blake3(value).digest()[:8], "little") & ((1 << 61) - 1) | 1 << 61
+    assert rows[1][4] == number
+    assert root.hex() == "4f3fe30fa372d91045a4ef253a2e8a15fbe536626a15aa328e36b5aba2d08648"
+
+
+def test_numbers_that_meet_are_moved_on_and_stay(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two inodes with the same hash get two numbers, the same ones at every build."""
+
+    class _Same:
+        def __init__(self, data: bytes) -> None:
+            self._data = data
+
+        def digest(self) -> bytes:
+            return b"\x05" * 32 if len(self._data) < 60 else blake3(self._data).digest()
+
+    monkeypatch.setattr(folders, "blake3", _Same)
+    entries = [TreeEntry(b"%d" % number, number, False, md5(f"met {number}")) for number in range(5)]
+    reader = FolderReader(store.reader.index)
+    first = reader.list(build_tree(store, entries).root, 0, 10)
+    assert len({entry.inode for entry in first}) == 5
+    assert reader.list(build_tree(store, entries).root, 0, 10) == first
+    for entry, wanted in zip(first, entries, strict=True):
+        record = reader.inode(entry.inode)
+        assert record is not None and record.name == wanted.name
+
+
+@pytest.mark.parametrize(
+    "paths",
+    [
+        [b"a", b"a"],
+        [b"a", b"a/b"],
+        [b"a/x", b"b", b"a/y"],
+        [b"."],
+        [b".."],
+        [b"a/../b"],
+        [b"a/./b"],
+        [b""],
+        [b"/a"],
+        [b"a/"],
+        [b"a//b"],
+        [b"x" * 256],
+        [b"y" * 256 + b"/z"],
+        [b"nul\0"],
+    ],
+)
+def test_what_cannot_be_a_path_is_refused(store: Store, paths: list[bytes]) -> None:
+    with pytest.raises(TargetError):
+        build_tree(store, [TreeEntry(path, 1, name=md5("x")) for path in paths])
+
+
+def test_a_folder_that_is_not_there_is_damage(store: Store) -> None:
+    reader = FolderReader(store.reader.index)
+    with pytest.raises(StoreDamagedError):
+        reader.lookup(bytes(32), b"x")
+    with pytest.raises(StoreDamagedError):
+        reader.list(bytes(32), 0, 1)
+    assert not reader.has(bytes(32))
+    assert reader.inode(FILE_INODE_BIT) is None
+
+
+def test_a_large_folder_is_built_in_batches_and_found(store: Store) -> None:
+    count = 50_000
+    entries = (TreeEntry(b"%06d" % number, number, number % 2 == 0, md5(f"large {number}")) for number in range(count))
+    totals = build_tree(store, entries)
+    reader = FolderReader(store.reader.index)
+    assert (totals.files, totals.bytes) == (count, count * (count - 1) // 2)
+    assert reader.count(totals.root) == count
+    for number in (0, 1, 24_999, 49_999):
+        entry = reader.lookup(totals.root, b"%06d" % number)
+        assert entry is not None and (entry.size, entry.executable) == (number, number % 2 == 0)
+        record = reader.inode(entry.inode)
+        assert record is not None and record.name == md5(f"large {number}")
+    assert reader.lookup(totals.root, b"050000") is None
+
+
+def test_totals_count_folders_built_before(store: Store) -> None:
+    inner = build_tree(store, [TreeEntry(b"x", 5, name=md5("x")), TreeEntry(b"d/y", 7, name=md5("y"))])
+    builder = TreeBuilder(store)
+    builder.add(TreeEntry(b"a", 1, name=md5("a")))
+    builder.add(TreeEntry(b"in/ner", folder=inner.root), inner)
+    totals = builder.finish()
+    assert (totals.files, totals.bytes) == (3, 13)
+
+
+def test_listings_are_each_users_own(store: Store) -> None:
+    totals = build_tree(store, [TreeEntry(b"x", 5, name=md5("x"))])
+    name = ObjectName("md5", "ab" * 16 + ".dir")
+    save_listing(store, 1000, name, totals)
+    reader = FolderReader(store.reader.index)
+    assert reader.listing(1000, name) == totals
+    assert reader.listing(1001, name) is None

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
-from millpond.daemon.errors import ProtocolError
+from millpond.daemon.errors import BusyError, ProtocolError
 from millpond.daemon.names import DIR_SUFFIX, ObjectName
 from millpond.daemon.store import records
 from millpond.daemon.store.chunking import MIN_BYTES, Cutter
@@ -22,6 +22,8 @@ from millpond.daemon.store.journal import NameBatch
 from millpond.daemon.store.recipes import RecipeBuilder
 from millpond.daemon.store.records import Kind
 from millpond.daemon.store.segments import Encoded
+
+T = TypeVar("T")
 
 # Bytes and contents of one task for the threads: large enough to be worth a switch, small enough to balance.
 _TASK_BYTES = 1 << 20
@@ -87,7 +89,7 @@ class IngestSession:
         """Take in `data`, the concatenation of pieces (length, last, is_dir); the contents that ended, in order.
 
         A content runs on over pieces until one that is `last`, also from one feed to the next. Raises DiskFullError,
-        StoreDamagedError, ProtocolError behind a feed that failed: what came of its contents is not known.
+        StoreDamagedError, BusyError when the store closes, ProtocolError behind a feed that failed: what came of its contents is not known.
         """
         self._check()
         tasks: list[Future[list[Stored]] | _Stream] = []
@@ -97,7 +99,7 @@ class IngestSession:
         def flush() -> None:
             nonlocal group, size
             if group:
-                tasks.append(self._pool.submit(self._store_small, group))
+                tasks.append(self._submit(self._store_small, group))
                 group, size = [], 0
 
         try:
@@ -134,6 +136,12 @@ class IngestSession:
         """Give up: nothing is named. What was written is without names, and garbage."""
         self._names = NameBatch(self._names.uid)
         self._stream = None
+
+    def _submit(self, work: Callable[..., T], *args: Any) -> Future[T]:
+        try:
+            return self._pool.submit(work, *args)
+        except RuntimeError as error:  # the pool takes no more
+            raise BusyError("the store is closing", hint="run the command again") from error
 
     def _check(self) -> None:
         if self._failed:
@@ -172,9 +180,9 @@ class IngestSession:
 
     def _feed_stream(self, stream: _Stream, part: memoryview, last: bool) -> None:
         """One part of a large content: MD5 in one thread, the chunks' work in the others."""
-        hashing: Future[None] = self._pool.submit(stream.md5.update, part)
+        hashing: Future[None] = self._submit(stream.md5.update, part)
         chunks = list(stream.cutter.feed(part, last))
-        jobs = [self._pool.submit(self._store_chunks, group) for group in _groups(chunks)]
+        jobs = [self._submit(self._store_chunks, group) for group in _groups(chunks)]
         try:
             for job in jobs:
                 for chunk_id, length, added in job.result():

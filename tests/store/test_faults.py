@@ -8,7 +8,9 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import hypothesis.stateful as hs
 import pytest
@@ -58,8 +60,6 @@ def check(path: Path, kept: list[tuple[Stored, bytes]]) -> None:
 
 def operations() -> int:
     """How many operations the scenario takes."""
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
         files = FaultyFiles(0)
         assert len(scenario(Path(folder) / "s", files)) == sum(map(len, BATCHES))
@@ -69,9 +69,14 @@ def operations() -> int:
 TOTAL = operations()
 
 
+def _sampled(number: int) -> Any:
+    """Every third failure in the quick run, all of them in the long one."""
+    return pytest.param(number, marks=() if number % 3 == 1 else pytest.mark.long)
+
+
 @pytest.mark.parametrize("for_good", [True, False], ids=["crash", "once"])
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC], ids=["EIO", "ENOSPC"])
-@pytest.mark.parametrize("fail_at", range(1, TOTAL + 1))
+@pytest.mark.parametrize("fail_at", [_sampled(n) for n in range(1, TOTAL + 1)])
 def test_the_nth_operation_fails(tmp_path: Path, fail_at: int, number: int, for_good: bool) -> None:
     files = FaultyFiles(fail_at, number=number, for_good=for_good)
     kept = scenario(tmp_path / "s", files)
@@ -79,45 +84,51 @@ def test_the_nth_operation_fails(tmp_path: Path, fail_at: int, number: int, for_
     check(tmp_path / "s", kept)
 
 
+WRITERS = 3
 WRITER = f"""
-import sys, random
+import sys, threading
 from pathlib import Path
 sys.path[:0] = [{str(Path(__file__).resolve().parents[2])!r}, {str(Path(__file__).resolve().parents[2] / ".src")!r}]
 from tests.store.helpers import put, sample, settings
 from millpond.daemon.store.store import Store
 store = Store.open(settings(Path(sys.argv[1]), fsync=True))
-seed = int(sys.argv[2])
-while True:
-    seeds = [seed * 3 + i for i in range(3)]
-    put(store, [sample(s, (s * 7919) % 400_000) for s in seeds])
-    print(seed, flush=True)
-    seed += 1
+def write(seed):
+    while True:
+        seeds = [seed * 3 + i for i in range(3)]
+        put(store, [sample(s, (s * 7919) % 400_000) for s in seeds])
+        sys.stdout.write(f"{{seed}}\\n")
+        sys.stdout.flush()
+        seed += {WRITERS}
+for number in range({WRITERS}):
+    threading.Thread(target=write, args=(int(sys.argv[2]) + number,)).start()
+threading.Event().wait()
 """
 
 
-def test_a_writer_killed_at_any_instant_keeps_its_word(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rounds", [6, pytest.param(60, marks=pytest.mark.long)])
+def test_a_writer_killed_at_any_instant_keeps_its_word(tmp_path: Path, rounds: int) -> None:
     rng = random.Random(7)
-    acknowledged = -1
-    for _ in range(8):
-        command = [sys.executable, "-c", WRITER, str(tmp_path / "s"), str(acknowledged + 1)]
+    acknowledged: set[int] = set()
+    for _ in range(rounds):
+        command = [sys.executable, "-c", WRITER, str(tmp_path / "s"), str(max(acknowledged, default=-1) + 1)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
-            for _ in range(rng.randint(1, 6)):
-                acknowledged = int(process.stdout.readline())
+            for _ in range(rng.randint(1, 9)):
+                acknowledged.add(int(process.stdout.readline()))
             os.kill(process.pid, signal.SIGKILL)
-            for line in process.stdout.read().split():
-                acknowledged = int(line)
+            acknowledged.update(int(line) for line in process.stdout.read().split("\n")[:-1])
         store = Store.open(settings(tmp_path / "s"))
         try:
             assert store.fsck(deep=True).damaged == []
-            for seed in range((acknowledged + 1) * 3):
-                data = sample(seed, (seed * 7919) % 400_000)
-                item = put(store, [data])[0]
-                assert item.new_bytes == 0, "it was acknowledged, so it is there"
-                assert get(store, item) == data
+            for seed in sorted(acknowledged)[-20:]:
+                for each in range(seed * 3, seed * 3 + 3):
+                    data = sample(each, (each * 7919) % 400_000)
+                    item = put(store, [data])[0]
+                    assert item.new_bytes == 0, "it was acknowledged, so it is there"
+                    assert get(store, item) == data
         finally:
             store.close()
-    assert acknowledged > 8
+    assert len(acknowledged) > rounds
 
 
 def crash(store: Store) -> None:
@@ -148,8 +159,6 @@ class StoreMachine(hs.RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        import tempfile
-
         self.folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         self.path = Path(self.folder.name) / "s"
         self.store = Store.open(settings(self.path))
@@ -203,4 +212,7 @@ class StoreMachine(hs.RuleBasedStateMachine):
 
 
 TestStoreMachine = StoreMachine.TestCase
-TestStoreMachine.settings = hypothesis_settings(parent=hypothesis_settings(), max_examples=15, stateful_step_count=15)
+_LONG = os.environ.get("MILLPOND_TESTS") == "long"
+TestStoreMachine.settings = hypothesis_settings(
+    max_examples=150 if _LONG else 12, stateful_step_count=30 if _LONG else 15
+)

@@ -31,14 +31,15 @@ class Verdict:
 
 def targets(disk: str) -> list[Target]:
     """All targets; `disk` is the name of the tool that reads plain files."""
-    cold = [f"{work}, cold" for work in ("small files in order", "small files shuffled", "1 large file in sequence")]
+    streams = [f"1 large file in sequence, {at_once} reads" for at_once in ("128 KiB", "1 MiB")]
+    cold = [f"{work}, cold" for work in ("small files in order", "small files shuffled", *streams)]
     return [
         Target("add, small files", 4, "dvc"),
         Target("add, 1 large file", 2, "dvc"),
         Target("add, 4 large files", 3, "dvc"),
         Target("status, small files", 6, "dvc"),
         Target("status, small files", 0.12),
-        Target("1 large file in sequence, warm", 0.7, disk),
+        *(Target(f"{work}, warm", 0.7, disk) for work in streams),
         Target("small files in order, warm", 0.95, disk),
         *(Target(work, 1, tool) for work in cold for tool in COLD),
         Target("mount until ls", 0.3),

@@ -13,7 +13,7 @@ from bench.data import LABELS, DataSet
 from bench.host import BenchError
 from bench.peers import Peer, installed
 from bench.projects import Millpond
-from bench.reading import Reading, find, read, read_together
+from bench.reading import COMMON, LARGE, Reading, find, read, read_together
 
 SECTION = "reads"
 THREADS = 4
@@ -53,7 +53,10 @@ def _readings(made: DataSet) -> dict[str, Callable[[Path], Reading]]:
         }
     if made.name == "shards":
         return {f"{label} at once": lambda root: read_together(root, made, THREADS)}
-    return {f"{label} in sequence": lambda root: read(root, made, made.paths)}
+    return {
+        f"{label} in sequence, 128 KiB reads": lambda root: read(root, made, made.paths, COMMON),
+        f"{label} in sequence, 1 MiB reads": lambda root: read(root, made, made.paths, LARGE),
+    }
 
 
 def _cold_and_warm(context: Context, tool: Peer, made: DataSet, label: str, reading: Callable[[Path], Reading]) -> None:

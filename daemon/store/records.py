@@ -115,7 +115,7 @@ def compress(data: bytes | memoryview) -> tuple[int, bytes | memoryview]:
         compressor = _LOCAL.compressor = zstandard.ZstdCompressor(
             level=ZSTD_LEVEL, write_checksum=False, write_content_size=True
         )
-    if size > 4 * _SAMPLE:
+    if size > 16 * _SAMPLE:
         view = memoryview(data)
         middle = size // 2
         sample = b"".join((view[:_SAMPLE], view[middle : middle + _SAMPLE], view[-_SAMPLE:]))

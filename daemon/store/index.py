@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import logging
 import os
 import struct
 import threading
@@ -33,10 +34,16 @@ from millpond.daemon.store.records import Location, padded, unpack_location
 
 T = TypeVar("T")
 
+log = logging.getLogger("millpond.store")
+
 MAX_READERS = 1024
 DATABASES = ("records", "objects", "grants", "quarantine", "meta", "folders", "inodes", "listings")
 _CONTENT = struct.Struct("<B32sQ")
 _COMMITTED = struct.Struct("<QQ")
+# A file in the index's folder: this index is damaged.
+DAMAGED = "damaged"
+# BadTxnError is what LMDB says of a transaction that has met such a page.
+_DAMAGE = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.PanicError, lmdb.BadTxnError)
 _RANGE = struct.Struct(">5sQQQ")
 _RANGE_TAG = b"range"
 _MAX_MAP = 1 << 42
@@ -161,6 +168,8 @@ class Index:
                         self._local.txn = txn
                         try:
                             yield txn
+                        except _DAMAGE as error:
+                            raise self._damaged(error) from error
                         finally:
                             self._local.txn = None
                     return
@@ -178,7 +187,10 @@ class Index:
         Only the store's commit thread calls this. Raises DiskFullError, StoreDamagedError.
         """
         while True:
-            txn = self.env.begin(write=True)
+            try:
+                txn = self.env.begin(write=True)
+            except lmdb.Error as error:
+                raise self._damaged(error) from error
             try:
                 result = work(txn)
                 files.commit(txn)
@@ -189,6 +201,9 @@ class Index:
             except (lmdb.DiskError, OSError) as error:
                 txn.abort()
                 raise self._translated(error) from error
+            except _DAMAGE as error:
+                txn.abort()
+                raise self._damaged(error) from error
             except lmdb.Error as error:
                 txn.abort()
                 if _errno_of(error) in (errno.EIO, errno.ENOSPC, errno.EDQUOT):
@@ -275,6 +290,18 @@ class Index:
             raise StoreDamagedError(f"the index would need more than {_MAX_MAP >> 40} TiB", path=str(self.path))
         with self._gate.alone():
             self.env.set_mapsize(size)
+
+    def _damaged(self, error: lmdb.Error) -> StoreDamagedError:
+        """The error for an index that is not sound; it is marked, so that the next start makes it anew."""
+        log.error("the index is damaged: %s", error)
+        if not isinstance(error, lmdb.PanicError):  # that one is about what went before, in this process
+            with contextlib.suppress(OSError):
+                (self.path / DAMAGED).touch()
+        return StoreDamagedError(
+            f"the index is damaged: {error}",
+            path=str(self.path),
+            hint="run `millpond daemon restart`: it is made anew from the segments",
+        )
 
     def _translated(self, error: Exception) -> Exception:
         """LMDB says "Input/output error" for a full disk: look at the disk before believing it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import lmdb
 from millpond.daemon.errors import StoreDamagedError
 from millpond.daemon.store import journal, records
 from millpond.daemon.store.files import Files
-from millpond.daemon.store.index import Content, Index, grant_key
+from millpond.daemon.store.index import DAMAGED, Content, Index, grant_key
 from millpond.daemon.store.reader import StoreReader
 from millpond.daemon.store.records import BadRecord, Kind, Location, Record
 from millpond.daemon.store.segments import mapped, scan_segment, segment_numbers, segment_path
@@ -23,27 +24,57 @@ log = logging.getLogger("millpond.store")
 
 # Journal records read at once: at most 50,000 names each, mostly few.
 _JOURNALS = 64
+# Damaged indexes kept for whoever wants to look at them.
+_KEPT = 2
 
 
-def open_index(path: Path, files: Files, map_bytes: int, group: int | None, fsync: bool) -> Index:
-    """The store's index; a damaged one is set aside in tmp/ and an empty one made, which `recover` fills."""
+def open_index(path: Path, files: Files, key: int, map_bytes: int, group: int | None, fsync: bool) -> Index:
+    """The store's index, with all that is in the segments. One that is damaged is set aside in tmp/ and made anew.
+
+    Raises StoreDamagedError, DiskFullError, OSError.
+    """
+    folder = path / "index"
+    if (folder / DAMAGED).exists():
+        _set_aside(path, files)
+    try:
+        return _open_recovered(path, files, key, map_bytes, group, fsync)
+    except (lmdb.CorruptedError, lmdb.InvalidError, lmdb.VersionMismatchError) as error:
+        log.error("the index does not open: %s", error)
+    except StoreDamagedError:
+        if not (folder / DAMAGED).exists():
+            raise
+    _set_aside(path, files)
+    return _open_recovered(path, files, key, map_bytes, group, fsync)
+
+
+def _set_aside(path: Path, files: Files) -> None:
+    """Move the index away and make an empty one's folder; only the last few are kept."""
+    log.error("the index is set aside in '%s' and made anew from the segments", path / "tmp")
+    kept = sorted((path / "tmp").glob("index-damaged-*"))
+    for old in kept[: -(_KEPT - 1)]:
+        shutil.rmtree(old, ignore_errors=True)
+    files.rename(path / "index", path / "tmp" / f"index-damaged-{time.time_ns():020d}")
+    (path / "index").mkdir(mode=0o700)
+
+
+def _open_recovered(path: Path, files: Files, key: int, map_bytes: int, group: int | None, fsync: bool) -> Index:
     mode = 0o600 if group is None else 0o640
     folder = path / "index"
+    index = Index(folder, writable=True, map_bytes=map_bytes, mode=mode, fsync=fsync)
     try:
-        index = Index(folder, writable=True, map_bytes=map_bytes, mode=mode, fsync=fsync)
-    except (lmdb.CorruptedError, lmdb.InvalidError, lmdb.VersionMismatchError) as error:
-        aside = path / "tmp" / f"index-damaged-{int(time.time())}"
-        log.error("the index is damaged (%s): set aside as %s, made again from the segments", error, aside)
-        files.rename(folder, aside)
-        folder.mkdir(mode=0o700)
-        index = Index(folder, writable=True, map_bytes=map_bytes, mode=mode, fsync=fsync)
-    if group is not None:
-        for name in ("data.mdb", "lock.mdb"):
-            os.chown(folder / name, -1, group)
-        # A reader registers itself in the lock file; it never writes data.
-        os.chmod(folder / "lock.mdb", 0o660)
-        os.chmod(folder, 0o2750)
-    index.env.reader_check()
+        if group is not None:
+            for name in ("data.mdb", "lock.mdb"):
+                os.chown(folder / name, -1, group)
+            os.chmod(folder / "data.mdb", 0o640)
+            # A reader registers itself in the lock file; it never writes data.
+            os.chmod(folder / "lock.mdb", 0o660)
+            os.chown(folder, -1, group)
+            os.chmod(folder, 0o2750)
+        index.env.reader_check()
+        recover(index, files, path / "segments", key)
+    except BaseException:
+        index.close()
+        raise
     return index
 
 

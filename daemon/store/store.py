@@ -122,9 +122,9 @@ class Store:
         lock_fd = _lock(settings.path / "lock")
         try:
             uuid = ensure_format(settings.path, files, layout.file_mode(settings.group)).uuid
-            index = recovery.open_index(settings.path, files, settings.map_bytes, settings.group, settings.fsync)
+            key = records.key_of(uuid)
+            index = recovery.open_index(settings.path, files, key, settings.map_bytes, settings.group, settings.fsync)
             try:
-                recovery.recover(index, files, settings.path / "segments", records.key_of(uuid))
                 return cls(settings, files, lock_fd, index, uuid)
             except BaseException:
                 index.close()

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+import random
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -313,3 +316,42 @@ def test_a_manifest_of_a_hostile_user_stops_nobody(store: Store, tmp_path: Path)
     named = [text for each in store.fsck().damaged for text in each.files]
     assert f"good in {manifest.name.value}" in named
     assert isinstance(item.content, Content)
+
+
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.long), pytest.param(3, marks=pytest.mark.long)])
+def test_a_damaged_index_is_an_error_that_a_restart_mends(tmp_path: Path, seed: int) -> None:
+    """Pages of LMDB are overwritten; it may also end the process, so this is one. What it prints is the oracle."""
+    path = tmp_path / "s"
+    store = Store.open(settings(path))
+    stored = put(store, [sample(number, 300) for number in range(3000)])
+    store.close()
+    with open(path / "index" / "data.mdb", "r+b") as file:
+        rng = random.Random(seed)
+        for page in range(3, os.fstat(file.fileno()).st_size // 4096):
+            file.seek(page * 4096 + 10)  # the page's flags
+            file.write(rng.randbytes(2))
+    ended = [subprocess.run([sys.executable, "-c", CHECK, str(path)], capture_output=True, text=True) for _ in range(3)]
+    assert "ok 3000" in [each.stdout.strip() for each in ended], ended
+    assert [each.stdout.strip() for each in ended if each.returncode == 0][-1] == "ok 3000"
+    assert any((path / "tmp").iterdir())
+    store = Store.open(settings(path))
+    assert [get(store, item) for item in stored] == [sample(number, 300) for number in range(3000)]
+    store.close()
+
+
+CHECK = f"""
+import sys
+from pathlib import Path
+sys.path[:0] = [{str(Path(__file__).resolve().parents[2])!r}, {str(Path(__file__).resolve().parents[2] / ".src")!r}]
+from tests.store.helpers import settings
+from millpond.daemon.errors import StoreDamagedError
+from millpond.daemon.store.store import Store
+try:
+    store = Store.open(settings(Path(sys.argv[1])))
+    report = store.fsck(deep=True)
+    print("ok" if report.ok else "hurt", report.objects)
+    store.close()
+except StoreDamagedError as error:
+    assert "restart" in error.hint
+    print("damaged")
+"""

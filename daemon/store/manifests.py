@@ -12,7 +12,11 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 _DECODER = json.JSONDecoder()
-_SKIPPED = " \t\r\n[,"
+# Characters of one entry: a path of 4,096 bytes, each escaped, and some more.
+_MAX_ENTRY = 256 << 10
+_SPACE = " \t\r\n"
+# What may come next in the list: its begin; a value or the end; a value; a comma or the end; nothing.
+_BEGIN, _FIRST, _VALUE, _NEXT, _OVER = range(5)
 
 
 class NotAManifest(Exception):
@@ -22,37 +26,61 @@ class NotAManifest(Exception):
 def entries(pieces: Iterable[bytes]) -> Iterator[tuple[str, str]]:
     """(relpath, digest) of each entry of a manifest that comes in pieces. Raises NotAManifest behind the last good one."""
     decoder = codecs.getincrementaldecoder("utf-8")("surrogatepass")
-    text = ""
+    rows = _List()
     try:
         for piece in pieces:
-            text += decoder.decode(piece)
-            end = 0
-            for value, behind in _values(text):
+            for value in rows.feed(decoder.decode(piece)):
                 yield _entry(value)
-                end = behind
-            text = text[end:]
         decoder.decode(b"", True)
     except UnicodeDecodeError as error:
         raise NotAManifest(str(error)) from error
-    if text.strip() != "]":
+    if not rows.is_over:
         raise NotAManifest("it does not end as a list")
 
 
-def _values(text: str) -> Iterator[tuple[Any, int]]:
-    """(value, position behind it) of the whole values in `text`."""
-    position = 0
-    while True:
-        while position < len(text) and text[position] in _SKIPPED:
-            position += 1
-        try:
-            value, position = _DECODER.raw_decode(text, position)
-        except (json.JSONDecodeError, RecursionError):
-            return
-        yield value, position
+class _List:
+    """A JSON list of objects whose text comes in parts."""
+
+    def __init__(self) -> None:
+        self._text = ""
+        self._want = _BEGIN
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all of it was read, and nothing came behind it."""
+        return self._want == _OVER and not self._text
+
+    def feed(self, text: str) -> Iterator[Any]:
+        """The values that are whole now. Raises NotAManifest."""
+        text, position = self._text + text, 0
+        while True:
+            while position < len(text) and text[position] in _SPACE:
+                position += 1
+            if position == len(text):
+                break
+            char = text[position]
+            if self._want == _BEGIN and char == "[":
+                self._want, position = _FIRST, position + 1
+            elif self._want in (_FIRST, _NEXT) and char == "]":
+                self._want, position = _OVER, position + 1
+            elif self._want == _NEXT and char == ",":
+                self._want, position = _VALUE, position + 1
+            elif self._want in (_FIRST, _VALUE) and char == "{":
+                try:
+                    value, position = _DECODER.raw_decode(text, position)
+                except (json.JSONDecodeError, RecursionError):
+                    break  # not whole yet, or never
+                self._want = _NEXT
+                yield value
+            else:
+                raise NotAManifest(f"{char!r} cannot stand there")
+        self._text = text[position:]
+        if len(self._text) > _MAX_ENTRY:
+            raise NotAManifest("an entry is too long")
 
 
 def _entry(value: Any) -> tuple[str, str]:
-    relpath, digest = (value.get("relpath"), value.get("md5")) if isinstance(value, dict) else (None, None)
+    relpath, digest = value.get("relpath"), value.get("md5")
     if not isinstance(relpath, str) or not isinstance(digest, str):
         raise NotAManifest("an entry has no relpath or no md5")
     return relpath, digest

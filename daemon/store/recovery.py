@@ -6,6 +6,8 @@ import contextlib
 import logging
 import os
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from typing import Any
 import lmdb
 
 from millpond.daemon.errors import StoreDamagedError
-from millpond.daemon.store import journal, records
+from millpond.daemon.store import journal, records, walk_index
 from millpond.daemon.store.files import Files
 from millpond.daemon.store.index import DAMAGED, Content, Index, grant_key
 from millpond.daemon.store.reader import StoreReader
@@ -24,6 +26,8 @@ log = logging.getLogger("millpond.store")
 
 # Journal records read at once: at most 50,000 names each, mostly few.
 _JOURNALS = 64
+# A file in the index's folder: it is open for writing, or whoever had it open ended badly.
+OPEN = "open"
 # Damaged indexes kept for whoever wants to look at them.
 _KEPT = 2
 
@@ -34,7 +38,7 @@ def open_index(path: Path, files: Files, key: int, map_bytes: int, group: int | 
     Raises StoreDamagedError, DiskFullError, OSError.
     """
     folder = path / "index"
-    if (folder / DAMAGED).exists():
+    if (folder / DAMAGED).exists() or ((folder / OPEN).exists() and not _can_be_walked(folder)):
         _set_aside(path, files)
     try:
         return _open_recovered(path, files, key, map_bytes, group, fsync)
@@ -45,6 +49,18 @@ def open_index(path: Path, files: Files, key: int, map_bytes: int, group: int | 
             raise
     _set_aside(path, files)
     return _open_recovered(path, files, key, map_bytes, group, fsync)
+
+
+def _can_be_walked(folder: Path) -> bool:
+    """Whether a process that reads the whole index lives to tell: asked when the last daemon did not end well."""
+    if not (folder / "data.mdb").exists():
+        return True
+    done = subprocess.run(
+        [sys.executable, "-I", walk_index.__file__, os.fspath(folder)], capture_output=True, text=True
+    )
+    if done.returncode:
+        log.error("the index cannot be read (%d): %s", done.returncode, done.stderr.strip()[-200:])
+    return done.returncode == 0
 
 
 def _set_aside(path: Path, files: Files) -> None:
@@ -72,6 +88,7 @@ def _open_recovered(path: Path, files: Files, key: int, map_bytes: int, group: i
             os.chmod(folder, 0o2750)
         index.env.reader_check()
         recover(index, files, path / "segments", key)
+        (folder / OPEN).touch()
     except BaseException:
         index.close()
         raise

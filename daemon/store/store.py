@@ -288,6 +288,8 @@ class Store:
         self._pool.shutdown()
         self._segments.close()
         self.reader.close()
+        with contextlib.suppress(OSError):
+            (self.path / "index" / recovery.OPEN).unlink(missing_ok=True)
         os.close(self._lock_fd)
         self._lock_fd = -1
 

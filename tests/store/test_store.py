@@ -11,11 +11,10 @@ import threading
 from pathlib import Path
 
 import pytest
-from tests.store.helpers import SIZES, UID, get, put, sample, settings
+from tests.store.helpers import SIZES, UID, damage, get, put, sample, settings
 
 from millpond.daemon.errors import BusyError, DiskFullError, StoreDamagedError, StoreFormatError
 from millpond.daemon.store.local import LocalObjectStore
-from millpond.daemon.store.reader import StoreReader
 from millpond.daemon.store.segments import segment_path
 from millpond.daemon.store.store import Store
 
@@ -220,9 +219,9 @@ def test_a_lost_or_damaged_index_is_made_again_from_the_segments(tmp_path: Path)
     contents = [sample(size, size) for size in SIZES]
     stored = put(store, contents, uid=7)
     store.close()
-    for damage in ("unlink", "garbage"):
+    for how in ("unlink", "garbage"):
         path = tmp_path / "s" / "index" / "data.mdb"
-        path.unlink() if damage == "unlink" else path.write_bytes(b"garbage" * 2000)
+        path.unlink() if how == "unlink" else path.write_bytes(b"garbage" * 2000)
         store = Store.open(settings(tmp_path / "s"))
         assert [get(store, item, 7) for item in stored] == contents
         assert [get(store, item, 8) for item in stored] == [None] * len(contents)
@@ -287,6 +286,55 @@ def test_the_object_store_protocol_over_it(tmp_path: Path) -> None:
     store.close()
 
 
-def test_a_reader_of_no_store_says_so(tmp_path: Path) -> None:
-    with pytest.raises(StoreFormatError):
-        StoreReader.open(tmp_path)
+def test_chunks_read_together_are_the_same_as_one_by_one(tmp_path: Path) -> None:
+    store = Store.open(settings(tmp_path / "s", segment_bytes=64 << 20))
+    data = [os.urandom(2_000_000), sample(5, 1_000_000), bytes(3_000_000), os.urandom(70_000)]
+    stored = put(store, data)
+    ids = [
+        layout.id(n) for item in stored for layout in [store.reader.layout(item.content)] for n in range(len(layout))
+    ]
+    for order in (ids, ids[::-1], ids[::2], ids + ids[:3], []):
+        one_by_one = [store.reader.read_chunk(each) for each in order]
+        assert [bytes(each) for each in store.reader.read_chunks(order)] == one_by_one
+        assert [bytes(each) for each in store.reader.read_chunks(order, drop=True)] == one_by_one
+    for each in ids:
+        found = store.reader.read_chunk_nowait(each, 1 << 20)
+        assert found is None or bytes(found) == store.reader.read_chunk(each)
+    location = store.reader.locate(ids[1])
+    assert location is not None
+    damage(tmp_path / "s", location)
+    with pytest.raises(StoreDamagedError, match=ids[1].hex()[:16]):
+        store.reader.read_chunks(ids)
+    assert store.reader.read_chunk_nowait(ids[1], 1 << 20) is None
+    store.close()
+
+
+def test_the_map_grows_under_readers(tmp_path: Path) -> None:
+    store = Store.open(settings(tmp_path / "s", map_bytes=1 << 18))
+    first = put(store, [b"one"])[0]
+    stop = threading.Event()
+    failures: list[BaseException] = []
+
+    def read() -> None:
+        try:
+            while not stop.is_set():
+                with store.reader.index.begin() as outer, store.reader.index.begin() as inner:
+                    assert outer is inner
+                    assert get(store, first) == b"one"
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=read) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for batch in range(10):
+        put(store, [b"%d %d" % (batch, number) for number in range(1000)])
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert store.reader.index.env.info()["map_size"] > 1 << 18
+    assert store.stats().objects == 10_001
+    with store.reader.index.begin(), pytest.raises(AssertionError, match="read transaction"):
+        store.write(lambda txn: None)
+    store.close()

@@ -52,15 +52,20 @@ def open_index(path: Path, files: Files, key: int, map_bytes: int, group: int | 
 
 
 def _can_be_walked(folder: Path) -> bool:
-    """Whether a process that reads the whole index lives to tell: asked when the last daemon did not end well."""
+    """Whether a process that reads the whole index lives to tell: asked when the last daemon did not end well.
+
+    Where no such process can be had, nothing is known against the index."""
     if not (folder / "data.mdb").exists():
         return True
-    done = subprocess.run(
-        [sys.executable, "-I", walk_index.__file__, os.fspath(folder)], capture_output=True, text=True
-    )
+    command = [sys.executable, "-I", walk_index.__file__, os.fspath(folder)]
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    except OSError as error:
+        log.warning("the index is not checked: %s", error)
+        return True
     if done.returncode:
-        log.error("the index cannot be read (%d): %s", done.returncode, done.stderr.strip()[-200:])
-    return done.returncode == 0
+        log.error("reading the index ended with %d: %s", done.returncode, done.stderr.strip()[-200:])
+    return done.returncode != walk_index.DAMAGED and done.returncode >= 0
 
 
 def _set_aside(path: Path, files: Files) -> None:
@@ -76,6 +81,7 @@ def _set_aside(path: Path, files: Files) -> None:
 def _open_recovered(path: Path, files: Files, key: int, map_bytes: int, group: int | None, fsync: bool) -> Index:
     mode = 0o600 if group is None else 0o640
     folder = path / "index"
+    (folder / OPEN).touch()
     index = Index(folder, writable=True, map_bytes=map_bytes, mode=mode, fsync=fsync)
     try:
         if group is not None:
@@ -88,7 +94,6 @@ def _open_recovered(path: Path, files: Files, key: int, map_bytes: int, group: i
             os.chmod(folder, 0o2750)
         index.env.reader_check()
         recover(index, files, path / "segments", key)
-        (folder / OPEN).touch()
     except BaseException:
         index.close()
         raise

@@ -10,6 +10,9 @@ import sys
 
 import lmdb
 
+# The exit status that tells of damage; a signal tells of it too.
+DAMAGED = 3
+
 
 def walk(path: str) -> int:
     """How many keys there are, in all databases. Raises lmdb.Error."""
@@ -28,4 +31,5 @@ if __name__ == "__main__":
     try:
         walk(sys.argv[1])
     except lmdb.Error as error:
-        sys.exit(f"{error}")
+        print(error, file=sys.stderr)
+        sys.exit(DAMAGED)

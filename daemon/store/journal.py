@@ -9,9 +9,17 @@ The names stand here and not in the chunks' own records, because a deduplicated 
 
 from __future__ import annotations
 
+import errno
+import os
 import struct
+import tempfile
+import weakref
 from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
 
+from millpond.daemon.errors import StoreDamagedError
+from millpond.daemon.store.files import as_store_error
 from millpond.daemon.store.index import Content
 from millpond.daemon.store.records import BadRecord
 
@@ -20,36 +28,90 @@ _CONTENT = struct.Struct("<B32sQ")
 VERSION = 1
 TYPE_NAMES = 1
 # Entries in one record: bounds what one damaged record costs, and the memory of a commit.
-MAX_ENTRIES = 50_000
+MAX_ENTRIES = 10_000
+# Full parts of a batch kept in memory, about 600 kB each; more go to a file.
+MAX_PARTS = 16
+
+
+class Names:
+    """At most MAX_ENTRIES names for one uid, packed: about 60 bytes each. What one journal record holds."""
+
+    def __init__(self, uid: int, body: bytes = b"", count: int = 0) -> None:
+        self.uid = uid
+        self.body = bytearray(body)
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, key: bytes, content: Content) -> None:
+        self.body.append(len(key))
+        self.body += key
+        self.body += _CONTENT.pack(*content)
+        self._count += 1
+
+    def __iter__(self) -> Iterator[tuple[bytes, Content]]:
+        return _entries(memoryview(self.body), self._count)
+
+    def payload(self) -> bytes:
+        """The journal record's payload."""
+        return HEADER.pack(VERSION, TYPE_NAMES, 0, self.uid, self._count) + bytes(self.body)
 
 
 class NameBatch:
-    """Names to be committed for one uid, packed: about 60 bytes each."""
+    """Any number of names to be committed for one uid, in bounded memory: full parts beyond MAX_PARTS wait in an unlinked
+    file in `folder`."""
 
-    def __init__(self, uid: int) -> None:
+    def __init__(self, uid: int, folder: Path | None = None) -> None:
         self.uid = uid
-        self._parts: list[tuple[bytearray, int]] = []
+        self._folder = folder
+        self._open = Names(uid)
+        self._full: list[Names] = []
+        self._file: IO[bytes] | None = None
+        self._filed: list[tuple[int, int]] = []
 
     def __len__(self) -> int:
-        return sum(count for _, count in self._parts)
+        return sum(map(len, self._full)) + sum(count for _, count in self._filed) + len(self._open)
 
     def add(self, key: bytes, content: Content) -> None:
-        if not self._parts or self._parts[-1][1] >= MAX_ENTRIES:
-            self._parts.append((bytearray(), 0))
-        body, count = self._parts[-1]
-        body.append(len(key))
-        body += key
-        body += _CONTENT.pack(*content)
-        self._parts[-1] = (body, count + 1)
+        """Add a name. Raises DiskFullError, StoreDamagedError when it must be filed and cannot."""
+        if len(self._open) >= MAX_ENTRIES:
+            if len(self._full) < MAX_PARTS or self._folder is None:
+                self._full.append(self._open)
+            else:
+                self._put_on_file(self._folder, self._open)
+            self._open = Names(self.uid)
+        self._open.add(key, content)
+
+    def parts(self) -> Iterator[Names]:
+        """All names, in order. Raises StoreDamagedError."""
+        yield from self._full
+        position = 0
+        for size, count in self._filed:
+            assert self._file is not None
+            body = os.pread(self._file.fileno(), size, position)
+            if len(body) != size:
+                raise StoreDamagedError("filed names cannot be read", hint="run the command again")
+            position += size
+            yield Names(self.uid, body, count)
+        if len(self._open):
+            yield self._open
 
     def __iter__(self) -> Iterator[tuple[bytes, Content]]:
-        for body, count in self._parts:
-            yield from _entries(memoryview(body), count)
+        for part in self.parts():
+            yield from part
 
-    def payloads(self) -> Iterator[bytes]:
-        """The journal records' payloads, at most MAX_ENTRIES names each."""
-        for body, count in self._parts:
-            yield HEADER.pack(VERSION, TYPE_NAMES, 0, self.uid, count) + bytes(body)
+    def _put_on_file(self, folder: Path, names: Names) -> None:
+        try:
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
+                weakref.finalize(self, self._file.close)
+            done = self._file.write(names.body)
+            if done != len(names.body):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise as_store_error(error, folder) from error
+        self._filed.append((len(names.body), len(names)))
 
 
 def parse(payload: bytes) -> tuple[int, list[tuple[bytes, Content]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import shutil
@@ -24,8 +25,8 @@ from millpond.daemon.store.segments import mapped, scan_segment, segment_numbers
 
 log = logging.getLogger("millpond.store")
 
-# Journal records read at once: at most 50,000 names each, mostly few.
-_JOURNALS = 64
+# Names replayed in one transaction, and not many more.
+_NAMES = 10_000
 # A file in the index's folder: it is open for writing, or whoever had it open ended badly.
 OPEN = "open"
 # Damaged indexes kept for whoever wants to look at them.
@@ -131,8 +132,7 @@ def recover(index: Index, files: Files, folder: Path, key: int) -> int:
     if mark == (first, offset):
         return 0
     reader = StoreReader(index, folder, key)
-    for start in range(0, len(journals), _JOURNALS):
-        _take_names(index, files, reader, journals[start : start + _JOURNALS])
+    _take_names(index, files, reader, journals)
     index.write(files, lambda txn: index.set_committed(txn, *mark))
     log.warning("%d records were taken into the index%s", taken, "" if rebuild else " that came after the last commit")
     return taken
@@ -180,21 +180,26 @@ def _take_records(
 
 def _take_names(index: Index, files: Files, reader: StoreReader, journals: list[Location]) -> None:
     """Name and grant what journal records say, where it is whole."""
-    parsed = []
+    parsed: list[tuple[int, list[tuple[bytes, Content]]]] = []
+    count = 0
     for at in journals:
         try:
             parsed.append(journal.parse(reader.read_at(at)))
+            count += len(parsed[-1][1])
         except BadRecord as error:
             log.error("segment %d: journal record at %d: %s", at.segment, at.offset, error)
+        if count >= _NAMES:
+            index.write(files, functools.partial(_name, index, reader, parsed))
+            parsed, count = [], 0
+    index.write(files, functools.partial(_name, index, reader, parsed))
 
-    def take(txn: Any) -> None:
-        for uid, entries in parsed:
-            for key, content in entries:
-                if is_whole(reader, index, txn, content):
-                    txn.put(key, content.pack(), db=index.objects)
-                    txn.put(grant_key(uid, content.id), b"", db=index.grants)
 
-    index.write(files, take)
+def _name(index: Index, reader: StoreReader, parsed: list[tuple[int, list[tuple[bytes, Content]]]], txn: Any) -> None:
+    for uid, entries in parsed:
+        for key, content in entries:
+            if is_whole(reader, index, txn, content):
+                txn.put(key, content.pack(), db=index.objects)
+                txn.put(grant_key(uid, content.id), b"", db=index.grants)
 
 
 def find_again(index: Index, files: Files, folder: Path, key: int, wanted: set[bytes]) -> int:

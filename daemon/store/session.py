@@ -76,10 +76,10 @@ class _Stream:
 class IngestSession:
     """One caller's contents on their way in. Used by one thread at a time; `feed` uses the store's threads."""
 
-    def __init__(self, sink: Sink, pool: ThreadPoolExecutor, uid: int) -> None:
+    def __init__(self, sink: Sink, pool: ThreadPoolExecutor, names: NameBatch) -> None:
         self._sink = sink
         self._pool = pool
-        self._names = NameBatch(uid)
+        self._names = names
         self._stream: _Stream | None = None
         self._failed = False
         # Manifests taken in, the last of them: a caller may want their folders soon.

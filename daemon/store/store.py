@@ -17,7 +17,7 @@ import logging
 import os
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,7 @@ from millpond.daemon.store.files import Files, as_store_error
 from millpond.daemon.store.format import ensure_format
 from millpond.daemon.store.fsck import Fsck, FsckReport, Progress
 from millpond.daemon.store.index import Content, Index, grant_key
-from millpond.daemon.store.journal import NameBatch
+from millpond.daemon.store.journal import NameBatch, Names
 from millpond.daemon.store.reader import Damage, StoreReader
 from millpond.daemon.store.records import Kind, Location
 from millpond.daemon.store.repair import Repair, Source
@@ -41,8 +41,10 @@ T = TypeVar("T")
 
 log = logging.getLogger("millpond.store")
 
-# Records that may wait for the next commit before one is made for them alone.
-MAX_PENDING = 20_000
+# Records that may wait for the next commit before one is made for them alone; with four times as many, adding waits.
+MAX_PENDING = 10_000
+# Names in one transaction.
+_MAX_NAMES = 20_000
 _MAX_WAITING = 256
 # Times that a commit looks again when others' failures take segments from under it.
 _MAX_TRIES = 4
@@ -142,7 +144,7 @@ class Store:
 
     def session(self, uid: int) -> IngestSession:
         """Begin to take in contents for a caller."""
-        return IngestSession(self, self._pool, uid)
+        return IngestSession(self, self._pool, NameBatch(uid, self.path / "tmp"))
 
     def write(self, work: Callable[[Any], T]) -> T:
         """Run `work` with a write transaction of the index, on the commit thread; it may run again when the map grows.
@@ -176,10 +178,15 @@ class Store:
         if len(self._pending) > MAX_PENDING and self._queue.empty():
             with contextlib.suppress(queue.Full, BusyError):
                 self._submit(_Job(None, None), wait=False)
+        if len(self._pending) > 4 * MAX_PENDING:
+            self.flush()
 
     def commit_names(self, names: NameBatch) -> list[ObjectName]:
         """See `IngestSession.commit`."""
-        return self._submit(_Job(names, None)).result()  # type: ignore[no-any-return]
+        lost: list[ObjectName] = []
+        for part in names.parts():
+            lost += self._submit(_Job(part, None)).result()
+        return lost
 
     def complete(self, name: ObjectName, uid: int) -> bool:
         """Whether a manifest and all that it names are here for `uid`. What was complete once stays so until records are
@@ -334,8 +341,10 @@ class Store:
                     break
             open_ = None not in jobs
             group = [job for job in jobs if job is not None and job.work is None]
-            if group or (not open_ and self._pending):
-                self._commit(group)
+            if not group and not open_ and self._pending:
+                self._commit([])
+            for part in _bounded(group):
+                self._commit(part)
             for job in jobs:
                 if job is not None and job.work is not None:
                     _resolve([job], functools.partial(self._write_one, job.work, job.alone))
@@ -382,7 +391,7 @@ class Store:
         entries: list[tuple[int, bytes, Content]] = []
         journal: list[Encoded] = []
         for job in group:
-            whole = NameBatch(job.names.uid if job.names else 0)
+            whole = Names(job.names.uid if job.names else 0)
             lost: list[ObjectName] = []
             for key, content in job.names or ():
                 if recovery.is_whole(self.reader, index, txn, content):
@@ -390,7 +399,8 @@ class Store:
                     entries.append((whole.uid, key, content))
                 else:
                     lost.append(ObjectName.from_key(key))
-            for payload in whole.payloads():
+            if len(whole):
+                payload = whole.payload()
                 journal.append(self.encode(Kind.JOURNAL, records.content_id(payload), payload))
             results.append(lost)
         if journal:
@@ -422,11 +432,26 @@ class _Job:
     """Names to commit, or work for the commit thread (`alone`: it gets no transaction), or (neither) a commit of what is
     pending."""
 
-    def __init__(self, names: NameBatch | None, work: Callable[[Any], Any] | None, *, alone: bool = False) -> None:
+    def __init__(self, names: Names | None, work: Callable[[Any], Any] | None, *, alone: bool = False) -> None:
         self.names = names
         self.work = work
         self.alone = alone
         self.done: Future[Any] = Future()
+
+
+def _bounded(jobs: list[_Job]) -> Iterator[list[_Job]]:
+    """Groups of jobs with at most _MAX_NAMES names, or one job: what LMDB keeps of a transaction in memory is bounded."""
+    group: list[_Job] = []
+    names = 0
+    for job in jobs:
+        count = len(job.names) if job.names else 0
+        if group and names + count > _MAX_NAMES:
+            yield group
+            group, names = [], 0
+        group.append(job)
+        names += count
+    if group:
+        yield group
 
 
 def _resolve(jobs: list[_Job], work: Callable[[], list[Any]]) -> None:

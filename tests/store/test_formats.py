@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -124,9 +125,29 @@ def test_journal_entries_come_back(uid: int, rows: list[tuple[bytes, int]]) -> N
     for key, content in wanted:
         batch.add(key, content)
     assert list(batch) == wanted
-    payloads = list(batch.payloads())
+    payloads = [part.payload() for part in batch.parts()]
     assert [entry for payload in payloads for entry in journal.parse(payload)[1]] == wanted
     assert all(journal.parse(payload)[0] == uid for payload in payloads)
     for payload in payloads:
         with pytest.raises(BadRecord):
             journal.parse(payload[:-1])
+
+
+def test_many_names_wait_in_a_file(tmp_path: Path) -> None:
+    batch = journal.NameBatch(7, tmp_path)
+    count = journal.MAX_ENTRIES * (journal.MAX_PARTS + 3) + 5
+    for number in range(count):
+        batch.add(b"\x01" + number.to_bytes(16, "big"), Content(Kind.CHUNK, bytes(32), number))
+    for _ in range(2):
+        found = iter(batch)
+        assert all(
+            content.size == number == int.from_bytes(key[1:], "big") for number, (key, content) in enumerate(found)
+        )
+    assert len(batch) == count
+    sizes = [len(journal.parse(part.payload())[1]) for part in batch.parts()]
+    assert sizes == [journal.MAX_ENTRIES] * (journal.MAX_PARTS + 3) + [5]
+    assert os.listdir(tmp_path) == [], "it has no name, so a crash leaves nothing"
+    batch = journal.NameBatch(7, tmp_path / "none")
+    with pytest.raises(StoreDamagedError):
+        for number in range(count):
+            batch.add(b"\x01" + number.to_bytes(16, "big"), Content(Kind.CHUNK, bytes(32), number))

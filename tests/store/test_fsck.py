@@ -246,7 +246,7 @@ def test_bytes_inside_a_content_never_pass_for_a_record(tmp_path: Path) -> None:
     def forged(key: int) -> bytes:
         names = journal.NameBatch(666)
         names.add(secret.name.key(), secret.content)
-        [payload] = names.payloads()
+        [payload] = [part.payload() for part in names.parts()]
         return b"".join(records.encode(Kind.JOURNAL, records.content_id(payload), payload, key))
 
     hostile = {key: bytes(HEADER.size % 8) + os.urandom(800) + forged(key) for key in (0, store.reader.key)}

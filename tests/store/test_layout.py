@@ -41,7 +41,7 @@ def test_bytes_of_every_structure_have_not_moved(tmp_path: Path) -> None:
     assert recipe.payload().hex() == "0100010000000000" + "bb" * 32 + "01000100"
     names = NameBatch(1000)
     names.add(b"\x01" + b"\xcc" * 16, content)
-    assert [each.hex() for each in names.payloads()] == [
+    assert [each.hex() for each in (part.payload() for part in names.parts())] == [
         "01010000e803000001000000" + "11" + "01" + "cc" * 16 + content.pack().hex()
     ]
     (tmp_path / "segments").mkdir()

@@ -8,6 +8,7 @@ turns, every figure is a median of several runs, and what was read is compared w
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import tempfile
@@ -69,13 +70,14 @@ def bench(options: argparse.Namespace, folder: Path) -> tuple[Figures, dict[str,
     about = host.about() | {
         "scale": options.scale,
         "data": {name: {"files": len(one.files), "bytes": one.size} for name, one in made.items()},
-        "sections": {},
     }
     times: dict[str, float] = {}
+    loads: dict[str, float] = {}
     failed: list[str] = []
     for name in options.only:
         measure, share = SECTIONS[name]
         began = time.monotonic()
+        loads[name] = round(os.getloadavg()[0], 1)
         print(f"bench: {name} ...", file=sys.stderr, flush=True)
         work = folder / name
         work.mkdir()
@@ -91,7 +93,7 @@ def bench(options: argparse.Namespace, folder: Path) -> tuple[Figures, dict[str,
             clean(work)
         times[name] = round(time.monotonic() - began, 1)
         print(f"bench: {name} took {times[name]:.0f} s", file=sys.stderr, flush=True)
-    return figures, about | {"sections": times, "failed": failed}
+    return figures, about | {"seconds": times, "load average before": loads, "failed": failed}
 
 
 def report(figures: Figures, about: dict[str, object], disk_name: str, out: Path) -> str:

@@ -10,47 +10,22 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from millpond.daemon.names import DIR_SUFFIX, ObjectName
-from millpond.daemon.project import manifest, yamlio
+from millpond.daemon.names import ObjectName
+from millpond.daemon.project import manifest, pointerkeys, yamlio
 
 SUFFIX = ".dvc"
-_STAGE_KEYS = frozenset(["md5", "wdir", "frozen", "deps", "outs", "meta", "desc", "always_changed", "cmd", "locked"])
-_OUT_KEYS = frozenset(
-    [
-        "md5",
-        "size",
-        "nfiles",
-        "isexec",
-        "hash",
-        "path",
-        "cache",
-        "persist",
-        "push",
-        "remote",
-        "desc",
-        "type",
-        "labels",
-        "meta",
-        "files",
-        "cloud",
-        "etag",
-        "checksum",
-        "metric",
-        "plot",
-        "version_id",
-        "annot",
-        "fs_config",
-    ]
-)
 _HASH_KEYS = ("md5", "size", "nfiles", "isexec", "hash")
 # A path that YAML takes for text as it stands: it begins with a letter, or has two letters in a row, which no number, date
 # or time has (but for 0x, 0o, 0b).
 _PLAIN = r"(?:[A-Za-z_]|(?!0[xob])[0-9](?=[A-Za-z0-9_./-]*[A-Za-z]{2}))[A-Za-z0-9_./-]*"
 _PLAIN_PATH = re.compile(_PLAIN)
-_PLAIN_DIGEST = re.compile(r"(?=.*[a-f]{2})[0-9a-f]{32}(?:\.dir)?")
+# As above: neither a number nor one in scientific notation.
+_DIGEST = r"(?=[0-9a-f]*[a-f]{2})[0-9a-f]{32}(?:\.dir)?"
+_PLAIN_DIGEST = re.compile(_DIGEST)
+_NUMBER = r"0|[1-9][0-9]{0,17}"
 # What `add` writes, exactly: parsed and written without YAML, which takes a hundred times as long.
 _CANONICAL = re.compile(
-    r"outs:\n- md5: ([0-9a-f]{32}(?:\.dir)?)\n  size: (\d+)\n(?:  nfiles: (\d+)\n)?(?:  (isexec: true)\n)?  hash: md5\n"
+    rf"outs:\n- md5: ({_DIGEST})\n  size: ({_NUMBER})\n(?:  nfiles: ({_NUMBER})\n)?(?:  (isexec: true)\n)?  hash: md5\n"
     rf"  path: ({_PLAIN})\n"
 )
 _NOT_PLAIN = frozenset(["null", "true", "false", "yes", "no", "on", "off", "y", "n"])
@@ -98,21 +73,14 @@ def parse(text: str, path: str) -> DvcFile:
         value, size, nfiles, isexec, out_path = canonical.groups()
         out = Out(out_path, ObjectName("md5", value), int(size), int(nfiles) if nfiles else None, bool(isexec))
         return DvcFile(path, text, [out])
-    document = yamlio.load(text, path, round_trip=True)
-    if document is None:
-        raise yamlio.invalid(path, "it is empty", 1, 1)
-    if not isinstance(document, dict):
-        raise yamlio.invalid(path, "it is not a mapping", 1, 1)
-    _check_keys(document, _STAGE_KEYS, path)
-    if "cmd" in document:
-        line, column = _place(document, "cmd")
-        raise yamlio.invalid(
-            path, "it has a command, as DVC 0.x wrote", line, column, hint="move the command to dvc.yaml"
-        )
-    outs = _list(document, "outs", path)
-    deps = _list(document, "deps", path)
-    wdir = document.get("wdir") or "."
-    return DvcFile(path, text, [_out(out, path) for out in outs], str(wdir), bool(document.get("frozen")), deps)
+    document = yamlio.load(text, path)
+    problem = next(pointerkeys.problems(document), None)
+    if problem is not None:
+        raise yamlio.invalid_at(path, text, *problem)
+    outs, deps = document.get("outs") or [], document.get("deps") or []
+    return DvcFile(
+        path, text, [_out(out) for out in outs], document.get("wdir") or ".", bool(document.get("frozen")), deps
+    )
 
 
 def read(path: str) -> DvcFile:
@@ -153,9 +121,9 @@ def updated_text(old: DvcFile, outs: list[Out]) -> str:
         if canonical is not None and _hash_fields(changed[0]).keys() == _hash_fields(old.outs[0]).keys():
             return canonical
     document = yamlio.load(old.text, old.path, round_trip=True)
-    entries = {str(entry["path"]): entry for entry in document["outs"]}
+    places = [out.path for out in old.outs]
     for out in changed:
-        _update(entries[out.path], _hash_fields(out))
+        _update(document["outs"][places.index(out.path)], _hash_fields(out))
     return yamlio.dump(document)
 
 
@@ -186,33 +154,16 @@ def _update(entry: Any, fields: dict[str, Any]) -> None:
         entry[key] = value
 
 
-def _out(entry: Any, path: str) -> Out:
-    if not isinstance(entry, dict) or not isinstance(entry.get("path"), str | int | float):
-        line, column = _place(entry, None)
-        raise yamlio.invalid(path, "an out needs a path", line, column)
-    _check_keys(entry, _OUT_KEYS, path)
-    value = entry.get("md5") or entry.get("checksum")
+def _out(entry: dict[str, Any]) -> Out:
+    value, algo = entry.get("md5"), entry.get("hash")
     name = None
-    if value is not None:
-        algo = "md5" if entry.get("hash") == "md5" else "md5-dos2unix"
-        hex_part = str(value).removesuffix(DIR_SUFFIX)
-        if not re.fullmatch(r"[0-9a-f]{32}", hex_part):
-            line, column = _place(entry, "md5")
-            raise yamlio.invalid(path, f"'{value}' is not an MD5", line, column)
-        name = ObjectName(algo, str(value))
-    elif isinstance(entry.get("files"), list):
+    if value and algo in (None, "md5"):
+        name = ObjectName(algo or "md5-dos2unix", value)
+    elif not value and entry.get("files"):
         name = _name_of_files(entry["files"])
+    size, nfiles, isexec = entry.get("size"), entry.get("nfiles"), entry.get("isexec", False)
     extra = {key: entry[key] for key in entry if key not in _HASH_KEYS and key not in ("path", "cache")}
-    size, nfiles = entry.get("size"), entry.get("nfiles")
-    return Out(
-        str(entry["path"]),
-        name,
-        int(size) if size is not None else None,
-        int(nfiles) if nfiles is not None else None,
-        bool(entry.get("isexec")),
-        entry.get("cache", True) is not False,
-        extra,
-    )
+    return Out(entry["path"], name, size, nfiles, isexec, entry.get("cache", True), extra)
 
 
 def _name_of_files(files: list[Any]) -> ObjectName | None:
@@ -222,29 +173,3 @@ def _name_of_files(files: list[Any]) -> ObjectName | None:
     except (KeyError, TypeError):
         return None
     return manifest.manifest_name(manifest.serialise(rows))
-
-
-def _list(document: Any, key: str, path: str) -> list[Any]:
-    value = document.get(key) or []
-    if not isinstance(value, list):
-        line, column = _place(document, key)
-        raise yamlio.invalid(path, f"'{key}' is not a list", line, column)
-    return value
-
-
-def _check_keys(mapping: Any, known: frozenset[str], path: str) -> None:
-    for key in mapping:
-        if key not in known:
-            line, column = _place(mapping, key)
-            raise yamlio.invalid(path, f"unknown key '{key}'", line, column)
-
-
-def _place(mapping: Any, key: str | None) -> tuple[int, int]:
-    """Line and column (from 1) of a key of a round-trip mapping."""
-    marks = getattr(mapping, "lc", None)
-    if marks is None:
-        return 1, 1
-    if key is not None and marks.data and key in marks.data:
-        line, column = marks.data[key][:2]
-        return int(line) + 1, int(column) + 1
-    return int(marks.line or 0) + 1, int(marks.col or 0) + 1

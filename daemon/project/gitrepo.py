@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import pygit2
 
-from millpond.daemon.errors import NotARepoError, RevisionError
+from millpond.daemon.errors import AccessError, LockTimeoutError, NotARepoError, RevisionError
+from millpond.daemon.project.paths import printable
 
 _HEADS, _TAGS = "refs/heads/", "refs/tags/"
+_SUBMODULE = 0o160000
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +53,8 @@ class GitRepo:
         try:
             return cls(pygit2.Repository(found))
         except pygit2.GitError as error:
-            raise NotARepoError(f"Git refuses the repository of '{path}': {error}", path=path) from error
+            shown = printable(path)
+            raise NotARepoError(f"Git refuses the repository of '{shown}': {error}", path=shown) from error
 
     @property
     def root(self) -> str | None:
@@ -63,30 +68,32 @@ class GitRepo:
     @property
     def hash_algo(self) -> str:
         """The algorithm of object names: git-sha1 or git-sha256."""
-        head = self._repo.config
-        return (
-            "git-sha256"
-            if "extensions.objectformat" in head and head["extensions.objectformat"] == "sha256"
-            else "git-sha1"
-        )
+        config = self._repo.config
+        key = "extensions.objectformat"
+        return "git-sha256" if key in config and config[key] == "sha256" else "git-sha1"
 
     def resolve(self, revision: str) -> str:
         """The commit's hex id of anything that `git rev-parse` takes. Raises RevisionError."""
+        problem: Exception | None = None
         try:
-            found = self._repo.revparse_single(revision)
-            return str(found.peel(pygit2.Commit).id)
+            if "\0" not in revision:
+                return str(self._repo.revparse_single(revision).peel(pygit2.Commit).id)
         except (KeyError, ValueError, pygit2.GitError, pygit2.InvalidSpecError) as error:
-            hint = (
-                "is the clone shallow? git fetch --unshallow" if self._repo.is_shallow else "see `git log` or `git tag`"
-            )
-            if self._repo.is_empty:
-                hint = "the repository has no commits yet"
-            raise RevisionError(f"unknown Git revision '{revision}'", hint=hint) from error
+            problem = error
+        if not revision.isascii():  # libgit2's parser takes UTF-8 only
+            found = self.refs().get(revision)
+            if found is not None:
+                return found
+        hint = "is the clone shallow? git fetch --unshallow" if self._repo.is_shallow else "see `git log` or `git tag`"
+        if self._repo.is_empty:
+            hint = "the repository has no commits yet"
+        raise RevisionError(f"unknown Git revision '{printable(revision)}'", hint=hint) from problem
 
     def refs(self) -> dict[str, str]:
-        """Branches and tags by short name (a branch wins over a tag of its name), each with its commit's hex id."""
+        """Branches and tags by short name (a tag wins over a branch of its name, as in `resolve`), each with its commit's
+        hex id."""
         found: dict[str, str] = {}
-        for prefix in (_TAGS, _HEADS):
+        for prefix in (_HEADS, _TAGS):
             for ref in self._repo.references:
                 if ref.startswith(prefix):
                     try:
@@ -103,8 +110,12 @@ class GitRepo:
             return None
 
     def files(self, commit: str, prefix: str = "", *, sizes: bool = True) -> Iterator[TreeFile]:
-        """All files of a commit below `prefix`, in Git's order; sizes (0 without `sizes`) by headers, no blob is read."""
-        tree = self._repo[commit].peel(pygit2.Tree)
+        """All files of a commit below `prefix`, in Git's order; sizes (0 without `sizes`) by headers, no blob is read.
+
+        Raises RevisionError for a tree that cannot be read, or has names that no file can have.
+        """
+        with self._reading():
+            tree = self._repo[commit].peel(pygit2.Tree)
         if prefix:
             try:
                 tree = tree[prefix]
@@ -115,63 +126,129 @@ class GitRepo:
         yield from self._walk(tree, prefix, sizes)
 
     def blob(self, commit: str, path: str) -> bytes | None:
-        """A file's content at a commit; None when it is not there."""
+        """A file's content at a commit; None when it is not there. Raises RevisionError when it cannot be read."""
         try:
             entry = self._repo[commit].peel(pygit2.Tree)[path]
         except KeyError:
             return None
-        return bytes(entry.data) if isinstance(entry, pygit2.Blob) else None
+        with self._reading():
+            return bytes(entry.data) if isinstance(entry, pygit2.Blob) else None
 
     def read(self, oid: str) -> bytes | None:
-        """A blob by its hex id; None when there is none."""
+        """A blob by its hex id; None when there is none. Raises RevisionError when it cannot be read."""
         try:
-            found = self._repo[oid]
+            with self._reading(False):
+                found = self._repo[oid]
+                return bytes(found.data) if isinstance(found, pygit2.Blob) else None
         except (KeyError, ValueError):
             return None
-        return bytes(found.data) if isinstance(found, pygit2.Blob) else None
 
     def tracked_below(self, path: str) -> str | None:
-        """A path at or below `path` that is in the index, or None."""
-        index = self._repo.index
-        index.read(False)
-        if path in index:
-            return path
-        prefix = os.fsencode(path.rstrip("/") + "/")
-        low, high = 0, len(index)
-        while low < high:  # entries are sorted by the bytes of their paths
-            middle = (low + high) // 2
-            if os.fsencode(index[middle].path) < prefix:
-                low = middle + 1
-            else:
-                high = middle
-        if low == len(index) or not os.fsencode(index[low].path).startswith(prefix):
-            return None
-        return str(index[low].path)
+        """A path at or below `path` ("" for all) that is in the index, or None."""
+        try:
+            return self._tracked_below(path.rstrip("/"))
+        except (pygit2.GitError, UnicodeError):
+            return self._first_listed(path)
 
     def is_ignored(self, path: str) -> bool:
         """Whether .gitignore rules leave `path` out."""
-        return bool(self._repo.path_is_ignored(path))
+        try:
+            return bool(self._repo.path_is_ignored(path))
+        except UnicodeEncodeError:  # libgit2's binding takes UTF-8 only
+            return bool(self._command("check-ignore", "-z", "--stdin", stdin=os.fsencode(path), fine=(0, 1)))
 
     def stage(self, paths: Iterable[str]) -> None:
-        """`git add` of files that are there; removes those that are not."""
+        """`git add` of files that are there; removes those that are not. Raises LockTimeoutError, AccessError."""
+        names = list(paths)
+        try:
+            index = self._repo.index
+            index.read(False)
+            root = self.root or ""
+            for path in names:
+                if os.path.lexists(os.path.join(root, path)):
+                    index.add(path)
+                elif path in index:
+                    index.remove(path)
+            index.write()
+        except pygit2.GitError:
+            # A kind of index that libgit2 cannot read (split, sparse), a lock, or a real problem: Git knows which.
+            names_read = b"".join(os.fsencode(name) + b"\0" for name in names)
+            self._command("update-index", "--add", "--remove", "-z", "--stdin", stdin=names_read)
+
+    def _tracked_below(self, path: str) -> str | None:
         index = self._repo.index
         index.read(False)
-        root = self.root or ""
-        for path in paths:
-            if os.path.lexists(os.path.join(root, path)):
-                index.add(path)
-            elif path in index:
-                index.remove(path)
-        index.write()
-
-    def _walk(self, tree: Any, prefix: str, sizes: bool) -> Iterator[TreeFile]:
-        odb = self._repo.odb
-        for entry in tree:
-            path = f"{prefix}/{entry.name}" if prefix else entry.name
-            if isinstance(entry, pygit2.Tree):
-                yield from self._walk(entry, path, sizes)
-            elif int(entry.filemode) == 0o160000:
-                yield TreeFile(path, 0o160000, str(entry.id), 0)
+        if path and path in index:
+            return path
+        prefix = os.fsencode(f"{path}/") if path else b""
+        low, high = 0, len(index)
+        while low < high:  # entries are sorted by the bytes of their paths
+            middle = (low + high) // 2
+            if _entry_path(index[middle]) < prefix:
+                low = middle + 1
             else:
-                size = int(odb.read_header(entry.id)[1]) if sizes else 0
-                yield TreeFile(path, int(entry.filemode), str(entry.id), size)
+                high = middle
+        if low == len(index) or not _entry_path(index[low]).startswith(prefix):
+            return None
+        return str(index[low].path)
+
+    def _first_listed(self, path: str) -> str | None:
+        """`tracked_below` by Git itself, for an index that libgit2 cannot read or names that it cannot give."""
+        listed = self._command("--literal-pathspecs", "ls-files", "-z", "--", path or ".")
+        return os.fsdecode(listed.split(b"\0", 1)[0]) or None
+
+    def _command(self, *argv: str, stdin: bytes = b"", fine: tuple[int, ...] = (0,)) -> bytes:
+        """Run Git in the work tree; `fine` are exit codes. Raises LockTimeoutError, AccessError."""
+        command = ["git", *argv]
+        try:
+            done = subprocess.run(command, cwd=self.root, input=stdin, capture_output=True, check=False)
+        except OSError as error:
+            raise AccessError(f"cannot run git: {error.strerror}", hint="install git") from error
+        if done.returncode not in fine:
+            said = printable(os.fsdecode(done.stderr.strip().split(b"\n")[0])).removeprefix("fatal: ")
+            if b"index.lock" in done.stderr:
+                hint = "wait for the other Git command, or remove the lock if there is none; then `git add` the files"
+                raise LockTimeoutError(f"Git's index is locked: {said}", hint=hint)
+            raise AccessError(f"`git {argv[0]}` failed: {said}")
+        return done.stdout
+
+    @contextmanager
+    def _reading(self, missing: bool = True) -> Iterator[None]:
+        """Objects that are broken (or, with `missing`, not there) become RevisionError."""
+        try:
+            yield
+        except KeyError as error:
+            if not missing:
+                raise
+            hint = "a partial clone lacks contents: git fetch --refetch --no-filter; otherwise see git fsck"
+            raise RevisionError(f"Git's object {error.args[0]} is not in this clone", hint=hint) from error
+        except pygit2.GitError as error:
+            raise RevisionError(f"Git's object cannot be read: {error}", hint="see git fsck") from error
+
+    def _walk(self, top: Any, prefix: str, sizes: bool) -> Iterator[TreeFile]:
+        odb = self._repo.odb
+        folders: list[tuple[str, Iterator[Any]]] = [(prefix, iter(top))]
+        with self._reading():
+            while folders:
+                folder, entries = folders[-1]
+                entry = next(entries, None)
+                if entry is None:
+                    folders.pop()
+                    continue
+                name, mode = entry.name, int(entry.filemode)
+                if name in ("", ".", "..") or "/" in name:
+                    raise RevisionError(f"the tree of '{printable(folder)}' has a name that no file can have")
+                path = f"{folder}/{name}" if folder else name
+                if mode == stat.S_IFDIR:
+                    folders.append((path, iter(entry)))
+                    continue
+                size = int(odb.read_header(entry.id)[1]) if sizes and mode != _SUBMODULE else 0
+                yield TreeFile(path, mode, str(entry.id), size)
+
+
+def _entry_path(entry: Any) -> bytes:
+    """The bytes of an index entry's path. Raises UnicodeError when libgit2's binding has replaced some of them."""
+    path = str(entry.path)
+    if "\ufffd" in path:
+        raise UnicodeError(path)
+    return os.fsencode(path)

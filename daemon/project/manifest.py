@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Iterator
+from itertools import repeat
 from json.encoder import encode_basestring_ascii
+from typing import Any, NamedTuple
 
 from millpond.daemon.errors import InvalidFileError
 from millpond.daemon.names import DIR_SUFFIX, ObjectName
+from millpond.daemon.project.paths import is_file_name
 
-_HEX = frozenset("0123456789abcdef")
+_DIGEST = re.compile(r"[0-9a-f]{32}")
+_DIGITS = b"0123456789abcdef"
 
 
-@dataclass(frozen=True, slots=True)
-class ManifestEntry:
+class ManifestEntry(NamedTuple):
     """One file: its path below the directory, with `/`, and its object."""
 
     relpath: str
@@ -54,45 +56,56 @@ def parse(text: bytes, *, source: str, algo: str = "md5") -> list[ManifestEntry]
         rows = json.loads(text.decode())
         if not isinstance(rows, list):
             raise ValueError("it is not a list")
-        found = [ManifestEntry(row["relpath"], ObjectName(algo, row[_digest_key(row)])) for row in rows]
+        paths: list[Any] = [row["relpath"] for row in rows]
+        digests: list[Any] = [row["md5"] if "md5" in row else row["md5-dos2unix"] for row in rows]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InvalidFileError(f"'{source}' is not a manifest: {error}", path=source) from error
-    _check(found, source)
-    return found
+    problem = next(_problems(paths, digests), None)
+    if problem is not None:
+        raise InvalidFileError(f"manifest '{source}' {problem}", path=source)
+    return list(map(ManifestEntry, paths, map(ObjectName, repeat(algo), digests)))
 
 
-def _digest_key(row: dict[str, str]) -> str:
-    return "md5" if "md5" in row else "md5-dos2unix"
-
-
-def _check(entries: Sequence[ManifestEntry], source: str) -> None:
-    files: set[str] = set()
-    folders: set[str] = set()
-    for entry in entries:
-        path, digest = entry.relpath, entry.name.value
-        parts = path.split("/") if isinstance(path, str) else [""]
-        if not isinstance(digest, str) or len(digest) != 32 or not _HEX.issuperset(digest):
-            raise InvalidFileError(f"manifest '{source}' has a digest that is none: {digest!r}", path=source)
-        if "" in parts or "." in parts or ".." in parts or "\0" in path:
-            raise InvalidFileError(f"manifest '{source}' has a path that leaves its directory: {path!r}", path=source)
-        if not path.isascii() and not _is_file_name(path):
-            raise InvalidFileError(f"manifest '{source}' has a path that no file has: {path!r}", path=source)
-        if path in files:
-            raise InvalidFileError(f"manifest '{source}' names {path!r} twice", path=source)
-        files.add(path)
-        for end in range(len(parts) - 1, 0, -1):
-            folder = "/".join(parts[:end])
-            if folder in folders:
-                break
-            folders.add(folder)
-    both = files & folders
-    if both:
-        raise InvalidFileError(f"manifest '{source}' has {min(both)!r} as a file and as a folder", path=source)
-
-
-def _is_file_name(path: str) -> bool:
-    """Whether the path is how the bytes of a file's name are read; two spellings of one name would be two files."""
+def _problems(paths: list[Any], digests: list[Any]) -> Iterator[str]:
+    """What is wrong with a manifest. Everything is looked at as a whole first, entry by entry only to name the culprit:
+    a manifest may have ten million entries."""
     try:
-        return os.fsdecode(os.fsencode(path)) == path
-    except UnicodeEncodeError:
-        return False
+        all_paths, all_digests = "\0".join(paths), "".join(digests)
+    except TypeError:
+        odd = next(value for value in (*paths, *digests) if not isinstance(value, str))
+        yield f"has a path or a digest that is no text: {odd!r}"
+        return
+    if set(map(len, digests)) - {32} or all_digests.encode("utf-8", "replace").translate(None, _DIGITS):
+        odd = next(digest for digest in digests if not _DIGEST.fullmatch(digest))
+        yield f"has a digest that is none: {odd!r}"
+    if paths and (all_paths.count("\0") != len(paths) - 1 or _leaves(all_paths.replace("\0", "/"))):
+        odd = next(path for path in paths if "\0" in path or _leaves(path))
+        yield f"has a path that leaves its directory: {odd!r}"
+    if not all_paths.isascii() and not is_file_name(all_paths):
+        odd = next(path for path in paths if not is_file_name(path))
+        yield f"has a path that no file has: {odd!r}"
+    files = set(paths)
+    if len(files) < len(paths):
+        seen: set[str] = set()
+        odd = next(path for path in paths if path in seen or seen.add(path))  # type: ignore[func-returns-value]
+        yield f"names {odd!r} twice"
+    both = files & _folders(paths)
+    if both:
+        yield f"has {min(both)!r} as a file and as a folder"
+
+
+def _leaves(path: str) -> bool:
+    """Whether a part is empty, `.` or `..`."""
+    closed = f"/{path}/"
+    return "//" in closed or "/./" in closed or "/../" in closed
+
+
+def _folders(paths: list[str]) -> set[str]:
+    """All folders above the paths."""
+    found = {path.rpartition("/")[0] for path in paths}
+    level = found
+    while level:
+        level = {path.rpartition("/")[0] for path in level} - found
+        found |= level
+    found.discard("")
+    return found

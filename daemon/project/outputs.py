@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from millpond.daemon.errors import RevisionError
 from millpond.daemon.names import ObjectName
 from millpond.daemon.project import dvcfile, yamlio
 from millpond.daemon.project.dvcfile import DvcFile
 from millpond.daemon.project.gitrepo import GitRepo
 from millpond.daemon.project.ignore import FolderRules, IgnoreRules
+from millpond.daemon.project.paths import printable
 from millpond.daemon.project.stages import STAGES_FILE, Stage, Stages
 
 LOCK_FILE = "dvc.lock"
@@ -97,9 +99,13 @@ class GitTree:
         for file in self._repo.files(self._commit, self._prefix, sizes=False):
             if is_pointer(posixpath.basename(file.path)) and not file.is_link:
                 path = file.path[len(self._prefix) + 1 :] if self._prefix else file.path
+                if path.startswith(".dvc/"):
+                    continue
                 content = self._repo.read(file.oid)
-                if content is not None and not path.startswith(".dvc/"):
-                    yield path, content
+                if content is None:
+                    problem = f"'{printable(path)}' at {self._commit[:10]} is not in this clone"
+                    raise RevisionError(problem, hint="a partial clone lacks it: git fetch --refetch --no-filter")
+                yield path, content
 
 
 def is_pointer(name: str) -> bool:

@@ -18,13 +18,8 @@ from millpond.daemon.project.dvccache import DvcCache
 from millpond.daemon.project.gitrepo import GitRepo
 from millpond.daemon.project.ignore import DVC_DIR, IgnoreRules
 from millpond.daemon.project.outputs import Output, WorkTree
+from millpond.daemon.project.paths import printable as printable
 from millpond.daemon.project.statcache import StatCache
-
-
-def printable(path: str) -> str:
-    """A path for a message: one line, valid Unicode; what is neither appears as escapes."""
-    text = os.fsencode(path).decode("utf-8", "backslashreplace")
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
 
 
 def find_root(start: str) -> str:

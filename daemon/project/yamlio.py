@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import os
 import re
+from collections.abc import Sequence
 from typing import Any, BinaryIO
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from millpond.daemon.errors import InvalidFileError
+from millpond.daemon.project.paths import printable
 
 _CONFLICT = re.compile(r"^(<{7}|={7}|>{7})( |$)", re.MULTILINE)
 # A pointer or a lock file larger than this is a mistake.
@@ -64,4 +66,22 @@ def read(file: BinaryIO) -> bytes:
 def invalid(path: str, problem: str, line: int, column: int, *, hint: str | None = None) -> InvalidFileError:
     """The error for a file, with the place."""
     where = {"line": line, "column": column}
-    return InvalidFileError(f"'{path}' line {line}, column {column}: {problem}", path=path, hint=hint, details=where)
+    shown, problem = printable(path), printable(problem)
+    return InvalidFileError(f"'{shown}' line {line}, column {column}: {problem}", path=shown, hint=hint, details=where)
+
+
+def invalid_at(path: str, text: str, keys: Sequence[str | int], problem: str) -> InvalidFileError:
+    """The error for what the keys and indices lead to in the document of `text`; the nearest thing that is there."""
+    node = load(text, path, round_trip=True)
+    line, column = 1, 1
+    for key in keys:
+        marks = getattr(node, "lc", None)
+        if marks is None:
+            break
+        found = (marks.data or {}).get(key)
+        line, column = (found[0] + 1, found[1] + 1) if found else ((marks.line or 0) + 1, (marks.col or 0) + 1)
+        try:
+            node = node[key]
+        except (KeyError, IndexError, TypeError):
+            break
+    return invalid(path, problem, line, column)

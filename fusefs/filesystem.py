@@ -15,11 +15,12 @@ import stat
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import trio
 
 from millpond.daemon.errors import MillpondError, StoreDamagedError
+from millpond.daemon.names import ObjectName
 from millpond.daemon.store.folders import FILE, FILE_INODE_BIT, LINK, MAX_NAME, Entry, FolderReader, InodeRecord
 from millpond.daemon.store.reader import Bytes, StoreReader
 from millpond.fusefs.asking import SourceClient
@@ -31,7 +32,7 @@ A = TypeVar("A")
 T = TypeVar("T")
 
 ROOT = 1
-HIDDEN_DIR, HIDDEN_STATS = 2, 3
+HIDDEN_DIR = 2
 HIDDEN = b".millpond"
 STATS = b"stats"
 _FIRST_DYNAMIC = 16
@@ -67,18 +68,51 @@ class Attributes:
 
 @dataclass(slots=True)
 class Node:
-    """A directory (or a changing link) that the kernel knows: `lookups` times told and not forgotten."""
+    """A directory (or a changing link, or a text) that the kernel knows: `lookups` times told and not forgotten."""
 
     inode: int
     key: tuple[int, bytes]
     folder: bytes | None
     target: bytes | None = None
     extra: Any = None
+    text: bytes | None = None
     lookups: int = 0
 
 
+class OpenFile(Protocol):
+    """What is behind a handle."""
+
+    def ready(self, offset: int, size: int) -> list[Bytes] | None:
+        """What `read` gives, when that takes no waiting."""
+
+    async def read(self, offset: int, size: int) -> list[Bytes]:
+        """Bytes from `offset` in pieces, fewer only at the end."""
+
+    def close(self) -> None:
+        """No more reads come."""
+
+
+class Text:
+    """An open text of the holder's own."""
+
+    def __init__(self, text: bytes) -> None:
+        self._text = text
+
+    def ready(self, offset: int, size: int) -> list[Bytes]:
+        return [self._text[offset : offset + size]]
+
+    async def read(self, offset: int, size: int) -> list[Bytes]:
+        return self.ready(offset, size)
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
 class Filesystem:
-    """The operations. `uid` is the caller whose grants count and to whom all belongs."""
+    """The operations. `uid` is the caller whose grants count and to whom all belongs. `immutable`: no directory of this
+    tree ever changes, but for the hidden one."""
+
+    immutable = True
 
     def __init__(
         self,
@@ -104,9 +138,8 @@ class Filesystem:
         self._nodes: dict[int, Node] = {ROOT: self.root}
         self._by_key: dict[tuple[int, bytes], Node] = {}
         self._next_inode = _FIRST_DYNAMIC
-        self._open: dict[int, StoredFile | ForeignFile | bytes] = {}
+        self._open: dict[int, OpenFile] = {}
         self._next_handle = 1
-        self._folder_handles: dict[int, int] = {}
         self._started = time.time()
         self.opens = self.reads = self.read_bytes = self.errors = 0
         self.last_error = ""
@@ -119,14 +152,14 @@ class Filesystem:
         if len(name) > MAX_NAME:
             raise FileError(errno.ENAMETOOLONG)
         if parent == HIDDEN_DIR:
-            return self._hidden(HIDDEN_STATS) if name == STATS else None
+            return self._snapshot() if name == STATS else None
         node = self._node(parent)
         if node.folder is not None:
             entry = self.folders.lookup(node.folder, name)
             if entry is not None:
                 return self.attributes_of(parent, entry)
         if parent == ROOT and name == HIDDEN:  # unless the data itself has this name
-            return self._hidden(HIDDEN_DIR)
+            return self._hidden()
         return await self.lookup_special(node, name) if node.folder is None else None
 
     async def lookup_special(self, node: Node, name: bytes) -> Attributes | None:
@@ -135,8 +168,8 @@ class Filesystem:
 
     def getattr(self, inode: int) -> Attributes:
         """Attributes of an inode the kernel knows. Raises FileError."""
-        if inode in (HIDDEN_DIR, HIDDEN_STATS):
-            return self._hidden(inode)
+        if inode == HIDDEN_DIR:
+            return self._hidden()
         if inode & FILE_INODE_BIT:
             record = self._record(inode)
             if record.target is not None:
@@ -166,7 +199,9 @@ class Filesystem:
         return node
 
     def node_attributes(self, node: Node) -> Attributes:
-        """Attributes of a node: a directory, or a link that may change."""
+        """Attributes of a node: a directory, a link that may change, or a text of the holder's own."""
+        if node.text is not None:
+            return Attributes(node.inode, stat.S_IFREG | 0o444, len(node.text), int(time.time()), 0.0)
         if node.target is not None:
             return Attributes(node.inode, stat.S_IFLNK | 0o777, len(node.target), int(self._started), 1.0)
         when = (
@@ -185,16 +220,14 @@ class Filesystem:
             del self._nodes[inode]
             self._by_key.pop(node.key, None)
 
-    def opendir(self, inode: int) -> int:
-        """A handle for `readdir`."""
-        handle = self._handle()
-        self._folder_handles[handle] = inode
-        return handle
+    def must_ask(self, inode: int) -> bool:
+        """Whether a directory is no folder of the index: its `lookup` and `readdir` may wait, its entries may change."""
+        node = self._nodes.get(inode)
+        return node is not None and node.folder is None and node.target is None and node.text is None
 
-    async def readdir(self, handle: int, start: int) -> list[tuple[bytes, Entry | None, int]]:
+    async def readdir(self, inode: int, start: int) -> list[tuple[bytes, Entry | None, int]]:
         """A page of a directory from position `start`: (name, entry, next position); an entry that is None is to be
         looked up by name. Nothing is counted as told."""
-        inode = self._folder_handles[handle]
         if inode == HIDDEN_DIR:
             return [(STATS, None, 1)] if start == 0 else []
         node = self._node(inode)
@@ -207,10 +240,6 @@ class Filesystem:
     async def list_special(self, node: Node) -> list[bytes]:
         """Names in a directory that is no folder of the index; see versions.py."""
         return []
-
-    def directory_of(self, handle: int) -> int:
-        """The directory's inode of a readdir handle."""
-        return self._folder_handles[handle]
 
     def readlink(self, inode: int) -> bytes:
         """A link's target. Raises FileError."""
@@ -242,22 +271,36 @@ class Filesystem:
 
     # -- contents -------------------------------------------------------------------------------------------------
 
+    def open_stored(self, inode: int) -> int | None:
+        """A handle for `read` when the content is in the store (or no file's at all); None when the source must be asked.
+        Raises FileError, StoreDamagedError."""
+        self.opens += 1
+        if inode not in self._nodes:
+            record = self._record(inode)
+            if record.name is None:
+                raise FileError(errno.EINVAL)
+            content = self._reader.resolve([record.name], self.uid)[0]
+            if content is None:
+                return None
+            _check_size(record, content.size)
+            return self._opened(StoredFile(self._chunks, self._reader, content))
+        text = self._nodes[inode].text
+        if text is None:
+            raise FileError(errno.EISDIR)
+        return self._opened(Text(text))
+
     async def open(self, inode: int) -> int:
         """A handle for `read`. Raises FileError: EIO when the object cannot be had (the reason is logged)."""
-        self.opens += 1
-        if inode == HIDDEN_STATS:
-            return self._opened(json.dumps(self.statistics(), indent=1).encode() + b"\n")
-        record = self._record(inode)
-        if record.name is None:
-            raise FileError(errno.EINVAL)
+        name: ObjectName | None = None
         try:
-            content = self._reader.resolve([record.name], self.uid)[0]
-            if content is not None:
-                _check_size(record, content.size)
-                return self._opened(StoredFile(self._chunks, self._reader, content))
-            if self._source is None:
+            handle = self.open_stored(inode)
+            if handle is not None:
+                return handle
+            record = self._record(inode)
+            name = record.name
+            if self._source is None or name is None:
                 raise FileError(errno.EIO)
-            fd, size = await self.ask_source(self._source.open, record.name)
+            fd, size = await self.ask_source(self._source.open, name)
             try:
                 _check_size(record, size)
             except StoreDamagedError:
@@ -265,31 +308,37 @@ class Filesystem:
                 raise
             return self._opened(ForeignFile(fd, size))
         except (MillpondError, OSError) as error:
-            raise self.failed(f"cannot open object {record.name}: {error}") from error
+            raise self.failed(f"cannot open {'inode ' + str(inode) if name is None else name}: {error}") from error
 
-    async def read(self, handle: int, offset: int, size: int) -> Bytes:
-        """Bytes of an open file. Raises FileError: EIO for what is damaged (logged), never wrong bytes."""
-        file = self._open[handle]
-        if isinstance(file, bytes):
-            return file[offset : offset + size]
+    def read_ready(self, handle: int, offset: int, size: int) -> list[Bytes] | None:
+        """What `read` gives, when that takes no waiting; else None. Raises StoreDamagedError."""
+        return self._counted(self._open[handle].ready(offset, size))
+
+    async def read(self, handle: int, offset: int, size: int) -> list[Bytes]:
+        """Bytes of an open file, in pieces. Raises FileError: EIO for what is damaged (logged), never wrong bytes."""
         try:
-            data = await file.read(offset, size)
+            parts = await self._open[handle].read(offset, size)
         except (MillpondError, OSError) as error:
             raise self.failed(f"cannot read: {error}") from error
-        self.reads += 1
-        self.read_bytes += len(data)
-        return data
+        self._counted(parts)
+        return parts
 
-    def is_volatile(self, inode: int) -> bool:
-        """Whether the kernel must not keep pages of this file."""
-        return inode == HIDDEN_STATS
+    def _counted(self, parts: list[Bytes] | None) -> list[Bytes] | None:
+        if parts is not None:
+            self.reads += 1
+            self.read_bytes += sum(map(len, parts))
+        return parts
 
     def release(self, handle: int) -> None:
-        """An open file, or a directory, is closed."""
-        self._folder_handles.pop(handle, None)
+        """An open file is closed."""
         file = self._open.pop(handle, None)
-        if file is not None and not isinstance(file, bytes):
+        if file is not None:
             file.close()
+
+    @property
+    def working(self) -> bool:
+        """Whether threads are reading for this mount."""
+        return self._chunks.working
 
     def statistics(self) -> dict[str, Any]:
         """Counters of this mount."""
@@ -333,17 +382,20 @@ class Filesystem:
             raise FileError(errno.ESTALE)
         return record
 
-    def _hidden(self, inode: int) -> Attributes:
-        now = int(self._started)
-        if inode == HIDDEN_DIR:
-            return Attributes(HIDDEN_DIR, stat.S_IFDIR | 0o555, 0, now)
-        return Attributes(HIDDEN_STATS, stat.S_IFREG | 0o444, 0, now, 0.0)
+    def _hidden(self) -> Attributes:
+        return Attributes(HIDDEN_DIR, stat.S_IFDIR | 0o555, 0, int(self._started))
+
+    def _snapshot(self) -> Attributes:
+        """The statistics as they are now, as a file of its own: each look gets another inode, and so no old pages."""
+        node = self.remember(HIDDEN_DIR, b"%s %d" % (STATS, self._next_inode), None)
+        node.text = json.dumps(self.statistics(), indent=1).encode() + b"\n"
+        return self.node_attributes(node)
 
     def _handle(self) -> int:
         handle, self._next_handle = self._next_handle, self._next_handle + 1
         return handle
 
-    def _opened(self, file: StoredFile | ForeignFile | bytes) -> int:
+    def _opened(self, file: OpenFile) -> int:
         handle = self._handle()
         self._open[handle] = file
         return handle

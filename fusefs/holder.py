@@ -25,16 +25,16 @@ from millpond.daemon.errors import InternalError, MillpondError
 from millpond.daemon.store.reader import StoreReader
 from millpond.fusefs import engines
 from millpond.fusefs.asking import SourceClient
-from millpond.fusefs.engines import EngineSettings
-from millpond.fusefs.engines.pyfuse3_engine import Operations
+from millpond.fusefs.engines import EngineSettings, direct_engine
 from millpond.fusefs.filesystem import Filesystem
-from millpond.fusefs.reader import ChunkCache
+from millpond.fusefs.reader import BUFFER_BYTES, ChunkCache
 from millpond.fusefs.versions import VersionsFilesystem
 
 log = logging.getLogger("millpond.holder")
 
 _LOG_BYTES = 4 << 20
-PRELOADED = (Operations,)
+# Imported here, so that a holder forked from a process that has this module need not.
+PRELOADED = (direct_engine,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class Holder:
     async def serve(self, ready: socket.socket) -> None:
         """Mount, say so on `ready`, serve, return when the mount is gone. Raises MountError."""
         settings = self._settings
-        reader = StoreReader.open(Path(settings.store))
+        reader = StoreReader.open(Path(settings.store), BUFFER_BYTES)
         try:
             async with trio.open_nursery() as nursery:
                 chunks = ChunkCache(reader, nursery)
@@ -123,7 +123,7 @@ class Holder:
                 "id": self._settings.id,
                 "pid": os.getpid(),
                 "rss": _rss_bytes(),
-                "engine": "pyfuse3",
+                "engine": engines.resolve(self._settings.engine),
                 "stats": self._filesystem.statistics(),
             }
             await stream.send_all(json.dumps(answer).encode() + b"\n")

@@ -23,6 +23,8 @@ from millpond.daemon.store.records import Kind
 
 # Unpacked chunks kept, in bytes; a chunk has at most 1 MiB.
 CACHE_BYTES = 16 << 20
+# Memory that is used again for reading them: the cache's raw chunks, and what is under way.
+BUFFER_BYTES = 24 << 20
 # Bytes that one thread fetches at once, and how far a reader is kept ahead of; jobs under way at most.
 BATCH_BYTES = 1 << 20
 AHEAD_BYTES = 4 << 20
@@ -34,6 +36,12 @@ ALONE_BYTES = 1 << 20
 THREADS = 4
 # Requests of one reader may overtake each other by this much and still be sequential.
 _NEAR_BYTES = 1 << 20
+# Bytes after which it is seen whether a sequential reader's chunks are in the page cache now.
+_LOOK_AGAIN = 8 << 20
+# Bytes behind a missed chunk that the kernel is asked to read too.
+AROUND_MIN, AROUND_MAX = 128 << 10, 2 << 20
+# Requests of all sequential readers after which one that is silent is not counted, times their number.
+_STREAM_MEMORY = 32
 # Requests after which a reader is taken for sequential.
 _SEQUENTIAL = 2
 
@@ -50,8 +58,12 @@ class ChunkCache:
         self._loading: dict[bytes, _Load] = {}
         self._jobs = 0
         self._threads = trio.CapacityLimiter(THREADS)
-        # Sequential readers, who share the cache between them.
-        self.streams = 0
+        # Sequential readers, who share the cache between them, and when each came last, in requests of them all.
+        self._streams: dict[int, int] = {}
+        self._stream_requests = 0
+        # How much is read of what lies behind a chunk that was missed, and reads since then that needed no waiting.
+        self._around = AROUND_MIN
+        self._lucky = 0
         self.hits = 0
         self.misses = 0
         self.bytes_read = 0
@@ -59,26 +71,37 @@ class ChunkCache:
     @property
     def window(self) -> int:
         """How many bytes each sequential reader may be kept ahead of, so that nobody's are dropped before they are used."""
-        return min(AHEAD_BYTES, self._budget // (2 * max(1, self.streams)))
+        return min(AHEAD_BYTES, self._budget // (2 * max(1, len(self._streams))))
 
     @property
     def busy(self) -> bool:
         """Whether nothing more should be read ahead now."""
         return self._jobs >= JOBS
 
+    @property
+    def working(self) -> bool:
+        """Whether anything is being read."""
+        return self._jobs > 0
+
+    def streaming(self, stream: int) -> None:
+        """A sequential reader reads on. Who was not heard of for a while has stopped: nobody tells when."""
+        self._stream_requests += 1
+        self._streams[stream] = self._stream_requests
+        if len(self._streams) > 1:
+            oldest = self._stream_requests - _STREAM_MEMORY * len(self._streams)
+            for each in [each for each, last in self._streams.items() if last < oldest]:
+                del self._streams[each]
+
+    def streamed(self, stream: int) -> None:
+        """A sequential reader is at the end, or elsewhere."""
+        self._streams.pop(stream, None)
+
     async def get(self, chunk_id: bytes) -> Bytes:
         """A chunk's bytes. Raises StoreDamagedError."""
         while True:
-            data = self._chunks.get(chunk_id)
-            if data is not None:
-                self.hits += 1
-                self._chunks.move_to_end(chunk_id)
-                return data
-            load = self._loading.get(chunk_id)
-            if load is None:
-                if self.has(chunk_id):
-                    continue
-                load = self._start([chunk_id], drop=False)
+            if self.has(chunk_id):
+                return self.take(chunk_id)
+            load = self._loading.get(chunk_id) or self._start([chunk_id], drop=False)
             await load.done.wait()
             if chunk_id in load.found:
                 return load.found[chunk_id]
@@ -92,11 +115,18 @@ class ChunkCache:
         if chunk_id in self._loading:
             return False
         # One reader is served best without a change of threads; several are unpacked for in parallel.
-        data = self._reader.read_chunk_nowait(chunk_id, ALONE_BYTES if self.streams < 2 else INLINE_BYTES)
+        data = self._reader.read_chunk_nowait(chunk_id, ALONE_BYTES if len(self._streams) < 2 else INLINE_BYTES)
         if data is None:
             return False
+        self._lucky += 1
         self._keep(chunk_id, data)
         return True
+
+    def take(self, chunk_id: bytes) -> Bytes:
+        """A chunk that is here."""
+        self.hits += 1
+        self._chunks.move_to_end(chunk_id)
+        return self._chunks[chunk_id]
 
     def load(self, ids: Sequence[bytes], *, drop: bool) -> None:
         """Begin to read those of `ids` that are neither here nor on their way, in one thread. With `drop` the kernel need
@@ -110,12 +140,17 @@ class ChunkCache:
         self._loading.update(dict.fromkeys(ids, load))
         self.misses += len(ids)
         self._jobs += 1
-        self._nursery.start_soon(self._run, ids, load, drop)
+        around = 0
+        if load.alone:
+            # Small files lie next to each other: what is behind this one is wanted next, or soon if many are read at all.
+            self._around = min(2 * self._around, AROUND_MAX) if self._lucky else max(self._around // 2, AROUND_MIN)
+            self._lucky, around = 0, self._around
+        self._nursery.start_soon(self._run, ids, load, drop, around)
         return load
 
-    async def _run(self, ids: list[bytes], load: _Load, drop: bool) -> None:
+    async def _run(self, ids: list[bytes], load: _Load, drop: bool, around: int) -> None:
         try:
-            found = await trio.to_thread.run_sync(self._read, ids, drop, limiter=self._threads)
+            found = await trio.to_thread.run_sync(self._read, ids, drop, around, limiter=self._threads)
             load.found = dict(zip(ids, found, strict=True))
             for chunk_id, data in load.found.items():
                 self._keep(chunk_id, data)
@@ -127,7 +162,9 @@ class ChunkCache:
                 del self._loading[chunk_id]
             load.done.set()
 
-    def _read(self, ids: list[bytes], drop: bool) -> list[Bytes]:
+    def _read(self, ids: list[bytes], drop: bool, around: int) -> list[Bytes]:
+        if around:
+            self._reader.will_need(ids[0], around)
         return self._reader.read_chunks(ids, drop=drop)
 
     def _keep(self, chunk_id: bytes, data: Bytes) -> None:
@@ -161,39 +198,60 @@ class StoredFile:
         self._reader = reader
         self._content = content
         self._layout = Layout.single(content.id, content.size) if content.kind == Kind.CHUNK else None
-        # Where a sequential reader would go on; for how many requests he has; whether he had to wait since then, so that
-        # threads read ahead for him; and the first chunk not asked for ahead.
+        # Where a sequential reader would go on; for how many requests he has; whether he had to wait, so that threads read
+        # ahead for him, and from where on to see if he still must; and the first chunk not asked for ahead.
         self._next = 0
         self._streak = 0
         self._waits = False
+        self._look_again = 0
         self._ahead = 0
+        self._planned = (0, 0)
 
-    async def read(self, offset: int, size: int) -> Bytes:
-        """Bytes from `offset`, fewer only at the end. Raises StoreDamagedError."""
+    def ready(self, offset: int, size: int) -> list[Bytes] | None:
+        """What `read` gives, when that takes no waiting; else None, and what is needed is on its way."""
+        if self._layout is None:
+            return None
+        parts: list[Bytes] = []
+        for number, low, high in self._spans(self._layout, offset, size):
+            chunk_id = self._layout.id(number)
+            if not self._cache.has(chunk_id):
+                return None
+            parts.append(self._part(self._cache.take(chunk_id), self._layout, number, low, high))
+        return parts
+
+    async def read(self, offset: int, size: int) -> list[Bytes]:
+        """Bytes from `offset` in pieces, fewer only at the end. Raises StoreDamagedError."""
         if self._layout is None:
             self._layout = await trio.to_thread.run_sync(self._reader.layout, self._content)
             if self._layout.size != self._content.size:
                 raise StoreDamagedError(f"the recipe of {self._content.id.hex()[:16]} is for another size")
         layout = self._layout
+        return [
+            self._part(await self._cache.get(layout.id(number)), layout, number, low, high)
+            for number, low, high in self._spans(layout, offset, size)
+        ]
+
+    def _spans(self, layout: Layout, offset: int, size: int) -> list[tuple[int, int, int]]:
+        """(chunk, from, to) that make a range of the content; what must be waited for is begun."""
         end = min(offset + size, layout.size)
         if offset >= end:
-            return b""
+            return []
         number = layout.find(offset)
-        if len(layout) > 1:
+        if len(layout) > 1 and (offset, end) != self._planned:
+            self._planned = (offset, end)
             self._plan(layout, number, offset, end)
-        parts: list[Bytes] = []
+        spans = []
         while offset < end:
             begin, stop = layout.offsets[number], layout.offsets[number + 1]
-            data = await self._cache.get(layout.id(number))
-            if len(data) != stop - begin:
-                raise StoreDamagedError(
-                    f"a chunk of {self._content.id.hex()[:16]} has not the length that its recipe says"
-                )
-            low, high = offset - begin, min(end, stop) - begin
-            parts.append(data if high - low == len(data) else memoryview(data)[low:high])
+            spans.append((number, offset - begin, min(end, stop) - begin))
             offset = stop
             number += 1
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        return spans
+
+    def _part(self, data: Bytes, layout: Layout, number: int, low: int, high: int) -> Bytes:
+        if len(data) != layout.offsets[number + 1] - layout.offsets[number]:
+            raise StoreDamagedError(f"a chunk of {self._content.id.hex()[:16]} has not the length that its recipe says")
+        return data if high - low == len(data) else memoryview(data)[low:high]
 
     def close(self) -> None:
         """Make room for other readers."""
@@ -202,13 +260,16 @@ class StoredFile:
     def _plan(self, layout: Layout, first: int, offset: int, end: int) -> None:
         """Have what must be waited for read together; and what comes next, for a reader who goes on where he stopped."""
         near = abs(offset - self._next) <= _NEAR_BYTES
-        self._streak_is(self._streak + 1 if near else 0)
+        self._streak_is(self._streak + 1 if near and end < layout.size else 0)
         self._next = max(self._next, end) if near else end
         if not self._waits:
-            self._waits = not self._cache.has(layout.id(first))
-            if not self._waits:
+            if self._cache.has(layout.id(first)):
                 return
-            self._ahead = first
+            self._waits, self._ahead, self._look_again = True, first, end + _LOOK_AGAIN
+        elif end >= self._look_again:
+            far = min(end + self._cache.window + BATCH_BYTES, layout.size - 1)
+            self._waits = not self._cache.has(layout.id(layout.find(far)))
+            self._look_again = end + _LOOK_AGAIN
         behind = layout.find(end - 1) + 1
         if self._streak < _SEQUENTIAL:
             self._cache.load([layout.id(number) for number in range(first, behind)], drop=False)
@@ -224,8 +285,11 @@ class StoredFile:
         self._ahead = start
 
     def _streak_is(self, streak: int) -> None:
-        self._cache.streams += (streak >= _SEQUENTIAL) - (self._streak >= _SEQUENTIAL)
         self._streak = streak
+        if streak >= _SEQUENTIAL:
+            self._cache.streaming(id(self))
+        else:
+            self._cache.streamed(id(self))
         if not streak:
             self._waits = False
 
@@ -238,16 +302,24 @@ class ForeignFile:
         self._fd = fd
         self.size = size
 
-    async def read(self, offset: int, size: int) -> bytes:
-        """Bytes from `offset`, fewer only at the end. Raises OSError."""
-        buffer = bytearray(min(size, max(0, self.size - offset)))
+    def ready(self, offset: int, size: int) -> list[Bytes] | None:
+        """What `read` gives, when it is in the page cache; else None."""
+        wanted = min(size, self.size - offset)
+        if wanted <= 0:
+            return []
+        buffer = bytearray(wanted)
         try:
-            done = os.preadv(self._fd, [buffer], offset, os.RWF_NOWAIT) if buffer else 0
+            done = os.preadv(self._fd, [buffer], offset, os.RWF_NOWAIT)
         except OSError:
-            done = -1
-        if done != len(buffer):
-            return await trio.to_thread.run_sync(_pread_all, self._fd, len(buffer), offset)
-        return bytes(buffer)
+            return None
+        return [memoryview(buffer)] if done == wanted else None
+
+    async def read(self, offset: int, size: int) -> list[Bytes]:
+        """Bytes from `offset`, fewer only at the end. Raises OSError."""
+        parts = self.ready(offset, size)
+        if parts is None:
+            parts = [await trio.to_thread.run_sync(_pread_all, self._fd, min(size, self.size - offset), offset)]
+        return parts
 
     def close(self) -> None:
         os.close(self._fd)

@@ -38,6 +38,7 @@ class _Place:
 class VersionsFilesystem(Filesystem):
     """The root has no folder of the index; everything below a commit has."""
 
+    immutable = False
     _refs: dict[bytes, bytes]
     _refs_at = float("-inf")
     _versions: dict[bytes, bytes]

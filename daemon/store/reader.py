@@ -6,6 +6,7 @@ not where the index said (a rewrite was faster), looking it up once more gives t
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ import lmdb
 from millpond.daemon.errors import StoreDamagedError, StoreFormatError
 from millpond.daemon.names import ObjectName
 from millpond.daemon.store import records
+from millpond.daemon.store.buffers import Buffers
 from millpond.daemon.store.format import read_format
 from millpond.daemon.store.index import Content, Index
 from millpond.daemon.store.recipes import Layout, parse_recipe
@@ -40,19 +42,26 @@ class StoreReader:
     """Resolve names, lay out contents, read chunks. Safe in many threads."""
 
     def __init__(
-        self, index: Index, segments: Path, key: int, on_damage: Callable[[Damage], None] | None = None
+        self,
+        index: Index,
+        segments: Path,
+        key: int,
+        on_damage: Callable[[Damage], None] | None = None,
+        *,
+        buffer_bytes: int = 0,
     ) -> None:
         self.index = index
         self.key = key
-        self._segments = SegmentReader(segments)
+        self._segments = SegmentReader(segments, Buffers(buffer_bytes))
         self._on_damage = on_damage
 
     @classmethod
-    def open(cls, path: Path) -> StoreReader:
-        """The store at `path`, read-only, for a process that is not the daemon. Raises StoreFormatError."""
+    def open(cls, path: Path, buffer_bytes: int = 0) -> StoreReader:
+        """The store at `path`, read-only, for a process that is not the daemon. `buffer_bytes` of memory are kept for
+        reading chunks. Raises StoreFormatError."""
         try:
             key = records.key_of(read_format(path).uuid)
-            return cls(Index(path / "index", writable=False), path / "segments", key)
+            return cls(Index(path / "index", writable=False), path / "segments", key, buffer_bytes=buffer_bytes)
         except lmdb.Error as error:
             raise StoreFormatError(f"cannot open the store's index: {error}", path=str(path)) from error
 
@@ -71,7 +80,6 @@ class StoreReader:
         """`layout` for a recipe whose place is known but perhaps not committed. Raises StoreDamagedError."""
         try:
             data = self._segments.read(location)
-            assert data is not None
             return parse_recipe(self._content(data, content.id, Kind.RECIPE), content.id)
         except (OSError, BadRecord) as error:
             raise StoreDamagedError(f"recipe {content.id.hex()[:16]} cannot be read: {error}") from error
@@ -82,7 +90,7 @@ class StoreReader:
             data = self._segments.read(location)
         except OSError as error:
             raise BadRecord(f"it cannot be read: {error.strerror}") from error
-        record, payload = records.decode(data or b"", self.key)
+        record, payload = records.decode(data, self.key)
         return records.decompress(record.codec, record.raw, payload)
 
     def read_chunk(self, chunk_id: bytes) -> bytes:
@@ -114,6 +122,13 @@ class StoreReader:
             found += self._read_run(ids[first : first + count], locations[first : first + count], drop)
         return found
 
+    def will_need(self, chunk_id: bytes, size: int) -> None:
+        """Have the kernel read `size` bytes from a chunk's record on: what was stored next to it."""
+        location = self.locate(chunk_id)
+        if location is not None:
+            with contextlib.suppress(OSError):
+                self._segments.will_need(location.segment, location.offset, size)
+
     def read_chunk_nowait(self, chunk_id: bytes, unpack_bytes: int) -> Bytes | None:
         """A chunk's bytes if they are in the page cache and whole, and raw or not larger than `unpack_bytes`; None means:
         ask `read_chunk`, which may wait."""
@@ -121,7 +136,7 @@ class StoreReader:
         if location is None or (location.codec != Codec.RAW and location.raw > unpack_bytes):
             return None
         try:
-            data = self._segments.read(location, nowait=True)
+            data = self._segments.read_nowait(location)
             return None if data is None else self._view(data, 0, chunk_id)
         except (OSError, BadRecord):
             return None
@@ -153,7 +168,6 @@ class StoreReader:
             wrong = None
             try:
                 data = self._segments.read(location)
-                assert data is not None
                 return self._content(data, record_id, kind)
             except OSError as error:
                 reason = f"segment {location.segment} cannot be read: {error.strerror}"
@@ -173,7 +187,7 @@ class StoreReader:
             raise BadRecord("another record is there")
         return records.decompress(record.codec, record.raw, payload)
 
-    def _view(self, data: bytes, start: int, chunk_id: bytes) -> Bytes:
+    def _view(self, data: memoryview, start: int, chunk_id: bytes) -> Bytes:
         """A chunk of the record at `start`, not copied if it is raw. Raises BadRecord."""
         record, payload = records.decode(data, self.key, start)
         if record.id != chunk_id or record.kind != Kind.CHUNK:

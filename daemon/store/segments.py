@@ -20,12 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from millpond.daemon.store import records
+from millpond.daemon.store.buffers import Buffers
 from millpond.daemon.store.files import Files, as_store_error, disk_full
 from millpond.daemon.store.records import Location, Record
 
 # iovecs in one pwritev: below the kernel's IOV_MAX of 1024.
 _MAX_BUFFERS = 1000
 _OPEN_FDS = 64
+_NOWAIT_TRIES = 4
 # Bytes read at once in a scan, and the least that is given up for one that cannot be read.
 _SCAN_BYTES = 4 << 20
 _SECTOR = 4096
@@ -140,6 +142,8 @@ class SegmentWriter:
         self._tokens = itertools.count()
         self._unnoted: dict[int, tuple[int, int]] = {}
         self.poisoned: set[int] = set()
+        # (segment, begin, end) of writes that failed: what they left may stay between records that were synced.
+        self.failed: list[tuple[int, int, int]] = []
         self._next = max(segment_numbers(folder), default=0) + 1
 
     def append(self, batch: Sequence[Encoded], note: Callable[[list[Location]], None] | None = None) -> None:
@@ -163,6 +167,7 @@ class SegmentWriter:
                 note(_locations(batch, sizes, active.number, offset))
         except OSError as error:
             with self._lock:
+                self.failed.append((active.number, offset, offset + total))
                 self._poison(active)
             raise as_store_error(error, self._folder) from error
         finally:
@@ -302,36 +307,53 @@ def _locations(batch: Sequence[Encoded], sizes: Sequence[int], number: int, offs
 class SegmentReader:
     """Reads records by location, with a bounded set of open descriptors."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, buffers: Buffers) -> None:
         self._folder = folder
+        self._buffers = buffers
         self._lock = threading.Lock()
         self._fds: OrderedDict[int, _Shared] = OrderedDict()
 
-    def read(self, location: Location, *, nowait: bool = False) -> bytes | None:
-        """The whole record's bytes; None when `nowait` and they are not in the page cache. Raises OSError."""
-        size = records.HEADER.size + location.stored
+    def read(self, location: Location) -> bytes:
+        """The whole record's bytes, fewer where the segment ends. Raises OSError."""
         shared = self._open(location.segment)
         try:
-            if nowait:
-                buffer = bytearray(size)
-                try:
-                    done = os.preadv(shared.fd, [buffer], location.offset, os.RWF_NOWAIT)
-                except (BlockingIOError, OSError):
-                    return None
-                return bytes(buffer) if done == size else None
-            return os.pread(shared.fd, size, location.offset)
+            return os.pread(shared.fd, records.HEADER.size + location.stored, location.offset)
         finally:
             self._release(shared)
 
-    def read_range(self, number: int, offset: int, size: int, *, drop: bool = False) -> bytes:
+    def read_nowait(self, location: Location) -> memoryview | None:
+        """The whole record's bytes if they are in the page cache. Raises OSError."""
+        view = self._buffers.take(records.HEADER.size + location.stored)
+        shared = self._open(location.segment)
+        done = tries = 0
+        try:
+            # What is there comes in several parts where the kernel had read ahead: a short read proves nothing.
+            while done < len(view) and tries < _NOWAIT_TRIES:
+                tries += 1
+                with contextlib.suppress(BlockingIOError):
+                    done += os.preadv(shared.fd, [view[done:]], location.offset + done, os.RWF_NOWAIT)
+        finally:
+            self._release(shared)
+        return view if done == len(view) else None
+
+    def read_range(self, number: int, offset: int, size: int, *, drop: bool = False) -> memoryview:
         """Bytes of a segment, fewer only at its end; with `drop` the kernel is told that it need not keep them, because
         they are now cached elsewhere (in the mount's pages). Raises OSError."""
+        view = self._buffers.take(size)
         shared = self._open(number)
         try:
-            data = os.pread(shared.fd, size, offset)
+            done = os.preadv(shared.fd, [view], offset)
             if drop:
                 os.posix_fadvise(shared.fd, offset, size, os.POSIX_FADV_DONTNEED)
-            return data
+        finally:
+            self._release(shared)
+        return view[:done]
+
+    def will_need(self, number: int, offset: int, size: int) -> None:
+        """Have the kernel begin to read a range. Raises OSError."""
+        shared = self._open(number)
+        try:
+            os.posix_fadvise(shared.fd, offset, size, os.POSIX_FADV_WILLNEED)
         finally:
             self._release(shared)
 

@@ -17,9 +17,8 @@ import pyfuse3
 import trio
 
 from millpond.daemon.errors import MillpondError, MountError
-from millpond.daemon.mounts.place import mounted_at
 from millpond.daemon.store.folders import FOLDER
-from millpond.fusefs.engines import EngineSettings
+from millpond.fusefs.engines import EngineSettings, mount_options, set_read_ahead
 from millpond.fusefs.filesystem import Attributes, FileError, Filesystem
 
 log = logging.getLogger("millpond.fusefs")
@@ -61,7 +60,7 @@ class Operations(pyfuse3.Operations):
             self._fs.forget(inode, count)
 
     async def opendir(self, inode: int, ctx: Any) -> Any:
-        return self._fs.opendir(inode)
+        return inode  # a directory is its own handle
 
     async def readdir(self, fh: int, start_id: int, token: Any) -> None:
         with self._errors():
@@ -69,15 +68,14 @@ class Operations(pyfuse3.Operations):
 
     async def _fill(self, fh: int, position: int, token: Any) -> None:
         """Tell entries from `position` on until the kernel's buffer is full."""
-        directory = self._fs.directory_of(fh)
         while page := await self._fs.readdir(fh, position):
             for name, entry, following in page:
                 if entry is None:
-                    found = await self._fs.lookup(directory, name)
+                    found = await self._fs.lookup(fh, name)
                     if found is None:
                         continue
                 else:
-                    found = self._fs.attributes_of(directory, entry)
+                    found = self._fs.attributes_of(fh, entry)
                 if not pyfuse3.readdir_reply(token, name, self._entry(found), following):
                     if entry is None or entry.type == FOLDER:
                         self._fs.forget(found.inode, 1)  # it did not fit: the kernel was not told
@@ -85,7 +83,7 @@ class Operations(pyfuse3.Operations):
                 position = following
 
     async def releasedir(self, fh: int) -> None:
-        self._fs.release(fh)
+        """Nothing was kept."""
 
     async def readlink(self, inode: int, ctx: Any) -> Any:
         with self._errors():
@@ -95,13 +93,12 @@ class Operations(pyfuse3.Operations):
         if flags & (os.O_WRONLY | os.O_RDWR | os.O_TRUNC):
             raise pyfuse3.FUSEError(errno.EROFS)
         with self._errors():
-            handle = await self._fs.open(inode)
-        volatile = self._fs.is_volatile(inode)
-        return pyfuse3.FileInfo(fh=handle, keep_cache=not volatile, direct_io=volatile)
+            return pyfuse3.FileInfo(fh=await self._fs.open(inode), keep_cache=True)
 
     async def read(self, fh: int, off: int, size: int) -> Any:
         with self._errors():
-            return await self._fs.read(fh, off, size)
+            parts = await self._fs.read(fh, off, size)
+            return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def release(self, fh: int) -> None:
         self._fs.release(fh)
@@ -170,17 +167,8 @@ class Operations(pyfuse3.Operations):
 
 async def serve(filesystem: Filesystem, settings: EngineSettings, mounted: Callable[[], Awaitable[None]]) -> None:
     """See engines.Engine."""
-    options = set(pyfuse3.default_options) | {
-        f"fsname={settings.name}",
-        "subtype=millpond",
-        "ro",
-        "noatime",
-        "default_permissions",
-    }
-    if settings.mountpoint.startswith("/dev/fd/"):
-        options = set()
-    if settings.allow_other:
-        options.add("allow_other")
+    given = settings.mountpoint.startswith("/dev/fd/")
+    options = set() if given else set(mount_options(settings))
     operations = Operations(filesystem)
     try:
         pyfuse3.init(operations, settings.mountpoint, options)
@@ -206,16 +194,3 @@ async def _announce(operations: Operations, settings: EngineSettings, mounted: C
     await operations.initialised.wait()
     set_read_ahead(settings.place, settings.read_ahead_kb)
     await mounted()
-
-
-def set_read_ahead(place: str, read_ahead_kb: int) -> bool:
-    """Let the kernel ask for more at once, where this process may say so: large reads get up to twice as fast."""
-    entry = mounted_at(place)
-    if entry is None:
-        return False
-    try:
-        with open(f"/sys/class/bdi/{entry.device}/read_ahead_kb", "w") as file:
-            file.write(str(read_ahead_kb))
-        return True
-    except OSError:
-        return False

@@ -63,7 +63,7 @@ def test_a_version_is_mounted_listed_and_ended(repo: Home) -> None:
     assert (place / "a").read_text() == "first"
     header, row = repo.run("mounts").stdout.splitlines()
     assert header.split() == ["MOUNTPOINT", "VERSION", "STATE", "ENGINE", "PID", "SINCE", "READ"]
-    assert row.split()[:4] == [str(place), f"data@{commit[:12]}", "mounted", "pyfuse3"]
+    assert row.split()[:4] == [str(place), f"data@{commit[:12]}", "mounted", "direct"]
     assert row.endswith("  5 B")
     (told,) = json.loads(repo.run("mounts", "--json").stdout)["mounts"]
     assert (told["mountpoint"], told["target"], told["commit"]) == (str(place), "data", commit)

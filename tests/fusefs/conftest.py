@@ -9,7 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from tests.fusefs.helpers import Mounted, Node, mount, open_store, put_tree, sample_tree, write_plain
+from tests.fusefs.helpers import (
+    ENGINES,
+    Mounted,
+    Node,
+    mount,
+    open_store,
+    put_tree,
+    sample_tree,
+    under_test,
+    write_plain,
+)
 
 from millpond.daemon.mounts.place import mount_table
 
@@ -27,8 +37,18 @@ class Pair:
         return self.mounted.place
 
 
-@pytest.fixture(scope="session")
-def pair() -> Iterator[Pair]:
+@pytest.fixture(autouse=True)
+def engine(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The engine of this test's mounts: `direct`, unless the test (or its module) asks for others by
+    `@pytest.mark.parametrize("engine", ENGINES, indirect=True)`."""
+    name = str(getattr(request, "param", "direct"))
+    under_test.append(name)
+    yield name
+    under_test.pop()
+
+
+@pytest.fixture(scope="session", params=ENGINES)
+def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
     """The sample tree. The store is closed: no daemon runs while these tests read."""
     with tempfile.TemporaryDirectory(prefix="mp-fs-", ignore_cleanup_errors=True) as folder:
         base = Path(folder)
@@ -39,7 +59,7 @@ def pair() -> Iterator[Pair]:
             totals = put_tree(store, tree)
         finally:
             store.close()
-        with mount(base / "store", totals, base / "m", life_s=600, xattrs=True) as mounted:
+        with mount(base / "store", totals, base / "m", engine=request.param, life_s=600, xattrs=True) as mounted:
             yield Pair(tree, mounted, base / "plain")
 
 

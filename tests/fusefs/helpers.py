@@ -51,6 +51,9 @@ class Link:
 
 
 Node = File | Link
+# The engine of mounts that name none: the last one. See the fixture `engine`.
+under_test = ["auto"]
+ENGINES = ("direct", "pyfuse3")
 
 
 def open_store(path: Path) -> Store:
@@ -166,11 +169,12 @@ def mount(
     *,
     source: Callable[[socket.socket], None] | None = None,
     uid: int = UID,
+    engine: str | None = None,
     life_s: int = LIFE_S,
     **settings: Any,
 ) -> Iterator[Mounted]:
     """Run a holder of its own process. `source` is given the other end of the holder's source socket; without it
-    that end is closed."""
+    that end is closed. `engine` is the one under test unless it is named."""
     place.mkdir(parents=True, exist_ok=True)
     control, log = place.with_name(place.name + ".sock"), place.with_name(place.name + ".log")
     ours, ready = socket.socketpair()
@@ -183,6 +187,7 @@ def mount(
         "root": totals.root.hex() if totals else None,
         "files": totals.files if totals else 0,
         "bytes": totals.bytes if totals else 0,
+        "engine": engine or under_test[-1],
         "control": wirepath.encode(os.fspath(control)),
         "log": wirepath.encode(os.fspath(log)),
         **settings,

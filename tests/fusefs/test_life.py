@@ -15,14 +15,26 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from tests.fusefs.helpers import TIMEOUT_S, File, Mounted, Node, eventually, mixed, mount, open_store, put, put_tree
+from tests.fusefs.helpers import (
+    ENGINES,
+    TIMEOUT_S,
+    File,
+    Mounted,
+    Node,
+    eventually,
+    mixed,
+    mount,
+    open_store,
+    put,
+    put_tree,
+)
 
 from millpond.daemon.mounts.place import mounted_at
 from millpond.daemon.names import ObjectName
 from millpond.daemon.store.folders import TreeEntry, build_tree
 from millpond.daemon.store.store import Store, StoreSettings
 
-pytestmark = pytest.mark.fuse
+pytestmark = [pytest.mark.fuse, pytest.mark.parametrize("engine", ENGINES, indirect=True)]
 
 TREE: dict[bytes, Node] = {
     b"small": File(b"small content"),

@@ -54,7 +54,7 @@ class Library:
                 async with trio.open_nursery() as nursery:
                     cache = ChunkCache(self.reader, nursery, budget)
                     result = await work(cache)
-            assert not cache.busy and cache.streams == 0
+            assert not cache.working and not cache._streams
             return result
 
         return trio.run(main)
@@ -93,7 +93,7 @@ def test_any_ranges_are_the_contents(
         files = {key: library.file(cache, key) for key in CONTENTS}
 
         async def read(key: str, offset: int, size: int) -> None:
-            assert bytes(await files[key].read(offset, size)) == CONTENTS[key][offset : offset + size]
+            assert b"".join(await files[key].read(offset, size)) == CONTENTS[key][offset : offset + size]
 
         async with trio.open_nursery() as nursery:
             for each in ranges:
@@ -117,9 +117,9 @@ def test_a_sequential_reader_gets_all_and_each_chunk_is_read_once(
     async def work(cache: ChunkCache) -> int:
         file = library.file(cache, key)
         for offset in range(0, size, request_bytes):
-            assert bytes(await file.read(offset, request_bytes)) == CONTENTS[key][offset : offset + request_bytes]
+            assert b"".join(await file.read(offset, request_bytes)) == CONTENTS[key][offset : offset + request_bytes]
         file.close()
-        while cache.busy:
+        while cache.working:
             await trio.lowlevel.checkpoint()
         return cache.bytes_read
 
@@ -134,7 +134,7 @@ def test_readers_of_one_chunk_share_its_load(library: Library) -> None:
         files = [library.file(cache, "random") for _ in range(30)]
 
         async def read(file: StoredFile) -> None:
-            assert bytes(await file.read(1_000_000, 4096)) == RANDOM[1_000_000:1_004_096]
+            assert b"".join(await file.read(1_000_000, 4096)) == RANDOM[1_000_000:1_004_096]
             file.close()
 
         async with trio.open_nursery() as nursery:
@@ -155,7 +155,7 @@ def test_many_sequential_readers_share_the_cache_without_reading_twice(library: 
             nonlocal most
             file = library.file(cache, "random")
             for offset in range(shift, len(RANDOM), step):
-                assert bytes(await file.read(offset, step)) == RANDOM[offset : offset + step]
+                assert b"".join(await file.read(offset, step)) == RANDOM[offset : offset + step]
                 most = max(most, cache._held)
             file.close()
 
@@ -204,7 +204,7 @@ def test_damage_is_told_to_those_who_read_it_and_to_nobody_else(tmp_path: Path) 
                 except StoreDamagedError:
                     failed += 1
                     continue
-                assert bytes(data) == RANDOM[offset : offset + 131_072]
+                assert b"".join(data) == RANDOM[offset : offset + 131_072]
                 fine += 1
             file.close()
             return failed, fine
@@ -227,9 +227,9 @@ def test_a_cancelled_reader_leaves_the_chunk_to_the_others(library: Library) -> 
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(cancelled)
-            assert bytes(await second.read(2_000_000, 500_000)) == RANDOM[2_000_000:2_500_000]
+            assert b"".join(await second.read(2_000_000, 500_000)) == RANDOM[2_000_000:2_500_000]
         second.close()
-        assert bytes(await first.read(2_000_000, 500_000)) == RANDOM[2_000_000:2_500_000]
+        assert b"".join(await first.read(2_000_000, 500_000)) == RANDOM[2_000_000:2_500_000]
         first.close()
 
     library.run(work)
@@ -244,7 +244,7 @@ def test_a_foreign_file_reads_to_its_end_and_no_further(tmp_path: Path, size: in
         file = ForeignFile(os.open(tmp_path / "file", os.O_RDONLY), size)
         for offset in (0, 1, size // 2, max(0, size - 1), size, size + 1, size + 100_000):
             for length in (0, 1, 5000, size, size + 5000):
-                assert bytes(await file.read(offset, length)) == data[offset : offset + length]
+                assert b"".join(await file.read(offset, length)) == data[offset : offset + length]
         os.truncate(tmp_path / "file", size // 3)
         if size:
             with pytest.raises(OSError, match="shorter"):

@@ -262,7 +262,19 @@ class Index:
         txn.put(_RANGE.pack(_RANGE_TAG, segment, begin, end), value, db=self.quarantine)
 
     def has_range(self, txn: Any, segment: int, begin: int, end: int) -> bool:
-        return txn.get(_RANGE.pack(_RANGE_TAG, segment, begin, end), db=self.quarantine) is not None
+        """Whether ranges that were set aside cover this one."""
+        with txn.cursor(db=self.quarantine) as cursor:
+            while begin < end:
+                # The last noted range that begins here or before.
+                after = _RANGE.pack(_RANGE_TAG, segment, begin + 1, 0)
+                there = cursor.prev() if cursor.set_range(after) else cursor.last()
+                if not there or len(cursor.key()) != _RANGE.size:
+                    return False
+                tag, number, _, noted = _RANGE.unpack(cursor.key())
+                if tag != _RANGE_TAG or number != segment or noted <= begin:
+                    return False
+                begin = noted
+        return True
 
     def quarantined(self, txn: Any, record_id: bytes) -> tuple[str, Location | None] | None:
         """(reason, where it was) of a record in quarantine."""

@@ -355,6 +355,7 @@ class Store:
     def _commit(self, group: list[_Job]) -> None:
         """Commit what is pending, and the names of a group of callers; each gets the names that are not whole."""
         pending: dict[bytes, Location] = {}
+        failed: list[tuple[int, int, int]] = []
         done = False
 
         def work() -> list[Any]:
@@ -363,21 +364,27 @@ class Store:
                 with self._pending_lock:
                     pending.clear()
                     pending.update(self._pending)
+                failed.clear()
                 with contextlib.suppress(SegmentLost):
-                    results = self._index.write(self._files, lambda txn: self._commit_in(txn, pending, group))
+                    results = self._index.write(self._files, lambda txn: self._commit_in(txn, pending, failed, group))
                     done = True
                     return results
             raise as_store_error(OSError(errno.EIO, os.strerror(errno.EIO)), self._folder)
 
         _resolve(group, work)
+        if done:
+            del self._segments.failed[: len(failed)]
         poisoned = self._segments.poisoned
         with self._pending_lock:
             for record_id, location in pending.items():
                 if (done or location.segment in poisoned) and self._pending.get(record_id) == location:
                     del self._pending[record_id]
 
-    def _commit_in(self, txn: Any, pending: dict[bytes, Location], group: list[_Job]) -> list[list[ObjectName]]:
-        """The work of `_commit` in its transaction. Raises SegmentLost when it must be done again."""
+    def _commit_in(
+        self, txn: Any, pending: dict[bytes, Location], failed: list[tuple[int, int, int]], group: list[_Job]
+    ) -> list[list[ObjectName]]:
+        """The work of `_commit` in its transaction, which notes `failed` writes too. Raises SegmentLost when it must be
+        done again."""
         index = self._index
         poisoned = self._segments.poisoned
         used = {location.segment for location in pending.values()} - poisoned
@@ -416,7 +423,11 @@ class Store:
             txn.put(key, value, db=index.objects)
             txn.put(grant_key(uid, content.id), b"", db=index.grants)
         if end[0]:
+            # The mark first: a write that fails after it was looked at is not behind it.
             index.set_committed(txn, *self._mark(end, pending))
+            failed[:] = self._segments.failed
+            for each in failed:
+                index.set_aside_range(txn, *each, "a write failed")
         return results
 
     def _mark(self, end: tuple[int, int], indexed: dict[bytes, Location]) -> tuple[int, int]:

@@ -233,7 +233,7 @@ def test_no_worker_of_a_killed_daemon_works_beside_one_of_the_next(tmp_path: Pat
     params = {"project": "p", "mark": str(mark), "until": str(tmp_path / "go"), "context": context()}
     with place.start() as client:
         client.start("add", {**params, "cleanup_s": 1.0})
-        until(mark.exists)
+        until(lambda: mark.exists() and mark.read_text())
         old = int(mark.read_text())
         kill(pid_of(client))
     with place.start() as client:

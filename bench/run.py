@@ -117,6 +117,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, stop)
+    if options.dir is not None and not Path(options.dir).is_dir():
+        print(f"bench: '{options.dir}' is no folder", file=sys.stderr)
+        return 2
     folder = Path(tempfile.mkdtemp(prefix="mpb-", dir=options.dir))
     try:
         figures, about = bench(options, folder)

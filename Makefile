@@ -5,6 +5,7 @@ VENV  := .venv
 PY    := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 SEED  ?= $(shell date +%s)
+JOBS  ?= $(shell n=$$(nproc); echo $$(( n > 8 ? 8 : n )))
 
 .PHONY: help setup demo test test-long check bench clean
 
@@ -26,11 +27,11 @@ demo: setup
 
 test: setup
 	@echo "seed: $(SEED)"
-	@$(PY) -m pytest -q -m "not long" -p no:cacheprovider --hypothesis-seed=$(SEED) $(ARGS)
+	@$(PY) -m pytest -q -n $(JOBS) --dist worksteal -m "not long" -p no:cacheprovider --hypothesis-seed=$(SEED) $(ARGS)
 
 test-long: setup
 	@echo "seed: $(SEED)"
-	@MILLPOND_TESTS=long $(PY) -m pytest -q -p no:cacheprovider --hypothesis-seed=$(SEED) --timeout=1800 $(ARGS)
+	@MILLPOND_TESTS=long $(PY) -m pytest -q -n $(JOBS) --dist worksteal -p no:cacheprovider --hypothesis-seed=$(SEED) --timeout=1800 $(ARGS)
 
 check: setup
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy

@@ -6,6 +6,7 @@ not even start. Debian's own interpreter of the same version takes its place, an
 
 from __future__ import annotations
 
+import atexit
 import functools
 import os
 import shutil
@@ -14,6 +15,8 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+
+import trio
 
 REPO = Path(__file__).resolve().parents[2]
 NOBODY = 41099
@@ -30,7 +33,7 @@ class Reach:
 @functools.cache
 def for_everyone() -> Reach:
     """Raises RuntimeError when no interpreter of this version can be run by others."""
-    packages = Path(next(path for path in sys.path if path.endswith("site-packages")))
+    packages = Path(trio.__file__).parent.parent
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     pythons = [sys.executable, f"/usr/bin/{version}", f"/usr/local/bin/{version}"]
     for folders in ([REPO / ".src", REPO, packages], None):
@@ -59,6 +62,7 @@ def _works(python: str, path: str) -> bool:
 
 def _copies(packages: Path) -> list[Path]:
     folder = Path(tempfile.mkdtemp(prefix="mp-reach-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     folder.chmod(0o755)
     shutil.copytree(REPO / ".src", folder / "src")
     shutil.copytree(REPO / "tests", folder / "tests")

@@ -14,6 +14,7 @@ import os
 import stat
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -21,7 +22,16 @@ import trio
 
 from millpond.daemon.errors import MillpondError, StoreDamagedError
 from millpond.daemon.names import ObjectName
-from millpond.daemon.store.folders import FILE, FILE_INODE_BIT, LINK, MAX_NAME, Entry, FolderReader, InodeRecord
+from millpond.daemon.store.folders import (
+    FILE,
+    FILE_INODE_BIT,
+    LINK,
+    MAX_NAME,
+    Entry,
+    FolderCache,
+    FolderReader,
+    InodeRecord,
+)
 from millpond.daemon.store.reader import Bytes, StoreReader
 from millpond.fusefs.asking import SourceClient
 from millpond.fusefs.memory import MapTrimmer
@@ -36,6 +46,8 @@ HIDDEN_DIR = 2
 HIDDEN = b".millpond"
 STATS = b"stats"
 _FIRST_DYNAMIC = 16
+# A file up to here is one chunk as a rule, and unpacked in less time than threads take to change.
+MAX_WHOLE = 64 << 10
 FOREVER_S = 365 * 86400.0
 # Requests that wait for the source at once; threads of their own, so that they hold up no other read.
 SOURCE_REQUESTS = 16
@@ -126,6 +138,7 @@ class Filesystem:
         xattrs: bool = False,
     ) -> None:
         self.folders = FolderReader(reader.index)
+        self._lookups = FolderCache(self.folders)
         self._map = MapTrimmer(reader.index.path)
         self.uid = uid
         self._reader = reader
@@ -144,23 +157,34 @@ class Filesystem:
         self.opens = self.reads = self.read_bytes = self.errors = 0
         self.last_error = ""
 
+    def reading(self) -> AbstractContextManager[Any]:
+        """All looks at the index within are one transaction. Nothing may be awaited."""
+        return self._reader.index.begin()
+
     # -- metadata -------------------------------------------------------------------------------------------------
 
     async def lookup(self, parent: int, name: bytes) -> Attributes | None:
-        """The entry `name` of a directory, counted as told to the kernel; None when there is none."""
+        """The entry `name` of a directory, counted as told to the kernel; None when there is none. Raises FileError."""
+        found = self.lookup_stored(parent, name)
+        if found is None and self.must_ask(parent):
+            return await self.lookup_special(self._node(parent), name)
+        return found
+
+    def lookup_stored(self, parent: int, name: bytes) -> Attributes | None:
+        """`lookup` without what must be asked for (`must_ask`)."""
         self._map.looked()
         if len(name) > MAX_NAME:
             raise FileError(errno.ENAMETOOLONG)
         if parent == HIDDEN_DIR:
             return self._snapshot() if name == STATS else None
-        node = self._node(parent)
-        if node.folder is not None:
-            entry = self.folders.lookup(node.folder, name)
+        folder = self._node(parent).folder
+        if folder is not None:
+            entry = self._lookups.lookup(folder, name)
             if entry is not None:
                 return self.attributes_of(parent, entry)
         if parent == ROOT and name == HIDDEN:  # unless the data itself has this name
             return self._hidden()
-        return await self.lookup_special(node, name) if node.folder is None else None
+        return None
 
     async def lookup_special(self, node: Node, name: bytes) -> Attributes | None:
         """A lookup in a directory that is no folder of the index; see versions.py."""
@@ -270,6 +294,21 @@ class Filesystem:
         return XATTRS if inode & FILE_INODE_BIT and self._record(inode).name is not None else ()
 
     # -- contents -------------------------------------------------------------------------------------------------
+
+    def whole(self, inode: int, limit: int) -> Bytes | None:
+        """All of a small file that can be had without waiting; None means: open it."""
+        self._map.looked()
+        record = self.folders.object_key(inode) if inode & FILE_INODE_BIT else None
+        if record is None or record[0] > min(limit, MAX_WHOLE):
+            return None
+        size, key = record
+        data = self._reader.whole_nowait(key, self.uid, size)
+        if data is not None:
+            self.opens += 1
+            self.reads += 1
+            self.read_bytes += size
+            self._chunks.passed(size)
+        return data
 
     def open_stored(self, inode: int) -> int | None:
         """A handle for `read` when the content is in the store (or no file's at all); None when the source must be asked.

@@ -12,6 +12,7 @@ import errno
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import TypeVar
 
 import trio
 
@@ -20,6 +21,8 @@ from millpond.daemon.store.index import Content
 from millpond.daemon.store.reader import Bytes, StoreReader
 from millpond.daemon.store.recipes import Layout
 from millpond.daemon.store.records import Kind
+
+L = TypeVar("L", Layout, Layout | None)
 
 # Unpacked chunks kept, in bytes; a chunk has at most 1 MiB.
 CACHE_BYTES = 16 << 20
@@ -128,6 +131,12 @@ class ChunkCache:
         self._chunks.move_to_end(chunk_id)
         return self._chunks[chunk_id]
 
+    def passed(self, size: int) -> None:
+        """A chunk went to its reader without coming here: the kernel keeps small files whole."""
+        self._lucky += 1
+        self.hits += 1
+        self.bytes_read += size
+
     def load(self, ids: Sequence[bytes], *, drop: bool) -> None:
         """Begin to read those of `ids` that are neither here nor on their way, in one thread. With `drop` the kernel need
         not keep their stored form."""
@@ -210,7 +219,9 @@ class StoredFile:
     def ready(self, offset: int, size: int) -> list[Bytes] | None:
         """What `read` gives, when that takes no waiting; else None, and what is needed is on its way."""
         if self._layout is None:
-            return None
+            self._layout = self._sized(self._reader.layout_nowait(self._content))
+            if self._layout is None:
+                return None
         parts: list[Bytes] = []
         for number, low, high in self._spans(self._layout, offset, size):
             chunk_id = self._layout.id(number)
@@ -222,14 +233,18 @@ class StoredFile:
     async def read(self, offset: int, size: int) -> list[Bytes]:
         """Bytes from `offset` in pieces, fewer only at the end. Raises StoreDamagedError."""
         if self._layout is None:
-            self._layout = await trio.to_thread.run_sync(self._reader.layout, self._content)
-            if self._layout.size != self._content.size:
-                raise StoreDamagedError(f"the recipe of {self._content.id.hex()[:16]} is for another size")
+            self._layout = self._sized(await trio.to_thread.run_sync(self._reader.layout, self._content))
         layout = self._layout
         return [
             self._part(await self._cache.get(layout.id(number)), layout, number, low, high)
             for number, low, high in self._spans(layout, offset, size)
         ]
+
+    def _sized(self, layout: L) -> L:
+        """The layout, if it is for the size that the index says."""
+        if layout is not None and layout.size != self._content.size:
+            raise StoreDamagedError(f"the recipe of {self._content.id.hex()[:16]} is for another size")
+        return layout
 
     def _spans(self, layout: Layout, offset: int, size: int) -> list[tuple[int, int, int]]:
         """(chunk, from, to) that make a range of the content; what must be waited for is begun."""

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import os
 import struct
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -41,6 +42,11 @@ _EXECUTABLE, _IS_LINK = 1, 2
 _NO_CHILD = bytes(32)
 # Index writes gathered before one transaction.
 _BATCH = 20_000
+# Entries of folders kept as dictionaries, about 200 bytes each.
+CACHED_ENTRIES = 32_768
+# Entries that are taken in in the time of one search; folders whose lookups are counted.
+_WORTH, _COUNTED = 16, 4096
+Blob = bytes | memoryview
 MAX_NAME = 255
 
 
@@ -124,6 +130,15 @@ class FolderReader:
             value = txn.get(number.to_bytes(8, "big"), db=self._index.inodes)
             return None if value is None else _parse_inode(bytes(value))
 
+    def object_key(self, number: int) -> tuple[int, bytes] | None:
+        """(size, name's key) of a file's inode number; None for a link, or when there is none."""
+        with self._index.begin() as txn:
+            value = txn.get(number.to_bytes(8, "big"), db=self._index.inodes)
+            if value is None:
+                return None
+            flags, size = _INODE.unpack_from(value)
+            return None if flags & _IS_LINK else (size, bytes(value[_INODE.size :]))
+
     def walk_path(self, root: bytes, path: bytes) -> Entry | None:
         """The entry at a path below a folder, None when there is none. The empty path is the folder itself."""
         entry: Entry | None = Entry(b"", FOLDER, False, 0, 0, root)
@@ -132,6 +147,11 @@ class FolderReader:
                 return None
             entry = self.lookup(entry.child, part)
         return entry
+
+    def blob(self, folder: bytes) -> bytes:
+        """A folder's bytes. Raises StoreDamagedError when there is no such folder."""
+        with self._index.begin() as txn:
+            return bytes(self._blob(txn, folder))
 
     def has(self, folder: bytes) -> bool:
         """Whether the folder is in the index (it is not after a rebuild)."""
@@ -151,12 +171,56 @@ class FolderReader:
         return blob
 
 
-def _name(blob: memoryview, number: int) -> bytes:
+class FolderCache:
+    """Lookups of the folders that are looked into again and again, by dictionaries instead of searches.
+
+    A folder is taken in when its lookups have cost about as much as that will; least recently used ones go first.
+    """
+
+    def __init__(self, reader: FolderReader, max_entries: int = CACHED_ENTRIES) -> None:
+        self._reader = reader
+        self._max = max_entries
+        self._held = 0
+        self._folders: OrderedDict[bytes, tuple[bytes, dict[bytes, int]]] = OrderedDict()
+        # Lookups in folders that are not here yet.
+        self._lookups: dict[bytes, int] = {}
+
+    def lookup(self, folder: bytes, name: bytes) -> Entry | None:
+        """As FolderReader.lookup."""
+        known = self._folders.get(folder)
+        if known is None:
+            known = self._take_in(folder)
+            if known is None:
+                return self._reader.lookup(folder, name)
+        else:
+            self._folders.move_to_end(folder)
+        blob, numbers = known
+        number = numbers.get(name)
+        return None if number is None else _entry(blob, number)
+
+    def _take_in(self, folder: bytes) -> tuple[bytes, dict[bytes, int]] | None:
+        count = self._reader.count(folder)
+        lookups = self._lookups.get(folder, 0) + 1
+        if lookups * _WORTH < count or count > self._max // 4:
+            if len(self._lookups) >= _COUNTED:
+                self._lookups.clear()
+            self._lookups[folder] = lookups
+            return None
+        self._lookups.pop(folder, None)
+        blob = self._reader.blob(folder)
+        known = self._folders[folder] = (blob, {_name(blob, number): number for number in range(count)})
+        self._held += count
+        while self._held > self._max:
+            self._held -= len(self._folders.popitem(last=False)[1][1])
+        return known
+
+
+def _name(blob: Blob, number: int) -> bytes:
     offset, length = struct.unpack_from("<IH", blob, _HEAD.size + number * _ENTRY.size)
     return bytes(blob[offset : offset + length])
 
 
-def _entry(blob: memoryview, number: int) -> Entry:
+def _entry(blob: Blob, number: int) -> Entry:
     offset, length, kind, executable, inode, size, child = _ENTRY.unpack_from(blob, _HEAD.size + number * _ENTRY.size)
     name = bytes(blob[offset : offset + length])
     return Entry(name, kind, bool(executable), inode, size, child if kind == FOLDER else None)

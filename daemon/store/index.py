@@ -72,38 +72,76 @@ class _Gate:
     """Keeps read transactions of this process out of the way of a change of the map's size, which LMDB demands."""
 
     def __init__(self) -> None:
-        self._condition = threading.Condition()
+        self._lock = threading.Lock()
+        self._change = threading.Condition(self._lock)
         self._readers = 0
         self._closed = False
 
-    @contextlib.contextmanager
-    def reading(self) -> Iterator[None]:
-        with self._condition:
+    def enter(self) -> None:
+        """A reader comes in."""
+        with self._lock:
             while self._closed:
-                self._condition.wait()
+                self._change.wait()
             self._readers += 1
-        try:
-            yield
-        finally:
-            with self._condition:
-                self._readers -= 1
-                self._condition.notify_all()
+
+    def leave(self) -> None:
+        """A reader has left."""
+        with self._lock:
+            self._readers -= 1
+            if self._closed:
+                self._change.notify_all()
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
         """Until all readers have left, and with none coming in. Not from inside a reader."""
-        with self._condition:
+        with self._lock:
             while self._closed:
-                self._condition.wait()
+                self._change.wait()
             self._closed = True
             while self._readers:
-                self._condition.wait()
+                self._change.wait()
         try:
             yield
         finally:
-            with self._condition:
+            with self._lock:
                 self._closed = False
-                self._condition.notify_all()
+                self._change.notify_all()
+
+
+class _Local(threading.local):
+    """A thread's read transaction."""
+
+    txn: Any = None
+
+
+class _Reading:
+    """What Index.begin gives: a class, because a generator would take longer than the transaction."""
+
+    __slots__ = ("_index", "_txn")
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+        self._txn: Any = None
+
+    def __enter__(self) -> Any:
+        index = self._index
+        txn = index.local.txn
+        if txn is None:
+            txn = self._txn = index.local.txn = index.transaction()
+        return txn
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        txn, self._txn = self._txn, None
+        if txn is None:
+            return
+        index = self._index
+        index.local.txn = None
+        try:
+            txn.abort()
+        finally:
+            index.gate.leave()
+        if isinstance(error, _DAMAGE):
+            raise index.damaged(error) from error
 
 
 class Index:
@@ -122,8 +160,8 @@ class Index:
         self, path: Path, *, writable: bool, map_bytes: int = 16 << 30, mode: int = 0o600, fsync: bool = True
     ) -> None:
         self.path = path
-        self._gate = _Gate()
-        self._local = threading.local()
+        self.gate = _Gate()
+        self.local = _Local()
         self._writable = writable
         self.env = lmdb.open(
             os.fspath(path),
@@ -148,38 +186,30 @@ class Index:
     def close(self) -> None:
         self.env.close()
 
-    @contextlib.contextmanager
-    def begin(self) -> Iterator[Any]:
+    def begin(self) -> _Reading:
         """A read transaction with zero-copy values: what is kept must be copied before it ends.
 
         Inside another one of the same thread it is that one, so that no thread waits for itself."""
-        outer = getattr(self._local, "txn", None)
-        if outer is not None:
-            yield outer
-            return
+        return _Reading(self)
+
+    def transaction(self) -> Any:
+        """A read transaction that has entered the gate."""
         while True:
-            with self._gate.reading():
-                try:
-                    txn = self.env.begin(buffers=True)
-                except lmdb.MapResizedError:
-                    txn = None
-                if txn is not None:
-                    with txn:
-                        self._local.txn = txn
-                        try:
-                            yield txn
-                        except _DAMAGE as error:
-                            raise self._damaged(error) from error
-                        finally:
-                            self._local.txn = None
-                    return
-            with self._gate.alone():  # another process made the map larger
+            self.gate.enter()
+            try:
+                return self.env.begin(buffers=True)
+            except lmdb.MapResizedError:
+                self.gate.leave()
+            except BaseException:
+                self.gate.leave()
+                raise
+            with self.gate.alone():  # another process made the map larger
                 self.env.set_mapsize(0)
 
     @property
     def is_reading(self) -> bool:
         """Whether this thread is inside `begin`."""
-        return getattr(self._local, "txn", None) is not None
+        return self.local.txn is not None
 
     def write(self, files: Files, work: Callable[[Any], T]) -> T:
         """Run `work` in a write transaction and commit it; again with twice the map when that is full.
@@ -190,7 +220,7 @@ class Index:
             try:
                 txn = self.env.begin(write=True)
             except lmdb.Error as error:
-                raise self._damaged(error) from error
+                raise self.damaged(error) from error
             try:
                 result = work(txn)
                 files.commit(txn)
@@ -203,7 +233,7 @@ class Index:
                 raise self._translated(error) from error
             except _DAMAGE as error:
                 txn.abort()
-                raise self._damaged(error) from error
+                raise self.damaged(error) from error
             except lmdb.Error as error:
                 txn.abort()
                 if _errno_of(error) in (errno.EIO, errno.ENOSPC, errno.EDQUOT):
@@ -300,10 +330,10 @@ class Index:
         size = self.env.info()["map_size"] * 2
         if size > _MAX_MAP:
             raise StoreDamagedError(f"the index would need more than {_MAX_MAP >> 40} TiB", path=str(self.path))
-        with self._gate.alone():
+        with self.gate.alone():
             self.env.set_mapsize(size)
 
-    def _damaged(self, error: lmdb.Error) -> StoreDamagedError:
+    def damaged(self, error: lmdb.Error) -> StoreDamagedError:
         """The error for an index that is not sound; it is marked, so that the next start makes it anew."""
         log.error("the index is damaged: %s", error)
         if not isinstance(error, lmdb.PanicError):  # that one is about what went before, in this process

@@ -18,7 +18,7 @@ from millpond.daemon.names import ObjectName
 from millpond.daemon.store import records
 from millpond.daemon.store.buffers import Buffers
 from millpond.daemon.store.format import read_format
-from millpond.daemon.store.index import Content, Index
+from millpond.daemon.store.index import Content, Index, grant_key, unpack_content
 from millpond.daemon.store.recipes import Layout, parse_recipe
 from millpond.daemon.store.records import BadRecord, Codec, Kind, Location
 from millpond.daemon.store.segments import SegmentReader
@@ -26,6 +26,8 @@ from millpond.daemon.store.segments import SegmentReader
 Bytes = bytes | memoryview
 # Bytes of a segment read at once.
 RUN_BYTES = 2 << 20
+# A content up to here has a recipe of a few pages at most.
+_SHORT_RECIPE = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,12 +134,39 @@ class StoreReader:
     def read_chunk_nowait(self, chunk_id: bytes, unpack_bytes: int) -> Bytes | None:
         """A chunk's bytes if they are in the page cache and whole, and raw or not larger than `unpack_bytes`; None means:
         ask `read_chunk`, which may wait."""
-        location = self.locate(chunk_id)
+        return self._nowait(chunk_id, Kind.CHUNK, unpack_bytes)
+
+    def layout_nowait(self, content: Content) -> Layout | None:
+        """`layout` if that takes no waiting, and the content is not so large that its recipe is long."""
+        if content.size > _SHORT_RECIPE:
+            return None
+        data = self._nowait(content.id, Kind.RECIPE, RUN_BYTES)
+        return None if data is None else parse_recipe(bytes(data), content.id)
+
+    def whole_nowait(self, key: bytes, uid: int, size: int) -> Bytes | None:
+        """The `size` bytes of the object with this name's key that `uid` may read, if it is one chunk, in the page cache and
+        whole; None means: go the long way."""
+        index = self.index
+        with index.begin() as txn:
+            value = txn.get(key, db=index.objects)
+            if value is None:
+                return None
+            content = unpack_content(value)
+            if content.kind != Kind.CHUNK or content.size != size:
+                return None
+            if not size:
+                return b""
+            if txn.get(grant_key(uid, content.id), db=index.grants) is None:
+                return None
+            return self._nowait(content.id, Kind.CHUNK, size)
+
+    def _nowait(self, record_id: bytes, kind: Kind, unpack_bytes: int) -> Bytes | None:
+        location = self.locate(record_id)
         if location is None or (location.codec != Codec.RAW and location.raw > unpack_bytes):
             return None
         try:
             data = self._segments.read_nowait(location)
-            return None if data is None else self._view(data, 0, chunk_id)
+            return None if data is None else self._view(data, 0, record_id, kind)
         except (OSError, BadRecord):
             return None
 
@@ -187,10 +216,10 @@ class StoreReader:
             raise BadRecord("another record is there")
         return records.decompress(record.codec, record.raw, payload)
 
-    def _view(self, data: memoryview, start: int, chunk_id: bytes) -> Bytes:
-        """A chunk of the record at `start`, not copied if it is raw. Raises BadRecord."""
+    def _view(self, data: memoryview, start: int, record_id: bytes, kind: Kind = Kind.CHUNK) -> Bytes:
+        """The content of the record at `start`, not copied if it is raw. Raises BadRecord."""
         record, payload = records.decode(data, self.key, start)
-        if record.id != chunk_id or record.kind != Kind.CHUNK:
+        if record.id != record_id or record.kind != kind:
             raise BadRecord("another record is there")
         if record.codec == Codec.RAW and record.raw == record.stored:
             return payload

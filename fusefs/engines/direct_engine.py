@@ -100,25 +100,20 @@ class Session:
         poll.register(self._fd, select.POLLIN)
         row = 0
         while True:
-            try:
-                size = os.readv(self._fd, [buffer])
-            except BlockingIOError:
-                if row < _ROW and not self._waiting and poll.poll(_POLL_MS):
-                    continue
+            if row < _ROW and not self._waiting and poll.poll(_POLL_MS):
+                row += 1
+            else:
                 row = 0
                 await trio.lowlevel.wait_readable(self._fd)
-                continue
+            try:
+                size = os.readv(self._fd, [buffer])
             except OSError as error:
                 if error.errno in (errno.ENODEV, errno.ECONNABORTED):
                     return
-                if error.errno in (errno.ENOENT, errno.EINTR):  # the request was taken back
+                if error.errno in (errno.EAGAIN, errno.ENOENT, errno.EINTR):  # the request was taken back
                     continue
                 raise
             self._handle(view[:size])
-            row += 1
-            if row >= _ROW:
-                row = 0
-                await trio.lowlevel.checkpoint()
             while self._waiting >= MAX_WAITING:
                 self._room = trio.Event()
                 await self._room.wait()
@@ -131,7 +126,8 @@ class Session:
             self._error(unique, errno.EROFS if op in protocol.CHANGES else errno.ENOSYS)
             return
         try:
-            work(unique, inode, request[IN_HEADER.size :])
+            with self._fs.reading():
+                work(unique, inode, request[IN_HEADER.size :])
         except Exception as error:
             self._failed(unique, error)
 
@@ -178,15 +174,15 @@ class Session:
 
     def _lookup(self, unique: int, inode: int, body: memoryview) -> None:
         name = bytes(body[:-1])
-
-        async def answer() -> None:
-            found = await self._fs.lookup(inode, name)
+        found = self._fs.lookup_stored(inode, name)
+        if found is None and self._fs.must_ask(inode):
+            self._later(unique, lambda: self._lookup_later(unique, inode, name))
+        else:
             self._reply(unique, self._entry(found) if found is not None else _NO_ENTRY)
 
-        if self._fs.must_ask(inode):
-            self._later(unique, answer)
-        else:
-            at_once(answer())
+    async def _lookup_later(self, unique: int, inode: int, name: bytes) -> None:
+        found = await self._fs.lookup(inode, name)
+        self._reply(unique, self._entry(found) if found is not None else _NO_ENTRY)
 
     def _getattr(self, unique: int, inode: int, body: memoryview) -> None:
         found = self._fs.getattr(inode)
@@ -199,6 +195,11 @@ class Session:
         _, offset, size, *_ = protocol.READ_IN.unpack_from(body)
         file = self._files.get(inode)
         if file is None:
+            if offset == 0:
+                whole = self._fs.whole(inode, size)
+                if whole is not None:
+                    self._reply(unique, whole)
+                    return
             handle = self._fs.open_stored(inode)
             if handle is None:
                 self._later(unique, lambda: self._read_later(unique, inode, offset, size))

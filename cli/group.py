@@ -187,9 +187,9 @@ def _global_options() -> list[click.Parameter]:
 
     def version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
         if value and not ctx.resilient_parsing:
-            from millpond.cli.version import own_version
+            from millpond.daemon.version import VERSION
 
-            ctx.obj.write(own_version())
+            ctx.obj.write(VERSION)
             ctx.exit()
 
     return [

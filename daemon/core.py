@@ -10,7 +10,6 @@ import socket
 import subprocess
 import time
 from collections.abc import Awaitable, Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from millpond.daemon.rpc.server import Listener, Server
 from millpond.daemon.settings import Settings
 from millpond.daemon.store import service as store_service
 from millpond.daemon.store.store import Store, StoreSettings
+from millpond.daemon.version import VERSION
 
 log = logging.getLogger("millpond.daemon")
 
@@ -44,14 +44,6 @@ _PF_EXITING = 4
 _IDLE_CHECK_S = 1.0
 # LMDB forgets the slots of readers that died.
 _READER_CHECK_S = 3600.0
-
-
-def program_version() -> str:
-    """The installed version; `0` from a bare checkout."""
-    try:
-        return version("millpond")
-    except PackageNotFoundError:
-        return "0"
 
 
 class Daemon:
@@ -75,9 +67,7 @@ class Daemon:
         self.started = time.time()
         self.registry = Registry()
         own = frozenset({0, os.getuid()})
-        self.server = Server(
-            self.registry, version=program_version(), trusted_uids=own, uids=None if system is not None else own
-        )
+        self.server = Server(self.registry, version=VERSION, trusted_uids=own, uids=None if system is not None else own)
         self.busy: list[Callable[[], bool]] = []
         self.at_start: list[Callable[[], Awaitable[None]]] = []
         # Told of each manifest that a caller has committed.
@@ -139,7 +129,7 @@ class Daemon:
         owner = call.uid in (0, os.getuid())
         return {
             "pid": os.getpid(),
-            "version": program_version(),
+            "version": VERSION,
             "protocol": PROTOCOL,
             "boot_id": self.server.boot_id,
             "started": self.started,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import platform
+import os
+import sys
 from typing import Any
 
 import click
@@ -14,9 +15,9 @@ from millpond.cli.connection import running, settings, verb
 from millpond.cli.console import Console
 from millpond.cli.exit_table import exit_codes
 from millpond.cli.group import Verb, json_option, unknown_command
-from millpond.cli.version import UNKNOWN, own_version
 from millpond.daemon.errors import MillpondError, UsageError
 from millpond.daemon.rpc.client import PROTOCOL
+from millpond.daemon.version import VERSION
 
 # Shown by `version -v`: what millpond's behaviour and formats depend on.
 _LIBRARIES = ("blake3", "click", "lmdb", "pyfastcdc", "pyfuse3", "pygit2", "trio", "zstandard")
@@ -78,11 +79,12 @@ millpond 0.1.0
 @click.pass_obj
 def version(console: Console, as_json: bool) -> None:
     """Print the versions of this program, of the daemon if it runs, and of Python and the system."""
+    system = os.uname()
     found = {
-        "millpond": own_version(),
+        "millpond": VERSION,
         "protocol": PROTOCOL,
-        "python": platform.python_version(),
-        "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "python": ".".join(map(str, sys.version_info[:3])),
+        "platform": f"{system.sysname} {system.release} {system.machine}",
         "daemon": _daemon_version(),
         "store": str(settings().store),
     }
@@ -172,9 +174,9 @@ def _daemon_check() -> dict[str, Any]:
     if client is None:
         return {"name": "daemon", "ok": False, "detail": "it ended", "hint": "see `millpond daemon logs`"}
     with client:
-        server, own = str(client.server.get("server")), own_version()
-    same = own in (server, UNKNOWN)
-    detail = f"version {server}" + ("" if same else f", this program is {own}")
+        server = str(client.server.get("server"))
+    same = server == VERSION
+    detail = f"version {server}" + ("" if same else f", this program is {VERSION}")
     return {"name": "daemon", "ok": same, "detail": detail, "hint": "run `millpond daemon restart`"}
 
 

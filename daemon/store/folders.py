@@ -180,7 +180,8 @@ class FolderCache:
     def __init__(self, reader: FolderReader, max_entries: int = CACHED_ENTRIES) -> None:
         self._reader = reader
         self._max = max_entries
-        self._held = 0
+        # Entries held, of all folders.
+        self.entries = 0
         self._folders: OrderedDict[bytes, tuple[bytes, dict[bytes, int]]] = OrderedDict()
         # Lookups in folders that are not here yet.
         self._lookups: dict[bytes, int] = {}
@@ -209,9 +210,9 @@ class FolderCache:
         self._lookups.pop(folder, None)
         blob = self._reader.blob(folder)
         known = self._folders[folder] = (blob, {_name(blob, number): number for number in range(count)})
-        self._held += count
-        while self._held > self._max:
-            self._held -= len(self._folders.popitem(last=False)[1][1])
+        self.entries += count
+        while self.entries > self._max:
+            self.entries -= len(self._folders.popitem(last=False)[1][1])
         return known
 
 

@@ -21,6 +21,7 @@ from millpond.daemon.store.folders import (
     FOLDER,
     LINK,
     Entry,
+    FolderCache,
     FolderReader,
     TreeBuilder,
     TreeEntry,
@@ -115,6 +116,24 @@ def test_what_is_not_there_is_not_found(store: Store, tree: list[TreeEntry], pat
     found = reader.walk_path(totals.root, path)
     assert (found is not None) == (path in there | parents)
     assert (found is not None and found.type == FOLDER) == (path in parents)
+
+
+@PROPERTY
+@given(st.lists(trees(), min_size=1, max_size=3), st.integers(4, 40), st.data())
+def test_a_cache_of_folders_finds_what_the_index_has(
+    store: Store, made: list[list[TreeEntry]], max_entries: int, data: st.DataObject
+) -> None:
+    reader = FolderReader(store.reader.index)
+    cache = FolderCache(reader, max_entries)
+    roots = [build_tree(store, tree).root for tree in made]
+    names = sorted({part for tree in made for entry in tree for part in entry.path.split(b"/")} | {b"none"})
+    looks = data.draw(st.lists(st.tuples(st.sampled_from(roots), st.sampled_from(names)), max_size=60))
+    for folder, name in looks:
+        found = cache.lookup(folder, name)
+        assert found == reader.lookup(folder, name)
+        if found is not None and found.child is not None:
+            roots.append(found.child)
+        assert cache.entries <= max_entries
 
 
 @PROPERTY

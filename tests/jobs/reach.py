@@ -6,7 +6,6 @@ not even start. Debian's own interpreter of the same version takes its place, an
 
 from __future__ import annotations
 
-import atexit
 import functools
 import os
 import shutil
@@ -24,10 +23,12 @@ NOBODY = 41099
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """An interpreter, and the PYTHONPATH with which it finds millpond, its dependencies, and the tests."""
+    """An interpreter, and the PYTHONPATH with which it finds millpond, its dependencies, and the tests; the folder of copies
+    that was made for that, if any."""
 
     python: str
     path: str
+    copies: Path | None
 
 
 @functools.cache
@@ -36,12 +37,23 @@ def for_everyone() -> Reach:
     packages = Path(trio.__file__).parent.parent
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     pythons = [sys.executable, f"/usr/bin/{version}", f"/usr/local/bin/{version}"]
+    copies = None
     for folders in ([REPO / ".src", REPO, packages], None):
-        path = os.pathsep.join(map(str, folders or _copies(packages)))
+        if folders is None:
+            copies = _copied(packages)
+            folders = [copies / "src", copies, copies / "packages"]
+        path = os.pathsep.join(map(str, folders))
         for python in pythons:
             if _works(python, path):
-                return Reach(python, path)
+                return Reach(python, path, copies)
     raise RuntimeError(f"no {version} can be run by other users here; tried {', '.join(pythons)}")
+
+
+def clean() -> None:
+    """Remove the copies, if any were made."""
+    copies = for_everyone().copies if for_everyone.cache_info().currsize else None
+    if copies is not None:
+        shutil.rmtree(copies, ignore_errors=True)
 
 
 def _works(python: str, path: str) -> bool:
@@ -60,11 +72,10 @@ def _works(python: str, path: str) -> bool:
         return False
 
 
-def _copies(packages: Path) -> list[Path]:
+def _copied(packages: Path) -> Path:
     folder = Path(tempfile.mkdtemp(prefix="mp-reach-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     folder.chmod(0o755)
     shutil.copytree(REPO / ".src", folder / "src")
     shutil.copytree(REPO / "tests", folder / "tests")
     shutil.copytree(packages, folder / "packages", ignore=shutil.ignore_patterns("__pycache__"))
-    return [folder / "src", folder, folder / "packages"]
+    return folder

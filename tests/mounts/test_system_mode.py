@@ -19,7 +19,7 @@ from millpond.daemon.mounts.place import mounted_at
 
 pytestmark = [pytest.mark.root, pytest.mark.fuse]
 
-ALICE, BOB = 41020, 41021
+ALICE, BOB, CAROL = 41020, 41021, 41022
 
 
 class Person:
@@ -127,9 +127,11 @@ def test_daemon_worker_and_holder_are_three_users_and_the_data_is_only_the_calle
 
 
 def test_the_store_is_closed_to_callers_and_to_writes_by_holders(machine: System) -> None:
+    carol = Person(machine, CAROL)
+    carol.millpond("add", "data", cwd=carol.repo())
     store = machine.folder / "store"
     for uid, gid, mode, allowed in (
-        (ALICE, ALICE, os.R_OK, False),
+        (CAROL, CAROL, os.R_OK, False),
         (System.holder_uid, System.store_gid, os.R_OK, True),
         (System.holder_uid, System.store_gid, os.W_OK, False),
     ):

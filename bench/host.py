@@ -126,6 +126,7 @@ class Host:
             "cpu": _first_value(Path("/proc/cpuinfo"), "model name"),
             "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
             "kernel": platform.release(),
+            "page cache": "taken away when idle (DAMON)" if _reclaims() else "kept",
             "python": platform.python_version(),
             "disk": self.disk_type(),
             "cold": "page cache dropped, mounted anew" if self.drops else "files' pages dropped, mounted anew",
@@ -198,3 +199,9 @@ def _first_value(path: Path, key: str) -> str:
         if line.startswith(key):
             return line.split(":", 1)[1].strip()
     return "unknown"
+
+
+def _reclaims() -> bool:
+    """Whether the kernel takes away memory that is idle: then "warm" holds for seconds only, for every tool alike."""
+    schemes = Path("/sys/kernel/mm/damon/admin/kdamonds").glob("*/contexts/*/schemes/*/action")
+    return any(scheme.read_text().strip() == "pageout" for scheme in schemes)

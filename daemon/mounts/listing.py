@@ -6,25 +6,30 @@ worker, which looks into his own cache; they are his claim, so what is made of t
 
 from __future__ import annotations
 
+import itertools
 import os
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 
 from millpond.daemon import memfd, wirepath
-from millpond.daemon.errors import ObjectMissingError, ProtocolError
+from millpond.daemon.errors import InvalidFileError, ObjectMissingError, ProtocolError
+from millpond.daemon.mounts.sorting import FileRow, RowSorter
 from millpond.daemon.names import ObjectName
 from millpond.daemon.project import manifest
-from millpond.daemon.project.manifest import ManifestEntry
-from millpond.daemon.store.folders import FolderReader, Totals, TreeBuilder, TreeEntry, build_tree, save_listing
+from millpond.daemon.store import manifests
+from millpond.daemon.store.files import as_store_error
+from millpond.daemon.store.folders import FolderReader, OutOfOrder, Totals, TreeBuilder, TreeEntry, save_listing
 from millpond.daemon.store.service import parse_name
 from millpond.daemon.store.store import Store
 
 # Names resolved in one read transaction.
 _BATCH = 10_000
-# Files named in an error.
-_NAMED = 5
+# Files named in an error, and in its details.
+_NAMED, _LISTED = 5, 1000
+# Bytes of a name's key: MD5.
+KEY_BYTES = 17
 # A size that the worker could not find out.
 UNKNOWN = (1 << 64) - 1
 
@@ -44,15 +49,18 @@ _ENTRIES = msgspec.msgpack.Decoder(list[WireEntry])
 
 
 class Unknown(Exception):
-    """Objects of a manifest that the store has not for this caller: their names' keys, in order."""
+    """Objects of a manifest that the store has not for this caller: their names' keys, back to back, in order."""
 
-    def __init__(self, names: list[ObjectName]) -> None:
-        super().__init__(f"{len(names)} objects")
-        self.names = names
+    def __init__(self, keys: bytes) -> None:
+        super().__init__(f"{len(keys) // KEY_BYTES} objects")
+        self.keys = keys
 
 
 def listing(store: Store, uid: int, name: ObjectName, sizes: Sequence[int] | None) -> Totals:
     """The tree of a manifest, made or remembered. `sizes` are those of the objects that an `Unknown` named.
+
+    The manifest is read as a stream and built as it comes. Its order is that of whole paths, a tree's that of their parts,
+    which differ when a name goes on with a character below `/` (`a-b` beside `a/`): only then are paths sorted, on disk.
 
     Raises Unknown, ObjectMissingError (the manifest, or files that nobody has), InvalidFileError.
     """
@@ -60,10 +68,64 @@ def listing(store: Store, uid: int, name: ObjectName, sizes: Sequence[int] | Non
     found = reader.listing(uid, name)
     if found is not None and reader.has(found.root):
         return found
-    entries = manifest.parse(read_object(store, uid, name), source=str(name), algo=_algo(name))
-    totals = build_tree(store, _with_sizes(store, uid, name, entries, sizes))
+    try:
+        totals = _built(store, _files(store, uid, name, sizes))
+    except OutOfOrder:
+        totals = _sorted(store, uid, name, sizes)
     save_listing(store, uid, name, totals)
     return totals
+
+
+def _sorted(store: Store, uid: int, name: ObjectName, sizes: Sequence[int] | None) -> Totals:
+    try:
+        with RowSorter(store.scratch) as sorter:
+            for row in _files(store, uid, name, sizes):
+                sorter.add(row)
+            return _built(store, sorter.rows())
+    except OSError as error:
+        raise as_store_error(error, store.scratch) from error
+
+
+def _built(store: Store, rows: Iterable[FileRow]) -> Totals:
+    builder = TreeBuilder(store)
+    for path, size, key in rows:
+        builder.add_file(path, size, False, key)
+    return builder.finish()
+
+
+def _files(store: Store, uid: int, name: ObjectName, sizes: Sequence[int] | None) -> Iterator[FileRow]:
+    """The files of a manifest in its order. Raises Unknown at the end when sizes are missing that were not given."""
+    content = store.reader.resolve([name], uid)[0]
+    if content is None:
+        raise ObjectMissingError(f"object {name} is not in the store", details={"name": str(name)})
+    entries = manifests.entries(store.reader.pieces(content))
+    given, unknown, missing = iter(sizes or ()), bytearray(), _Missing(name)
+    try:
+        while batch := list(itertools.islice(entries, _BATCH)):
+            problem = manifest.problem([path for path, _ in batch], [digest for _, digest in batch])
+            if problem is not None:
+                raise InvalidFileError(f"manifest '{name}' {problem}", path=str(name))
+            keys = [ObjectName(name.algo, digest).key() for _, digest in batch]
+            known = dict(zip(keys, store.reader.sizes(keys, uid), strict=True))
+            for key in [key for key, size in known.items() if size is None]:
+                if sizes is None:
+                    unknown += key
+                else:
+                    known[key] = next(given, None)
+            if unknown:
+                continue  # nothing can be built, but all that is unknown is told at once
+            for (path, _), key in zip(batch, keys, strict=True):
+                size = known[key]
+                if size is None or size == UNKNOWN:
+                    missing.add(path, size)
+                else:
+                    yield os.fsencode(path), size, key
+    except manifests.NotAManifest as error:
+        raise InvalidFileError(f"'{name}' is not a manifest: {error}", path=str(name)) from error
+    if unknown:
+        raise Unknown(bytes(unknown))
+    if missing.count or next(given, None) is not None:
+        raise missing.error()
 
 
 def tree(store: Store, uid: int, packed: memoryview) -> Totals:
@@ -96,14 +158,6 @@ def pack_entries(entries: list[WireEntry]) -> int:
     return memfd.from_bytes(data)
 
 
-def read_object(store: Store, uid: int, name: ObjectName) -> bytes:
-    """A whole object. Raises ObjectMissingError, StoreDamagedError."""
-    content = store.reader.resolve([name], uid)[0]
-    if content is None:
-        raise ObjectMissingError(f"object {name} is not in the store", details={"name": str(name)})
-    return store.reader.read_content(content)
-
-
 def sizes_from(view: memoryview) -> array[int]:
     """Sizes as a worker sends them: u64 each, UNKNOWN for what it has not."""
     found = array("Q")
@@ -113,41 +167,29 @@ def sizes_from(view: memoryview) -> array[int]:
     return found
 
 
-def _algo(name: ObjectName) -> str:
-    """What a manifest's entries are named by: its own algorithm."""
-    return name.algo
+class _Missing:
+    """Files of a manifest that nobody has: how many, and the first of them."""
 
+    def __init__(self, name: ObjectName) -> None:
+        self._name = name
+        self._paths: list[str] = []
+        self._changed = False
+        self.count = 0
 
-def _with_sizes(
-    store: Store, uid: int, name: ObjectName, entries: list[ManifestEntry], sizes: Sequence[int] | None
-) -> Iterator[TreeEntry]:
-    known: list[int | None] = []
-    for start in range(0, len(entries), _BATCH):
-        batch = [entry.name for entry in entries[start : start + _BATCH]]
-        known.extend(None if content is None else content.size for content in store.reader.resolve(batch, uid))
-    unknown = [number for number, size in enumerate(known) if size is None]
-    if unknown and sizes is None:
-        raise Unknown([entries[number].name for number in unknown])
-    missing = []
-    for number, given in zip(unknown, sizes or (), strict=False):
-        known[number] = None if given == UNKNOWN else given
-        if given == UNKNOWN:
-            missing.append(entries[number].relpath)
-    if missing or (sizes is not None and len(sizes) != len(unknown)):
-        raise _missing(name, missing)
-    order = sorted(range(len(entries)), key=lambda number: os.fsencode(entries[number].relpath).split(b"/"))
-    for number in order:
-        entry, size = entries[number], known[number]
-        yield TreeEntry(os.fsencode(entry.relpath), size or 0, name=entry.name)
+    def add(self, path: str, size: int | None) -> None:
+        """`size` is UNKNOWN, or None when sizes were given for other objects than those."""
+        self.count += 1
+        self._changed |= size is None
+        if len(self._paths) < _LISTED:
+            self._paths.append(path)
 
-
-def _missing(name: ObjectName, paths: list[str]) -> ObjectMissingError:
-    if not paths:
-        return ObjectMissingError(f"objects of {name} came and went meanwhile", hint="run the command again")
-    shown = ", ".join(f"'{path}'" for path in paths[:_NAMED]) + (" ..." if len(paths) > _NAMED else "")
-    count = f"{len(paths)} files of this version are" if len(paths) > 1 else "a file of this version is"
-    return ObjectMissingError(
-        f"{count} neither in the store nor in the project's cache: {shown}",
-        hint="fetch them first: dvc fetch",
-        details={"paths": [wirepath.encode(path) for path in paths[:1000]], "count": len(paths)},
-    )
+    def error(self) -> ObjectMissingError:
+        if self._changed or not self.count:
+            return ObjectMissingError(f"objects of {self._name} came and went meanwhile", hint="run the command again")
+        shown = ", ".join(f"'{path}'" for path in self._paths[:_NAMED]) + (" ..." if self.count > _NAMED else "")
+        count = f"{self.count} files of this version are" if self.count > 1 else "a file of this version is"
+        return ObjectMissingError(
+            f"{count} neither in the store nor in the project's cache: {shown}",
+            hint="fetch them first: dvc fetch",
+            details={"paths": [wirepath.encode(path) for path in self._paths], "count": self.count},
+        )

@@ -108,8 +108,7 @@ class MountService:
         try:
             totals = await self._in_thread(work)
         except listing.Unknown as unknown:
-            keys = b"".join(found.key() for found in unknown.names)
-            return Reply({"unknown": len(unknown.names)}, fds=[memfd.from_bytes(keys)])
+            return Reply({"unknown": len(unknown.keys) // listing.KEY_BYTES}, fds=[memfd.from_bytes(unknown.keys)])
         return {"root": totals.root.hex(), "files": totals.files, "bytes": totals.bytes}
 
     async def build_tree(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:

@@ -60,10 +60,15 @@ def parse(text: bytes, *, source: str, algo: str = "md5") -> list[ManifestEntry]
         digests: list[Any] = [row["md5"] if "md5" in row else row["md5-dos2unix"] for row in rows]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InvalidFileError(f"'{source}' is not a manifest: {error}", path=source) from error
-    problem = next(_problems(paths, digests), None)
-    if problem is not None:
-        raise InvalidFileError(f"manifest '{source}' {problem}", path=source)
+    wrong = problem(paths, digests)
+    if wrong is not None:
+        raise InvalidFileError(f"manifest '{source}' {wrong}", path=source)
     return list(map(ManifestEntry, paths, map(ObjectName, repeat(algo), digests)))
+
+
+def problem(paths: list[Any], digests: list[Any]) -> str | None:
+    """What is wrong with entries (of a manifest, or of a part of one), as the end of a sentence; None if nothing is."""
+    return next(_problems(paths, digests), None)
 
 
 def _problems(paths: list[Any], digests: list[Any]) -> Iterator[str]:

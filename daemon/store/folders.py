@@ -40,8 +40,9 @@ FILE, FOLDER, LINK = 1, 2, 3
 FILE_INODE_BIT = 1 << 61
 _EXECUTABLE, _IS_LINK = 1, 2
 _NO_CHILD = bytes(32)
-# Index writes gathered before one transaction.
-_BATCH = 20_000
+# Inodes (150 bytes each) and bytes of folders gathered for one transaction. Numbers are hashes, so each transaction
+# writes most pages of `inodes` anew: few large ones are much less to write.
+_INODES, _BLOBS = 200_000, 32 << 20
 # Entries of folders kept as dictionaries, about 200 bytes each.
 CACHED_ENTRIES = 32_768
 # Entries that are taken in in the time of one search; folders whose lookups are counted.
@@ -245,14 +246,40 @@ def _check_name(name: bytes, path: bytes) -> None:
         raise TargetError(f"{os.fsdecode(path)!r} cannot be a path in a mount")
 
 
+class OutOfOrder(Exception):
+    """A path came before one that it should have come after."""
+
+
 class _Open:
-    """A folder being built."""
+    """A folder being built: rows and names as the blob will have them, offsets still from the first name on."""
+
+    __slots__ = ("bytes", "files", "last", "name", "names", "rows")
 
     def __init__(self, name: bytes) -> None:
         self.name = name
-        self.entries: list[Entry] = []
+        self.rows = bytearray()
+        self.names = bytearray()
+        self.last = b""
         self.files = 0
         self.bytes = 0
+
+    def add(self, name: bytes, kind: int, executable: bool, inode: int, size: int, child: bytes) -> None:
+        """Raises OutOfOrder; TargetError for a name that is here."""
+        if name <= self.last:
+            if name == self.last:
+                raise TargetError(f"{name!r} is twice in one folder")
+            raise OutOfOrder(name)
+        self.last = name
+        self.rows += _ENTRY.pack(len(self.names), len(name), kind, executable, inode, size, child)
+        self.names += name
+
+    def blob(self) -> bytes:
+        """The folder's bytes."""
+        count, start = len(self.rows) // _ENTRY.size, _HEAD.size + len(self.rows)
+        words = memoryview(self.rows).cast("I")
+        for number in range(0, len(words), _ENTRY.size // words.itemsize):
+            words[number] += start
+        return b"".join((_HEAD.pack(MAGIC, count), self.rows, self.names))
 
 
 class TreeBuilder:
@@ -260,97 +287,92 @@ class TreeBuilder:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._reader = FolderReader(store.reader.index)
+        self._index = store.reader.index
         self._stack = [_Open(b"")]
+        # The path of the top folder, with a slash behind it if it is not the root.
+        self._prefix = b""
         self._folders: dict[bytes, bytes] = {}
         self._inodes: dict[int, bytes] = {}
+        self._unwritten = 0
 
     def add(self, entry: TreeEntry, totals: Totals | None = None) -> None:
-        """Add a path; `totals` of a prebuilt folder are counted in. Raises TargetError for names no folder can have."""
-        *parents, name = entry.path.split(b"/")
-        _check_name(name, entry.path)
-        self._enter(parents, entry.path)
-        top = self._stack[-1]
+        """Add a path; `totals` of a prebuilt folder are counted in. Raises OutOfOrder, TargetError for names no folder can
+        have."""
         if entry.folder is not None:
-            top.entries.append(Entry(name, FOLDER, False, 0, 0, entry.folder))
+            top, name = self._enter(entry.path)
+            top.add(name, FOLDER, False, 0, 0, entry.folder)
             if totals is not None:
                 top.files += totals.files
                 top.bytes += totals.bytes
-            return
-        inode = self._inode(entry)
-        kind = LINK if entry.target is not None else FILE
-        size = len(entry.target) if entry.target is not None else entry.size
-        top.entries.append(Entry(name, kind, entry.executable, inode, size, None))
-        top.files += 1
-        top.bytes += size
-        if len(self._inodes) + len(self._folders) > _BATCH:
-            self._flush()
+        elif entry.target is not None:
+            value = _INODE.pack(_IS_LINK, len(entry.target)) + entry.target
+            self._add(entry.path, LINK, False, len(entry.target), value)
+        elif entry.name is not None:
+            self.add_file(entry.path, entry.size, entry.executable, entry.name.key())
+        else:
+            raise InternalError(f"{entry.path!r} has neither object nor target")
+
+    def add_file(self, path: bytes, size: int, executable: bool, key: bytes) -> None:
+        """Add a file whose object's name has this key. Raises as `add`."""
+        self._add(path, FILE, executable, size, _INODE.pack(_EXECUTABLE if executable else 0, size) + key)
 
     def finish(self) -> Totals:
         """Write what is left; the tree."""
         while len(self._stack) > 1:
             self._close()
         top = self._stack[0]
-        root = self._pack(top)
+        root = self._keep(top)
         self._flush()
         return Totals(root, top.files, top.bytes)
 
-    def _enter(self, parents: list[bytes], path: bytes) -> None:
-        depth = 0
-        while depth < len(parents) and depth + 1 < len(self._stack) and self._stack[depth + 1].name == parents[depth]:
-            depth += 1
-        while len(self._stack) > depth + 1:
-            self._close()
-        for name in parents[depth:]:
-            _check_name(name, path)
-            self._stack.append(_Open(name))
+    def _add(self, path: bytes, kind: int, executable: bool, size: int, value: bytes) -> None:
+        top, name = self._enter(path)
+        top.add(name, kind, executable, self._inode(value), size, _NO_CHILD)
+        top.files += 1
+        top.bytes += size
+        if len(self._inodes) > _INODES or self._unwritten > _BLOBS:
+            self._flush()
+
+    def _enter(self, path: bytes) -> tuple[_Open, bytes]:
+        """The folder of a path, opened, and the path's last part."""
+        prefix, slash, name = path.rpartition(b"/")
+        prefix += slash
+        _check_name(name, path)
+        if prefix != self._prefix:
+            parents, depth = prefix.split(b"/")[:-1], 0
+            while depth < min(len(parents), len(self._stack) - 1) and self._stack[depth + 1].name == parents[depth]:
+                depth += 1
+            while len(self._stack) > depth + 1:
+                self._close()
+            for part in parents[depth:]:
+                _check_name(part, path)
+                if part < self._stack[-1].last:
+                    raise OutOfOrder(path)
+                self._stack.append(_Open(part))
+            self._prefix = prefix
+        return self._stack[-1], name
 
     def _close(self) -> None:
         done = self._stack.pop()
         parent = self._stack[-1]
-        parent.entries.append(Entry(done.name, FOLDER, False, 0, 0, self._pack(done)))
+        parent.add(done.name, FOLDER, False, 0, 0, self._keep(done))
         parent.files += done.files
         parent.bytes += done.bytes
 
-    def _pack(self, folder: _Open) -> bytes:
-        entries = sorted(folder.entries)
-        offset = _HEAD.size + len(entries) * _ENTRY.size
-        rows, names = [_HEAD.pack(MAGIC, len(entries))], []
-        before = None
-        for entry in entries:
-            if entry.name == before:
-                raise TargetError(f"{entry.name!r} is twice in one folder")
-            before = entry.name
-            row = (
-                offset,
-                len(entry.name),
-                entry.type,
-                entry.executable,
-                entry.inode,
-                entry.size,
-                entry.child or _NO_CHILD,
-            )
-            rows.append(_ENTRY.pack(*row))
-            names.append(entry.name)
-            offset += len(entry.name)
-        blob = b"".join(rows + names)
+    def _keep(self, folder: _Open) -> bytes:
+        """The id of a folder that is whole."""
+        blob = folder.blob()
         folder_id = blake3(blob).digest()
         self._folders[folder_id] = blob
+        self._unwritten += len(blob)
         return folder_id
 
-    def _inode(self, entry: TreeEntry) -> int:
-        if entry.target is not None:
-            value = _INODE.pack(_IS_LINK, len(entry.target)) + entry.target
-        elif entry.name is not None:
-            value = _INODE.pack(_EXECUTABLE if entry.executable else 0, entry.size) + entry.name.key()
-        else:
-            raise InternalError(f"{entry.path!r} has neither object nor target")
+    def _inode(self, value: bytes) -> int:
         number = int.from_bytes(blake3(value).digest()[:8], "little") & (FILE_INODE_BIT - 1) | FILE_INODE_BIT
-        index = self._store.reader.index
-        with index.begin() as txn:
+        with self._index.begin() as txn:
             while True:
-                there = self._inodes.get(number) or txn.get(number.to_bytes(8, "big"), db=index.inodes)
-                if there is None or bytes(there) == value:
+                there = self._inodes.get(number) or txn.get(number.to_bytes(8, "big"), db=self._index.inodes)
+                if there is None or there == value:
                     break
                 number = (number + 1) & (FILE_INODE_BIT - 1) | FILE_INODE_BIT
         if there is None:
@@ -358,8 +380,7 @@ class TreeBuilder:
         return number
 
     def _flush(self) -> None:
-        folders, inodes = self._folders, self._inodes
-        index = self._store.reader.index
+        folders, inodes, index = self._folders, self._inodes, self._index
 
         def work(txn: Any) -> None:
             for number, value in sorted(inodes.items()):
@@ -371,7 +392,7 @@ class TreeBuilder:
 
         if folders or inodes:
             self._store.write(work)
-        self._folders, self._inodes = {}, {}
+        self._folders, self._inodes, self._unwritten = {}, {}, 0
 
 
 def build_tree(store: Store, entries: Iterable[TreeEntry]) -> Totals:

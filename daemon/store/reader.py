@@ -72,6 +72,19 @@ class StoreReader:
         with self.index.begin() as txn:
             return [self.index.granted(txn, name, uid) for name in names]
 
+    def sizes(self, keys: Sequence[bytes], uid: int) -> list[int | None]:
+        """For each name's key the size of the content that `uid` may read, or None."""
+        index = self.index
+        with index.begin() as txn:
+            found: list[int | None] = []
+            for key in keys:
+                value = txn.get(key, db=index.objects)
+                content = None if value is None else unpack_content(value)
+                if content is not None and txn.get(grant_key(uid, content.id), db=index.grants) is None:
+                    content = index.granted(txn, ObjectName.from_key(key), uid)  # perhaps another of its contents
+                found.append(None if content is None else content.size)
+            return found
+
     def layout(self, content: Content) -> Layout:
         """Where each chunk of a content begins. Raises StoreDamagedError."""
         if content.kind == Kind.CHUNK:

@@ -214,6 +214,11 @@ class Store:
             return False
         return True
 
+    @property
+    def scratch(self) -> Path:
+        """A folder for temporary files, on the store's disk."""
+        return self._settings.path / "tmp"
+
     def forget_complete(self) -> None:
         """Records were removed: look again."""
         self._complete.clear()

@@ -23,6 +23,7 @@ from millpond.daemon.store.folders import (
     Entry,
     FolderCache,
     FolderReader,
+    OutOfOrder,
     TreeBuilder,
     TreeEntry,
     build_tree,
@@ -197,7 +198,6 @@ def test_numbers_that_meet_are_moved_on_and_stay(store: Store, monkeypatch: pyte
     [
         [b"a", b"a"],
         [b"a", b"a/b"],
-        [b"a/x", b"b", b"a/y"],
         [b"."],
         [b".."],
         [b"a/../b"],
@@ -213,6 +213,12 @@ def test_numbers_that_meet_are_moved_on_and_stay(store: Store, monkeypatch: pyte
 )
 def test_what_cannot_be_a_path_is_refused(store: Store, paths: list[bytes]) -> None:
     with pytest.raises(TargetError):
+        build_tree(store, [TreeEntry(path, 1, name=md5("x")) for path in paths])
+
+
+@pytest.mark.parametrize("paths", [[b"a/x", b"b", b"a/y"], [b"b", b"a"], [b"a-b/x", b"a/x"]])
+def test_paths_must_come_in_the_order_of_their_parts(store: Store, paths: list[bytes]) -> None:
+    with pytest.raises(OutOfOrder):
         build_tree(store, [TreeEntry(path, 1, name=md5("x")) for path in paths])
 
 
@@ -242,7 +248,7 @@ def test_a_large_folder_is_built_in_batches_and_found(store: Store) -> None:
 
 
 def test_totals_count_folders_built_before(store: Store) -> None:
-    inner = build_tree(store, [TreeEntry(b"x", 5, name=md5("x")), TreeEntry(b"d/y", 7, name=md5("y"))])
+    inner = build_tree(store, [TreeEntry(b"d/y", 7, name=md5("y")), TreeEntry(b"x", 5, name=md5("x"))])
     builder = TreeBuilder(store)
     builder.add(TreeEntry(b"a", 1, name=md5("a")))
     builder.add(TreeEntry(b"in/ner", folder=inner.root), inner)

@@ -399,6 +399,11 @@ class Filesystem:
         """Run a call of the source's client in a thread, of which there is a bounded number."""
         return await trio.to_thread.run_sync(work, argument, limiter=self._source_threads)
 
+    def ended(self) -> None:
+        """The mount is gone: nobody waits for the source any more."""
+        if self._source is not None:
+            self._source.close()
+
     def failed(self, text: str) -> FileError:
         """EIO, counted and logged with its reason."""
         self.errors += 1

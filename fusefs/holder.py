@@ -194,8 +194,10 @@ def _rss_bytes() -> int:
 
 
 def main() -> None:
-    """`python -m millpond.fusefs.holder READY_FD SOURCE_FD SETTINGS`: the same, standing alone; settings as JSON."""
-    sys.exit(run({"settings": json.loads(sys.argv[3])}, [int(sys.argv[1]), int(sys.argv[2])]))
+    """`python -m millpond.fusefs.holder READY_FD SOURCE_FD SETTINGS [DEVICE_FD]`: the same, standing alone; settings as
+    JSON."""
+    fds = [*sys.argv[1:3], *sys.argv[4:5]]
+    sys.exit(run({"settings": json.loads(sys.argv[3])}, [int(fd) for fd in fds]))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ Messages are JSON over SOCK_SEQPACKET, one request and one answer at a time:
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import pwd
@@ -30,6 +29,8 @@ from typing import Any
 
 from millpond.daemon.jobs import process
 from millpond.daemon.jobs.start import start_zygote
+from millpond.daemon.mounts import syscalls
+from millpond.daemon.mounts.syscalls import MountFlag
 from millpond.daemon.rpc import framing
 
 MAX_MESSAGE = 16 << 10
@@ -37,8 +38,7 @@ FIRST_UID = 1000
 FSTYPE = "fuse.millpond"
 # uid_t's -1, which setuid(2) takes for "leave it as it is".
 _NO_UID = 2**32 - 1
-_MS_NOSUID, _MS_NODEV, _MS_RDONLY = 2, 4, 1
-_MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
+_FLAGS = MountFlag.NOSUID | MountFlag.NODEV | MountFlag.RDONLY
 _NAME = re.compile(r"[A-Za-z0-9_.:-]{1,64}\Z")
 
 
@@ -129,7 +129,8 @@ class Spawner:
         try:
             gid = _groups(uid)[1]
             options = f"fd={device},rootmode=40000,user_id={uid},group_id={gid},default_permissions"
-            _mount2(name.encode(), f"/proc/self/fd/{fd}".encode(), options.encode())
+            target = f"/proc/self/fd/{fd}".encode()
+            syscalls.mount(name.encode(), target, FSTYPE.encode(), _FLAGS, options.encode())
         except OSError:
             os.close(device)
             raise
@@ -143,13 +144,6 @@ def _groups(uid: int) -> tuple[list[int], int]:
     except KeyError:
         return [], uid
     return os.getgrouplist(entry.pw_name, entry.pw_gid), entry.pw_gid
-
-
-def _mount2(source: bytes, target: bytes, options: bytes) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.mount(source, target, FSTYPE.encode(), _MS_NOSUID | _MS_NODEV | _MS_RDONLY, options):
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
 
 
 def _umount(uid: int, parent: int, name: bytes, lazy: bool) -> None:
@@ -166,10 +160,7 @@ def _umount(uid: int, parent: int, name: bytes, lazy: bool) -> None:
     before = os.open(".", os.O_PATH | os.O_CLOEXEC)
     try:
         os.fchdir(parent)
-        libc = ctypes.CDLL(None, use_errno=True)
-        if libc.umount2(name, _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0)):
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number))
+        syscalls.umount(name, lazy=lazy)
     finally:
         os.fchdir(before)
         os.close(before)

@@ -16,6 +16,8 @@ from millpond.daemon.mounts.place import mounted_at
 if TYPE_CHECKING:
     from millpond.fusefs.filesystem import Filesystem
 
+# The kind that mounts have in the kernel's table.
+FSTYPE = "fuse.millpond"
 ENGINES = {
     "direct": "millpond.fusefs.engines.direct_engine",
     "pyfuse3": "millpond.fusefs.engines.pyfuse3_engine",
@@ -24,13 +26,15 @@ ENGINES = {
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """How to mount. `place` is the mountpoint itself also when `mountpoint` is a descriptor's name."""
+    """How to mount. `place` is the mountpoint itself also when `mountpoint` is a descriptor's name. `on_open` is told the
+    inode of each open; without it an engine may have the kernel not ask."""
 
     mountpoint: str
     place: str
     name: str
     allow_other: bool = False
     read_ahead_kb: int = 1024
+    on_open: Callable[[int], None] | None = None
 
 
 class Engine(Protocol):
@@ -56,7 +60,13 @@ def resolve(name: str) -> str:
 
 def mount_options(settings: EngineSettings) -> list[str]:
     """Options of the mount, as fusermount3 and libfuse take them. The kernel checks permissions."""
-    options = [f"fsname={settings.name}", "subtype=millpond", "ro", "noatime", "default_permissions"]
+    options = [
+        f"fsname={settings.name}",
+        f"subtype={FSTYPE.removeprefix('fuse.')}",
+        "ro",
+        "noatime",
+        "default_permissions",
+    ]
     return [*options, "allow_other"] if settings.allow_other else options
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from enum import IntEnum, IntFlag
 from struct import Struct
+from typing import NamedTuple
 
 MAJOR, MINOR = 7, 31
 
@@ -42,22 +43,76 @@ class Op(IntEnum):
     OPENDIR = 27
     READDIR = 28
     RELEASEDIR = 29
+    FSYNCDIR = 30
+    ACCESS = 34
     CREATE = 35
     INTERRUPT = 36
     DESTROY = 38
+    IOCTL = 39
+    POLL = 40
     BATCH_FORGET = 42
     FALLOCATE = 43
     READDIRPLUS = 44
     RENAME2 = 45
+    LSEEK = 46
+    COPY_FILE_RANGE = 47
+    SETUPMAPPING = 48
+    SYNCFS = 50
+    TMPFILE = 51
+    STATX = 52
 
 
-# Never sent for a read-only mount; refused all the same.
-CHANGES = frozenset(
-    {
-        Op.SETATTR, Op.SYMLINK, Op.MKNOD, Op.MKDIR, Op.UNLINK, Op.RMDIR, Op.RENAME, Op.LINK, Op.WRITE, Op.SETXATTR,
-        Op.REMOVEXATTR, Op.CREATE, Op.FALLOCATE, Op.RENAME2,
-    }
-)  # fmt: skip
+class Rule(NamedTuple):
+    """How a request is treated: what is answered, and what the kernel remembers of the answer."""
+
+    answer: str
+    remembered: str = ""
+
+
+_CHANGE = Rule("EROFS; a read-only mount is not asked")
+_UNKNOWN = "ENOSYS"
+
+# The one table of what we speak; DESIGN.md has it too, and a test compares them.
+RULES: dict[Op, Rule] = {
+    Op.INIT: Rule("version 7.31 and the flags below", "the agreement, as long as the mount lives"),
+    Op.LOOKUP: Rule("the entry, counted; node 0 for none", "for ever in a folder, also that there is none; else 1 s"),
+    Op.FORGET: Rule("nothing; counts go down"),
+    Op.BATCH_FORGET: Rule("nothing; counts go down"),
+    Op.GETATTR: Rule("attributes", "for ever in a folder, else 1 s; of `.millpond/stats` not at all"),
+    Op.READLINK: Rule("the target", "for ever, but for branches and tags of a versions mount"),
+    Op.OPEN: Rule("ENOSYS; when opens are recorded, no handle and KEEP_CACHE", "ENOSYS: no more opens and closes"),
+    Op.READ: Rule("the bytes, fewer at the end only; EIO for what is damaged or gone", "pages, until memory is needed"),
+    Op.FLUSH: Rule(_UNKNOWN, "no more asked"),
+    Op.RELEASE: Rule("nothing to do"),
+    Op.FSYNC: Rule(_UNKNOWN, "no more asked; fsync succeeds"),
+    Op.OPENDIR: Rule("ENOSYS; in a versions mount CACHE_DIR and KEEP_CACHE for folders", "ENOSYS: no more asked"),
+    Op.READDIR: Rule("names, types and numbers", "the listing, but for changing directories"),
+    Op.READDIRPLUS: Rule("entries with attributes, each counted", "as LOOKUP and READDIR"),
+    Op.RELEASEDIR: Rule("nothing to do"),
+    Op.FSYNCDIR: Rule(_UNKNOWN, "no more asked; fsync succeeds"),
+    Op.STATFS: Rule("files and bytes of the version, nothing free"),
+    Op.GETXATTR: Rule("the value, with --xattrs; else ENOSYS", "ENOSYS: no more asked"),
+    Op.LISTXATTR: Rule("the names, with --xattrs; else ENOSYS", "ENOSYS: no more asked"),
+    Op.ACCESS: Rule("ENOSYS; the kernel checks (default_permissions)", "no more asked"),
+    Op.INTERRUPT: Rule("EINTR to the request that it names, if it waits and the signal ends its program"),
+    Op.DESTROY: Rule("nothing to do"),
+    Op.IOCTL: Rule("ENOSYS: ENOTTY"),
+    Op.POLL: Rule(_UNKNOWN, "no more asked; always ready"),
+    Op.LSEEK: Rule(_UNKNOWN, "no more asked; a file has no holes"),
+    Op.SYNCFS: Rule(_UNKNOWN, "no more asked"),
+    Op.STATX: Rule(_UNKNOWN, "no more asked; GETATTR instead"),
+    Op.SETUPMAPPING: Rule("ENOSYS; for virtiofs only"),
+    **dict.fromkeys(
+        (
+            Op.SETATTR, Op.SYMLINK, Op.MKNOD, Op.MKDIR, Op.UNLINK, Op.RMDIR, Op.RENAME, Op.LINK, Op.WRITE, Op.SETXATTR,
+            Op.REMOVEXATTR, Op.CREATE, Op.FALLOCATE, Op.RENAME2, Op.COPY_FILE_RANGE, Op.TMPFILE,
+        ),
+        _CHANGE,
+    ),
+}  # fmt: skip
+CHANGES = frozenset(op for op, rule in RULES.items() if rule is _CHANGE)
+# The kernel expects no answer to these.
+SILENT = frozenset({Op.FORGET, Op.BATCH_FORGET, Op.INTERRUPT})
 
 
 class Init(IntFlag):
@@ -65,16 +120,31 @@ class Init(IntFlag):
 
     ASYNC_READ = 1 << 0
     DO_READDIRPLUS = 1 << 13
-    ASYNC_DIO = 1 << 15
     NO_OPEN_SUPPORT = 1 << 17
     PARALLEL_DIROPS = 1 << 18
     MAX_PAGES = 1 << 22
     CACHE_SYMLINKS = 1 << 23
     NO_OPENDIR_SUPPORT = 1 << 24
+    EXPLICIT_INVAL_DATA = 1 << 25
 
 
-# Flags of an OPENDIR's answer.
+# Why each flag is asked for; a kernel that does not offer one goes without it. Not ASYNC_DIO: who reads directly would wait
+# where not even SIGKILL reaches him.
+FLAGS: dict[Init, str] = {
+    Init.ASYNC_READ: "several reads of one file at once",
+    Init.DO_READDIRPLUS: "a listing brings the attributes: a walk asks once a folder",
+    Init.NO_OPEN_SUPPORT: "ENOSYS to OPEN means no more opens; not when opens are recorded",
+    Init.PARALLEL_DIROPS: "lookups and listings of one directory at once",
+    Init.MAX_PAGES: "reads of up to 256 pages instead of 32",
+    Init.CACHE_SYMLINKS: "targets are kept; not in a versions mount, whose links move",
+    Init.NO_OPENDIR_SUPPORT: "ENOSYS to OPENDIR means no more, and listings are kept; not in a versions mount",
+    Init.EXPLICIT_INVAL_DATA: "pages are dropped only when we say so, which we never do",
+}
+
+# Flags of the answers to OPEN and OPENDIR.
 KEEP_CACHE, CACHE_DIR = 1 << 1, 1 << 3
+# d_ino of an entry whose inode has no number yet: FUSE_UNKNOWN_INO.
+UNKNOWN_INODE = 0xFFFF_FFFF
 
 # len u32, opcode u32, unique u64, nodeid u64, uid u32, gid u32, pid u32, extensions u16, padding u16
 IN_HEADER = Struct("=IIQQIIIHH")
@@ -102,6 +172,8 @@ STATFS_OUT = Struct("=QQQQQIIII24x")
 # size, padding u32
 XATTR_IN = Struct("=II")
 XATTR_OUT = Struct("=II")
+# unique u64
+INTERRUPT_IN = Struct("=Q")
 # nlookup u64
 FORGET_IN = Struct("=Q")
 # count, padding u32; then for each: nodeid, nlookup u64

@@ -19,7 +19,7 @@ import trio
 from millpond.daemon.errors import MillpondError, MountError
 from millpond.daemon.store.folders import FOLDER
 from millpond.fusefs.engines import EngineSettings, mount_options, set_read_ahead
-from millpond.fusefs.filesystem import Attributes, FileError, Filesystem
+from millpond.fusefs.filesystem import FOREVER_S, Attributes, FileError, Filesystem
 
 log = logging.getLogger("millpond.fusefs")
 
@@ -35,9 +35,10 @@ class Operations(pyfuse3.Operations):
     enable_acl = False
     supports_dot_lookup = False
 
-    def __init__(self, filesystem: Filesystem) -> None:
+    def __init__(self, filesystem: Filesystem, on_open: Callable[[int], None] | None) -> None:
         super().__init__()
         self._fs = filesystem
+        self._on_open = on_open
         self._uid = filesystem.uid
         self._gid = os.getgid()
         self.initialised = trio.Event()
@@ -49,7 +50,7 @@ class Operations(pyfuse3.Operations):
     async def lookup(self, parent_inode: int, name: bytes, ctx: Any = None) -> Any:
         with self._errors():
             found = await self._fs.lookup(parent_inode, name)
-        return self._missing() if found is None else self._entry(found)
+        return self._missing(parent_inode) if found is None else self._entry(found)
 
     async def getattr(self, inode: int, ctx: Any = None) -> Any:
         with self._errors():
@@ -92,6 +93,8 @@ class Operations(pyfuse3.Operations):
     async def open(self, inode: int, flags: int, ctx: Any) -> Any:
         if flags & (os.O_WRONLY | os.O_RDWR | os.O_TRUNC):
             raise pyfuse3.FUSEError(errno.EROFS)
+        if self._on_open is not None:
+            self._on_open(inode)
         with self._errors():
             return pyfuse3.FileInfo(fh=await self._fs.open(inode), keep_cache=True)
 
@@ -157,11 +160,11 @@ class Operations(pyfuse3.Operations):
                 log.exception("a request failed")
             raise pyfuse3.FUSEError(self._fs.failed(str(error)).errno) from None
 
-    def _missing(self) -> Any:
-        """An entry that is not there, which the kernel may remember for a second."""
+    def _missing(self, parent_inode: int) -> Any:
+        """An entry that is not there: for ever in a folder; elsewhere the kernel may remember it for a second."""
         entry = pyfuse3.EntryAttributes()
         entry.st_ino = 0
-        entry.entry_timeout = 1.0
+        entry.entry_timeout = 1.0 if self._fs.must_ask(parent_inode) else FOREVER_S
         return entry
 
 
@@ -169,7 +172,7 @@ async def serve(filesystem: Filesystem, settings: EngineSettings, mounted: Calla
     """See engines.Engine."""
     given = settings.mountpoint.startswith("/dev/fd/")
     options = set() if given else set(mount_options(settings))
-    operations = Operations(filesystem)
+    operations = Operations(filesystem, settings.on_open)
     try:
         pyfuse3.init(operations, settings.mountpoint, options)
     except RuntimeError as error:
@@ -182,6 +185,7 @@ async def serve(filesystem: Filesystem, settings: EngineSettings, mounted: Calla
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_announce, operations, settings, mounted)
             await pyfuse3.main(min_tasks=2, max_tasks=MAX_REQUESTS)
+            filesystem.ended()
             nursery.cancel_scope.cancel()
     except BaseException:
         pyfuse3.close(unmount=True)  # nobody serves it any more

@@ -171,11 +171,13 @@ def mount(
     uid: int = UID,
     engine: str | None = None,
     life_s: int = LIFE_S,
+    device: int | None = None,
     **settings: Any,
 ) -> Iterator[Mounted]:
     """Run a holder of its own process. `source` is given the other end of the holder's source socket; without it
-    that end is closed. `engine` is the one under test unless it is named."""
-    place.mkdir(parents=True, exist_ok=True)
+    that end is closed. `engine` is the one under test unless it is named. `device` is mounted there already."""
+    if device is None:  # else nobody answers there yet
+        place.mkdir(parents=True, exist_ok=True)
     control, log = place.with_name(place.name + ".sock"), place.with_name(place.name + ".log")
     ours, ready = socket.socketpair()
     source_ours, source_theirs = socket.socketpair()
@@ -193,11 +195,12 @@ def mount(
         **settings,
     }
     fds = (ready.fileno(), source_theirs.fileno())
+    given = () if device is None else (device,)
     command = ["timeout", "-s", "KILL", str(life_s), sys.executable, "-m", "millpond.fusefs.holder"]
     guard = subprocess.Popen(
-        [*command, *map(str, fds), json.dumps(values)],
+        [*command, *map(str, fds), json.dumps(values), *map(str, given)],
         env={"PATH": os.environ["PATH"], "PYTHONPATH": os.fspath(ROOT / ".src")},
-        pass_fds=fds,
+        pass_fds=(*fds, *given),
         stdin=subprocess.DEVNULL,
     )
     ready.close()

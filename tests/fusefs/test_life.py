@@ -10,7 +10,9 @@ import signal
 import socket
 import stat
 import subprocess
+import sys
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -29,8 +31,10 @@ from tests.fusefs.helpers import (
     put_tree,
 )
 
+from millpond.daemon import memfd
 from millpond.daemon.mounts.place import mounted_at
 from millpond.daemon.names import ObjectName
+from millpond.daemon.rpc import framing
 from millpond.daemon.store.folders import TreeEntry, build_tree
 from millpond.daemon.store.store import Store, StoreSettings
 
@@ -324,3 +328,54 @@ def test_sigterm_and_sigint_do_not_take_data_away(base: Path, stored: tuple[Path
         assert (mounted.place / "folder/inner/x").read_bytes() == b"x"
         assert mounted.guard.poll() is None
     store.close()
+
+
+# Reads directly: a reader that waits for a page is woken by what ends him, and by nothing else; the kernel says no
+# INTERRUPT for him.
+_READS = """
+import mmap, os, signal, sys
+fd = os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECT)
+signal.signal(signal.SIGALRM, lambda *_: print("rang", flush=True))
+print("open", flush=True)
+with mmap.mmap(-1, 4096) as page:
+    print(page[:os.preadv(fd, [page], 0)], flush=True)
+"""
+
+
+@contextlib.contextmanager
+def waiting_reader(mounted: Mounted, name: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that reads what the source has not given yet: it sleeps in the kernel."""
+    with subprocess.Popen([sys.executable, "-c", _READS, mounted.place / name], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"open\n"
+        mounted.source.settimeout(TIMEOUT_S)
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_a_reader_that_waits_can_be_ended_and_one_that_lives_on_gets_its_bytes(
+    base: Path, stored: tuple[Path, Store], engine: str
+) -> None:
+    path, store = stored
+    data = b"what the source has"
+    entries = [TreeEntry(b"%d" % n, len(data), name=ObjectName("md5", f"{n:032x}")) for n in range(3)]
+    totals = build_tree(store, entries)
+    store.close()
+    if engine != "direct":
+        pytest.skip("libfuse's answer to an interrupt is the program's own matter; pyfuse3 has none")
+    with mount(path, totals, base / "m", source=lambda sock: None) as mounted:
+        for name, number in (("0", signal.SIGKILL), ("1", signal.SIGINT)):
+            with waiting_reader(mounted, name) as reader:
+                mounted.source.recv(4096)
+                reader.send_signal(number)
+                assert reader.wait(TIMEOUT_S) == -number
+        with waiting_reader(mounted, "2") as reader:
+            asked = json.loads(mounted.source.recv(4096))
+            reader.send_signal(signal.SIGALRM)
+            given = memfd.from_bytes(data)
+            framing.send(mounted.source, framing.encode({"id": asked["id"], "size": len(data)}, [given]), [given])
+            os.close(given)
+            output, _ = reader.communicate(timeout=TIMEOUT_S)
+            assert reader.returncode == 0 and f"{data!r}".encode() in output and b"rang" in output
+        assert mounted.stats()["errors"] == 0

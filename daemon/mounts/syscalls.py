@@ -1,0 +1,39 @@
+"""mount(2) and umount2(2), for processes that may call them."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from enum import IntFlag
+
+
+class MountFlag(IntFlag):
+    """Flags of mount(2)."""
+
+    RDONLY = 1
+    NOSUID = 2
+    NODEV = 4
+    NOATIME = 1024
+
+
+_MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
+
+
+def mount(source: bytes, target: bytes, fstype: bytes, flags: MountFlag, options: bytes) -> None:
+    """mount(2). Raises OSError."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mount(source, target, fstype, ctypes.c_ulong(flags), options):
+        raise _failure()
+
+
+def umount(target: bytes, *, lazy: bool) -> None:
+    """umount2(2) of a path whose last part is no link; with `lazy` it is detached now and ends when nobody uses it. Raises
+    OSError."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.umount2(target, _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0)):
+        raise _failure()
+
+
+def _failure() -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, os.strerror(number))

@@ -1,0 +1,338 @@
+"""What each request of the kernel is answered, over a Filesystem: see RULES in protocol.py.
+
+The tree is immutable, so the kernel is told once that opening and closing concerns nobody (ENOSYS to OPEN, OPENDIR, FLUSH):
+from then on a file costs one LOOKUP and one READ, and one whose pages are cached costs nothing. Listings of folders and
+targets of links are kept by the kernel too. A mount whose directories change (`Filesystem.immutable` is false) keeps
+OPENDIR, and its changing directories and links are asked for again.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from millpond.daemon.errors import MountError
+from millpond.daemon.store.folders import FOLDER, LINK
+from millpond.fusefs.engines import protocol
+from millpond.fusefs.engines.channel import Channel
+from millpond.fusefs.engines.protocol import Init, Op
+from millpond.fusefs.filesystem import FOREVER_S, Attributes, FileError, Filesystem
+
+log = logging.getLogger("millpond.fusefs")
+T = TypeVar("T")
+Work = Callable[[], Coroutine[Any, Any, None]]
+Handler = Callable[[int, int, memoryview], object]
+Tell = Callable[[int, int, int], Awaitable[tuple[list[bytes], list[int]]]]
+
+# Files kept open between reads. The kernel does not say when one is closed.
+MAX_FILES = 128
+# Requests that the kernel may send ahead of need, and pages of one.
+_MAX_BACKGROUND = 64
+_MAX_PAGES = 256
+# The longest answer: what the pages hold.
+MAX_ANSWER = _MAX_PAGES * 4096
+_MISSING_S = 1
+_DIR_TYPES = {FOLDER: 4, LINK: 10}
+_REG_TYPE = 8
+
+
+@dataclass(slots=True)
+class _File:
+    """A file that was read from: its handle, and how many requests are using it."""
+
+    handle: int
+    users: int = 0
+
+
+class Answers:
+    """The handlers, in `table`. One that must wait gives its work to `later(unique, work)`, and returns. `on_open` is told
+    the inode of each open, which costs a round trip for each; without it the kernel does not ask."""
+
+    def __init__(
+        self,
+        filesystem: Filesystem,
+        channel: Channel,
+        later: Callable[[int, Work], None],
+        on_open: Callable[[int], None] | None = None,
+    ) -> None:
+        self._fs = filesystem
+        self._reply = channel.reply
+        self._error = channel.error
+        self._later = later
+        self._on_open = on_open
+        self._uid, self._gid = filesystem.uid, os.getgid()
+        self._files: OrderedDict[int, _File] = OrderedDict()
+        self._agreed = Init(0)
+        self.table: dict[int, Handler] = {
+            Op.LOOKUP: self._lookup,
+            Op.GETATTR: self._getattr,
+            Op.READLINK: self._readlink,
+            Op.OPEN: self._open,
+            Op.READ: self._read,
+            Op.RELEASE: self._nothing,
+            Op.READDIRPLUS: self._readdirplus,
+            Op.READDIR: self._readdir,
+            Op.OPENDIR: self._opendir,
+            Op.RELEASEDIR: self._nothing,
+            Op.STATFS: self._statfs,
+            Op.GETXATTR: self._getxattr,
+            Op.LISTXATTR: self._listxattr,
+            Op.FORGET: self._forget,
+            Op.BATCH_FORGET: self._batch_forget,
+            Op.INIT: self._init,
+            Op.DESTROY: self._nothing,
+        }
+
+    @property
+    def initialised(self) -> bool:
+        """Whether kernel and we have agreed."""
+        return bool(self._agreed)
+
+    # -- the mount ------------------------------------------------------------------------------------------------
+
+    def _init(self, unique: int, inode: int, body: memoryview) -> None:
+        """Agree. Raises MountError when the kernel is too old; a newer one asks again in our version."""
+        major, minor, max_readahead, offered = protocol.INIT_IN.unpack_from(body)
+        if (major, minor) < (protocol.MAJOR, protocol.MINOR):
+            self._error(unique, errno.EPROTO)
+            raise MountError(
+                f"the kernel speaks FUSE {major}.{minor}, older than {protocol.MAJOR}.{protocol.MINOR}",
+                hint="take --engine pyfuse3, or a kernel from 5.4 on",
+            )
+        wanted = Init.ASYNC_READ | Init.DO_READDIRPLUS | Init.PARALLEL_DIROPS | Init.MAX_PAGES
+        wanted |= Init.EXPLICIT_INVAL_DATA
+        if self._on_open is None:
+            wanted |= Init.NO_OPEN_SUPPORT
+        if self._fs.immutable:
+            wanted |= Init.CACHE_SYMLINKS | Init.NO_OPENDIR_SUPPORT
+        threshold = _MAX_BACKGROUND * 3 // 4
+        answer = protocol.INIT_OUT.pack(
+            protocol.MAJOR, protocol.MINOR, max_readahead, offered & wanted, _MAX_BACKGROUND, threshold, 4096, 1, _MAX_PAGES
+        )  # fmt: skip
+        self._reply(unique, answer)
+        if major == protocol.MAJOR:
+            self._agreed = Init(offered & wanted)
+
+    def _nothing(self, unique: int, inode: int, body: memoryview) -> None:
+        self._reply(unique)
+
+    def _statfs(self, unique: int, inode: int, body: memoryview) -> None:
+        files, total = self._fs.statfs()
+        self._reply(unique, protocol.STATFS_OUT.pack((total + 4095) // 4096, 0, 0, files, 0, 4096, 255, 4096, 0))
+
+    # -- entries and attributes -----------------------------------------------------------------------------------
+
+    def _lookup(self, unique: int, inode: int, body: memoryview) -> None:
+        name = bytes(body[:-1])
+        found = self._fs.lookup_stored(inode, name)
+        if found is None and self._fs.must_ask(inode):
+            self._later(unique, lambda: self._lookup_later(unique, inode, name))
+        else:
+            self._found(unique, found, _NEVER)
+
+    async def _lookup_later(self, unique: int, inode: int, name: bytes) -> None:
+        self._found(unique, await self._fs.lookup(inode, name), _NOT_YET)
+
+    def _found(self, unique: int, found: Attributes | None, missing: bytes) -> None:
+        if found is None:
+            self._reply(unique, missing)
+        elif not self._reply(unique, self._entry(found)):
+            self._fs.forget(found.inode, 1)
+
+    def _getattr(self, unique: int, inode: int, body: memoryview) -> None:
+        found = self._fs.getattr(inode)
+        self._reply(unique, protocol.ATTR_OUT.pack(int(found.ttl_s), 0, 0, *self._attributes(found)))
+
+    def _readlink(self, unique: int, inode: int, body: memoryview) -> None:
+        self._reply(unique, self._fs.readlink(inode))
+
+    def _forget(self, unique: int, inode: int, body: memoryview) -> None:
+        self._fs.forget(inode, protocol.FORGET_IN.unpack_from(body)[0])
+
+    def _batch_forget(self, unique: int, inode: int, body: memoryview) -> None:
+        count, _ = protocol.BATCH_FORGET_IN.unpack_from(body)
+        begin, size = protocol.BATCH_FORGET_IN.size, protocol.FORGET_ONE.size
+        for each, lookups in protocol.FORGET_ONE.iter_unpack(body[begin : begin + count * size]):
+            self._fs.forget(each, lookups)
+
+    def _getxattr(self, unique: int, inode: int, body: memoryview) -> None:
+        size, _ = protocol.XATTR_IN.unpack_from(body)
+        self._value(unique, size, self._fs.getxattr(inode, bytes(body[protocol.XATTR_IN.size : -1])))
+
+    def _listxattr(self, unique: int, inode: int, body: memoryview) -> None:
+        size, _ = protocol.XATTR_IN.unpack_from(body)
+        self._value(unique, size, b"".join(name + b"\0" for name in self._fs.listxattr(inode)))
+
+    def _value(self, unique: int, size: int, value: bytes) -> None:
+        if not size:
+            self._reply(unique, protocol.XATTR_OUT.pack(len(value), 0))
+        elif len(value) > size:
+            self._error(unique, errno.ERANGE)
+        else:
+            self._reply(unique, value)
+
+    def _entry(self, found: Attributes) -> bytes:
+        ttl = int(found.ttl_s)
+        return protocol.ENTRY_OUT.pack(found.inode, 0, ttl, ttl, 0, 0, *self._attributes(found))
+
+    def _attributes(self, found: Attributes) -> tuple[int, ...]:
+        when, size = found.mtime_s, found.size
+        times = (when, when, when, 0, 0, 0)
+        return (found.inode, size, (size + 511) // 512, *times, found.mode, 1, self._uid, self._gid, 0, 1 << 17, 0)
+
+    # -- directories ----------------------------------------------------------------------------------------------
+
+    def _opendir(self, unique: int, inode: int, body: memoryview) -> None:
+        if Init.NO_OPENDIR_SUPPORT in self._agreed:
+            self._error(unique, errno.ENOSYS)  # and never again
+            return
+        flags = 0 if self._fs.must_ask(inode) else protocol.KEEP_CACHE | protocol.CACHE_DIR
+        self._reply(unique, protocol.OPEN_OUT.pack(0, flags, 0))
+
+    def _readdirplus(self, unique: int, inode: int, body: memoryview) -> None:
+        self._list(unique, inode, body, self._entries_plus)
+
+    def _readdir(self, unique: int, inode: int, body: memoryview) -> None:
+        self._list(unique, inode, body, self._entries)
+
+    def _list(self, unique: int, inode: int, body: memoryview, tell: Tell) -> None:
+        _, position, size, *_ = protocol.READ_IN.unpack_from(body)
+
+        async def answer() -> None:
+            parts, counted = await tell(inode, position, min(size, MAX_ANSWER))
+            if not self._reply(unique, b"".join(parts)):
+                self._uncount(counted)
+
+        if self._fs.must_ask(inode):
+            self._later(unique, answer)
+        else:
+            at_once(answer())
+
+    def _uncount(self, inodes: list[int]) -> None:
+        for inode in inodes:
+            self._fs.forget(inode, 1)
+
+    async def _entries_plus(self, inode: int, position: int, size: int) -> tuple[list[bytes], list[int]]:
+        """Entries with their attributes, as many as fit, and the inodes that were counted as told."""
+        told: list[bytes] = []
+        counted: list[int] = []
+        try:
+            while page := await self._fs.readdir(inode, position):
+                for name, entry, following in page:
+                    padded = (len(name) + 7) & ~7
+                    size -= protocol.ENTRY_OUT.size + protocol.DIRENT.size + padded
+                    if size < 0:
+                        return told, counted
+                    found = (
+                        await self._fs.lookup(inode, name) if entry is None else self._fs.attributes_of(inode, entry)
+                    )
+                    if found is not None:
+                        counted.append(found.inode)
+                        head = protocol.DIRENT.pack(found.inode, following, len(name), found.mode >> 12)
+                        told.append(self._entry(found) + head + name.ljust(padded, b"\0"))
+                    position = following
+        except FileError:
+            if not told:
+                raise  # else it is met again by the next request, which begins there
+        except BaseException:
+            self._uncount(counted)
+            raise
+        return told, counted
+
+    async def _entries(self, inode: int, position: int, size: int) -> tuple[list[bytes], list[int]]:
+        """Names, types and numbers alone, as many as fit. None is counted."""
+        told: list[bytes] = []
+        while page := await self._fs.readdir(inode, position):
+            for name, entry, following in page:
+                padded = (len(name) + 7) & ~7
+                size -= protocol.DIRENT.size + padded
+                if size < 0:
+                    return told, []
+                kind = 0 if entry is None else _DIR_TYPES.get(entry.type, _REG_TYPE)
+                number = (entry.inode if entry is not None else 0) or protocol.UNKNOWN_INODE
+                told.append(protocol.DIRENT.pack(number, following, len(name), kind) + name.ljust(padded, b"\0"))
+                position = following
+        return told, []
+
+    # -- contents -------------------------------------------------------------------------------------------------
+
+    def _open(self, unique: int, inode: int, body: memoryview) -> None:
+        if self._on_open is not None:
+            self._on_open(inode)
+        if Init.NO_OPEN_SUPPORT in self._agreed:
+            self._error(unique, errno.ENOSYS)  # and never again
+        else:
+            self._reply(unique, protocol.OPEN_OUT.pack(0, protocol.KEEP_CACHE, 0))
+
+    def _read(self, unique: int, inode: int, body: memoryview) -> None:
+        _, offset, size, *_ = protocol.READ_IN.unpack_from(body)
+        size = min(size, MAX_ANSWER)
+        file = self._files.get(inode)
+        if file is None:
+            whole = self._fs.whole(inode, size) if offset == 0 else None
+            if whole is not None:
+                self._reply(unique, whole)
+                return
+            handle = self._fs.open_stored(inode)
+            if handle is None:
+                self._later(unique, lambda: self._read_later(unique, inode, offset, size))
+                return
+            file = self._opened(inode, handle)
+        else:
+            self._files.move_to_end(inode)
+        parts = self._fs.read_ready(file.handle, offset, size)
+        if parts is None:
+            self._later(unique, lambda: self._read_later(unique, inode, offset, size))
+            return
+        self._reply(unique, *parts)
+        if offset == 0 and not file.users and sum(map(len, parts)) < size:
+            self._close(inode)  # all of it: the kernel has it now
+
+    async def _read_later(self, unique: int, inode: int, offset: int, size: int) -> None:
+        file = self._files.get(inode)
+        if file is None:
+            handle = await self._fs.open(inode)
+            file = self._files.get(inode)
+            if file is None:
+                file = self._opened(inode, handle)
+            else:  # another request was faster
+                self._fs.release(handle)
+        file.users += 1
+        try:
+            self._reply(unique, *await self._fs.read(file.handle, offset, size))
+        finally:
+            file.users -= 1
+            if self._files.get(inode) is not file and not file.users:
+                self._fs.release(file.handle)
+
+    def _opened(self, inode: int, handle: int) -> _File:
+        file = self._files[inode] = _File(handle)
+        while len(self._files) > MAX_FILES:
+            self._close(next(iter(self._files)))
+        return file
+
+    def _close(self, inode: int) -> None:
+        """Forget a file; its handle is released by its last user."""
+        file = self._files.pop(inode)
+        if not file.users:
+            self._fs.release(file.handle)
+
+
+# Entries that are not there: in a folder, which never changes, and in a directory that may.
+_NEVER, _NOT_YET = (protocol.ENTRY_OUT.pack(0, 0, ttl, 0, 0, 0, *[0] * 16) for ttl in (int(FOREVER_S), _MISSING_S))
+
+
+def at_once(work: Coroutine[Any, Any, T]) -> T:
+    """The result of a coroutine that has nothing to wait for."""
+    try:
+        work.send(None)
+    except StopIteration as done:
+        result: T = done.value
+        return result
+    work.close()
+    raise RuntimeError("it waits")

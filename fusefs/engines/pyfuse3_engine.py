@@ -184,13 +184,22 @@ async def serve(filesystem: Filesystem, settings: EngineSettings, mounted: Calla
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_announce, operations, settings, mounted)
-            await pyfuse3.main(min_tasks=2, max_tasks=MAX_REQUESTS)
+            await _main()
             filesystem.ended()
             nursery.cancel_scope.cancel()
     except BaseException:
         pyfuse3.close(unmount=True)  # nobody serves it any more
         raise
     pyfuse3.close(unmount=False)
+
+
+async def _main() -> None:
+    """Serve. The end of a mount that was detached may look like its being aborted: both are an end."""
+    try:
+        await pyfuse3.main(min_tasks=2, max_tasks=MAX_REQUESTS)
+    except* OSError as errors:
+        if errors.subgroup(lambda error: isinstance(error, OSError) and error.errno != errno.ECONNABORTED):
+            raise
 
 
 async def _announce(operations: Operations, settings: EngineSettings, mounted: Callable[[], Awaitable[None]]) -> None:

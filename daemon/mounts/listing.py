@@ -56,8 +56,11 @@ class Unknown(Exception):
         self.keys = keys
 
 
-def listing(store: Store, uid: int, name: ObjectName, sizes: Sequence[int] | None) -> Totals:
-    """The tree of a manifest, made or remembered. `sizes` are those of the objects that an `Unknown` named.
+def listing(
+    store: Store, uid: int, name: ObjectName, sizes: Sequence[int] | None, *, all_unknown: bool = True
+) -> Totals:
+    """The tree of a manifest, made or remembered. `sizes` are those of the objects that an `Unknown` named; without
+    `all_unknown` it names the first ones only, and soon.
 
     The manifest is read as a stream and built as it comes. Its order is that of whole paths, a tree's that of their parts,
     which differ when a name goes on with a character below `/` (`a-b` beside `a/`): only then are paths sorted, on disk.
@@ -69,7 +72,7 @@ def listing(store: Store, uid: int, name: ObjectName, sizes: Sequence[int] | Non
     if found is not None and reader.has(found.root):
         return found
     try:
-        totals = _built(store, _files(store, uid, name, sizes))
+        totals = _built(store, _files(store, uid, name, sizes, all_unknown))
     except OutOfOrder:
         totals = _sorted(store, uid, name, sizes)
     save_listing(store, uid, name, totals)
@@ -79,47 +82,56 @@ def listing(store: Store, uid: int, name: ObjectName, sizes: Sequence[int] | Non
 def _sorted(store: Store, uid: int, name: ObjectName, sizes: Sequence[int] | None) -> Totals:
     try:
         with RowSorter(store.scratch) as sorter:
-            for row in _files(store, uid, name, sizes):
-                sorter.add(row)
-            return _built(store, sorter.rows())
+            for batch in _files(store, uid, name, sizes, True):
+                for row in batch:
+                    sorter.add(row)
+            rows = sorter.rows()
+            return _built(store, iter(lambda: list(itertools.islice(rows, _BATCH)), []))
     except OSError as error:
         raise as_store_error(error, store.scratch) from error
 
 
-def _built(store: Store, rows: Iterable[FileRow]) -> Totals:
+def _built(store: Store, batches: Iterable[list[FileRow]]) -> Totals:
     builder = TreeBuilder(store)
-    for path, size, key in rows:
-        builder.add_file(path, size, False, key)
+    for batch in batches:
+        builder.add_files(batch)
     return builder.finish()
 
 
-def _files(store: Store, uid: int, name: ObjectName, sizes: Sequence[int] | None) -> Iterator[FileRow]:
-    """The files of a manifest in its order. Raises Unknown at the end when sizes are missing that were not given."""
+def _files(
+    store: Store, uid: int, name: ObjectName, sizes: Sequence[int] | None, all_unknown: bool
+) -> Iterator[list[FileRow]]:
+    """The files of a manifest in its order, in batches. Raises Unknown when sizes are missing that were not given."""
     content = store.reader.resolve([name], uid)[0]
     if content is None:
         raise ObjectMissingError(f"object {name} is not in the store", details={"name": str(name)})
     entries = manifests.entries(store.reader.pieces(content))
+    tag = ObjectName(name.algo, "").key()
     given, unknown, missing = iter(sizes or ()), bytearray(), _Missing(name)
     try:
         while batch := list(itertools.islice(entries, _BATCH)):
             problem = manifest.problem([path for path, _ in batch], [digest for _, digest in batch])
             if problem is not None:
                 raise InvalidFileError(f"manifest '{name}' {problem}", path=str(name))
-            keys = [ObjectName(name.algo, digest).key() for _, digest in batch]
+            keys = [tag + bytes.fromhex(digest) for _, digest in batch]
             known = dict(zip(keys, store.reader.sizes(keys, uid), strict=True))
             for key in [key for key, size in known.items() if size is None]:
                 if sizes is None:
                     unknown += key
                 else:
                     known[key] = next(given, None)
+            if unknown and not all_unknown:
+                break
             if unknown:
                 continue  # nothing can be built, but all that is unknown is told at once
+            rows: list[FileRow] = []
             for (path, _), key in zip(batch, keys, strict=True):
                 size = known[key]
                 if size is None or size == UNKNOWN:
                     missing.add(path, size)
                 else:
-                    yield os.fsencode(path), size, key
+                    rows.append((os.fsencode(path), size, key))
+            yield rows
     except manifests.NotAManifest as error:
         raise InvalidFileError(f"'{name}' is not a manifest: {error}", path=str(name)) from error
     if unknown:

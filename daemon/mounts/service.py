@@ -132,7 +132,7 @@ class MountService:
     async def _list_ahead(self, uid: int, name: ObjectName) -> None:
         try:
             async with self._ahead:
-                await self._in_thread(lambda: listing.listing(self._store, uid, name, None))
+                await self._in_thread(lambda: listing.listing(self._store, uid, name, None, all_unknown=False))
         except (listing.Unknown, MillpondError) as error:
             log.info("folders of %s are left to their first mount: %s", name, error)
         finally:

@@ -308,13 +308,17 @@ class TreeBuilder:
             value = _INODE.pack(_IS_LINK, len(entry.target)) + entry.target
             self._add(entry.path, LINK, False, len(entry.target), value)
         elif entry.name is not None:
-            self.add_file(entry.path, entry.size, entry.executable, entry.name.key())
+            value = _INODE.pack(_EXECUTABLE if entry.executable else 0, entry.size) + entry.name.key()
+            self._add(entry.path, FILE, entry.executable, entry.size, value)
         else:
             raise InternalError(f"{entry.path!r} has neither object nor target")
 
-    def add_file(self, path: bytes, size: int, executable: bool, key: bytes) -> None:
-        """Add a file whose object's name has this key. Raises as `add`."""
-        self._add(path, FILE, executable, size, _INODE.pack(_EXECUTABLE if executable else 0, size) + key)
+    def add_files(self, rows: Iterable[tuple[bytes, int, bytes]]) -> None:
+        """Add files that are not executable: path, size, key of the object's name. Raises as `add`."""
+        with self._index.begin():
+            for path, size, key in rows:
+                self._put(path, FILE, False, size, _INODE.pack(0, size) + key)
+        self._flush_some()
 
     def finish(self) -> Totals:
         """Write what is left; the tree."""
@@ -326,12 +330,14 @@ class TreeBuilder:
         return Totals(root, top.files, top.bytes)
 
     def _add(self, path: bytes, kind: int, executable: bool, size: int, value: bytes) -> None:
+        self._put(path, kind, executable, size, value)
+        self._flush_some()
+
+    def _put(self, path: bytes, kind: int, executable: bool, size: int, value: bytes) -> None:
         top, name = self._enter(path)
         top.add(name, kind, executable, self._inode(value), size, _NO_CHILD)
         top.files += 1
         top.bytes += size
-        if len(self._inodes) > _INODES or self._unwritten > _BLOBS:
-            self._flush()
 
     def _enter(self, path: bytes) -> tuple[_Open, bytes]:
         """The folder of a path, opened, and the path's last part."""
@@ -378,6 +384,10 @@ class TreeBuilder:
         if there is None:
             self._inodes[number] = value
         return number
+
+    def _flush_some(self) -> None:
+        if len(self._inodes) > _INODES or self._unwritten > _BLOBS:
+            self._flush()
 
     def _flush(self) -> None:
         folders, inodes, index = self._folders, self._inodes, self._index

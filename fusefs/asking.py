@@ -70,10 +70,11 @@ class SourceClient:
 
     def close(self) -> None:
         """Hang up; who still waits gets ObjectMissingError."""
-        with contextlib.suppress(OSError):
-            self._sock.shutdown(socket.SHUT_RDWR)
-        if self._receiver is not None:
-            self._receiver.join()
+        self._end(_gone("it is not needed any more"))
+        with self._lock:  # a thread that was about to be started is running, and no other comes
+            receiver = self._receiver
+        if receiver is not None:
+            receiver.join()
         self._sock.close()
 
     def _plain(self, request: dict[str, Any]) -> dict[str, Any]:

@@ -77,6 +77,11 @@ class ChunkCache:
         return min(AHEAD_BYTES, self._budget // (2 * max(1, len(self._streams))))
 
     @property
+    def is_shared(self) -> bool:
+        """Whether there are several sequential readers."""
+        return len(self._streams) > 1
+
+    @property
     def busy(self) -> bool:
         """Whether nothing more should be read ahead now."""
         return self._jobs >= JOBS
@@ -118,7 +123,7 @@ class ChunkCache:
         if chunk_id in self._loading:
             return False
         # One reader is served best without a change of threads; several are unpacked for in parallel.
-        data = self._reader.read_chunk_nowait(chunk_id, ALONE_BYTES if len(self._streams) < 2 else INLINE_BYTES)
+        data = self._reader.read_chunk_nowait(chunk_id, INLINE_BYTES if self.is_shared else ALONE_BYTES)
         if data is None:
             return False
         self._lucky += 1
@@ -130,6 +135,12 @@ class ChunkCache:
         self.hits += 1
         self._chunks.move_to_end(chunk_id)
         return self._chunks[chunk_id]
+
+    def drop(self, chunk_id: bytes) -> None:
+        """Nobody is expected to want a chunk again."""
+        data = self._chunks.pop(chunk_id, None)
+        if data is not None:
+            self._held -= len(data)
 
     def passed(self, size: int) -> None:
         """A chunk went to its reader without coming here: the kernel keeps small files whole."""
@@ -150,7 +161,7 @@ class ChunkCache:
         self.misses += len(ids)
         self._jobs += 1
         around = 0
-        if load.alone:
+        if load.alone and not self._streams:
             # Small files lie next to each other: what is behind this one is wanted next, or soon if many are read at all.
             self._around = min(2 * self._around, AROUND_MAX) if self._lucky else max(self._around // 2, AROUND_MIN)
             self._lucky, around = 0, self._around
@@ -215,6 +226,8 @@ class StoredFile:
         self._look_again = 0
         self._ahead = 0
         self._planned = (0, 0)
+        # Held by a sequential reader's request that waits.
+        self._turn = trio.Lock()
 
     def ready(self, offset: int, size: int) -> list[Bytes] | None:
         """What `read` gives, when that takes no waiting; else None, and what is needed is on its way."""
@@ -222,23 +235,48 @@ class StoredFile:
             self._layout = self._sized(self._reader.layout_nowait(self._content))
             if self._layout is None:
                 return None
+        if self._turn.locked():
+            return None
         parts: list[Bytes] = []
-        for number, low, high in self._spans(self._layout, offset, size):
-            chunk_id = self._layout.id(number)
+        layout, spans = self._layout, self._spans(self._layout, offset, size)
+        for number, low, high in spans:
+            chunk_id = layout.id(number)
             if not self._cache.has(chunk_id):
                 return None
-            parts.append(self._part(self._cache.take(chunk_id), self._layout, number, low, high))
+            parts.append(self._part(self._cache.take(chunk_id), layout, number, low, high))
+        self._passed(layout, spans)
         return parts
 
     async def read(self, offset: int, size: int) -> list[Bytes]:
         """Bytes from `offset` in pieces, fewer only at the end. Raises StoreDamagedError."""
         if self._layout is None:
             self._layout = self._sized(await trio.to_thread.run_sync(self._reader.layout, self._content))
-        layout = self._layout
-        return [
+        if self._in_order:
+            # What is asked for first is read first, or else the kernel would not know that it should read ahead.
+            async with self._turn:
+                return await self._pieces(self._layout, offset, size)
+        return await self._pieces(self._layout, offset, size)
+
+    async def _pieces(self, layout: Layout, offset: int, size: int) -> list[Bytes]:
+        spans = self._spans(layout, offset, size)
+        parts = [
             self._part(await self._cache.get(layout.id(number)), layout, number, low, high)
-            for number, low, high in self._spans(layout, offset, size)
+            for number, low, high in spans
         ]
+        self._passed(layout, spans)
+        return parts
+
+    def _passed(self, layout: Layout, spans: list[tuple[int, int, int]]) -> None:
+        """A sequential reader does not come back, and memory that is used again at once is in the processor's caches."""
+        if self._in_order:
+            for number, _, high in spans:
+                if high == layout.offsets[number + 1] - layout.offsets[number]:
+                    self._cache.drop(layout.id(number))
+
+    @property
+    def _in_order(self) -> bool:
+        """Whether this is the only sequential reader: for him the kernel reads the segment ahead, and no threads do."""
+        return self._streak >= _SEQUENTIAL and not self._cache.is_shared
 
     def _sized(self, layout: L) -> L:
         """The layout, if it is for the size that the index says."""
@@ -277,6 +315,9 @@ class StoredFile:
         near = abs(offset - self._next) <= _NEAR_BYTES
         self._streak_is(self._streak + 1 if near and end < layout.size else 0)
         self._next = max(self._next, end) if near else end
+        if self._in_order:
+            self._waits = False
+            return
         if not self._waits:
             if self._cache.has(layout.id(first)):
                 return

@@ -13,7 +13,7 @@ import threading
 # Capacities: a quarter over powers of two, so that chunks with their headers fit.
 CLASSES = tuple((128 << 10) * 5 // 4 << step for step in range(5))
 # Below this the allocator keeps what is freed.
-_SMALL = 64 << 10
+REUSED_BYTES = 64 << 10
 # References to a free buffer while it is looked at: the list's, the variable's, and the call's.
 _FREE = 3
 
@@ -29,7 +29,7 @@ class Buffers:
 
     def take(self, size: int) -> memoryview:
         """A view of `size` bytes, with whatever is in them."""
-        if size >= _SMALL:
+        if size >= REUSED_BYTES:
             for capacity in CLASSES:
                 if size <= capacity:
                     return memoryview(self._of(capacity))[:size]

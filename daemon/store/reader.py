@@ -16,7 +16,7 @@ import lmdb
 from millpond.daemon.errors import StoreDamagedError, StoreFormatError
 from millpond.daemon.names import ObjectName
 from millpond.daemon.store import records
-from millpond.daemon.store.buffers import Buffers
+from millpond.daemon.store.buffers import REUSED_BYTES, Buffers
 from millpond.daemon.store.format import read_format
 from millpond.daemon.store.index import Content, Index, grant_key, unpack_content
 from millpond.daemon.store.recipes import Layout, parse_recipe
@@ -54,7 +54,8 @@ class StoreReader:
     ) -> None:
         self.index = index
         self.key = key
-        self._segments = SegmentReader(segments, Buffers(buffer_bytes))
+        self._buffers = Buffers(buffer_bytes)
+        self._segments = SegmentReader(segments, self._buffers)
         self._on_damage = on_damage
 
     @classmethod
@@ -236,6 +237,10 @@ class StoreReader:
             raise BadRecord("another record is there")
         if record.codec == Codec.RAW and record.raw == record.stored:
             return payload
+        if record.codec == Codec.ZSTD and record.raw >= REUSED_BYTES:
+            content = self._buffers.take(record.raw)
+            records.decompress_into(content, payload)
+            return content
         return records.decompress(record.codec, record.raw, payload)
 
 

@@ -132,11 +132,8 @@ def decompress(codec: int, raw: int, payload: bytes | memoryview) -> bytes:
     if codec == Codec.RAW:
         data = bytes(payload)
     elif codec == Codec.ZSTD:
-        decompressor = getattr(_LOCAL, "decompressor", None)
-        if decompressor is None:
-            decompressor = _LOCAL.decompressor = zstandard.ZstdDecompressor()
         try:
-            data = decompressor.decompress(payload, max_output_size=raw)
+            data = _decompressor().decompress(payload, max_output_size=raw)
         except zstandard.ZstdError as error:
             raise BadRecord(f"payload does not decompress: {error}") from error
     else:
@@ -144,6 +141,27 @@ def decompress(codec: int, raw: int, payload: bytes | memoryview) -> bytes:
     if len(data) != raw:
         raise BadRecord(f"payload has {len(data)} bytes, not {raw}")
     return data
+
+
+def decompress_into(view: memoryview, payload: bytes | memoryview) -> None:
+    """Fill `view` with the content of a zstd payload, which must be as long. Raises BadRecord."""
+    try:
+        if zstandard.frame_content_size(payload) != len(view):
+            raise BadRecord(f"payload has not {len(view)} bytes")
+        reader = _decompressor().stream_reader(payload, read_size=len(payload), closefd=False)
+        done = reader.readinto(view)
+    except zstandard.ZstdError as error:
+        raise BadRecord(f"payload does not decompress: {error}") from error
+    if done != len(view):
+        raise BadRecord(f"payload has {done} bytes, not {len(view)}")
+
+
+def _decompressor() -> zstandard.ZstdDecompressor:
+    """This thread's."""
+    found: zstandard.ZstdDecompressor | None = getattr(_LOCAL, "decompressor", None)
+    if found is None:
+        found = _LOCAL.decompressor = zstandard.ZstdDecompressor()
+    return found
 
 
 def key_of(uuid: bytes) -> int:

@@ -182,6 +182,40 @@ def test_the_cache_is_bounded(library: Library) -> None:
     assert library.run(work, 4 << 20) <= 5 << 20
 
 
+@pytest.mark.parametrize("is_cold", [False, True], ids=["hot", "cold"])
+def test_a_lone_sequential_reader_with_requests_in_flight_leaves_nothing_behind(
+    library: Library, is_cold: bool
+) -> None:
+    if is_cold:
+        cold(library)
+    step = 1 << 19
+
+    async def work(cache: ChunkCache) -> int:
+        file = library.file(cache, "large")
+        offsets = iter(range(0, len(LARGE), step))
+        most = 0
+
+        async def some() -> None:
+            """As the kernel: the next request is sent while the last one is under way."""
+            nonlocal most
+            for offset in offsets:
+                parts = file.ready(offset, step)
+                if parts is None:
+                    parts = await file.read(offset, step)
+                assert b"".join(parts) == LARGE[offset : offset + step]
+                most = max(most, cache._held)
+                del parts
+                await trio.lowlevel.checkpoint()
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(some)
+        file.close()
+        return most
+
+    assert library.run(work) <= 6 << 20, "chunks stay after they were passed on"
+
+
 def test_damage_is_told_to_those_who_read_it_and_to_nobody_else(tmp_path: Path) -> None:
     library = Library(tmp_path)
     needle = RANDOM[4_000_000:4_000_064]

@@ -8,6 +8,7 @@ import random
 from pathlib import Path
 
 import pytest
+import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -85,6 +86,23 @@ def test_a_record_comes_back_and_any_flipped_bit_is_seen(data: bytes, where: int
         other, payload = records.decode(bytes(raw), KEY)
         assert other.id == record.id  # unreachable for a changed id: the checksum covers it
         records.decompress(other.codec, other.raw, payload)
+
+
+@given(st.binary(max_size=5_000), st.integers(1, 60), st.integers(-70, 70))
+def test_a_payload_is_unpacked_into_memory_of_its_length_and_no_other(data: bytes, times: int, other: int) -> None:
+    data = data * times + bytes(100)
+    payload = zstandard.ZstdCompressor().compress(data)
+    view = memoryview(bytearray(b"x" * max(0, len(data) + other)))
+    if len(view) == len(data):
+        records.decompress_into(view, payload)
+        assert view == data
+        for damaged in (payload[:-1], payload[: len(payload) // 2], b"", bytes(len(payload))):
+            with pytest.raises(BadRecord):
+                records.decompress_into(view, damaged)
+    else:
+        with pytest.raises(BadRecord, match="has not"):
+            records.decompress_into(view, payload)
+        assert bytes(view) == b"x" * len(view), "nothing was written"
 
 
 @given(st.lists(st.binary(min_size=1, max_size=300), min_size=1, max_size=12), st.data())

@@ -169,8 +169,10 @@ def umount_lines(result: dict[str, Any]) -> Iterator[str]:
         yield "Nothing is mounted."
 
 
-def mounts_lines(mounts: list[dict[str, Any]], *, now: float, paint: Paint = plain) -> Iterator[str]:
-    """`mounts`: a table; below it why a mount is not well."""
+def mounts_lines(
+    mounts: list[dict[str, Any]], *, now: float, paint: Paint = plain, verbose: bool = False
+) -> Iterator[str]:
+    """`mounts`: a table; below it why a mount is not well, and with `verbose` why it has its engine."""
     if not mounts:
         yield "Nothing is mounted."
         return
@@ -195,6 +197,8 @@ def mounts_lines(mounts: list[dict[str, Any]], *, now: float, paint: Paint = pla
     for mount in mounts:
         if mount.get("error"):
             yield f"{path(mount['mountpoint'])}: {text.printable(str(mount['error']))}"
+        if verbose and mount.get("engine_why"):
+            yield f"{path(mount['mountpoint'])}: engine {mount['engine']}: {text.printable(mount['engine_why'])}"
 
 
 def restore_lines(result: dict[str, Any]) -> Iterator[str]:

@@ -22,6 +22,7 @@ import trio
 
 from millpond.daemon import wirepath
 from millpond.daemon.errors import InternalError, MillpondError
+from millpond.daemon.mounts.engines import AUTO, choose
 from millpond.daemon.store.reader import StoreReader
 from millpond.fusefs import engines
 from millpond.fusefs.asking import SourceClient
@@ -51,7 +52,7 @@ class HolderSettings:
     bytes: int
     control: str
     log: str
-    engine: str = "auto"
+    engine: str = AUTO
     versions: bool = False
     xattrs: bool = False
     allow_other: bool = False
@@ -60,10 +61,11 @@ class HolderSettings:
 
 
 class Holder:
-    """One mount being served."""
+    """One mount being served. Raises MountError when its engine is not there."""
 
     def __init__(self, settings: HolderSettings, source: SourceClient | None) -> None:
         self._settings = settings
+        self._choice = choose(settings.engine)
         self._source = source
         self._filesystem: Filesystem | None = None
 
@@ -91,7 +93,7 @@ class Holder:
                     ready.sendall(b"{}\n")
                     ready.close()
 
-                await engines.load(settings.engine).serve(self._filesystem, self._engine_settings(), mounted)
+                await engines.load(self._choice.engine).serve(self._filesystem, self._engine_settings(), mounted)
                 nursery.cancel_scope.cancel()
         finally:
             with contextlib.suppress(OSError):
@@ -123,7 +125,8 @@ class Holder:
                 "id": self._settings.id,
                 "pid": os.getpid(),
                 "rss": _rss_bytes(),
-                "engine": engines.resolve(self._settings.engine),
+                "engine": self._choice.engine,
+                "engine_why": self._choice.why,
                 "stats": self._filesystem.statistics(),
             }
             await stream.send_all(json.dumps(answer).encode() + b"\n")

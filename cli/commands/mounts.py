@@ -16,6 +16,7 @@ from millpond.cli.group import Verb, json_option
 from millpond.cli.target import parse_target
 from millpond.daemon import wirepath
 from millpond.daemon.errors import MillpondError, UsageError
+from millpond.daemon.mounts import engines
 
 _PATHS = frozenset({"mountpoint", "target", "unmounted", "restored"})
 
@@ -32,7 +33,11 @@ $ millpond mount --versions /mnt/versions && ls /mnt/versions/v1/data
 @click.argument("places", metavar="MOUNTPOINT", nargs=-1, required=True, shell_complete=targets)
 @click.option("--rev", metavar="REV", help="The revision, where TARGET itself holds an @.")
 @click.option("--versions", is_flag=True, help="Every revision as a directory: branches, tags, any revision by name.")
-@click.option("--engine", metavar="NAME", help="What serves the mount.")
+@click.option(
+    "--engine",
+    type=click.Choice(engines.NAMES),
+    help="What serves the mount: direct, the fastest, pyfuse3, the portable one, or auto (default): direct where it runs.",
+)
 @click.option("--allow-other", is_flag=True, help="Let other users read it (needs user_allow_other in /etc/fuse.conf).")
 @click.option("--xattrs", is_flag=True, help="Tell each file's digest as an extended attribute, user.millpond.md5.")
 @json_option
@@ -117,15 +122,15 @@ def umount(console: Console, mountpoint: str | None, all_mounts: bool, lazy: boo
     cls=Verb,
     example="""
 $ millpond mounts
-MOUNTPOINT    VERSION            STATE    ENGINE   PID   SINCE  READ
-/mnt/data-v1  data@4ea37bc45a46  mounted  pyfuse3  4711  2 min  512 kB
+MOUNTPOINT    VERSION            STATE    ENGINE  PID   SINCE  READ
+/mnt/data-v1  data@4ea37bc45a46  mounted  direct  4711  2 min  512 kB
 """,
 )
 @click.option("--restore", is_flag=True, help="Mount again what should be mounted and is not.")
 @json_option
 @click.pass_obj
 def mounts(console: Console, restore: bool, as_json: bool) -> int:
-    """List your mounts: what is where, whether it lives, how much was read through it.
+    """List your mounts: what is where, whether it lives, what serves it (with -v: why), how much was read through it.
 
     A mount that is gone (a killed process, a reboot) is listed as dead until it is restored or given up by `umount`.
     """
@@ -141,6 +146,8 @@ def mounts(console: Console, restore: bool, as_json: bool) -> int:
     if as_json:
         console.write(json.dumps(render.decoded(result, _PATHS)))
     else:
-        for line in render.mounts_lines(result["mounts"], now=time.time(), paint=console.paint):
+        for line in render.mounts_lines(
+            result["mounts"], now=time.time(), paint=console.paint, verbose=bool(console.verbose)
+        ):
             console.say(line)
     return exits.OK

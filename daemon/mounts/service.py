@@ -30,7 +30,7 @@ from millpond.daemon.errors import (
     from_wire,
 )
 from millpond.daemon.jobs.zygotes import Child
-from millpond.daemon.mounts import listing
+from millpond.daemon.mounts import engines, listing
 from millpond.daemon.mounts.records import MountRecord, MountRecords, new_id
 from millpond.daemon.names import ObjectName
 from millpond.daemon.rpc.methods import Call, Registry, Reply
@@ -157,9 +157,7 @@ class MountService:
     async def create(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
         """{mountpoint, repo, target, commit, name, root, versions, files, bytes, mode, engine, options, caches,
         context, id?} [+ the directory, system mode] -> {id, pid, engine}. Returns when the mount answers."""
-        engine = params.get("engine") or "auto"
-        if engine not in ("auto", "pyfuse3"):
-            raise MountError(f"there is no engine '{engine}'", hint="use --engine auto or pyfuse3")
+        choice = engines.choose(params.get("engine"))
         known = self._mounts.get(str(params.get("id") or ""))
         if known is not None and known.record.uid != call.uid:
             raise AccessError("this mount is another user's")
@@ -190,7 +188,7 @@ class MountService:
         mount.child, mount.state, mount.error, mount.ended = child, "mounted", None, trio.Event()
         await self._in_thread(lambda: self._records.save(mount.record))
         self._daemon.nursery.start_soon(self._watch, mount, child)
-        return {"id": record.id, "pid": child.pid, "engine": "pyfuse3"}
+        return {"id": record.id, "pid": child.pid, "engine": choice.engine}
 
     def _record(self, call: Call, params: dict[str, Any], known: Mount | None) -> MountRecord:
         names = [f.name for f in dataclasses.fields(MountRecord)]
@@ -198,7 +196,7 @@ class MountService:
         values |= {
             "id": known.record.id if known else new_id(),
             "uid": call.uid,
-            "engine": "auto",
+            "engine": params.get("engine") or engines.AUTO,
             "pid": 0,
             "start": 0,
         }
@@ -269,6 +267,7 @@ class MountService:
             "bytes": record.bytes,
             "control": wirepath.encode(control),
             "log": wirepath.encode(os.fspath(self._daemon.settings.log.with_name("holder.log"))),
+            "engine": record.engine,
             "versions": record.versions,
             "xattrs": bool(options.get("xattrs")),
             "allow_other": bool(options.get("allow_other")),
@@ -350,7 +349,8 @@ class MountService:
                     "mountpoint": wirepath.encode(record.mountpoint),
                     "target": wirepath.encode(record.target),
                     "state": mount.state,
-                    "engine": state.get("engine") or "pyfuse3",
+                    "engine": state.get("engine"),
+                    "engine_why": state.get("engine_why"),
                     "pid": record.pid if mount.child else None,
                     "since": record.made,
                     "reads": stats.get("reads", 0),

@@ -10,6 +10,7 @@ from typing import Any
 
 from millpond.daemon import wirepath
 from millpond.daemon.errors import MillpondError, NotARepoError
+from millpond.daemon.mounts import engines
 from millpond.daemon.names import ObjectName
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.copying import can_clone
@@ -23,7 +24,7 @@ _HOOKS = ("post-checkout", "pre-commit", "pre-push")
 
 def doctor(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
     """Verb. {} -> {checks: [{name, ok, detail, hint}]}; works outside a repository as well."""
-    checks = [_store(context), _fuse(), _fusermount()]
+    checks = [_store(context), _fuse(), _fusermount(), _engine()]
     try:
         repo = Repo.open(os.getcwd(), os.environ)
     except NotARepoError as error:
@@ -60,9 +61,16 @@ def _fuse() -> Check:
 
 def _fusermount() -> Check:
     path = shutil.which("fusermount3")
+    if path is None and os.geteuid() == 0:
+        return "fusermount3", True, "not in PATH; root mounts without it", ""
     if path is None:
         return "fusermount3", False, "fusermount3 is not in PATH", "install the package fuse3"
     return "fusermount3", True, path, ""
+
+
+def _engine() -> Check:
+    choice = engines.choose(None)
+    return "engine", True, f"{choice.engine}: {choice.why}", ""
 
 
 def _git(repo: Repo) -> Check:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Protocol
 
+from millpond.daemon.mounts.engines import DIRECT, PYFUSE3
 from millpond.daemon.mounts.place import mounted_at
 
 if TYPE_CHECKING:
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 # The kind that mounts have in the kernel's table.
 FSTYPE = "fuse.millpond"
 ENGINES = {
-    "direct": "millpond.fusefs.engines.direct_engine",
-    "pyfuse3": "millpond.fusefs.engines.pyfuse3_engine",
+    DIRECT: "millpond.fusefs.engines.direct_engine",
+    PYFUSE3: "millpond.fusefs.engines.pyfuse3_engine",
 }
 
 
@@ -48,14 +49,9 @@ class Engine(Protocol):
 
 
 def load(name: str) -> Engine:
-    """The engine of a name: a key of ENGINES, or `auto`. Raises KeyError."""
-    module: Engine = import_module(ENGINES[resolve(name)])
+    """The engine of a key of ENGINES."""
+    module: Engine = import_module(ENGINES[name])
     return module
-
-
-def resolve(name: str) -> str:
-    """The engine that `auto` means; other names as they are."""
-    return "direct" if name == "auto" else name
 
 
 def mount_options(settings: EngineSettings) -> list[str]:

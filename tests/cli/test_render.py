@@ -143,6 +143,9 @@ def test_mounts_table_and_reasons() -> None:
         "/m: the holder\\nwas killed",
     ]
     assert list(render.mounts_lines([], now=0)) == ["Nothing is mounted."]
+    why = mounted(engine="direct", engine_why="it was asked for")
+    assert list(render.mounts_lines([why], now=0, verbose=True))[2:] == ["/mnt/a\\nb: engine direct: it was asked for"]
+    assert len(list(render.mounts_lines([why], now=0))) == 2
 
 
 def test_umount_and_restore() -> None:

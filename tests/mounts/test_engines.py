@@ -1,0 +1,92 @@
+"""Which engine serves a mount: as asked for, else the fastest that runs here; told, and kept when a mount is restored."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from typing import Any, NamedTuple
+
+import pytest
+from tests.mounts.conftest import DvcRepo, contents
+from tests.mounts.test_mounts import eventually, mounts
+
+from millpond.daemon.errors import MountError
+from millpond.daemon.mounts import engines
+from millpond.daemon.mounts.engines import DIRECT, PYFUSE3
+
+
+class Uname(NamedTuple):
+    """What os.uname gives, as far as it is looked at."""
+
+    release: str
+
+
+def on_kernel(release: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "uname", lambda: Uname(release))
+
+
+@pytest.mark.parametrize(
+    ("release", "engine"),
+    [("4.19.0-27-amd64", PYFUSE3), ("5.3.18", PYFUSE3), ("5.4", DIRECT), ("6.18.44-fc", DIRECT), ("unheard", DIRECT)],
+)
+def test_auto_is_direct_but_on_old_kernels(release: str, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    on_kernel(release, monkeypatch)
+    for name in (None, "auto"):
+        choice = engines.choose(name)
+        assert choice.engine == engine and release in choice.why
+    for name in (DIRECT, PYFUSE3):
+        assert engines.choose(name) == (name, "it was asked for")
+
+
+def test_an_engine_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(MountError, match="no engine 'fast'") as refused:
+        engines.choose("fast")
+    assert refused.value.hint == "use --engine auto, direct or pyfuse3"
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MountError, match="not installed"):
+        engines.choose(PYFUSE3)
+    on_kernel("4.4", monkeypatch)
+    assert engines.choose("auto") == (DIRECT, "pyfuse3 is not installed, and this is Linux 4.4")
+
+
+def by_place(repo: DvcRepo) -> dict[str, dict[str, Any]]:
+    return {os.path.basename(found["mountpoint"]): found for found in mounts(repo)}
+
+
+@pytest.mark.fuse
+def test_a_mount_has_the_engine_that_was_asked_for_and_keeps_it(repo: DvcRepo) -> None:
+    wanted = {"a": (), "d": ("--engine", DIRECT), "p": ("--engine", PYFUSE3), "v": ("--versions", "--engine", PYFUSE3)}
+    for name, options in wanted.items():
+        target = [] if "--versions" in options else ["data@v1"]
+        made = json.loads(repo.home.run("mount", *options, "--json", *target, str(repo.place(name))).stdout)
+        assert made["engine"] == (options[-1] if options else DIRECT)
+    found = by_place(repo)
+    assert {name: each["engine"] for name, each in found.items()} == {
+        "a": DIRECT,
+        "d": DIRECT,
+        "p": PYFUSE3,
+        "v": PYFUSE3,
+    }
+    assert found["p"]["engine_why"] == "it was asked for" and "Linux" in found["a"]["engine_why"]
+    for each in found.values():
+        os.kill(each["pid"], signal.SIGKILL)
+    eventually(lambda: all(each["state"] == "mounted" and each["engine"] for each in mounts(repo)))
+    again = by_place(repo)
+    assert {name: each["engine"] for name, each in again.items()} == {
+        name: each["engine"] for name, each in found.items()
+    }
+    assert all(again[name]["pid"] != found[name]["pid"] for name in found)
+    for name in ("a", "d", "p"):
+        assert contents(repo.home.path / name) == repo.first
+    assert contents(repo.home.path / "v" / "v1" / "data") == repo.first
+    shown = repo.home.run("mounts", "-v").stdout
+    assert "engine pyfuse3: it was asked for" in shown and "engine direct: it is the fastest" in shown
+
+
+def test_doctor_says_which_engine_and_a_name_that_is_none_is_a_usage_error(repo: DvcRepo) -> None:
+    checks = json.loads(repo.home.run("doctor", "--json", code=None).stdout)["checks"]
+    told = next(check for check in checks if check["name"] == "engine")
+    assert told["ok"] and told["detail"].startswith("direct: it is the fastest")
+    refused = repo.home.run("mount", "--engine", "fast", "data", str(repo.place("m")), code=254)
+    assert "'fast' is not one of 'auto', 'direct', 'pyfuse3'" in refused.stderr

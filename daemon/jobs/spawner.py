@@ -38,7 +38,7 @@ FIRST_UID = 1000
 FSTYPE = "fuse.millpond"
 # uid_t's -1, which setuid(2) takes for "leave it as it is".
 _NO_UID = 2**32 - 1
-_FLAGS = MountFlag.NOSUID | MountFlag.NODEV | MountFlag.RDONLY
+_FLAGS = MountFlag.RDONLY | MountFlag.NOSUID | MountFlag.NODEV | MountFlag.NOATIME
 _NAME = re.compile(r"[A-Za-z0-9_.:-]{1,64}\Z")
 
 

@@ -77,10 +77,10 @@ def _view(fd: int, size: int) -> Iterator[memoryview]:
     if size == 0:
         yield memoryview(b"")
         return
-    # MAP_POPULATE: one call instead of a fault for every page, all of which are read.
-    with mmap.mmap(fd, size, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE, prot=mmap.PROT_READ) as area:
-        view = memoryview(area)
-        try:
-            yield view
-        finally:
-            view.release()
+    # MAP_POPULATE: one call instead of a fault for every page, all of which are read. Not closed but let go of: a pool's
+    # thread still holds its part of the view for a moment after its result is known.
+    view = memoryview(mmap.mmap(fd, size, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE, prot=mmap.PROT_READ))
+    try:
+        yield view
+    finally:
+        view.release()

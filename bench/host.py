@@ -16,6 +16,7 @@ from pathlib import Path
 
 LIMIT_S = 300.0
 POLL_S = 0.002
+BUSY_S = 20.0
 
 
 class BenchError(Exception):
@@ -169,13 +170,20 @@ def memory(pid: int) -> dict[str, int]:
 
 
 def unmount(place: Path, *, lazy: bool = False) -> None:
-    """End a FUSE mount, or as root any other."""
+    """End a FUSE mount, or as root any other. One that is busy is tried again: the kernel may still be reading ahead of a
+    file that was closed. Raises BenchError."""
     command = ["umount", *(["-l"] if lazy else []), str(place)]
     if os.geteuid() != 0:
         command = ["fusermount3", "-u", *(["-z"] if lazy else []), str(place)]
-    done = subprocess.run(command, capture_output=True, timeout=30, check=False)
-    if done.returncode and not lazy:
-        raise BenchError(f"`{' '.join(command)}`: {done.stderr.decode(errors='replace').strip()}")
+    until = time.monotonic() + BUSY_S
+    while True:
+        done = subprocess.run(command, capture_output=True, timeout=30, check=False)
+        said = done.stderr.decode(errors="replace").strip()
+        if not done.returncode or lazy:
+            return
+        if "busy" not in said or time.monotonic() > until:
+            raise BenchError(f"`{' '.join(command)}`: {said}")
+        time.sleep(0.1)
 
 
 def mounts_below(folder: Path) -> list[Path]:

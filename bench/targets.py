@@ -32,7 +32,8 @@ class Verdict:
 def targets(disk: str) -> list[Target]:
     """All targets; `disk` is the name of the tool that reads plain files."""
     streams = [f"1 large file in sequence, {at_once} reads" for at_once in ("128 KiB", "1 MiB")]
-    cold = [f"{work}, cold" for work in ("small files in order", "small files shuffled", *streams)]
+    small = [f"small files {way}" for way in ("in order", "shuffled", "shuffled, 4 readers", "shuffled, 16 readers")]
+    cold = [f"{work}, cold" for work in (*small, *streams)]
     return [
         Target("add, small files", 4, "dvc"),
         Target("add, 1 large file", 2, "dvc"),

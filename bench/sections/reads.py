@@ -6,6 +6,7 @@ Cold: mounted anew (so that no server remembers anything), page cache dropped. W
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from bench.context import Context
@@ -16,7 +17,8 @@ from bench.projects import Millpond
 from bench.reading import COMMON, LARGE, Reading, find, read, read_together
 
 SECTION = "reads"
-THREADS = 4
+# Large files, and small files, that are read at once.
+STREAMS, READERS = 4, (4, 16)
 
 
 def peers(context: Context, name: str) -> list[Peer]:
@@ -30,7 +32,7 @@ def peers(context: Context, name: str) -> list[Peer]:
 
 
 def measure(context: Context) -> None:
-    """Small files in order, shuffled and found; a large file and a CSV in one stream; four files at once."""
+    """Small files in order, shuffled, by several readers, and found; a large file and a CSV in one stream; four at once."""
     tools = peers(context, SECTION)
     for made in context.data.values():
         for tool in tools:
@@ -50,9 +52,14 @@ def _readings(made: DataSet) -> dict[str, Callable[[Path], Reading]]:
         return {
             f"{label} in order": lambda root: read(root, made, made.paths),
             f"{label} shuffled": lambda root: read(root, made, made.shuffled()),
+        } | {
+            f"{label} shuffled, {readers} readers": partial(
+                read_together, made=made, paths=made.shuffled(), threads=readers
+            )
+            for readers in READERS
         }
     if made.name == "shards":
-        return {f"{label} at once": lambda root: read_together(root, made, THREADS)}
+        return {f"{label} at once": lambda root: read_together(root, made, made.paths, STREAMS)}
     return {
         f"{label} in sequence, 128 KiB reads": lambda root: read(root, made, made.paths, COMMON),
         f"{label} in sequence, 1 MiB reads": lambda root: read(root, made, made.paths, LARGE),

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.fusefs.helpers import File, Mounted, mount, open_store, put, put_tree
+from tests.fusefs.helpers import ENGINES, File, Mounted, mount, open_store, put, put_tree
 
 from millpond.daemon.names import ObjectName
 from millpond.daemon.store.folders import Totals, TreeEntry, build_tree
@@ -39,6 +39,7 @@ def find_all(mounted: Mounted) -> int:
     return len(done.stdout)
 
 
+@pytest.mark.parametrize("engine", ENGINES, indirect=True)
 def test_a_hundred_thousand_entries_in_one_folder(base: Path) -> None:
     count = 100_000
     store = open_store(base / "store")

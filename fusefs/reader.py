@@ -148,20 +148,19 @@ class ChunkCache:
         self.hits += 1
         self.bytes_read += size
 
-    def load(self, ids: Sequence[bytes], *, drop: bool) -> None:
+    def load(self, ids: Sequence[bytes], *, drop: bool, around: int = 0) -> None:
         """Begin to read those of `ids` that are neither here nor on their way, in one thread. With `drop` the kernel need
-        not keep their stored form."""
+        not keep their stored form; with `around` it begins to read that many bytes from the first one's on."""
         wanted = [each for each in dict.fromkeys(ids) if each not in self._chunks and each not in self._loading]
         if wanted:
-            self._start(wanted, drop=drop)
+            self._start(wanted, drop=drop, around=around)
 
-    def _start(self, ids: list[bytes], *, drop: bool) -> _Load:
+    def _start(self, ids: list[bytes], *, drop: bool, around: int = 0) -> _Load:
         load = _Load(alone=len(ids) == 1)
         self._loading.update(dict.fromkeys(ids, load))
         self.misses += len(ids)
         self._jobs += 1
-        around = 0
-        if load.alone and not self._streams:
+        if load.alone and not around and not self._streams:
             # Small files lie next to each other: what is behind this one is wanted next, or soon if many are read at all.
             self._around = min(2 * self._around, AROUND_MAX) if self._lucky else max(self._around // 2, AROUND_MIN)
             self._lucky, around = 0, self._around
@@ -254,6 +253,7 @@ class StoredFile:
         if self._in_order:
             # What is asked for first is read first, or else the kernel would not know that it should read ahead.
             async with self._turn:
+                self._load_on(self._layout, offset, size)
                 return await self._pieces(self._layout, offset, size)
         return await self._pieces(self._layout, offset, size)
 
@@ -272,6 +272,15 @@ class StoredFile:
             for number, _, high in spans:
                 if high == layout.offsets[number + 1] - layout.offsets[number]:
                     self._cache.drop(layout.id(number))
+
+    def _load_on(self, layout: Layout, offset: int, size: int) -> None:
+        """If anything of a request must be waited for, have what follows read with it, or else that would be waited for next."""
+        end = min(offset + size, layout.size)
+        for number in range(layout.find(offset), layout.find(end - 1) + 1) if offset < end else ():
+            if not self._cache.has(layout.id(number)):
+                behind = layout.find(min(end + BATCH_BYTES, layout.size) - 1) + 1
+                self._cache.load([layout.id(each) for each in range(number, behind)], drop=False)
+                return
 
     @property
     def _in_order(self) -> bool:
@@ -328,7 +337,9 @@ class StoredFile:
             self._look_again = end + _LOOK_AGAIN
         behind = layout.find(end - 1) + 1
         if self._streak < _SEQUENTIAL:
-            self._cache.load([layout.id(number) for number in range(first, behind)], drop=False)
+            # Who begins at the beginning reads on, mostly.
+            around = 0 if offset else AROUND_MAX
+            self._cache.load([layout.id(number) for number in range(first, behind)], drop=False, around=around)
             return
         start = max(first, self._ahead)
         limit = end + self._cache.window

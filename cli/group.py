@@ -30,6 +30,7 @@ ENTRIES: dict[str, Entry] = {
     "add": Entry("project", "add", "Store files and directories and track them.", _PROJECT),
     "checkout": Entry("project", "checkout", "Bring the workspace to what the .dvc files name.", _PROJECT),
     "status": Entry("project", "status", "Show what differs from the .dvc files.", _PROJECT),
+    "diff": Entry("compare", "diff", "Show what differs between revisions, or from the workspace.", _PROJECT),
     "root": Entry("project", "root", "Print the path to the repository's root.", _PROJECT),
     "mount": Entry("mounts", "mount", "Show a version of the data as a read-only directory.", _MOUNTS),
     "umount": Entry("mounts", "umount", "End a mount, or all of them.", _MOUNTS),
@@ -45,7 +46,7 @@ ENTRIES: dict[str, Entry] = {
 
 # What DVC 3 has and this version has not: named, so that a script that uses one learns why it fails.
 _DVC_ONLY = """
-artifacts check-ignore commit config dag data pull push fetch destroy diff du experiments exp freeze unfreeze gc get get-url
+artifacts check-ignore commit config dag data pull push fetch destroy du experiments exp freeze unfreeze gc get get-url
 import import-db import-url install list ls list-url ls-url metrics move mv params plots queue remote remove rm repro stage
 studio unprotect update
 """

@@ -13,15 +13,16 @@ import trio
 
 from millpond.daemon.errors import BusyError, InternalError, from_wire
 from millpond.daemon.jobs.zygotes import Child, ZygoteHandle
+from millpond.daemon.rpc import framing
 from millpond.daemon.rpc.connection import Connection
-from millpond.daemon.rpc.methods import Call, Registry
+from millpond.daemon.rpc.methods import Call, Registry, Reply
 
 if TYPE_CHECKING:
     from millpond.daemon.main import Daemon
 
 log = logging.getLogger("millpond.jobs")
 
-VERBS = ("init", "add", "checkout", "status", "root", "doctor", "mount", "umount", "tree", "fsck")
+VERBS = ("init", "add", "checkout", "status", "root", "diff", "doctor", "mount", "umount", "tree", "fsck")
 # Workers of one uid at once.
 MAX_WORKERS = 64
 # A cancelled worker has this long to clean up before it is killed, and one that has answered to end.
@@ -46,8 +47,9 @@ class VerbRunner:
         self._daemon = daemon
         self.workers: set[Worker] = set()
 
-    async def run(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
-        """The verb's result. Raises the worker's error; InternalError when it died."""
+    async def run(self, call: Call, params: dict[str, Any]) -> Reply:
+        """The verb's result, and the memory file that holds a long one. Raises the worker's error; InternalError when it
+        died."""
         if sum(1 for worker in self.workers if worker.call.uid == call.uid) >= MAX_WORKERS:
             raise BusyError(f"{MAX_WORKERS} of your requests are at work already", hint="try again later")
         worker = await self._start(call)
@@ -64,13 +66,16 @@ class VerbRunner:
             )
         if answer.error is not None:
             raise from_wire(answer.error)
-        return answer.result or {}
+        fds, worker.connection.answer_fds = worker.connection.answer_fds, []
+        return Reply(answer.result or {}, fds)
 
     async def run_internal(self, method: str, uid: int, params: dict[str, Any]) -> dict[str, Any]:
         """A verb that the daemon itself wants done as `uid`; nobody is told of its progress."""
         nobody: Any = None
         call = Call(nobody, 0, method, uid, os.getpid(), f"internal-{method}", [], ended=True)
-        return await self.run(call, params)
+        reply = await self.run(call, params)
+        framing.close_all(list(reply.fds))
+        return reply.result
 
     async def quiet(self) -> None:
         """Until no worker runs."""

@@ -18,7 +18,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from millpond.daemon import wirepath
+import msgspec
+
+from millpond.daemon import memfd, wirepath
 from millpond.daemon.errors import (
     CancelledError,
     DaemonUnavailableError,
@@ -28,10 +30,12 @@ from millpond.daemon.errors import (
     TargetError,
 )
 from millpond.daemon.jobs.objects import DaemonObjectStore
-from millpond.daemon.rpc.client import Client
+from millpond.daemon.rpc.client import IN_FILE, Client
 
 # Progress is sent at most this often; what is left out is sent with the next one, or before the answer.
 PROGRESS_S = 0.1
+# Bytes of a result in its frame.
+MAX_RESULT = 1 << 20
 # Bytes of a traceback for the daemon's log.
 MAX_TRACE = 16_000
 
@@ -100,7 +104,7 @@ def run(request: dict[str, Any], fds: list[int]) -> int:
     try:
         result = _perform(client, method, message.get("params") or {}, request["verbs"])
         _deaf()
-        client.answer(number, result=result)
+        _answer(client, number, result)
         return 0
     except MillpondError as error:
         _deaf()
@@ -115,6 +119,24 @@ def run(request: dict[str, Any], fds: list[int]) -> int:
             client.notify("$/trace", {"text": text})
         hint = "please report it with the log: millpond daemon logs"
         return _fail(client, number, InternalError(f"internal error in {method}: {error!r}", hint=hint))
+
+
+def _answer(client: Client, number: Any, result: dict[str, Any]) -> None:
+    """Send the result; one that is too long for a frame in a memory file. Raises TargetError for one beyond its bound."""
+    text = msgspec.json.encode(result)
+    if len(text) <= MAX_RESULT:
+        client.answer(number, result=result)
+        return
+    if len(text) > memfd.MAX_BYTES:
+        raise TargetError(
+            f"the answer has {len(text)} bytes, more than the {memfd.MAX_BYTES} that can be passed on",
+            hint="ask for less: name targets",
+        )
+    fd = memfd.from_bytes(text)
+    try:
+        client.answer(number, result=IN_FILE, fds=[fd])
+    finally:
+        os.close(fd)
 
 
 def _fail(client: Client, number: Any, error: MillpondError) -> int:

@@ -62,6 +62,10 @@ class GitRepo:
         return None if self._repo.workdir is None else os.path.realpath(self._repo.workdir)
 
     @property
+    def has_no_commits(self) -> bool:
+        return bool(self._repo.head_is_unborn)
+
+    @property
     def git_dir(self) -> str:
         return str(self._repo.path)
 

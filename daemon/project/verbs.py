@@ -11,6 +11,7 @@ from millpond.daemon.mounts.checkout import checkout
 from millpond.daemon.mounts.verbs import VERBS as MOUNT_VERBS
 from millpond.daemon.project.add import add
 from millpond.daemon.project.context import VerbContext
+from millpond.daemon.project.diff import diff
 from millpond.daemon.project.doctor import doctor
 from millpond.daemon.project.fsck import fsck
 from millpond.daemon.project.init import init
@@ -35,6 +36,7 @@ VERBS: dict[str, Verb] = {
     "checkout": checkout,
     "status": status,
     "root": root,
+    "diff": diff,
     "doctor": doctor,
     "fsck": fsck,
     **MOUNT_VERBS,

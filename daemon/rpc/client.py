@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import os
 import select
 import socket
@@ -22,6 +23,22 @@ PROTOCOL_MIN = 1
 MAX_STARTED = 64
 # Called with (method, params) of each notification.
 Notify = Callable[[str, dict[str, Any]], None]
+
+
+# A result that is in the one memory file beside it, as JSON.
+IN_FILE = {"in_file": True}
+
+
+def from_file(fds: list[int]) -> dict[str, Any]:
+    """The result that came in a memory file. Raises ProtocolError."""
+    if len(fds) != 1:
+        framing.close_all(fds)
+        raise ProtocolError("an answer lacks the memory file that holds it")
+    from millpond.daemon import memfd  # late: few answers are long
+
+    with memfd.mapped(fds[0]) as view:
+        result: dict[str, Any] = json.loads(bytes(view))
+    return result
 
 
 class Client:
@@ -111,7 +128,8 @@ class Client:
         if "error" in message:
             framing.close_all(fds)
             raise from_wire(message["error"])
-        return message.get("result") or {}, fds
+        result = message.get("result") or {}
+        return (from_file(fds), []) if result == IN_FILE else (result, fds)
 
     def notify(self, method: str, params: dict[str, Any]) -> None:
         """Send a notification."""
@@ -127,9 +145,16 @@ class Client:
             self._receive()
         return self._requests.popleft()
 
-    def answer(self, number: Any, *, result: dict[str, Any] | None = None, error: dict[str, Any] | None = None) -> None:
+    def answer(
+        self,
+        number: Any,
+        *,
+        result: dict[str, Any] | None = None,
+        error: dict[str, Any] | None = None,
+        fds: Sequence[int] = (),
+    ) -> None:
         """Answer a request of the other side."""
-        self._send({"id": number, "error": error} if error is not None else {"id": number, "result": result or {}})
+        self._send({"id": number, "error": error} if error is not None else {"id": number, "result": result or {}}, fds)
 
     def hung_up(self, timeout: float = 0.0) -> bool:
         """Whether the other side closes the connection within `timeout` seconds; what it sends meanwhile is dropped."""

@@ -72,6 +72,8 @@ class Connection:
         self._numbers = itertools.count(1)
         self._tasks = trio.Semaphore(MAX_TASKS)
         self._answer: Message | None = None
+        # What came with the answer, for whoever takes it.
+        self.answer_fds: list[int] = []
         self._answered = trio.Event()
         self._opened = trio.current_time()
 
@@ -97,6 +99,7 @@ class Connection:
             log.exception("connection %d failed", self.id)
         finally:
             self._answered.set()
+            framing.close_all(self.answer_fds)
             self._transport.close()
             for callback in reversed(self._on_close):
                 try:
@@ -129,8 +132,7 @@ class Connection:
             while (item := await self._next()) is not None:
                 message, fds = item
                 if message.method is None or message.id is None:
-                    framing.close_all(fds)
-                    self._hear(message)
+                    self._hear(message, fds)
                     continue
                 call = self._call(message.id, message.method, fds)
                 try:
@@ -149,9 +151,14 @@ class Connection:
         base = self.parent.id if self.parent else str(self.id)
         return Call(self, number, method, self.uid, self.pid, f"{base}.{next(self._numbers)}", fds)
 
-    def _hear(self, message: Message) -> None:
+    def _hear(self, message: Message, fds: list[int]) -> None:
         """A notification, or the answer to the one request that was sent."""
         params = message.params or {}
+        if message.method is None and message.id == 1 and self.parent is not None and self._answer is None:
+            self._answer, self.answer_fds = message, fds
+            self._answered.set()
+            return
+        framing.close_all(fds)
         if message.method == "$/cancelRequest":
             number = params.get("id")
             if isinstance(number, int | str) and number in self._scopes:
@@ -161,9 +168,6 @@ class Connection:
             log.error("the worker failed: %s", str(params.get("text"))[-16_000:], extra=extra)
         elif message.method in _RELAYED and self.parent is not None:
             self.parent.notify(message.method, params)
-        elif message.method is None and message.id == 1 and self.parent is not None:
-            self._answer = message
-            self._answered.set()
 
     async def _serve_call(self, call: Call, params: Params) -> None:
         fds: list[int] = []

@@ -14,7 +14,7 @@ import trio
 
 from millpond.daemon.errors import DaemonUnavailableError, MillpondError, ProtocolError, from_wire
 from millpond.daemon.rpc import framing
-from millpond.daemon.rpc.client import PROTOCOL, PROTOCOL_MIN, Notify
+from millpond.daemon.rpc.client import IN_FILE, PROTOCOL, PROTOCOL_MIN, Notify, from_file
 from millpond.daemon.rpc.messages import Message
 from millpond.daemon.rpc.transport import Transport
 
@@ -57,7 +57,8 @@ class TrioClient:
         if found.error is not None:
             framing.close_all(received)
             raise from_wire(found.error)
-        return found.result or {}, received
+        result = found.result or {}
+        return (from_file(received), []) if result == IN_FILE else (result, received)
 
     async def _send(self, message: dict[str, Any], fds: Sequence[int]) -> None:
         if self._end is not None:

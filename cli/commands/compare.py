@@ -1,0 +1,138 @@
+"""diff: what differs between versions, with DVC's options and words."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from millpond.cli import text
+from millpond.cli.connection import verb
+from millpond.cli.console import Console
+from millpond.cli.group import Verb, json_option
+from millpond.daemon import wirepath
+
+# In the order in which they are shown, with their colours.
+_STATES = {"added": "green", "deleted": "red", "renamed": "green", "modified": "yellow", "not in cache": "yellow"}
+Found = dict[str, list[dict[str, Any]]]
+
+
+class _ManyTargets(Verb):
+    """`--targets A B` as in DVC: all words up to the next option."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        spread: list[str] = []
+        inside = False
+        for word in args:
+            if word.startswith("-"):
+                inside = word == "--targets"
+                if inside:
+                    continue
+            spread += ["--targets", word] if inside else [word]
+        return super().parse_args(ctx, spread)
+
+
+@click.command(
+    cls=_ManyTargets,
+    example="""
+$ millpond diff v1 v2
+Modified:
+    data/
+    data/labels.csv
+
+files summary: 1 modified
+""",
+)
+@click.argument("a_rev", required=False, default="HEAD")
+@click.argument("b_rev", required=False)
+@click.option(
+    "--targets",
+    multiple=True,
+    metavar="PATH",
+    type=click.Path(),
+    help="Compare these only: all words that follow.",
+)
+@click.option("--show-hash", is_flag=True, help="Show the hash of each entry.")
+@click.option("--md", "markdown", is_flag=True, help="Show a Markdown table.")
+@click.option("--hide-missing", is_flag=True, help='Do not show what is "not in cache".')
+@json_option
+@click.pass_obj
+def diff(
+    console: Console,
+    a_rev: str,
+    b_rev: str | None,
+    targets: tuple[str, ...],
+    show_hash: bool,
+    markdown: bool,
+    hide_missing: bool,
+    as_json: bool,
+) -> None:
+    """Show tracked files that were added, modified, deleted or renamed between A_REV and B_REV.
+
+    A_REV is HEAD by default, B_REV the workspace.
+    """
+    params = {"a_rev": a_rev, "b_rev": b_rev, "targets": [wirepath.encode(target) for target in targets]}
+    found: Found = verb(console, "diff", params)["diff"]
+    if b_rev or hide_missing:
+        found.pop("not in cache", None)
+    for rows in found.values():
+        for row in rows:
+            row["path"] = _decoded(row["path"])
+            if not show_hash:
+                del row["hash"]
+    if as_json:
+        console.write(json.dumps(found))
+    else:
+        for line in _table(found, show_hash) if markdown else _lines(console, found):
+            console.write(line)
+
+
+def _decoded(path: Any) -> Any:
+    if isinstance(path, dict):
+        return {key: wirepath.decode(value) for key, value in path.items()}
+    return wirepath.decode(path)
+
+
+def _lines(console: Console, found: Found) -> Iterator[str]:
+    summary = {}
+    for state, style in _STATES.items():
+        rows = found.get(state)
+        if not rows:
+            continue
+        yield console.paint(state.capitalize(), style) + ":"
+        for row in rows:
+            digest = f"{_digest(row['hash'])}  " if "hash" in row else ""
+            yield f"    {digest}{_shown(row['path'])}"
+        yield ""
+        summary[state] = sum(not _shown(row["path"]).endswith("/") for row in rows)
+    if any(summary.values()):
+        yield "files summary: " + ", ".join(f"{count} {state}" for state, count in summary.items() if count)
+
+
+def _table(found: Found, show_hash: bool) -> Iterator[str]:
+    """As GitHub's Markdown has tables."""
+    rows = [["Status", *(["Hash"] if show_hash else []), "Path"]]
+    for state in _STATES:
+        for row in found.get(state, []):
+            rows.append([state, *([_digest(row["hash"])] if show_hash else []), _shown(row["path"])])
+    widths = [max(len(head) + 2, *map(len, cells)) for head, *cells in zip(*rows, strict=True)]
+    for number, cells in enumerate(rows):
+        yield "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"
+        if number == 0:
+            yield "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+    yield ""
+
+
+def _shown(path: Any) -> str:
+    if isinstance(path, dict):
+        return f"{text.printable(path['old'])} -> {text.printable(path['new'])}"
+    return text.printable(path)
+
+
+def _digest(value: Any) -> str:
+    """The first digits of a hash, or of two."""
+    if isinstance(value, dict):
+        return f"{value['old'][:8]}..{value['new'][:8]}"
+    return str(value)[:8]

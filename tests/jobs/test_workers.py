@@ -71,12 +71,21 @@ def test_a_typed_error_comes_through_with_all_its_parts(client: Client) -> None:
 
 
 @pytest.mark.parametrize(
-    ("how", "says"), [("bug", "a bug"), ("exit", "SystemExit"), ("kill", "signal 9"), ("big", "over the bound")]
+    ("how", "says"), [("bug", "a bug"), ("exit", "SystemExit"), ("kill", "signal 9"), ("too long", "can be passed on")]
 )
 def test_a_worker_that_fails_hurts_nobody_else(daemon: Site, client: Client, how: str, says: str) -> None:
     with pytest.raises(MillpondError, match=says):
         client.call("checkout", {"how": how, "context": context()})
     assert client.call("root", {"context": context()})[0] == {}
+
+
+def test_a_long_answer_comes_whole(daemon: Site, client: Client) -> None:
+    pid = client.call("daemon.status", {})[0]["pid"]
+    open_before = len(os.listdir(f"/proc/{pid}/fd"))
+    for _ in range(3):
+        result, fds = client.call("checkout", {"how": "long", "context": context()})
+        assert (len(result["text"]), fds) == (8 << 20, [])
+    until(lambda: len(os.listdir(f"/proc/{pid}/fd")) <= open_before)
 
 
 def test_a_bugs_traceback_is_in_the_log_under_the_requests_id_and_nowhere_else(daemon: Site, client: Client) -> None:

@@ -73,8 +73,8 @@ def checkout(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
         child = subprocess.Popen(["sleep", "1000"])
         Path(params["mark"]).write_text(str(child.pid))
         time.sleep(1000)
-    if how == "big":
-        return {"text": "x" * (8 << 20)}
+    if how in ("long", "too long"):
+        return {"text": "x" * ((8 if how == "long" else 65) << 20)}
     raise ValueError(how)
 
 

@@ -56,7 +56,7 @@ class HolderSettings:
     versions: bool = False
     xattrs: bool = False
     allow_other: bool = False
-    read_ahead_kb: int = 1024
+    read_ahead_kb: int = engines.READ_AHEAD_KB
     device: int = -1
 
 

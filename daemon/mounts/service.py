@@ -51,7 +51,6 @@ RESTORE_WINDOW_S = 600.0
 _CONTROL_S = 1.0
 # Manifests waiting for their folders to be made ahead.
 _AHEAD = 4
-_READ_AHEAD_KB = 1024
 # What a holder's and a source's context keeps of the caller's environment.
 _KEPT = ("HOME", "PATH", "USER", "LOGNAME", "LANG", "TMPDIR")
 _KEPT_PREFIXES = ("XDG_", "GIT_", "DVC_", "LC_", "MILLPOND_")
@@ -271,7 +270,6 @@ class MountService:
             "versions": record.versions,
             "xattrs": bool(options.get("xattrs")),
             "allow_other": bool(options.get("allow_other")),
-            "read_ahead_kb": int(options.get("read_ahead_kb") or _READ_AHEAD_KB),
         }
 
     # -- watching -------------------------------------------------------------------------------------------------

@@ -12,11 +12,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Protocol
 
 from millpond.daemon.mounts.engines import DIRECT, PYFUSE3
-from millpond.daemon.mounts.place import mounted_at
 
 if TYPE_CHECKING:
     from millpond.fusefs.filesystem import Filesystem
 
+# As much as one request brings; 512 is slower for who reads on, and more gains nothing.
+READ_AHEAD_KB = 1024
 # The kind that mounts have in the kernel's table.
 FSTYPE = "fuse.millpond"
 ENGINES = {
@@ -34,7 +35,7 @@ class EngineSettings:
     place: str
     name: str
     allow_other: bool = False
-    read_ahead_kb: int = 1024
+    read_ahead_kb: int = READ_AHEAD_KB
     on_open: Callable[[int], None] | None = None
 
 
@@ -64,16 +65,3 @@ def mount_options(settings: EngineSettings) -> list[str]:
         "default_permissions",
     ]
     return [*options, "allow_other"] if settings.allow_other else options
-
-
-def set_read_ahead(place: str, read_ahead_kb: int) -> bool:
-    """Let the kernel ask for more at once, where this process may say so: large reads get up to twice as fast."""
-    entry = mounted_at(place)
-    if entry is None:
-        return False
-    try:
-        with open(f"/sys/class/bdi/{entry.device}/read_ahead_kb", "w") as file:
-            file.write(str(read_ahead_kb))
-        return True
-    except OSError:
-        return False

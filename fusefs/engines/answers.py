@@ -21,6 +21,7 @@ from millpond.daemon.store.folders import FOLDER, LINK
 from millpond.fusefs.engines import protocol
 from millpond.fusefs.engines.channel import Channel
 from millpond.fusefs.engines.protocol import Init, Op
+from millpond.fusefs.engines.readahead import LARGE_BYTES, NEAR_BYTES, ReadAhead
 from millpond.fusefs.filesystem import FOREVER_S, Attributes, FileError, Filesystem
 
 log = logging.getLogger("millpond.fusefs")
@@ -43,10 +44,11 @@ _REG_TYPE = 8
 
 @dataclass(slots=True)
 class _File:
-    """A file that was read from: its handle, and how many requests are using it."""
+    """A file that was read from: its handle, how many requests are using it, and where the last large one ended."""
 
     handle: int
     users: int = 0
+    end: int = 0
 
 
 class Answers:
@@ -58,12 +60,14 @@ class Answers:
         filesystem: Filesystem,
         channel: Channel,
         later: Callable[[int, Work], None],
+        ahead: ReadAhead,
         on_open: Callable[[int], None] | None = None,
     ) -> None:
         self._fs = filesystem
         self._reply = channel.reply
         self._error = channel.error
         self._later = later
+        self._ahead = ahead
         self._on_open = on_open
         self._uid, self._gid = filesystem.uid, os.getgid()
         self._files: OrderedDict[int, _File] = OrderedDict()
@@ -285,6 +289,9 @@ class Answers:
             file = self._opened(inode, handle)
         else:
             self._files.move_to_end(inode)
+        if offset and size >= LARGE_BYTES:
+            self._ahead.seen(near=abs(offset - file.end) <= NEAR_BYTES)
+        file.end = offset + size
         parts = self._fs.read_ready(file.handle, offset, size)
         if parts is None:
             self._later(unique, lambda: self._read_later(unique, inode, offset, size))

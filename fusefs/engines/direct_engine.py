@@ -8,7 +8,8 @@ from contextlib import suppress
 
 import trio
 
-from millpond.fusefs.engines import EngineSettings, mounting, set_read_ahead
+from millpond.fusefs.engines import EngineSettings, mounting
+from millpond.fusefs.engines.readahead import ReadAhead
 from millpond.fusefs.engines.session import Session
 from millpond.fusefs.filesystem import Filesystem
 
@@ -23,12 +24,13 @@ async def serve(filesystem: Filesystem, settings: EngineSettings, mounted: Calla
     os.set_blocking(fd, False)
     try:
         async with trio.open_nursery() as nursery:
-            session = Session(filesystem, fd, nursery, settings.on_open)
+            ahead = ReadAhead(settings.read_ahead_kb)
+            session = Session(filesystem, fd, nursery, ahead, settings.on_open)
 
             async def announce() -> None:
                 """Once requests are answered: set what the answer to the first one would have reset, then say so."""
                 await session.initialised.wait()
-                set_read_ahead(settings.place, settings.read_ahead_kb)
+                ahead.begin(settings.place)
                 await mounted()
 
             nursery.start_soon(announce)

@@ -18,7 +18,8 @@ import trio
 
 from millpond.daemon.errors import MillpondError, MountError
 from millpond.daemon.store.folders import FOLDER
-from millpond.fusefs.engines import EngineSettings, mount_options, set_read_ahead
+from millpond.fusefs.engines import EngineSettings, mount_options
+from millpond.fusefs.engines.readahead import ReadAhead
 from millpond.fusefs.filesystem import FOREVER_S, Attributes, FileError, Filesystem
 
 log = logging.getLogger("millpond.fusefs")
@@ -205,5 +206,5 @@ async def _main() -> None:
 async def _announce(operations: Operations, settings: EngineSettings, mounted: Callable[[], Awaitable[None]]) -> None:
     """Once requests are answered: set what the answer to the first one would have reset, then say so."""
     await operations.initialised.wait()
-    set_read_ahead(settings.place, settings.read_ahead_kb)
+    ReadAhead(settings.read_ahead_kb).begin(settings.place)
     await mounted()

@@ -18,6 +18,7 @@ from millpond.daemon.store.reader import StoreReader
 from millpond.fusefs.asking import SourceClient
 from millpond.fusefs.engines import protocol
 from millpond.fusefs.engines.protocol import IN_HEADER, OUT_HEADER, Op
+from millpond.fusefs.engines.readahead import ReadAhead
 from millpond.fusefs.engines.session import Session
 from millpond.fusefs.filesystem import Filesystem
 from millpond.fusefs.reader import ChunkCache
@@ -119,7 +120,7 @@ def serve(
                         uid=UID,
                         totals=(totals.files, totals.bytes),
                     )
-                    session = Session(filesystem, theirs.fileno(), nursery, on_open)
+                    session = Session(filesystem, theirs.fileno(), nursery, ReadAhead(0), on_open)
 
                     async def run() -> None:
                         await session.run()

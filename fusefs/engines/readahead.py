@@ -1,0 +1,59 @@
+"""How much the kernel asks for ahead of a reader, where this process may say so (/sys/class/bdi).
+
+What it asks for at a page fault in a mapping is as much, however far from the last one it is: who reads a mapping at random
+gets many times what he wants. So the requests are looked at, and as long as most are scattered, files that are opened
+get the kernel's own, small read-ahead. (One that is open keeps what it had.)
+"""
+
+from __future__ import annotations
+
+from millpond.daemon.mounts.place import mounted_at
+
+# The kernel's own.
+LEAST_KB = 128
+# Requests from this size on are the kernel's reading ahead, or could be.
+LARGE_BYTES = 64 << 10
+# Requests of a file may overtake each other by this much and still follow each other.
+NEAR_BYTES = 1 << 20
+# Requests after which the read-ahead is thought over, and how many of them tell the kind.
+_WINDOW = 16
+_MOST = 12
+
+
+class ReadAhead:
+    """The read-ahead of one mount, between LEAST_KB and `most_kb`."""
+
+    def __init__(self, most_kb: int) -> None:
+        self._most_kb = max(most_kb, LEAST_KB)
+        self._path: str | None = None
+        self._kb = 0
+        self._seen = self._scattered = 0
+
+    def begin(self, place: str) -> None:
+        """The kernel's first request at the mount on `place` was answered, which would have reset it."""
+        entry = mounted_at(place)
+        if entry is not None:
+            self._path = f"/sys/class/bdi/{entry.device}/read_ahead_kb"
+            self._set(self._most_kb)
+
+    def seen(self, *, near: bool) -> None:
+        """A large request, `near` the last one of its file or not."""
+        self._seen += 1
+        self._scattered += not near
+        if self._seen < _WINDOW:
+            return
+        if self._scattered >= _MOST:
+            self._set(LEAST_KB)
+        elif self._scattered <= _WINDOW - _MOST:
+            self._set(self._most_kb)
+        self._seen = self._scattered = 0
+
+    def _set(self, kb: int) -> None:
+        if self._path is None or kb == self._kb:
+            return
+        try:
+            with open(self._path, "w") as file:
+                file.write(str(kb))
+            self._kb = kb
+        except OSError:
+            self._path = None  # not ours to say

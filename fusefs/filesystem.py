@@ -310,6 +310,10 @@ class Filesystem:
             self._chunks.passed(size)
         return data
 
+    def idle(self) -> None:
+        """There is nothing to answer for the moment: do a little, microseconds, of what may be asked for next."""
+        self._reader.unpack_ahead()
+
     def open_stored(self, inode: int) -> int | None:
         """A handle for `read` when the content is in the store (or no file's at all); None when the source must be asked.
         Raises FileError, StoreDamagedError."""

@@ -19,6 +19,7 @@ from millpond.daemon.store import records
 from millpond.daemon.store.buffers import REUSED_BYTES, Buffers
 from millpond.daemon.store.format import read_format
 from millpond.daemon.store.index import Content, Index, grant_key, unpack_content
+from millpond.daemon.store.neighbours import Neighbours
 from millpond.daemon.store.recipes import Layout, parse_recipe
 from millpond.daemon.store.records import BadRecord, Codec, Kind, Location
 from millpond.daemon.store.segments import SegmentReader
@@ -56,6 +57,7 @@ class StoreReader:
         self.key = key
         self._buffers = Buffers(buffer_bytes)
         self._segments = SegmentReader(segments, self._buffers)
+        self._neighbours = Neighbours(self._segments, key)
         self._on_damage = on_damage
 
     @classmethod
@@ -148,18 +150,18 @@ class StoreReader:
     def read_chunk_nowait(self, chunk_id: bytes, unpack_bytes: int) -> Bytes | None:
         """A chunk's bytes if they are in the page cache and whole, and raw or not larger than `unpack_bytes`; None means:
         ask `read_chunk`, which may wait."""
-        return self._nowait(chunk_id, Kind.CHUNK, unpack_bytes)
+        return self._nowait(self.locate(chunk_id), chunk_id, Kind.CHUNK, unpack_bytes)
 
     def layout_nowait(self, content: Content) -> Layout | None:
         """`layout` if that takes no waiting, and the content is not so large that its recipe is long."""
         if content.size > _SHORT_RECIPE:
             return None
-        data = self._nowait(content.id, Kind.RECIPE, RUN_BYTES)
+        data = self._nowait(self.locate(content.id), content.id, Kind.RECIPE, RUN_BYTES)
         return None if data is None else parse_recipe(bytes(data), content.id)
 
     def whole_nowait(self, key: bytes, uid: int, size: int) -> Bytes | None:
         """The `size` bytes of the object with this name's key that `uid` may read, if it is one chunk, in the page cache and
-        whole; None means: go the long way."""
+        whole; None means: go the long way. For one thread."""
         index = self.index
         with index.begin() as txn:
             value = txn.get(key, db=index.objects)
@@ -172,10 +174,20 @@ class StoreReader:
                 return b""
             if txn.get(grant_key(uid, content.id), db=index.grants) is None:
                 return None
-            return self._nowait(content.id, Kind.CHUNK, size)
+            ready = self._neighbours.take(content.id)
+            if ready is not None and len(ready) == size:
+                return ready
+            location = index.location(txn, content.id)
+            data = self._nowait(location, content.id, Kind.CHUNK, size)
+            if location is not None and data is not None:
+                self._neighbours.passed(location)
+            return data
 
-    def _nowait(self, record_id: bytes, kind: Kind, unpack_bytes: int) -> Bytes | None:
-        location = self.locate(record_id)
+    def unpack_ahead(self) -> None:
+        """Do a small part of what the next `whole_nowait` will ask for, if that can be told. In the same thread as that."""
+        self._neighbours.step()
+
+    def _nowait(self, location: Location | None, record_id: bytes, kind: Kind, unpack_bytes: int) -> Bytes | None:
         if location is None or (location.codec != Codec.RAW and location.raw > unpack_bytes):
             return None
         try:

@@ -336,6 +336,17 @@ class SegmentReader:
             self._release(shared)
         return view if done == len(view) else None
 
+    def peek(self, number: int, offset: int, size: int) -> memoryview:
+        """Bytes of a segment that are in the page cache, fewer (or none) where they are not. Raises OSError."""
+        view = self._buffers.take(size)
+        shared = self._open(number)
+        try:
+            return view[: os.preadv(shared.fd, [view], offset, os.RWF_NOWAIT)]
+        except BlockingIOError:
+            return view[:0]
+        finally:
+            self._release(shared)
+
     def read_range(self, number: int, offset: int, size: int, *, drop: bool = False) -> memoryview:
         """Bytes of a segment, fewer only at its end; with `drop` the kernel is told that it need not keep them, because
         they are now cached elsewhere (in the mount's pages). Raises OSError."""

@@ -82,7 +82,7 @@ class Session:
         poll.register(self._fd, select.POLLIN)
         row = 0
         while True:
-            if row < _ROW and not self._waiting and poll.poll(_POLL_MS):
+            if row < _ROW and not self._waiting and self._comes(poll):
                 row += 1
             else:
                 row = 0
@@ -101,6 +101,13 @@ class Session:
             while len(self._waiting) >= MAX_WAITING:
                 self._room = trio.Event()
                 await self._room.wait()
+
+    def _comes(self, poll: select.poll) -> bool:
+        """Whether a request is there, or comes in a moment; the moment is used."""
+        if poll.poll(0):
+            return True
+        self._fs.idle()
+        return bool(poll.poll(_POLL_MS))
 
     def _handle(self, request: memoryview) -> None:
         """Answer a request, or begin to. Raises MountError."""

@@ -13,8 +13,10 @@ import logging
 import os
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
+
+import trio
 
 from millpond.daemon.errors import MountError
 from millpond.daemon.store.folders import FOLDER, LINK
@@ -51,6 +53,14 @@ class _File:
     end: int = 0
 
 
+@dataclass(slots=True)
+class _Opening:
+    """A file that is being opened; when `done`, the `errno` if it could not be."""
+
+    done: trio.Event = field(default_factory=trio.Event)
+    errno: int = 0
+
+
 class Answers:
     """The handlers, in `table`. One that must wait gives its work to `later(unique, work)`, and returns. `on_open` is told
     the inode of each open, which costs a round trip for each; without it the kernel does not ask."""
@@ -71,7 +81,10 @@ class Answers:
         self._on_open = on_open
         self._uid, self._gid = filesystem.uid, os.getgid()
         self._files: OrderedDict[int, _File] = OrderedDict()
+        self._opening: dict[int, _Opening] = {}
         self._agreed = Init(0)
+        # Whether kernel and we have agreed.
+        self.initialised = False
         self.table: dict[int, Handler] = {
             Op.LOOKUP: self._lookup,
             Op.GETATTR: self._getattr,
@@ -91,11 +104,6 @@ class Answers:
             Op.INIT: self._init,
             Op.DESTROY: self._nothing,
         }
-
-    @property
-    def initialised(self) -> bool:
-        """Whether kernel and we have agreed."""
-        return bool(self._agreed)
 
     # -- the mount ------------------------------------------------------------------------------------------------
 
@@ -121,6 +129,7 @@ class Answers:
         self._reply(unique, answer)
         if major == protocol.MAJOR:
             self._agreed = Init(offered & wanted)
+            self.initialised = True
 
     def _nothing(self, unique: int, inode: int, body: memoryview) -> None:
         self._reply(unique)
@@ -301,14 +310,7 @@ class Answers:
             self._close(inode)  # all of it: the kernel has it now
 
     async def _read_later(self, unique: int, inode: int, offset: int, size: int) -> None:
-        file = self._files.get(inode)
-        if file is None:
-            handle = await self._fs.open(inode)
-            file = self._files.get(inode)
-            if file is None:
-                file = self._opened(inode, handle)
-            else:  # another request was faster
-                self._fs.release(handle)
+        file = self._files.get(inode) or await self._open_waiting(inode)
         file.users += 1
         try:
             self._reply(unique, *await self._fs.read(file.handle, offset, size))
@@ -316,6 +318,24 @@ class Answers:
             file.users -= 1
             if self._files.get(inode) is not file and not file.users:
                 self._fs.release(file.handle)
+
+    async def _open_waiting(self, inode: int) -> _File:
+        """Open a file whose source may have to be asked: once for all who want it now, who share the failure too."""
+        while (opening := self._opening.get(inode)) is not None:
+            await opening.done.wait()
+            if opening.errno:
+                raise FileError(opening.errno)
+            if inode in self._files:  # else who opened it was interrupted
+                return self._files[inode]
+        opening = self._opening[inode] = _Opening()
+        try:
+            return self._opened(inode, await self._fs.open(inode))
+        except FileError as error:
+            opening.errno = error.errno
+            raise
+        finally:
+            del self._opening[inode]
+            opening.done.set()
 
     def _opened(self, inode: int, handle: int) -> _File:
         file = self._files[inode] = _File(handle)

@@ -144,7 +144,8 @@ class Session:
             with waiting.scope:
                 await work()
         except Exception as error:
-            self._failed(waiting.unique, error)
+            if not waiting.scope.cancel_called:  # else it has its answer
+                self._failed(waiting.unique, error)
         finally:
             del self._waiting[waiting.unique]
             self._room.set()

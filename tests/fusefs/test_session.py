@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -26,6 +27,7 @@ from millpond.daemon.store.folders import Totals, TreeEntry, build_tree
 from millpond.fusefs.asking import SourceClient
 from millpond.fusefs.engines import protocol, signals
 from millpond.fusefs.engines.protocol import Init, Op
+from millpond.fusefs.engines.session import MAX_WAITING
 from millpond.fusefs.filesystem import ROOT
 
 LARGE = mixed(900_000, 5)
@@ -225,6 +227,52 @@ def test_an_interrupted_read_is_given_up_at_once_and_holds_up_nobody(away: tuple
         assert waiting[1] not in kernel.answers  # this process lives on
         answering(lambda request: ({"size": len(AWAY)}, [memfd.from_bytes(AWAY)]))(ours)
         assert await kernel.answer(waiting[1]) == (0, AWAY)
+
+    with ours:
+        serve(*away, work, source=SourceClient(theirs))
+
+
+def test_many_that_wait_hold_up_nobody_and_their_number_is_bounded(away: tuple[Path, Totals]) -> None:
+    ours, theirs = socket.socketpair()
+    asked: list[object] = []
+
+    def give(request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
+        asked.append(request)
+        return {"size": len(AWAY)}, [memfd.from_bytes(AWAY)]
+
+    async def work(kernel: Kernel) -> None:
+        await kernel.begin(flags=0)
+        inode, here = await kernel.lookup(ROOT, b"away"), await kernel.lookup(ROOT, b"here")
+        waiting = [await kernel.send(Op.READ, inode, read_body(0, 4096)) for _ in range(MAX_WAITING - 1)]
+        assert await kernel.read(here, 0, 100) == (0, b"here")
+        waiting.append(await kernel.send(Op.READ, inode, read_body(0, 4096)))
+        late = await kernel.send(Op.READ, here, read_body(0, 4096))  # not looked at before one of them is done
+        with trio.move_on_after(0.2):
+            await kernel.answer(late)
+        assert late not in kernel.answers
+        answering(give)(ours)
+        assert await kernel.answer(late) == (0, b"here")
+        for unique in waiting:
+            assert await kernel.answer(unique) == (0, AWAY)
+        assert len(asked) == 1, "one question for all of them"
+
+    with ours:
+        serve(*away, work, source=SourceClient(theirs))
+
+
+def test_who_shares_an_opening_shares_its_failure_and_not_its_interruption(away: tuple[Path, Totals]) -> None:
+    ours, theirs = socket.socketpair()
+
+    async def work(kernel: Kernel) -> None:
+        await kernel.begin()
+        inode = await kernel.lookup(ROOT, b"away")
+        first = await kernel.send(Op.READ, inode, read_body(0, 4096))
+        second = await kernel.send(Op.READ, inode, read_body(8, 4096), pid=os.getpid())
+        await kernel.ask(Op.STATFS, ROOT)
+        await kernel.interrupt(first)
+        assert await kernel.answer(first) == (errno.EINTR, b"")
+        ours.shutdown(socket.SHUT_RDWR)
+        assert await kernel.answer(second) == (errno.EIO, b"")
 
     with ours:
         serve(*away, work, source=SourceClient(theirs))

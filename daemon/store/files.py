@@ -38,6 +38,9 @@ class Files:
     def rename(self, source: Path, target: Path) -> None:
         os.rename(source, target)
 
+    def unlink(self, path: Path) -> None:
+        path.unlink()
+
     def truncate(self, path: Path, size: int) -> None:
         os.truncate(path, size)
 
@@ -66,6 +69,16 @@ def as_store_error(error: OSError, path: Path) -> MillpondError:
         return disk_full(path)
     reason = os.strerror(error.errno) if error.errno else str(error)
     return StoreDamagedError(f"cannot write to the store in '{path}': {reason}", path=str(path), hint="check the disk")
+
+
+def over_limit(path: Path, limit: int) -> DiskFullError:
+    """The store has reached the size that its user gave it."""
+    return DiskFullError(
+        f"the store '{path.parent}' has reached its limit of {limit / 1e9:.3g} GB; nothing that was stored before is touched",
+        path=str(path.parent),
+        hint="remove what no version needs (millpond gc), or raise the limit (millpond cache limit SIZE)",
+        details={"limit": limit},
+    )
 
 
 def disk_full(path: Path) -> DiskFullError:

@@ -1,14 +1,16 @@
 """The LMDB index: where every record lies, what every name means, who may read what.
 
-All of it can be rebuilt from the segments, but for `folders`, `inodes` and `listings`, which are caches made anew when
-needed. One environment per process, never across a fork; a transaction lasts one request.
+All of it can be rebuilt from the segments, but for `leases`, which the daemon takes anew from its mounts, and `folders`,
+`inodes` and `listings`, which are caches made anew when needed. One environment per process, never across a fork; a transaction lasts one request.
 
     records    id 32                        -> location 24 (records.LOCATION)
     objects    ObjectName.key()             -> content 41, sorted duplicates (one name may have several contents)
-    grants     uid u32be, id 32             -> empty
+    grants     uid u32be, id 32             -> when it was granted last, seconds since the epoch, u64
     quarantine id 32                        -> JSON {reason, location: hex of location 24, or null}
                "range", segment, begin, end -> the same: bytes that are no record, known, and needed by nothing
     meta       "committed"                  -> segment u64, offset u64: all before it is in the index
+    projects, roots, pins                   -> see ledger.py
+    leases     a mount's id                 -> JSON {uid, root, versions, repo}: what a mount needs
     folders, inodes, listings               -> see folders.py
 """
 
@@ -37,7 +39,10 @@ T = TypeVar("T")
 log = logging.getLogger("millpond.store")
 
 MAX_READERS = 1024
-DATABASES = ("records", "objects", "grants", "quarantine", "meta", "folders", "inodes", "listings")
+DATABASES = (
+    *("records", "objects", "grants", "quarantine", "meta", "folders", "inodes", "listings"),
+    *("projects", "roots", "pins", "leases"),
+)
 _CONTENT = struct.Struct("<B32sQ")
 _COMMITTED = struct.Struct("<QQ")
 # A file in the index's folder: this index is damaged.
@@ -66,6 +71,16 @@ def unpack_content(value: bytes) -> Content:
 
 def grant_key(uid: int, content_id: bytes) -> bytes:
     return uid.to_bytes(4, "big") + content_id
+
+
+def stamp(seconds: float) -> bytes:
+    """The value of a grant that was given at this time."""
+    return int(seconds).to_bytes(8, "little")
+
+
+def stamped(value: bytes | memoryview) -> int:
+    """When a grant was given, in seconds since the epoch; 0 when that was not kept."""
+    return int.from_bytes(value, "little")
 
 
 class _Gate:
@@ -155,6 +170,10 @@ class Index:
     folders: Any
     inodes: Any
     listings: Any
+    projects: Any
+    roots: Any
+    pins: Any
+    leases: Any
 
     def __init__(
         self, path: Path, *, writable: bool, map_bytes: int = 16 << 30, mode: int = 0o600, fsync: bool = True
@@ -290,6 +309,14 @@ class Index:
         """Remember bytes of a segment that are no record, and that nothing needs."""
         value = json.dumps({"reason": reason, "location": None}).encode()
         txn.put(_RANGE.pack(_RANGE_TAG, segment, begin, end), value, db=self.quarantine)
+
+    def forget_ranges(self, txn: Any, segment: int) -> None:
+        """A segment is gone, and its ranges with it."""
+        prefix = _RANGE.pack(_RANGE_TAG, segment, 0, 0)[:-16]
+        with txn.cursor(db=self.quarantine) as cursor:
+            there = cursor.set_range(prefix)
+            while there and len(cursor.key()) == _RANGE.size and bytes(cursor.key()[: len(prefix)]) == prefix:
+                there = cursor.delete()
 
     def has_range(self, txn: Any, segment: int, begin: int, end: int) -> bool:
         """Whether ranges that were set aside cover this one."""

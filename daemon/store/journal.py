@@ -1,8 +1,9 @@
 """Journal records: what names mean and who may read them, so that the index can be rebuilt from segments alone.
 
-Payload: version u8 (1), type u8 (1: names), zero u16, uid u32, count u32; then for each entry the length of the key u8,
-the key (`ObjectName.key()`), the content's kind u8, id (32 bytes), size u64. An entry means: this name has this content,
-and `uid` may read it. The record's id is the BLAKE3-256 of the payload. Replaying an entry twice changes nothing.
+Payload: version u8 (1), type u8, zero u16, uid u32, count u32. Type 1, names: then for each entry the length of the key
+u8, the key (`ObjectName.key()`), the content's kind u8, id (32 bytes), size u64. An entry means: this name has this
+content, and `uid` may read it. Type 2, a note: `count` bytes of JSON, see ledger.py. The record's id is the BLAKE3-256 of
+the payload. Replaying a journal's end twice changes nothing.
 
 The names stand here and not in the chunks' own records, because a deduplicated chunk gets names after it was written.
 """
@@ -10,13 +11,14 @@ The names stand here and not in the chunks' own records, because a deduplicated 
 from __future__ import annotations
 
 import errno
+import json
 import os
 import struct
 import tempfile
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from millpond.daemon.errors import StoreDamagedError
 from millpond.daemon.store.files import as_store_error
@@ -27,6 +29,7 @@ HEADER = struct.Struct("<BBHII")
 _CONTENT = struct.Struct("<B32sQ")
 VERSION = 1
 TYPE_NAMES = 1
+TYPE_NOTE = 2
 # Entries in one record: bounds what one damaged record costs, and the memory of a commit.
 MAX_ENTRIES = 10_000
 # Full parts of a batch kept in memory, about 600 kB each; more go to a file.
@@ -119,12 +122,36 @@ def parse(payload: bytes) -> tuple[int, list[tuple[bytes, Content]]]:
     if len(payload) < HEADER.size:
         raise BadRecord("journal record is cut off")
     version, kind, _, uid, count = HEADER.unpack_from(payload)
+    if (version, kind) == (VERSION, TYPE_NOTE):
+        return uid, []
     if (version, kind) != (VERSION, TYPE_NAMES):
         raise BadRecord(f"journal record has unknown version {version} or type {kind}")
     try:
         return uid, list(_entries(memoryview(payload)[HEADER.size :], count))
     except (struct.error, IndexError) as error:
         raise BadRecord("journal record is cut off") from error
+
+
+def note_payload(uid: int, note: dict[str, Any]) -> bytes:
+    """The payload of a note."""
+    body = json.dumps(note, separators=(",", ":")).encode()
+    return HEADER.pack(VERSION, TYPE_NOTE, 0, uid, len(body)) + body
+
+
+def parse_note(payload: bytes) -> tuple[int, dict[str, Any]] | None:
+    """(uid, note) of a note's payload, None for one of names. Raises BadRecord."""
+    if len(payload) < HEADER.size:
+        raise BadRecord("journal record is cut off")
+    version, kind, _, uid, count = HEADER.unpack_from(payload)
+    if (version, kind) != (VERSION, TYPE_NOTE):
+        return None
+    try:
+        note = json.loads(payload[HEADER.size : HEADER.size + count])
+    except ValueError as error:
+        raise BadRecord(f"a note in the journal is none: {error}") from error
+    if not isinstance(note, dict):
+        raise BadRecord("a note in the journal is none")
+    return uid, note
 
 
 def _entries(body: memoryview, count: int) -> Iterator[tuple[bytes, Content]]:

@@ -16,9 +16,9 @@ from typing import Any
 import lmdb
 
 from millpond.daemon.errors import StoreDamagedError
-from millpond.daemon.store import journal, records, walk_index
+from millpond.daemon.store import journal, ledger, records, walk_index
 from millpond.daemon.store.files import Files
-from millpond.daemon.store.index import DAMAGED, Content, Index, grant_key
+from millpond.daemon.store.index import DAMAGED, Content, Index, grant_key, stamp
 from millpond.daemon.store.reader import StoreReader
 from millpond.daemon.store.records import BadRecord, Kind, Location, Record
 from millpond.daemon.store.segments import mapped, scan_segment, segment_numbers, segment_path
@@ -133,7 +133,13 @@ def recover(index: Index, files: Files, folder: Path, key: int) -> int:
         return 0
     reader = StoreReader(index, folder, key)
     _take_names(index, files, reader, journals)
-    index.write(files, lambda txn: index.set_committed(txn, *mark))
+
+    def finish(txn: Any) -> None:
+        index.set_committed(txn, *mark)
+        if rebuild:
+            txn.put(ledger.REBUILT, stamp(time.time()), db=index.meta)
+
+    index.write(files, finish)
     log.warning("%d records were taken into the index%s", taken, "" if rebuild else " that came after the last commit")
     return taken
 
@@ -181,10 +187,16 @@ def _take_records(
 def _take_names(index: Index, files: Files, reader: StoreReader, journals: list[Location]) -> None:
     """Name and grant what journal records say, where it is whole."""
     parsed: list[tuple[int, list[tuple[bytes, Content]]]] = []
+    notes: list[tuple[int, dict[str, Any]]] = []
     count = 0
     for at in journals:
         try:
-            parsed.append(journal.parse(reader.read_at(at)))
+            payload = reader.read_at(at)
+            note = journal.parse_note(payload)
+            if note is not None:
+                notes.append(note)
+                continue
+            parsed.append(journal.parse(payload))
             count += len(parsed[-1][1])
         except BadRecord as error:
             log.error("segment %d: journal record at %d: %s", at.segment, at.offset, error)
@@ -193,13 +205,22 @@ def _take_names(index: Index, files: Files, reader: StoreReader, journals: list[
             parsed, count = [], 0
     index.write(files, functools.partial(_name, index, reader, parsed))
 
+    def apply(txn: Any) -> None:
+        for uid, note in notes:
+            ledger.apply(index, txn, uid, note)
+
+    if notes:
+        index.write(files, apply)
+
 
 def _name(index: Index, reader: StoreReader, parsed: list[tuple[int, list[tuple[bytes, Content]]]], txn: Any) -> None:
+    # When they were granted is not known: they are taken for young.
+    now = stamp(time.time())
     for uid, entries in parsed:
         for key, content in entries:
             if is_whole(reader, index, txn, content):
                 txn.put(key, content.pack(), db=index.objects)
-                txn.put(grant_key(uid, content.id), b"", db=index.grants)
+                txn.put(grant_key(uid, content.id), now, db=index.grants)
 
 
 def find_again(index: Index, files: Files, folder: Path, key: int, wanted: set[bytes]) -> int:
@@ -234,6 +255,8 @@ def rebuild(index: Index, files: Files, folder: Path, key: int) -> int:
 
     def forget(txn: Any) -> None:
         for database in (index.records, index.objects, index.grants, index.quarantine, index.meta):
+            txn.drop(database, delete=False)
+        for database in (index.projects, index.roots, index.pins):
             txn.drop(database, delete=False)
 
     index.write(files, forget)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from millpond.daemon.store import records
 from millpond.daemon.store.buffers import Buffers
-from millpond.daemon.store.files import Files, as_store_error, disk_full
+from millpond.daemon.store.files import Files, as_store_error, disk_full, over_limit
 from millpond.daemon.store.records import Location, Record
 
 # iovecs in one pwritev: below the kernel's IOV_MAX of 1024.
@@ -145,9 +145,15 @@ class SegmentWriter:
         # (segment, begin, end) of writes that failed: what they left may stay between records that were synced.
         self.failed: list[tuple[int, int, int]] = []
         self._next = max(segment_numbers(folder), default=0) + 1
+        # Bytes that all segments may have together, and have.
+        self.limit: int | None = None
+        self.total = sum(segment_path(folder, number).stat().st_size for number in segment_numbers(folder))
 
-    def append(self, batch: Sequence[Encoded], note: Callable[[list[Location]], None] | None = None) -> None:
-        """Write records, not yet durably, and tell `note` where each lies; until it returns, `unnoted` counts them.
+    def append(
+        self, batch: Sequence[Encoded], note: Callable[[list[Location]], None] | None = None, *, free: bool = False
+    ) -> None:
+        """Write records, not yet durably, and tell `note` where each lies; until it returns, `unnoted` counts them. `free`
+        ones bring nothing new, so the store's limit does not count.
 
         Raises DiskFullError, StoreDamagedError.
         """
@@ -155,6 +161,9 @@ class SegmentWriter:
         total = sum(sizes)
         with self._lock:
             self._check_room(total)
+            if not free and self.limit is not None and self.total + total > self.limit:
+                raise over_limit(self._folder, self.limit)
+            self.total += total
             active = self._current()
             offset = active.end
             active.end += total
@@ -175,6 +184,30 @@ class SegmentWriter:
                 del self._unnoted[token]
                 active.users -= 1
                 self._cut(active)
+
+    def seal(self) -> None:
+        """Have the next record begin a new segment."""
+        with self._lock:
+            if self._active is not None:
+                self._full.append(self._active)
+                self._active = None
+
+    def is_open(self, number: int) -> bool:
+        """Whether a segment is being written, or waits to be made durable."""
+        with self._lock:
+            return any(segment.number == number for segment in [*self._full, *([self._active] if self._active else [])])
+
+    def remove(self, number: int) -> None:
+        """Unlink a segment that nothing needs. Raises StoreDamagedError."""
+        path = segment_path(self._folder, number)
+        try:
+            size = path.stat().st_size
+            self._files.unlink(path)
+            self._files.fsync_dir(self._folder)
+        except OSError as error:
+            raise as_store_error(error, path) from error
+        with self._lock:
+            self.total -= size
 
     def unnoted(self) -> tuple[int, int] | None:
         """(segment, offset) of the first record that is being written just now."""

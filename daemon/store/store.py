@@ -17,6 +17,7 @@ import logging
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,11 +26,12 @@ from typing import Any, TypeVar
 
 from millpond.daemon.errors import BusyError
 from millpond.daemon.names import ObjectName
-from millpond.daemon.store import layout, manifests, records, recovery
+from millpond.daemon.store import journal as journals
+from millpond.daemon.store import layout, ledger, manifests, records, recovery
 from millpond.daemon.store.files import Files, as_store_error
 from millpond.daemon.store.format import ensure_format
 from millpond.daemon.store.fsck import Fsck, FsckReport, Progress
-from millpond.daemon.store.index import Content, Index, grant_key
+from millpond.daemon.store.index import Content, Index, grant_key, stamp, stamped
 from millpond.daemon.store.journal import NameBatch, Names
 from millpond.daemon.store.reader import Damage, StoreReader
 from millpond.daemon.store.records import Kind, Location
@@ -50,6 +52,8 @@ _MAX_WAITING = 256
 _MAX_TRIES = 4
 # Manifests remembered as complete.
 _MAX_COMPLETE = 10_000
+# In `meta`: the size limit in bytes, u64, 0 for none.
+LIMIT = b"limit"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +105,13 @@ class Store:
             mode=layout.file_mode(settings.group),
         )
         self.reader = StoreReader(index, self._folder, records.key_of(uuid), self._note_damage)
+        with index.begin() as txn:
+            self._segments.limit = stamped(txn.get(LIMIT, db=index.meta) or b"") or None
+        self.ledger = ledger.Ledger(self)
         self._pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="store")
+        self._epoch = time.time() - time.monotonic()
+        # Checks and rewriting keep out of each other's way.
+        self.maintenance = threading.Lock()
         self._pending: dict[bytes, Location] = {}
         self._pending_lock = threading.Lock()
         self._complete: set[tuple[int, ObjectName]] = set()
@@ -168,18 +178,20 @@ class Store:
 
     def append(self, batch: Sequence[Encoded]) -> None:
         """Write records; from now on `known` finds them. Raises DiskFullError, StoreDamagedError."""
-
-        def note(locations: list[Location]) -> None:
-            with self._pending_lock:
-                for record, location in zip(batch, locations, strict=True):
-                    self._pending[record.id] = location
-
-        self._segments.append(batch, note)
+        self._append(batch, free=False)
         if len(self._pending) > MAX_PENDING and self._queue.empty():
             with contextlib.suppress(queue.Full, BusyError):
                 self._submit(_Job(None, None), wait=False)
         if len(self._pending) > 4 * MAX_PENDING:
             self.flush()
+
+    def _append(self, batch: Sequence[Encoded], *, free: bool) -> None:
+        def note(locations: list[Location]) -> None:
+            with self._pending_lock:
+                for record, location in zip(batch, locations, strict=True):
+                    self._pending[record.id] = location
+
+        self._segments.append(batch, note, free=free)
 
     def commit_names(self, names: NameBatch) -> list[ObjectName]:
         """See `IngestSession.commit`."""
@@ -187,6 +199,18 @@ class Store:
         for part in names.parts():
             lost += self._submit(_Job(part, None)).result()
         return lost
+
+    def note(self, uid: int, note: dict[str, Any]) -> None:
+        """Write a note into the journal and apply it (see ledger.py), durably. Raises as `write`."""
+        self.note_all([(uid, note)])
+
+    def note_all(self, notes: Sequence[tuple[int, dict[str, Any]]]) -> None:
+        """`note` for several, in one commit."""
+        self._submit(_Job(None, None, notes=notes)).result()
+
+    def now(self) -> float:
+        """Seconds since the epoch, by a clock that does not jump while the store is open."""
+        return self._epoch + time.monotonic()
 
     def complete(self, name: ObjectName, uid: int) -> bool:
         """Whether a manifest and all that it names are here for `uid`. What was complete once stays so until records are
@@ -234,15 +258,68 @@ class Store:
         """Check the whole store (see fsck.py). With `repair`, damaged records are put in quarantine and mended from
         `source`, which gives a content's bytes for a name, or None."""
         check = Fsck(self, self._index, self._folder, deep=deep, progress=progress or (lambda done, total: None))
-        report = check.run()
-        if repair and not report.ok:
-            Repair(self, self._index, self._folder, check).run(source)
+        with self.maintenance:
+            report = check.run()
+            if repair and not report.ok:
+                Repair(self, self._index, self._folder, check).run(source)
+                if check.ranges:
+                    self.ledger.snapshot()
         return report
+
+    def seal(self) -> None:
+        """Go on in a new segment, so that the one written so far can be rewritten. Raises as `write`."""
+        self._segments.seal()
+        # The mark is to pass the old segment, so something must stand in the new one.
+        self.note(0, {"op": "seal"})
+
+    def keep_names(self, names: Names) -> None:
+        """Write those of `names` that still are so into the journal again: the record that says it is going to go. The
+        next commit makes the mark pass it. Raises as `write`."""
+
+        def work(txn: Any) -> None:
+            left = Names(names.uid)
+            for key, content in names:
+                granted = txn.get(grant_key(names.uid, content.id), db=self._index.grants) is not None
+                if granted and content in self._index.contents(txn, ObjectName.from_key(key)):
+                    left.add(key, content)
+            if len(left):
+                payload = left.payload()
+                self._segments.append([self.encode(Kind.JOURNAL, records.content_id(payload), payload)], free=True)
+                self._segments.sync()
+
+        self._submit(_Job(None, work)).result()
+
+    def drop_segment(self, number: int, ids: Sequence[bytes]) -> bool:
+        """Remove a segment whose records `ids` were all copied elsewhere, durably; False when the index still needs it, or
+        it is being written. Raises StoreDamagedError."""
+
+        def work(txn: Any) -> bool:
+            if number >= self._index.committed(txn)[0] or self._segments.is_open(number):
+                return False
+            for record_id in ids:
+                location = self._index.location(txn, record_id)
+                if location is not None and location.segment == number:
+                    return False
+            self._index.forget_ranges(txn, number)
+            return True
+
+        if not self._submit(_Job(None, work)).result():
+            return False
+        self._segments.remove(number)
+        return True
+
+    def copy_records(self, batch: Sequence[Encoded]) -> None:
+        """Append records that are there already; the next commit has the index point at the copies. Raises as `append`."""
+        self._append(batch, free=True)
 
     def flush(self) -> None:
         """Index everything appended so far. Raises as a commit."""
         if self._pending:
-            self._submit(_Job(None, None)).result()
+            self.commit()
+
+    def commit(self) -> None:
+        """Make everything appended so far durable, index it, and move the mark behind it. Raises as `write`."""
+        self._submit(_Job(None, None)).result()
 
     def find_again(self, wanted: set[bytes]) -> int:
         """Index sound records of these ids that lie unindexed in segments; how many were found."""
@@ -259,6 +336,20 @@ class Store:
     def _alone(self, work: Callable[[], T]) -> T:
         """Run `work`, which writes the index in its own transactions, on the commit thread."""
         return self._submit(_Job(None, lambda txn: work(), alone=True)).result()  # type: ignore[no-any-return]
+
+    @property
+    def limit(self) -> int | None:
+        """Bytes that the segments may have together; None for no limit but the disk's."""
+        return self._segments.limit
+
+    def set_limit(self, size: int | None) -> None:
+        """Set the limit, for good. Raises as `write`."""
+
+        def work(txn: Any) -> None:
+            txn.put(LIMIT, (size or 0).to_bytes(8, "little"), db=self._index.meta)
+
+        self.write(work)
+        self._segments.limit = size
 
     def stats(self) -> StoreStats:
         """Figures, by a walk over the index."""
@@ -403,6 +494,8 @@ class Store:
         entries: list[tuple[int, bytes, Content]] = []
         journal: list[Encoded] = []
         for job in group:
+            for payload in itertools.starmap(journals.note_payload, job.notes):
+                journal.append(self.encode(Kind.JOURNAL, records.content_id(payload), payload))
             whole = Names(job.names.uid if job.names else 0)
             lost: list[ObjectName] = []
             for key, content in job.names or ():
@@ -416,17 +509,20 @@ class Store:
                 journal.append(self.encode(Kind.JOURNAL, records.content_id(payload), payload))
             results.append(lost)
         if journal:
-            self._segments.append(journal)
+            self._segments.append(journal, free=not any(len(job.names or ()) for job in group))
         end = self._segments.sync()
         if used & poisoned:  # by a failed write of someone else, after the check above
             raise SegmentLost
+        now = stamp(self.now())
         for uid, key, content in entries:
             value = content.pack()
             other = txn.get(key, db=index.objects)
             if other is not None and other != value:
                 log.warning("object %s has more than one content", ObjectName.from_key(key))
             txn.put(key, value, db=index.objects)
-            txn.put(grant_key(uid, content.id), b"", db=index.grants)
+            txn.put(grant_key(uid, content.id), now, db=index.grants)
+        for uid, note in itertools.chain.from_iterable(job.notes for job in group):
+            ledger.apply(index, txn, uid, note)
         if end[0]:
             # The mark first: a write that fails after it was looked at is not behind it.
             index.set_committed(txn, *self._mark(end, pending))
@@ -445,11 +541,19 @@ class Store:
 
 
 class _Job:
-    """Names to commit, or work for the commit thread (`alone`: it gets no transaction), or (neither) a commit of what is
-    pending."""
+    """Names to commit, notes (uid, note) for the journal, or work for the commit thread (`alone`: it gets no transaction), or
+    (none of these) a commit of what is pending."""
 
-    def __init__(self, names: Names | None, work: Callable[[Any], Any] | None, *, alone: bool = False) -> None:
+    def __init__(
+        self,
+        names: Names | None,
+        work: Callable[[Any], Any] | None,
+        *,
+        alone: bool = False,
+        notes: Sequence[tuple[int, dict[str, Any]]] = (),
+    ) -> None:
         self.names = names
+        self.notes = notes
         self.work = work
         self.alone = alone
         self.done: Future[Any] = Future()

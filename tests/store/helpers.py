@@ -56,6 +56,10 @@ class FaultyFiles(Files):
         self._step("rename")
         super().rename(source, target)
 
+    def unlink(self, path: Path) -> None:
+        self._step("unlink")
+        super().unlink(path)
+
     def truncate(self, path: Path, size: int) -> None:
         self._step("truncate")
         super().truncate(path, size)

@@ -151,7 +151,8 @@ class Filesystem:
         self._nodes: dict[int, Node] = {ROOT: self.root}
         self._by_key: dict[tuple[int, bytes], Node] = {}
         self._next_inode = _FIRST_DYNAMIC
-        self._open: dict[int, OpenFile] = {}
+        # Handle -> the file, and what it is called in the log.
+        self._open: dict[int, tuple[OpenFile, str]] = {}
         self._next_handle = 1
         self._started = time.time()
         self.opens = self.reads = self.read_bytes = self.errors = 0
@@ -326,11 +327,11 @@ class Filesystem:
             if content is None:
                 return None
             _check_size(record, content.size)
-            return self._opened(StoredFile(self._chunks, self._reader, content))
+            return self._opened(StoredFile(self._chunks, self._reader, content), str(record.name))
         text = self._nodes[inode].text
         if text is None:
             raise FileError(errno.EISDIR)
-        return self._opened(Text(text))
+        return self._opened(Text(text), "a text of the mount's own")
 
     async def open(self, inode: int) -> int:
         """A handle for `read`. Raises FileError: EIO when the object cannot be had (the reason is logged)."""
@@ -349,22 +350,30 @@ class Filesystem:
             except StoreDamagedError:
                 os.close(fd)
                 raise
-            return self._opened(ForeignFile(fd, size))
+            return self._opened(ForeignFile(fd, size), str(name))
         except (MillpondError, OSError) as error:
             raise self.failed(f"cannot open {'inode ' + str(inode) if name is None else name}: {error}") from error
 
     def read_ready(self, handle: int, offset: int, size: int) -> list[Bytes] | None:
-        """What `read` gives, when that takes no waiting; else None. Raises StoreDamagedError."""
-        return self._counted(self._open[handle].ready(offset, size))
+        """What `read` gives, when that takes no waiting; else None. Raises FileError as `read`."""
+        file, name = self._open[handle]
+        try:
+            return self._counted(file.ready(offset, size))
+        except (MillpondError, OSError) as error:
+            raise self._unreadable(name, offset, size, error) from error
 
     async def read(self, handle: int, offset: int, size: int) -> list[Bytes]:
         """Bytes of an open file, in pieces. Raises FileError: EIO for what is damaged (logged), never wrong bytes."""
+        file, name = self._open[handle]
         try:
-            parts = await self._open[handle].read(offset, size)
+            parts = await file.read(offset, size)
         except (MillpondError, OSError) as error:
-            raise self.failed(f"cannot read: {error}") from error
+            raise self._unreadable(name, offset, size, error) from error
         self._counted(parts)
         return parts
+
+    def _unreadable(self, name: str, offset: int, size: int, error: Exception) -> FileError:
+        return self.failed(f"cannot read {name}, {size} bytes from {offset}: {error}")
 
     def _counted(self, parts: list[Bytes] | None) -> list[Bytes] | None:
         if parts is not None:
@@ -374,9 +383,9 @@ class Filesystem:
 
     def release(self, handle: int) -> None:
         """An open file is closed."""
-        file = self._open.pop(handle, None)
-        if file is not None:
-            file.close()
+        found = self._open.pop(handle, None)
+        if found is not None:
+            found[0].close()
 
     @property
     def working(self) -> bool:
@@ -443,9 +452,9 @@ class Filesystem:
         handle, self._next_handle = self._next_handle, self._next_handle + 1
         return handle
 
-    def _opened(self, file: OpenFile) -> int:
+    def _opened(self, file: OpenFile, name: str) -> int:
         handle = self._handle()
-        self._open[handle] = file
+        self._open[handle] = (file, name)
         return handle
 
 

@@ -29,6 +29,9 @@ ENTRIES: dict[str, Entry] = {
     "init": Entry("project", "init", "Make a directory a DVC repository.", _PROJECT),
     "add": Entry("project", "add", "Store files and directories and track them.", _PROJECT),
     "checkout": Entry("project", "checkout", "Bring the workspace to what the .dvc files name.", _PROJECT),
+    "commit": Entry("tracking", "commit", "Store what tracked data holds now.", _PROJECT),
+    "remove": Entry("tracking", "remove", "Stop tracking files and directories.", _PROJECT),
+    "rm": Entry("tracking", "remove", "As `remove`.", _PROJECT),
     "status": Entry("project", "status", "Show what differs from the .dvc files.", _PROJECT),
     "diff": Entry("compare", "diff", "Show what differs between revisions, or from the workspace.", _PROJECT),
     "root": Entry("project", "root", "Print the path to the repository's root.", _PROJECT),
@@ -46,8 +49,8 @@ ENTRIES: dict[str, Entry] = {
 
 # What DVC 3 has and this version has not: named, so that a script that uses one learns why it fails.
 _DVC_ONLY = """
-artifacts check-ignore commit config dag data pull push fetch destroy du experiments exp freeze unfreeze gc get get-url
-import import-db import-url install list ls list-url ls-url metrics move mv params plots queue remote remove rm repro stage
+artifacts check-ignore config dag data pull push fetch destroy du experiments exp freeze unfreeze gc get get-url
+import import-db import-url install list ls list-url ls-url metrics move mv params plots queue remote repro stage
 studio unprotect update
 """
 DVC_ONLY = frozenset(_DVC_ONLY.split())

@@ -22,7 +22,21 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("millpond.jobs")
 
-VERBS = ("init", "add", "checkout", "status", "root", "diff", "doctor", "mount", "umount", "tree", "fsck")
+VERBS = (
+    "init",
+    "add",
+    "checkout",
+    "status",
+    "root",
+    "diff",
+    "commit",
+    "remove",
+    "doctor",
+    "mount",
+    "umount",
+    "tree",
+    "fsck",
+)
 # Workers of one uid at once.
 MAX_WORKERS = 64
 # A cancelled worker has this long to clean up before it is killed, and one that has answered to end.

@@ -31,7 +31,9 @@ from millpond.daemon.project.workspace import Workspace
 
 
 @dataclass(frozen=True, slots=True)
-class _Options:
+class Options:
+    """What `add` was asked for; `store` False for --no-commit."""
+
     names: list[str]
     glob: bool
     store: bool
@@ -40,7 +42,7 @@ class _Options:
     relink: bool
 
     @classmethod
-    def of(cls, params: dict[str, Any]) -> _Options:
+    def of(cls, params: dict[str, Any]) -> Options:
         names = [wirepath.decode(target) for target in params.get("targets") or []]
         out = params.get("out")
         if not names:
@@ -104,7 +106,7 @@ def add(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
     TargetError, OverlapError, TrackedByGitError, InvalidFileError, FileChangedError, DiskFullError, NotMountedError,
     NotARepoError, UsageError; the project is as it was then.
     """
-    options = _Options.of(params)
+    options = Options.of(params)
     repo = Repo.open(os.getcwd(), os.environ)
     with context.lock(repo.root, "write"):
         outputs = repo.outputs()
@@ -113,13 +115,13 @@ def add(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
         else:
             names = targets.expand(repo, options.names) if options.glob else options.names
             chosen = targets.resolve(repo, names, outputs)
-        return _Adding(context, repo, options).run(chosen)
+        return Adding(context, repo, options).run(chosen)
 
 
-class _Adding:
+class Adding:
     """One `add`, after its targets were checked."""
 
-    def __init__(self, context: VerbContext, repo: Repo, options: _Options) -> None:
+    def __init__(self, context: VerbContext, repo: Repo, options: Options) -> None:
         self._context = context
         self._repo = repo
         self._options = options
@@ -285,7 +287,7 @@ class _Adding:
             if self._repo.git is not None and self._repo.config.flag("core", "autostage"):
                 self._repo.git.stage([self._repo.git_path(path) for path in git_add])
         except OSError as error:
-            raise _write_error(error) from error
+            raise write_error(error) from error
         return git_add
 
     def _text(self, job: _Job, pointers: dict[str, tuple[str | None, str]]) -> tuple[str | None, str]:
@@ -381,7 +383,7 @@ def _listing_elsewhere(target: Target) -> Listing:
     return listing
 
 
-def _write_error(error: OSError) -> DiskFullError | InvalidFileError:
+def write_error(error: OSError) -> DiskFullError | InvalidFileError:
     path = printable(str(error.filename or ""))
     if error.errno in (28, 122):  # ENOSPC, EDQUOT
         return DiskFullError(f"no room left to write '{path}'", path=path, hint="the data is stored: add it again")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 
 def write_all(texts: Mapping[str, str]) -> None:
@@ -30,6 +30,17 @@ def write_all(texts: Mapping[str, str]) -> None:
             with contextlib.suppress(OSError):
                 os.unlink(name)
     for folder in {os.path.dirname(path) for path in texts}:
+        _sync(folder, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def remove_all(paths: Iterable[str]) -> None:
+    """Remove files (absolute paths), durably; those that are gone already are passed over. Raises OSError."""
+    folders = set()
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+            folders.add(os.path.dirname(path))
+    for folder in folders:
         _sync(folder, os.O_RDONLY | os.O_DIRECTORY)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Sequence
 
@@ -47,6 +48,25 @@ def texts(repo: Repo, relatives: Iterable[str]) -> dict[str, str]:
         if not is_ignored(repo, relative):
             wanted.setdefault(_file(relative), []).append(entry(os.path.basename(relative)))
     return {file: _with_lines(repo.path(file), lines) for file, lines in wanted.items()}
+
+
+def without(repo: Repo, relatives: Iterable[str]) -> dict[str, str]:
+    """What each `.gitignore` (relative) must say when these outputs are tracked no more; "" for one that is not needed.
+    Only files that must change."""
+    if repo.git is None:
+        return {}
+    unwanted: dict[str, set[str]] = {}
+    for relative in relatives:
+        unwanted.setdefault(_file(relative), set()).add(entry(os.path.basename(relative)))
+    found = {}
+    for file, lines in unwanted.items():
+        with contextlib.suppress(FileNotFoundError):
+            with open(repo.path(file), encoding="utf-8", errors="surrogateescape", newline="") as old:
+                text = old.read()
+            kept = "".join(line for line in text.splitlines(keepends=True) if line.rstrip("\r\n") not in lines)
+            if kept != text:
+                found[file] = kept
+    return found
 
 
 def _with_lines(path: str, lines: Sequence[str]) -> str:

@@ -64,8 +64,40 @@ def stage_key(repo: Repo, output: Output) -> str:
     return name if file == "dvc.yaml" else f"{wirepath.encode(file)}:{name}"
 
 
+def changed(context: VerbContext, repo: Repo, outputs: list[Output]) -> list[Output]:
+    """Outputs whose place holds something else than their pointer says; what is gone is not among them."""
+    found = _seen(context, Workspace(repo, context.store), outputs)
+    return [seen.output for seen in found if seen.workspace != seen.output.name and seen.state != DELETED]
+
+
+def unstored(context: VerbContext, repo: Repo, outputs: list[Output]) -> list[Output]:
+    """Outputs in whose place lies something that neither the store nor DVC's cache has whole."""
+    workspace = Workspace(repo, context.store)
+    lost = []
+    for seen in _seen(context, workspace, outputs):
+        group = seen.group
+        names: list[ObjectName] | None
+        if group is None:
+            names = None if seen.state != DELETED else []
+        elif seen.index is not None:
+            names = [group.name(seen.index)]
+        else:
+            whole = workspace.objects.store.complete(group.tree())
+            names = [] if whole else [ObjectName(group.algo, each) for each in set(group.hexes())]
+        if names is None or None in workspace.objects.sizes(names):
+            lost.append(seen.output)
+    return lost
+
+
 def _compare(context: VerbContext, repo: Repo, outputs: list[Output]) -> list[_Seen]:
     workspace = Workspace(repo, context.store)
+    found = _seen(context, workspace, outputs)
+    _keep(workspace, found)
+    _find_missing(workspace, found)
+    return found
+
+
+def _seen(context: VerbContext, workspace: Workspace, outputs: list[Output]) -> list[_Seen]:
     found = [_Seen(output) for output in outputs]
     _look(workspace, found)
     groups = list({id(seen.group): seen.group for seen in found if seen.group is not None}.values())
@@ -76,8 +108,6 @@ def _compare(context: VerbContext, repo: Repo, outputs: list[Output]) -> list[_S
     fill(groups, context.store, keep=False, progress=progress)
     for seen in found:
         _decide(seen, workspace)
-    _keep(workspace, found)
-    _find_missing(workspace, found)
     return found
 
 

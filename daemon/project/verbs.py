@@ -10,11 +10,13 @@ from millpond.daemon import wirepath
 from millpond.daemon.mounts.checkout import checkout
 from millpond.daemon.mounts.verbs import VERBS as MOUNT_VERBS
 from millpond.daemon.project.add import add
+from millpond.daemon.project.commit import commit
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.diff import diff
 from millpond.daemon.project.doctor import doctor
 from millpond.daemon.project.fsck import fsck
 from millpond.daemon.project.init import init
+from millpond.daemon.project.remove import remove
 from millpond.daemon.project.repo import find_root
 from millpond.daemon.project.status import status
 
@@ -37,6 +39,8 @@ VERBS: dict[str, Verb] = {
     "status": status,
     "root": root,
     "diff": diff,
+    "commit": commit,
+    "remove": remove,
     "doctor": doctor,
     "fsck": fsck,
     **MOUNT_VERBS,

@@ -1,0 +1,94 @@
+"""commit, remove: verbs that change what is tracked, with DVC's options and words."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import click
+
+from millpond.cli import text
+from millpond.cli.connection import verb
+from millpond.cli.console import Console
+from millpond.cli.group import Verb, json_option, refused
+from millpond.daemon import wirepath
+from millpond.daemon.errors import ConflictError, UsageError
+
+_PIPELINES = "it follows the stages of a pipeline, and there are no pipelines yet"
+
+
+@click.command(
+    cls=Verb,
+    example="""
+$ echo 200001 >> data/labels.csv
+$ millpond commit --force data.dvc
+""",
+)
+@click.argument("targets", nargs=-1, type=click.Path())
+@click.option("-f", "--force", is_flag=True, help="Record changed data without asking.")
+@refused("-d", "--with-deps", is_flag=True, reason=_PIPELINES)
+@click.option("-R", "--recursive", is_flag=True, help="Targets may be directories: all .dvc files below them.")
+@click.option("--no-relink", is_flag=True, help="Leave the files in the workspace as they are.")
+@json_option
+@click.pass_obj
+def commit(
+    console: Console, targets: tuple[str, ...], force: bool, recursive: bool, no_relink: bool, as_json: bool
+) -> None:
+    """Store what tracked files and directories hold now, and record it in their .dvc files.
+
+    What was added with --no-commit is stored at once; data that differs from its .dvc file needs your word, or --force.
+    """
+    params: dict[str, Any] = {
+        "targets": [wirepath.encode(target) for target in targets],
+        "force": force,
+        "recursive": recursive,
+        "no_relink": no_relink,
+    }
+    result = verb(console, "commit", params)
+    if unconfirmed := result.get("unconfirmed"):
+        _confirm(console, unconfirmed)
+        result = verb(console, "commit", {**params, "force": True})
+    for warning in result.get("warnings") or []:
+        console.warn(wirepath.decode(str(warning)))
+    if as_json:
+        paths = [{**row, **{key: wirepath.decode(row[key]) for key in ("path", "pointer")}} for row in result["added"]]
+        console.write(json.dumps({"committed": paths}))
+
+
+@click.command(
+    cls=Verb,
+    example="""
+$ millpond remove data.dvc
+$ git commit -am "No data"
+""",
+)
+@click.argument("targets", nargs=-1, required=True, type=click.Path())
+@click.option("--outs", is_flag=True, help="Remove the data from the workspace too.")
+@click.option("-f", "--force", is_flag=True, help="With --outs: also data that is stored nowhere.")
+@json_option
+@click.pass_obj
+def remove(console: Console, targets: tuple[str, ...], outs: bool, force: bool, as_json: bool) -> None:
+    """Stop tracking what these .dvc files track: they and their lines in .gitignore are removed.
+
+    The data stays in the workspace, unless --outs is given, and in the store.
+    """
+    if force and not outs:
+        raise UsageError("--force goes with --outs")
+    params = {"targets": [wirepath.encode(target) for target in targets], "outs": outs, "force": force}
+    result = verb(console, "remove", params)
+    if as_json:
+        found = {key: [wirepath.decode(path) for path in result[key]] for key in ("removed", "outs")}
+        console.write(json.dumps(found))
+
+
+def _confirm(console: Console, unconfirmed: list[dict[str, Any]]) -> None:
+    """Ask for each pointer's changed data; raise ConflictError without a yes."""
+    for each in unconfirmed:
+        pointer = text.printable(wirepath.decode(each["pointer"]))
+        outs = ", ".join(f"'{text.printable(wirepath.decode(out))}'" for out in each["outs"])
+        if sys.stdin.isatty():
+            console.tell(f"outputs [{outs}] of '{pointer}' changed. Are you sure you want to commit it? [y/n] ")
+            if sys.stdin.readline().strip().lower() in ("y", "yes"):
+                continue
+        raise ConflictError(f"unable to commit changed '{pointer}'", hint="use `-f|--force` to force")

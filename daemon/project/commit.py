@@ -1,0 +1,50 @@
+"""`commit`: store what tracked files and folders hold now, and record it in their pointers."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from millpond.daemon import wirepath
+from millpond.daemon.errors import UsageError
+from millpond.daemon.project import targets
+from millpond.daemon.project.add import Adding, Options
+from millpond.daemon.project.context import VerbContext
+from millpond.daemon.project.repo import Repo
+from millpond.daemon.project.select import Choice, select
+from millpond.daemon.project.status import changed
+
+
+def commit(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
+    """Verb. {targets, recursive, force} -> {unconfirmed: [{pointer, outs}]} or as `add`.
+
+    Without `force` nothing is done when tracked data was changed: those outputs are `unconfirmed`, for a person to confirm.
+    Data that was added with --no-commit needs no confirmation. Raises as `add`; UsageError for outputs of stages.
+    """
+    repo = Repo.open(os.getcwd(), os.environ)
+    names = [wirepath.decode(target) for target in params.get("targets") or []]
+    with context.lock(repo.root, "write"):
+        outputs = repo.outputs()
+        chosen = select(repo, outputs, names, recursive=bool(params.get("recursive")))
+        if names and any(choice.output.stage is not None for choice in chosen):
+            raise UsageError(
+                "outputs of stages are recorded by the pipeline that makes them, and this version has no pipelines yet",
+                hint="name .dvc files, or use `dvc commit`",
+            )
+        chosen = [choice for choice in chosen if choice.output.stage is None and choice.output.cache]
+        if not params.get("force"):
+            pointers: dict[str, list[str]] = {}
+            for output in changed(context, repo, [choice.output for choice in chosen]):
+                pointers.setdefault(repo.wire(output.pointer), []).append(repo.wire(output.path))
+            if pointers:
+                return {"unconfirmed": [{"pointer": pointer, "outs": outs} for pointer, outs in pointers.items()]}
+        if not chosen:
+            return {"added": [], "git_add": [], "autostaged": False, "warnings": []}
+        places = [_place(repo, choice) for choice in chosen]
+        found = targets.resolve(repo, places, outputs)
+        options = Options(places, glob=False, store=True, force=False, out=None, relink=not params.get("no_relink"))
+        return Adding(context, repo, options).run(found)
+
+
+def _place(repo: Repo, choice: Choice) -> str:
+    return repo.seen(os.path.join(choice.output.path, choice.inner) if choice.inner else choice.output.path)

@@ -1,0 +1,162 @@
+"""`commit` and `remove`: as real DVC leaves a project, and whole whatever fails in the middle."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.project.verbhelp import Project
+
+from millpond.daemon.errors import ConflictError, MillpondError, TargetError, UsageError
+
+
+def tracked(project: Project) -> None:
+    for name in ("d/a", "d/sub/b", "f", "sub dir/g"):
+        project.write(name, f"first {name}")
+    project.add("d", "f", "sub dir/g")
+    project.commit()
+
+
+def twin(project: Project) -> Path:
+    """A copy of the project for DVC, with all objects in its cache."""
+    project.export()
+    path = project.base / "theirs"
+    shutil.copytree(project.root, path, symlinks=True)
+    return path
+
+
+def visible(root: Path) -> dict[str, bytes]:
+    found = {}
+    for path in sorted(root.rglob("*")):
+        relative = path.relative_to(root)
+        if path.is_file() and relative.parts[0] not in (".git", ".dvc"):
+            found[str(relative)] = path.read_bytes()
+    return found
+
+
+def test_changed_data_is_recorded_as_dvc_records_it(project: Project) -> None:
+    tracked(project)
+    theirs = twin(project)
+    for root in (project.root, theirs):
+        (root / "d/a").write_text("second")
+        (root / "d/new").write_text("new")
+        (root / "f").write_text("second f")
+    asked = project.run("commit")["unconfirmed"]
+    assert asked == [{"pointer": "d.dvc", "outs": ["d"]}, {"pointer": "f.dvc", "outs": ["f"]}]
+    assert project.status() != {}, "nothing was done"
+    project.run("commit", "d.dvc", force=True)
+    assert set(project.status()) == {"f.dvc"}
+    project.run("commit", force=True)
+    project.dvc("commit", "-q", "-f", cwd=theirs)
+    assert visible(project.root) == visible(theirs)
+    assert project.status() == {}
+    project.export()
+    assert "up to date" in project.dvc("status")
+
+
+def test_what_was_added_without_being_stored_is_stored_without_a_question(project: Project) -> None:
+    project.write("f", "later")
+    project.add("f", no_commit=True)
+    assert project.status()["f.dvc"] == [{"changed outs": {"f": "not in cache"}}]
+    assert "unconfirmed" not in project.run("commit", "f")
+    assert project.status() == {}
+
+
+def test_a_part_of_a_folder_is_committed(project: Project) -> None:
+    tracked(project)
+    project.write("d/a", "second")
+    project.write("d/sub/b", "second too")
+    project.run("commit", "d/a", force=True)
+    project.write("d/sub/b", "first d/sub/b")
+    assert project.status() == {}
+
+
+def test_stages_are_left_to_pipelines(project: Project) -> None:
+    project.write("dvc.yaml", "stages:\n  s:\n    cmd: echo 1 > out\n    outs:\n    - out\n")
+    project.dvc("repro", "-q")
+    project.write("out", "changed")
+    with pytest.raises(UsageError, match="no pipelines yet"):
+        project.run("commit", "s", force=True)
+    assert project.run("commit", force=True)["added"] == []
+
+
+@pytest.mark.parametrize("targets", [["d.dvc"], ["f.dvc", "sub dir/g.dvc"], ["d.dvc", "f.dvc", "sub dir/g.dvc"]])
+@pytest.mark.parametrize("outs", [False, True])
+def test_what_is_removed_is_gone_as_in_dvc(project: Project, targets: list[str], outs: bool) -> None:
+    tracked(project)
+    theirs = twin(project)
+    result = project.run("remove", *targets, outs=outs)
+    assert len(result["removed"]) == len(targets)
+    project.dvc("remove", *targets, *(["--outs"] if outs else []), cwd=theirs)
+    assert visible(project.root) == visible(theirs)
+    project.dvc("status")
+
+
+def test_data_that_is_stored_nowhere_is_kept(project: Project) -> None:
+    tracked(project)
+    project.write("f", "only here")
+    before = project.snapshot()
+    with pytest.raises(ConflictError, match="'f' would be lost"):
+        project.run("remove", "d.dvc", "f.dvc", outs=True)
+    assert project.snapshot() == before
+    project.run("remove", "f.dvc", outs=True, force=True)
+    assert not (project.root / "f").exists()
+
+
+def test_what_cannot_be_removed_is_said(project: Project) -> None:
+    tracked(project)
+    project.write("dvc.yaml", "stages:\n  s:\n    cmd: echo 1 > out\n    outs:\n    - out\n")
+    project.dvc("repro", "-q")
+    for target, error, needle in (
+        ("f", TargetError, "did you mean 'f.dvc'"),
+        ("none.dvc", TargetError, "does not exist"),
+        ("none", TargetError, "does not exist"),
+        ("s", UsageError, "no pipelines yet"),
+    ):
+        before = project.snapshot()
+        with pytest.raises(error, match=needle):
+            project.run("remove", target)
+        assert project.snapshot() == before
+
+
+@pytest.mark.parametrize("name", ["unlink", "rename", "fsync", "open"])
+def test_whatever_fails_a_removal_can_be_undone_or_repeated(
+    project: Project, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The n-th call fails, for every n: data that is gone comes back by `checkout`, or the second attempt ends the first."""
+    tracked(project)
+    data = visible(project.root)
+    real: Callable[..., Any] = getattr(os, name)
+    for nth in range(100):
+        calls = 0
+
+        def fails(*args: Any, nth: int = nth, **kwargs: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == nth + 1:
+                raise OSError(errno.EIO, os.strerror(errno.EIO), str(args[0]))
+            return real(*args, **kwargs)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, name, fails)
+            try:
+                project.run("remove", "d.dvc", "f.dvc", "sub dir/g.dvc", outs=True)
+                failed = False
+            except (MillpondError, OSError):
+                failed = True
+        left = [pointer for pointer in ("d.dvc", "f.dvc", "sub dir/g.dvc") if (project.root / pointer).exists()]
+        assert failed or not left
+        if left:
+            project.run("remove", *left, outs=True)
+        assert [path for path in visible(project.root) if path not in (".dvcignore", ".gitignore")] == []
+        project.git("checkout", "-q", "--", ".")
+        project.checkout(force=True)
+        assert visible(project.root) == data
+        if calls <= nth:
+            return
+    raise AssertionError("it never ran to its end")

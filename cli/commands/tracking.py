@@ -60,7 +60,7 @@ def commit(
     cls=Verb,
     example="""
 $ millpond remove data.dvc
-$ git commit -am "No data"
+$ millpond rm --outs old.dvc
 """,
 )
 @click.argument("targets", nargs=-1, required=True, type=click.Path())

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.fusefs import uring
 from tests.fusefs.conftest import Pair
 from tests.fusefs.helpers import ENGINES, TIMEOUT_S, File, mount, open_store, put_tree, run
 
@@ -98,6 +99,23 @@ def test_pollers_and_ioctls_are_answered(pair: Pair) -> None:
             fcntl.ioctl(fd, 0x5401, bytes(64))  # TCGETS
     finally:
         os.close(fd)
+
+
+@pytest.mark.parametrize("direct", [0, os.O_DIRECT])
+def test_reads_by_io_uring(pair: Pair, direct: int) -> None:
+    data = (pair.plain / "big/mixed.bin").read_bytes()
+    ranges = [(number << 20, 300_000) for number in (8, 0, 3, 5, 1, 7, 9)]
+    if direct:
+        ranges = [(offset, 1 << 18) for offset, _ in ranges]
+    fd = os.open(pair.place / "big/mixed.bin", os.O_RDONLY | direct)
+    try:
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        found = uring.read(fd, ranges)
+    except uring.Unavailable as error:
+        pytest.skip(f"no io_uring here: {error}")
+    finally:
+        os.close(fd)
+    assert found == [data[offset : offset + length] for offset, length in ranges]
 
 
 _STAYS = """

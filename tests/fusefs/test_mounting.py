@@ -113,6 +113,13 @@ def test_who_is_privileged_needs_no_fusermount3(base: Path) -> None:
     assert attempt(base / "m", path="/nonexistent") == "mounted"
 
 
+def test_root_of_a_user_namespace_mounts_by_itself(base: Path) -> None:
+    """As in a rootless container."""
+    (base / "m").mkdir()
+    assert attempt(base / "m", "/usr/bin/unshare", "-Urm", path="/nonexistent") == "mounted"
+    assert mounted_at(os.fspath(base / "m")) is None
+
+
 UNPRIVILEGED = ("/usr/bin/setpriv", "--bounding-set=-sys_admin")
 
 

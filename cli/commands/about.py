@@ -27,6 +27,10 @@ ENVIRONMENT = (
     ("MILLPOND_SOCKET", "Where the daemon listens; by default $XDG_RUNTIME_DIR/millpond/millpond.sock."),
     ("MILLPOND_STATE", "The daemon's log and the list of mounts; by default $XDG_STATE_HOME/millpond."),
     (
+        "MILLPOND_EXPORT",
+        "Whether add and commit also bring objects into DVC's own cache: auto (where it is in use), always, never.",
+    ),
+    (
         "MILLPOND_IDLE_EXIT",
         "Seconds without requests and mounts after which the daemon ends; 0: never. By default 600.",
     ),

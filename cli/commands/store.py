@@ -1,4 +1,4 @@
-"""fsck and `cache info`: the store as a whole."""
+"""fsck, `cache info`, `cache export`: the store as a whole, and beside DVC's cache."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import json
 
 import click
 
-from millpond.cli import exits, render
+from millpond.cli import exits, render, text
 from millpond.cli.connection import request, verb
 from millpond.cli.console import Console
 from millpond.cli.group import Group, Verb, json_option
+from millpond.daemon import wirepath
+from millpond.daemon.errors import ObjectMissingError
 
 
 @click.command(
@@ -43,6 +45,57 @@ def fsck(console: Console, deep: bool, repair: bool, as_json: bool) -> int:
 @click.group(cls=Group)
 def cache() -> None:
     """What the store holds."""
+
+
+@cache.command(
+    short_help="Bring objects into DVC's own cache.",
+    example="""
+$ millpond cache export data.dvc && dvc push data.dvc
+""",
+)
+@click.argument("targets", nargs=-1, type=click.Path())
+@click.option("-R", "--recursive", is_flag=True, help="Targets may be directories: all .dvc files below them.")
+@click.option(
+    "--rev", "revs", multiple=True, metavar="REV", help="Export this Git revision; may be given several times."
+)
+@click.option("-a", "--all-branches", is_flag=True, help="Export all branches.")
+@click.option("-T", "--all-tags", is_flag=True, help="Export all tags.")
+@click.option("-A", "--all-commits", is_flag=True, help="Export all commits.")
+@json_option
+@click.pass_obj
+def export(
+    console: Console,
+    targets: tuple[str, ...],
+    recursive: bool,
+    revs: tuple[str, ...],
+    all_branches: bool,
+    all_tags: bool,
+    all_commits: bool,
+    as_json: bool,
+) -> None:
+    """Bring what TARGETS (by default all tracked data) consist of into DVC's own cache, where real `dvc` finds it."""
+    params = {
+        "targets": [wirepath.encode(target) for target in targets],
+        "recursive": recursive,
+        "revs": [wirepath.encode(rev) for rev in revs],
+        "all_branches": all_branches,
+        "all_tags": all_tags,
+        "all_commits": all_commits,
+    }
+    result = verb(console, "export", params)
+    missing = [wirepath.decode(path) for path in result["missing"]]
+    folder = wirepath.decode(result["cache"])
+    if as_json:
+        console.write(json.dumps({**result, "missing": missing, "cache": folder}))
+    else:
+        size, count = text.size(result["bytes"]), text.plural(result["objects"], "object")
+        console.say(f"Exported {count}, {size}, to {text.printable(folder)}")
+    if missing:
+        shown = ", ".join(f"'{text.printable(path)}'" for path in missing[:5]) + (" ..." if len(missing) > 5 else "")
+        raise ObjectMissingError(
+            f"{text.plural(len(missing), 'object')} could not be exported, for nobody has them: {shown}",
+            hint="fetch them first: dvc fetch",
+        )
 
 
 @cache.command(

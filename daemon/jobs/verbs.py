@@ -31,6 +31,7 @@ VERBS = (
     "diff",
     "commit",
     "remove",
+    "export",
     "doctor",
     "mount",
     "umount",

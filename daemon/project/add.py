@@ -13,14 +13,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from millpond.daemon import wirepath
-from millpond.daemon.errors import DiskFullError, InvalidFileError, TargetError, UsageError
+from millpond.daemon.errors import TargetError, UsageError
 from millpond.daemon.names import ObjectName
 from millpond.daemon.project import dvcfile, gitignore, manifest, targets
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.copying import replace_link
 from millpond.daemon.project.digests import LEGACY, Group, fill, forget_missing
-from millpond.daemon.project.durable import write_all
+from millpond.daemon.project.durable import write_all, write_error
 from millpond.daemon.project.dvcfile import Out
+from millpond.daemon.project.export import export_after
 from millpond.daemon.project.ignore import FolderRules
 from millpond.daemon.project.placer import Placer
 from millpond.daemon.project.plan import Content
@@ -139,6 +140,8 @@ class Adding:
         self._keep_legacy(jobs)
         git_add = self._write(jobs)
         self._settle(jobs)
+        if self._options.store:
+            export_after(self._context, self._repo, [job.target.path for job in jobs], os.environ)
         return self._result(jobs, git_add)
 
     def _jobs(self, chosen: list[Target]) -> list[_Job]:
@@ -381,10 +384,3 @@ def _listing_elsewhere(target: Target) -> Listing:
         shown = printable(f"{target.source}/{path}")
         raise TargetError(f"cannot add '{shown}': it {reason}", path=shown, hint="remove it first")
     return listing
-
-
-def write_error(error: OSError) -> DiskFullError | InvalidFileError:
-    path = printable(str(error.filename or ""))
-    if error.errno in (28, 122):  # ENOSPC, EDQUOT
-        return DiskFullError(f"no room left to write '{path}'", path=path, hint="the data is stored: add it again")
-    return InvalidFileError(f"cannot write '{path}': {error.strerror}", path=path)

@@ -7,6 +7,9 @@ import os
 import tempfile
 from collections.abc import Iterable, Mapping
 
+from millpond.daemon.errors import DiskFullError, InvalidFileError
+from millpond.daemon.project.paths import printable
+
 
 def write_all(texts: Mapping[str, str]) -> None:
     """Put files in place (absolute path: text). Raises OSError; nothing was changed then, but for a failed rename.
@@ -65,3 +68,11 @@ def _sync(path: str, flags: int) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def write_error(error: OSError) -> DiskFullError | InvalidFileError:
+    """The error for a file of the project that could not be written."""
+    path = printable(str(error.filename or ""))
+    if error.errno in (28, 122):  # ENOSPC, EDQUOT
+        return DiskFullError(f"no room left to write '{path}'", path=path, hint="the data is stored: add it again")
+    return InvalidFileError(f"cannot write '{path}': {error.strerror}", path=path)

@@ -21,6 +21,15 @@ class DvcCache:
         self.folder = folder
         self._verified: dict[ObjectName, tuple[int, int, int, int]] = {}
 
+    @property
+    def is_used(self) -> bool:
+        """Whether DVC has put objects here."""
+        try:
+            with os.scandir(os.path.join(self.folder, "files", "md5")) as entries:
+                return any(len(entry.name) == 2 for entry in entries)
+        except OSError:
+            return False
+
     def path_of(self, name: ObjectName) -> str | None:
         """Where an object would lie; None for names that DVC's cache has no place for."""
         if name.algo == "md5":

@@ -96,14 +96,39 @@ class GitRepo:
     def refs(self) -> dict[str, str]:
         """Branches and tags by short name (a tag wins over a branch of its name, as in `resolve`), each with its commit's
         hex id."""
+        return self.branches() | self.tags()
+
+    def branches(self) -> dict[str, str]:
+        """Branches by short name, each with its commit's hex id."""
+        return self._refs(_HEADS)
+
+    def tags(self) -> dict[str, str]:
+        """Tags of commits by short name, each with its commit's hex id."""
+        return self._refs(_TAGS)
+
+    def history(self) -> list[str]:
+        """All commits that branches, tags, other references and HEAD lead to, the newest first."""
+        tips = {target for name in self._repo.references if (target := self._commit_of(name)) is not None}
+        if not self._repo.head_is_unborn:
+            tips.add(self._repo.head.target)
+        if not tips:
+            return []
+        walker = self._repo.walk(None, pygit2.enums.SortMode.TIME)
+        for tip in tips:
+            walker.push(tip)
+        return [str(commit.id) for commit in walker]
+
+    def _commit_of(self, reference: str) -> Any:
+        try:
+            return self._repo.references[reference].peel(pygit2.Commit).id
+        except (KeyError, ValueError, pygit2.GitError, pygit2.InvalidSpecError):
+            return None  # of something that is no commit, or dangling
+
+    def _refs(self, prefix: str) -> dict[str, str]:
         found: dict[str, str] = {}
-        for prefix in (_HEADS, _TAGS):
-            for ref in self._repo.references:
-                if ref.startswith(prefix):
-                    try:
-                        found[ref.removeprefix(prefix)] = str(self._repo.references[ref].peel(pygit2.Commit).id)
-                    except (pygit2.GitError, pygit2.InvalidSpecError, KeyError):
-                        continue  # a tag of something that is no commit, or a dangling ref
+        for name in self._repo.references:
+            if name.startswith(prefix) and (commit := self._commit_of(name)) is not None:
+                found[name.removeprefix(prefix)] = str(commit)
         return found
 
     def head(self) -> str | None:

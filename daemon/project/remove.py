@@ -15,9 +15,8 @@ from millpond.daemon import wirepath
 from millpond.daemon.errors import ConflictError, TargetError, UsageError
 from millpond.daemon.mounts.place import mounted_at, require_mounted
 from millpond.daemon.project import dvcfile, gitignore
-from millpond.daemon.project.add import write_error
 from millpond.daemon.project.context import VerbContext
-from millpond.daemon.project.durable import remove_all, write_all
+from millpond.daemon.project.durable import remove_all, write_all, write_error
 from millpond.daemon.project.outputs import Output, pointer_outputs
 from millpond.daemon.project.repo import Repo, printable
 from millpond.daemon.project.select import select

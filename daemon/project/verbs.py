@@ -14,6 +14,7 @@ from millpond.daemon.project.commit import commit
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.diff import diff
 from millpond.daemon.project.doctor import doctor
+from millpond.daemon.project.export import export
 from millpond.daemon.project.fsck import fsck
 from millpond.daemon.project.init import init
 from millpond.daemon.project.remove import remove
@@ -41,6 +42,7 @@ VERBS: dict[str, Verb] = {
     "diff": diff,
     "commit": commit,
     "remove": remove,
+    "export": export,
     "doctor": doctor,
     "fsck": fsck,
     **MOUNT_VERBS,

@@ -240,4 +240,9 @@ def test_dvc_and_we_after_each_other(made_by_dvc: Project) -> None:
     made_by_dvc.dvc("add", "d")
     assert made_by_dvc.status() == {}
     theirs = json.loads(real_dvc().ok("status", "--json", cwd=made_by_dvc.root))
+    assert theirs == {}, "DVC's cache is in use: what we store is brought there"
+    made_by_dvc.environ["MILLPOND_EXPORT"] = "never"
+    made_by_dvc.write("f", "four")
+    made_by_dvc.add("f")
+    theirs = json.loads(real_dvc().ok("status", "--json", cwd=made_by_dvc.root))
     assert theirs == {"f.dvc": [{"changed outs": {"f": "not in cache"}}]}, "DVC sees its own cache only"

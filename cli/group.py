@@ -39,6 +39,11 @@ ENTRIES: dict[str, Entry] = {
     "umount": Entry("mounts", "umount", "End a mount, or all of them.", _MOUNTS),
     "mounts": Entry("mounts", "mounts", "List mounts; mount again what is gone.", _MOUNTS),
     "fsck": Entry("store", "fsck", "Check the store, and repair it.", _STORE),
+    "gc": Entry("gc", "gc", "Remove data that no version needs any more.", _STORE),
+    "pin": Entry("gc", "pin", "Keep a version's data whatever happens to its project.", _STORE),
+    "unpin": Entry("gc", "unpin", "Let pinned versions go.", _STORE),
+    "pins": Entry("gc", "pins", "List pinned versions.", _STORE),
+    "forget-project": Entry("gc", "forget_project", "Have a project that is gone keep nothing any more.", _STORE),
     "cache": Entry("store", "cache", "What the store holds.", _STORE),
     "daemon": Entry("daemon", "daemon", "Start, stop and look at the daemon.", _STORE),
     "doctor": Entry("about", "doctor", "Check this machine and repository for what millpond needs.", _OTHER),
@@ -49,7 +54,7 @@ ENTRIES: dict[str, Entry] = {
 
 # What DVC 3 has and this version has not: named, so that a script that uses one learns why it fails.
 _DVC_ONLY = """
-artifacts check-ignore config dag data pull push fetch destroy du experiments exp freeze unfreeze gc get get-url
+artifacts check-ignore config dag data pull push fetch destroy du experiments exp freeze unfreeze get get-url
 import import-db import-url install list ls list-url ls-url metrics move mv params plots queue remote repro stage
 studio unprotect update
 """

@@ -264,3 +264,50 @@ def daemon_lines(status: dict[str, Any], *, now: float) -> Iterator[str]:
             f"\t{item['method']} of uid {item['uid']} (pid {item['pid']}), request {item['id']}, "
             f"{text.duration(item['seconds'])}"
         )
+
+
+def gc_lines(report: dict[str, Any]) -> Iterator[str]:
+    """What a sweep would remove, by project."""
+    removed, kept = report["removed"], report["kept"]
+    yield from _unreadable_lines(report)
+    if not removed["objects"] and not report["records"]:
+        yield f"Nothing goes; {_objects(kept)} stay."
+    else:
+        freed = text.size(report["freed"])
+        yield f"This keeps {_objects(kept)} and removes {_objects(removed)}, of which {freed} on disk:"
+        for name, part in sorted(report["projects"].items()):
+            yield f"\t{_objects(part)} of {path(name)}"
+        if report["other"]["objects"]:
+            yield f"\t{_objects(report['other'])} of no project"
+    if report["young"]["objects"]:
+        yield f"{_objects(report['young'])} stay only because they were stored a short while ago (--grace)."
+
+
+def gc_done_lines(report: dict[str, Any]) -> Iterator[str]:
+    """After a sweep."""
+    yield from _unreadable_lines(report)
+    removed = report["removed"]
+    if not removed["objects"] and not report["records"]:
+        yield f"Nothing to remove; {_objects(report['kept'])} stay."
+        return
+    yield f"Removed {_objects(removed)}; {text.size(report['freed'])} on disk are given back in the background."
+    if report["granted"]:
+        yield f"{text.plural(report['granted'], 'object')} of them stay for other users."
+
+
+def _unreadable_lines(report: dict[str, Any]) -> Iterator[str]:
+    for item in report.get("unreadable") or []:
+        yield (
+            f"{path(item['path'])} cannot be read, so what it was last known to need is kept "
+            f"({text.printable(item['reason'])}); if it is gone: millpond forget-project"
+        )
+
+
+def _objects(part: dict[str, Any]) -> str:
+    return f"{text.plural(part['objects'], 'object')} ({text.size(part['bytes'])})"
+
+
+def pin_name(pin: dict[str, Any]) -> str:
+    """`data@f14272cab9a5`."""
+    target = path(pin["target"]) or "everything"
+    return f"{target}@{pin['commit'][:12]}" if pin.get("commit") else target

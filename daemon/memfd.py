@@ -46,6 +46,16 @@ def from_bytes(data: bytes | bytearray | memoryview) -> int:
 
 
 @contextlib.contextmanager
+def sent(data: bytes) -> Iterator[int]:
+    """A sealed memory file with this content, for one request."""
+    fd = from_bytes(data)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
 def mapped(fd: int) -> Iterator[memoryview]:
     """The content of a received memory file, refused unless sealed and of at most MAX_BYTES.
 

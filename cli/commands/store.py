@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import click
 
@@ -11,7 +12,7 @@ from millpond.cli.connection import request, verb
 from millpond.cli.console import Console
 from millpond.cli.group import Group, Verb, json_option
 from millpond.daemon import wirepath
-from millpond.daemon.errors import ObjectMissingError
+from millpond.daemon.errors import ObjectMissingError, UsageError
 
 
 @click.command(
@@ -117,3 +118,36 @@ def info(console: Console, as_json: bool) -> None:
         return
     for line in render.cache_lines(stats):
         console.say(line)
+
+
+@cache.command(
+    short_help="Show or set the size that the store may have.",
+    example="""
+$ millpond cache limit 200GB
+The store has 1.41 GB of at most 200 GB.
+""",
+)
+@click.argument("size", required=False)
+@json_option
+@click.pass_obj
+def limit(console: Console, size: str | None, as_json: bool) -> None:
+    """Show or set (SIZE: 500MB, 200GB, 2TB, none) how large the store may become.
+
+    Beyond it new data is refused, with exit code 7; nothing is removed by itself: see `millpond gc`.
+    """
+    result = request(console, "store.limit", {} if size is None else {"bytes": _bytes(size)})
+    if as_json:
+        console.write(json.dumps(result))
+        return
+    most = f"of at most {text.size(result['bytes'])}" if result["bytes"] else "and no limit but the disk's"
+    console.say(f"The store has {text.size(result['stored'])} {most}.")
+
+
+def _bytes(shown: str) -> int:
+    """Bytes of `200GB`, `1.5 TB`, `none`. Raises UsageError."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT]?)B?", shown.strip(), re.IGNORECASE)
+    if shown == "none":
+        return 0
+    if match is None or float(match[1]) == 0:
+        raise UsageError(f"'{shown}' is no size like 200GB", hint="`none` takes the limit away")
+    return int(float(match[1]) * 1000 ** "\0KMGT".index(match[2].upper() or "\0"))

@@ -23,20 +23,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("millpond.jobs")
 
 VERBS = (
-    "init",
-    "add",
-    "checkout",
-    "status",
-    "root",
-    "diff",
-    "commit",
-    "remove",
-    "export",
-    "doctor",
-    "mount",
-    "umount",
-    "tree",
-    "fsck",
+    *("init", "add", "checkout", "status", "root", "diff", "commit", "remove", "export", "doctor"),
+    *("mount", "umount", "tree", "fsck", "gc", "pin", "unpin", "forget-project"),
 )
 # Workers of one uid at once.
 MAX_WORKERS = 64

@@ -14,7 +14,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,11 +29,14 @@ from millpond.daemon.errors import (
     ProtocolError,
     TargetError,
 )
-from millpond.daemon.jobs.objects import DaemonObjectStore
+from millpond.daemon.jobs.objects import MAX_NAMES, DaemonObjectStore
+from millpond.daemon.names import ObjectName
 from millpond.daemon.rpc.client import IN_FILE, Client
 
 # Progress is sent at most this often; what is left out is sent with the next one, or before the answer.
 PROGRESS_S = 0.1
+# Verbs that put contents into the store, or count on those that are there.
+USES_STORE = frozenset({"add", "checkout", "commit", "fsck", "export", "import", "mount", "move", "pin", "remount"})
 # Bytes of a result in its frame.
 MAX_RESULT = 1 << 20
 # Bytes of a traceback for the daemon's log.
@@ -65,6 +68,13 @@ class WorkerContext:
             # A broken connection has released the lock already.
             with contextlib.suppress(DaemonUnavailableError, OSError):
                 self.client.call("lock.release", {"project": name})
+
+    def seen(self, project: str, git: str | None, names: Iterable[ObjectName]) -> None:
+        """The project at `project` (Git directory `git`) uses these objects: gc keeps them for it."""
+        path, git = wirepath.encode(project), None if git is None else wirepath.encode(git)
+        texts = [str(name) for name in names]
+        for start in range(0, max(len(texts), 1), MAX_NAMES):
+            self.client.call("projects.seen", {"path": path, "git": git, "names": texts[start : start + MAX_NAMES]})
 
     def progress(
         self,
@@ -153,7 +163,10 @@ def _perform(client: Client, method: str, params: dict[str, Any], table: str) ->
     context = params.pop("context", None) or {}
     _enter(context)
     worker = WorkerContext(client, DaemonObjectStore(client), os.getuid(), context.get("wait_s"))
-    result: dict[str, Any] = verbs[method](worker, params)
+    # While gc runs nobody relies on what is stored; gc itself takes this lock alone.
+    using = worker.lock("", "read") if method in USES_STORE else contextlib.nullcontext()
+    with using:
+        result: dict[str, Any] = verbs[method](worker, params)
     worker.tell_progress()
     return result
 

@@ -86,6 +86,10 @@ class MountService:
     def count(self) -> int:
         return len(self._mounts)
 
+    def records(self) -> list[MountRecord]:
+        """What is mounted or may be again: each was written down before its mount was made."""
+        return [mount.record for mount in self._mounts.values()]
+
     def busy(self) -> bool:
         """Whether a mount needs this daemon to watch it."""
         return any(mount.state != "dead" for mount in self._mounts.values())

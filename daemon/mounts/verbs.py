@@ -15,6 +15,7 @@ from millpond.daemon.errors import MountBusyError, MountError
 from millpond.daemon.mounts import busy, place
 from millpond.daemon.mounts.plan import Planner, Project
 from millpond.daemon.mounts.records import MountRecord
+from millpond.daemon.names import ObjectName
 
 if TYPE_CHECKING:
     from millpond.daemon.jobs.worker import WorkerContext
@@ -34,6 +35,8 @@ def mount(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
     if not params.get("versions"):
         context.progress("looking at the version")
         plan = Planner(project, context.client, context.store).plan(target, params.get("rev"))
+        name = [] if plan.name is None else [ObjectName(*plan.name.split(":", 1))]
+        context.seen(project.root, None if project.git is None else project.git.git_dir, name)
         values |= {
             "root": plan.root,
             "files": plan.files,

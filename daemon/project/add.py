@@ -137,6 +137,9 @@ class Adding:
         if self._options.store:
             self._context.progress("committing")
             self._context.store.commit()
+            git = self._repo.git
+            names = [job.name for job in jobs if job.name is not None]
+            self._context.seen(self._repo.root, None if git is None else git.git_dir, names)
         self._keep_legacy(jobs)
         git_add = self._write(jobs)
         self._settle(jobs)

@@ -41,6 +41,8 @@ def checkout(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
         outputs = repo.outputs()
         chosen = select(repo, outputs, targets, recursive=bool(params.get("recursive")))
         chosen = [each for each in chosen if each.output.name is not None and each.output.cache]
+        names = [each.output.name for each in chosen if each.output.name is not None]
+        context.seen(repo.root, None if repo.git is None else repo.git.git_dir, names)
         workspace = Workspace(repo, context.store)
 
         def progress(files: int, all_files: int, done: int, total: int) -> None:

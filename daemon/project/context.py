@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
+from millpond.daemon.names import ObjectName
 from millpond.daemon.objects import ObjectStore
 
 # (done, total or None) of files or of bytes.
@@ -25,6 +26,10 @@ class VerbContext(Protocol):
 
     def lock(self, project: str, mode: str) -> AbstractContextManager[None]:
         """Hold the lock of the project at the absolute path `project`; `mode` is read or write."""
+        ...
+
+    def seen(self, project: str, git: str | None, names: Iterable[ObjectName]) -> None:
+        """The project at `project` (Git directory `git`) uses these objects: gc keeps them for it."""
         ...
 
     def progress(self, phase: str, files: Counts | None = None, bytes: Counts | None = None, note: str = "") -> None:
@@ -46,6 +51,9 @@ class LocalContext:
 
     def lock(self, project: str, mode: str) -> AbstractContextManager[None]:
         return contextlib.nullcontext()
+
+    def seen(self, project: str, git: str | None, names: Iterable[ObjectName]) -> None:
+        """There is no daemon that would collect garbage."""
 
     def progress(self, phase: str, files: Counts | None = None, bytes: Counts | None = None, note: str = "") -> None:
         if self.on_progress is not None:

@@ -16,6 +16,7 @@ from millpond.daemon.project.diff import diff
 from millpond.daemon.project.doctor import doctor
 from millpond.daemon.project.export import export
 from millpond.daemon.project.fsck import fsck
+from millpond.daemon.project.gc import forget_project, gc, pin, unpin
 from millpond.daemon.project.init import init
 from millpond.daemon.project.remove import remove
 from millpond.daemon.project.repo import find_root
@@ -45,5 +46,9 @@ VERBS: dict[str, Verb] = {
     "export": export,
     "doctor": doctor,
     "fsck": fsck,
+    "gc": gc,
+    "pin": pin,
+    "unpin": unpin,
+    "forget-project": forget_project,
     **MOUNT_VERBS,
 }

@@ -1,7 +1,6 @@
 """The LMDB index: where every record lies, what every name means, who may read what.
 
-All of it can be rebuilt from the segments, but for `leases`, which the daemon takes anew from its mounts, and `folders`,
-`inodes` and `listings`, which are caches made anew when needed. One environment per process, never across a fork; a transaction lasts one request.
+All of it can be rebuilt from the segments, but for `folders`, `inodes` and `listings`, which are caches made anew when needed. One environment per process, never across a fork; a transaction lasts one request.
 
     records    id 32                        -> location 24 (records.LOCATION)
     objects    ObjectName.key()             -> content 41, sorted duplicates (one name may have several contents)
@@ -10,7 +9,6 @@ All of it can be rebuilt from the segments, but for `leases`, which the daemon t
                "range", segment, begin, end -> the same: bytes that are no record, known, and needed by nothing
     meta       "committed"                  -> segment u64, offset u64: all before it is in the index
     projects, roots, pins                   -> see ledger.py
-    leases     a mount's id                 -> JSON {uid, root, versions, repo}: what a mount needs
     folders, inodes, listings               -> see folders.py
 """
 
@@ -41,7 +39,7 @@ log = logging.getLogger("millpond.store")
 MAX_READERS = 1024
 DATABASES = (
     *("records", "objects", "grants", "quarantine", "meta", "folders", "inodes", "listings"),
-    *("projects", "roots", "pins", "leases"),
+    *("projects", "roots", "pins"),
 )
 _CONTENT = struct.Struct("<B32sQ")
 _COMMITTED = struct.Struct("<QQ")
@@ -173,7 +171,6 @@ class Index:
     projects: Any
     roots: Any
     pins: Any
-    leases: Any
 
     def __init__(
         self, path: Path, *, writable: bool, map_bytes: int = 16 << 30, mode: int = 0o600, fsync: bool = True

@@ -342,6 +342,11 @@ class Store:
         """Bytes that the segments may have together; None for no limit but the disk's."""
         return self._segments.limit
 
+    @property
+    def stored(self) -> int:
+        """Bytes of all segments."""
+        return self._segments.total
+
     def set_limit(self, size: int | None) -> None:
         """Set the limit, for good. Raises as `write`."""
 

@@ -1,0 +1,176 @@
+"""`gc`, `pin`, `unpin`, `pins`, `forget-project`: the caller's side of what is kept and what goes."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import pygit2
+
+from millpond.daemon import memfd, wirepath
+from millpond.daemon.errors import AccessError, MillpondError, NotARepoError, RevisionError, TargetError
+from millpond.daemon.project import outputs
+from millpond.daemon.project.outputs import GitTree, Output, WorkTree
+from millpond.daemon.project.repo import Repo, find_root
+from millpond.daemon.project.roots import ProjectRoots, scope_of
+from millpond.daemon.project.select import select
+
+if TYPE_CHECKING:
+    from millpond.daemon.jobs.worker import WorkerContext
+
+# The lock of the store itself, beside those of projects: shared by verbs that use what is stored, alone for gc.
+STORE_LOCK = ""
+# Data granted later than so long ago stays.
+GRACE_S = 86_400.0
+
+
+def gc(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
+    """Verb. {workspace, all_branches, all_tags, all_commits, all_experiments, revs, num, since, projects, grace_s, dry} -> the
+    sweep's report (store/gc.py) and `unreadable` [{path, reason}], `never_kept` the projects in scope.
+
+    The scope holds for the project that the caller is in and for `projects`; of all other projects that he has registered
+    everything is kept. One that cannot be read keeps what it was last known to name; after the index was made anew that
+    is not enough, and nothing is removed. Raises NotARepoError, UsageError, RevisionError, StoreDamagedError.
+    """
+    scope = scope_of(params)
+    here = find_root(os.getcwd())
+    asked = [find_root(os.path.join(os.getcwd(), wirepath.decode(path))) for path in params.get("projects") or ()]
+    scoped = list(dict.fromkeys([here, *asked]))
+    unreadable: list[dict[str, str]] = []
+    with context.lock(STORE_LOCK, "write"):
+        known, _ = context.client.call("gc.projects", {})
+        keep: set[bytes] = set()
+        for path in scoped:
+            roots = _open(path)
+            _register(context, path, roots)
+            keep |= roots.scoped(scope)
+        for row in known["projects"]:
+            path = wirepath.decode(row["path"])
+            if path not in scoped:
+                _read_other(context, row, path, int(known["rebuilt"]), unreadable)
+        request = {
+            "scoped": [wirepath.encode(path) for path in scoped],
+            "grace_s": GRACE_S if params.get("grace_s") is None else float(params["grace_s"]),
+            "dry": bool(params.get("dry")),
+        }
+        with memfd.sent(b"".join(keep)) as fd:
+            report, _ = context.client.call("gc.sweep", request, fds=[fd])
+    return {**report, "unreadable": unreadable}
+
+
+def _read_other(
+    context: WorkerContext, row: dict[str, Any], path: str, rebuilt: int, unreadable: list[dict[str, str]]
+) -> None:
+    """Take a registered project's roots anew; one that cannot be read is told of. Raises its error after a rebuild."""
+    context.progress("reading projects", note=path)
+    try:
+        roots = _open(find_root(path) if os.path.isdir(os.path.join(path, ".dvc")) else "")
+        _register(context, path, roots)
+    except (MillpondError, OSError) as error:
+        if float(row["read"]) < rebuilt:
+            raise AccessError(
+                f"project '{path}' cannot be read, and the store's index was made anew since it was read last, so what it "
+                f"needs is not known: {error}",
+                path=path,
+                hint="bring it back, or give it up: millpond forget-project PATH",
+            ) from error
+        unreadable.append({"path": row["path"], "reason": str(error)})
+
+
+def _open(path: str) -> ProjectRoots:
+    if not path or not os.path.isdir(os.path.join(path, ".dvc")):
+        raise NotARepoError("there is no DVC repository there any more")
+    found = pygit2.discover_repository(path)
+    root = None
+    if found is not None:
+        try:
+            repo = pygit2.Repository(found)
+        except pygit2.GitError as error:
+            raise AccessError(f"Git refuses the repository of '{path}': {error}", path=path) from error
+        root = os.path.realpath(repo.workdir) if repo.workdir else repo.path
+    return ProjectRoots(path, root, os.environ)
+
+
+def _register(context: WorkerContext, path: str, roots: ProjectRoots) -> None:
+    git = roots.git_dir
+    params = {"path": wirepath.encode(path), "git": None if git is None else wirepath.encode(git)}
+    with memfd.sent(b"".join(sorted(roots.everything()))) as fd:
+        context.client.call("gc.roots", params, fds=[fd])
+
+
+def pin(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
+    """Verb. {target, rev} -> {id, target, commit, objects}: keep a version whatever happens to its project."""
+    repo = Repo.open(os.getcwd(), os.environ)
+    chosen, commit = _version(repo, params)
+    names = [output.name for output in chosen if output.name is not None]
+    if not names:
+        raise TargetError("there is nothing to pin: it has no version yet", hint="add it first: millpond add")
+    sizes = context.store.sizes(names)
+    for output, size in zip([output for output in chosen if output.name is not None], sizes, strict=True):
+        if size is None:
+            context.log("warning", f"'{output.path}' is not in the store: a pin keeps it once it is")
+    target = wirepath.encode(_shown(repo, params))
+    values = {
+        "project": wirepath.encode(repo.root),
+        "target": target,
+        "commit": commit,
+        "names": [str(n) for n in names],
+    }
+    made, _ = context.client.call("pins.add", values)
+    return {"id": made["id"], "target": target, "commit": commit, "objects": len(names)}
+
+
+def unpin(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
+    """Verb. {target, rev, all} -> {removed: [pin]}: let versions go; all of the project's with `all`. Raises TargetError."""
+    repo = Repo.open(os.getcwd(), os.environ)
+    project = wirepath.encode(repo.root)
+    found, _ = context.client.call("pins.list", {})
+    mine = [row for row in found["pins"] if row["project"] == project]
+    if not params.get("all"):
+        commit = _commit(repo, params.get("rev"))
+        target = wirepath.encode(_shown(repo, params))
+        mine = [row for row in mine if row["target"] == target and row["commit"] == commit]
+        if not mine:
+            raise TargetError("there is no such pin", hint="see `millpond pins`")
+    for row in mine:
+        context.client.call("pins.remove", {"id": row["id"]})
+    return {"removed": mine}
+
+
+def forget_project(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
+    """Verb. {path} -> {path}: a project keeps nothing any more, until a verb is run in it. Raises TargetError."""
+    path = os.path.realpath(os.path.join(os.getcwd(), wirepath.decode(params["path"])))
+    context.client.call("projects.forget", {"path": wirepath.encode(path)})
+    return {"path": wirepath.encode(path)}
+
+
+def _shown(repo: Repo, params: dict[str, Any]) -> str:
+    target = params.get("target")
+    return (repo.relative(wirepath.decode(target)) or "") if target else ""
+
+
+def _commit(repo: Repo, rev: str | None) -> str | None:
+    if rev is None:
+        return None
+    if repo.git is None:
+        raise RevisionError("this project is not in a Git repository, so it has no revisions")
+    return repo.git.resolve(rev)
+
+
+def _version(repo: Repo, params: dict[str, Any]) -> tuple[Iterable[Output], str | None]:
+    commit = _commit(repo, params.get("rev"))
+    if commit is None or repo.git is None:
+        found = outputs.collect(WorkTree(repo.root, repo.rules))
+    else:
+        prefix = os.path.relpath(repo.root, repo.git.root or repo.root)
+        found = outputs.collect(GitTree(repo.git, commit, "" if prefix == "." else prefix))
+    target = params.get("target")
+    chosen = select(repo, found, [wirepath.decode(target)] if target else [])
+    return [choice.output for choice in chosen if choice.output.cache], commit
+
+
+def day(text: str) -> float:
+    """Seconds since the epoch when a day (YYYY-MM-DD) begins here. Raises ValueError."""
+    return time.mktime(time.strptime(text, "%Y-%m-%d"))

@@ -1,0 +1,201 @@
+"""The MD5s that a project's pointers name: in all of its revisions, or in those that were asked for.
+
+Nothing is parsed: every MD5 in a pointer or lock file counts (ledger.roots_in), so a broken file keeps what it names. What
+Git holds is read from all branches, tags, stashes, experiments and other references, all reflogs and all work trees.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pygit2
+
+from millpond.daemon.errors import AccessError, InvalidFileError, RevisionError, UsageError
+from millpond.daemon.project import yamlio
+from millpond.daemon.project.ignore import IgnoreRules
+from millpond.daemon.project.outputs import WorkTree, is_pointer
+from millpond.daemon.project.paths import printable
+from millpond.daemon.store.ledger import roots_in
+
+_NAMES = ("*.dvc", "*dvc.lock")
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Which revisions of a project are kept beside its workspace (`dvc gc`'s options); `since` in seconds since the epoch."""
+
+    all_commits: bool = False
+    all_branches: bool = False
+    all_tags: bool = False
+    all_experiments: bool = False
+    revs: tuple[str, ...] = ()
+    number: int = 1
+    since: float | None = None
+
+
+class ProjectRoots:
+    """Reads one project's roots, as the caller. Raises RevisionError, AccessError when something cannot be read."""
+
+    def __init__(self, root: str, git_root: str | None, environ: Mapping[str, str]) -> None:
+        self._root = root
+        self._git_root = git_root
+        self._environ = dict(environ)
+        self._repo: Any = None if git_root is None else pygit2.Repository(git_root)
+        self._blobs: dict[Any, set[bytes]] = {}
+
+    @property
+    def git_dir(self) -> str | None:
+        """The Git directory that all work trees share."""
+        if self._git_root is None:
+            return None
+        return os.path.realpath(os.path.join(self._git_root, self._lines("rev-parse", "--git-common-dir")[0]))
+
+    def everything(self) -> set[bytes]:
+        """All roots of the project, in whatever revision."""
+        found = _workspace(self._root)
+        if self._repo is None:
+            return found
+        for tree in self._work_trees():
+            if os.path.isdir(tree):
+                found |= _workspace(tree) | self._staged(tree)
+        return found | self._of(self._lines("rev-list", "--all", "--reflog"))
+
+    def scoped(self, scope: Scope) -> set[bytes]:
+        """The roots of the workspace, of Git's index and of the revisions asked for."""
+        found = _workspace(self._root)
+        if self._repo is None:
+            if scope != Scope():
+                raise RevisionError("this project is not in a Git repository, so it has no revisions")
+            return found
+        return found | self._staged(self._git_root or self._root) | self._of(self._commits(scope))
+
+    def _commits(self, scope: Scope) -> set[str]:
+        found: set[str] = set()
+        tips = [self._commit(rev) for rev in scope.revs]
+        if scope.all_branches:
+            tips += self._lines("for-each-ref", "--format=%(objectname)", "refs/heads")
+        if scope.all_tags:
+            tips += self._lines("rev-list", "--no-walk", "--tags")
+        for tip in tips:
+            number = ["-n", str(scope.number)] if scope.number >= 0 else []
+            found.update(self._lines("rev-list", "--first-parent", *number, tip))
+        if scope.all_experiments:
+            found.update(self._lines("rev-list", "--no-walk", "--glob=refs/exps"))
+        if scope.all_commits:
+            found.update(self._lines("rev-list", "--all"))
+        if scope.since is not None:
+            for line in self._lines("log", "--all", "--format=%H %ct"):
+                commit, _, when = line.partition(" ")
+                if float(when) >= scope.since:
+                    found.add(commit)
+        return found
+
+    def _commit(self, rev: str) -> str:
+        try:
+            return self._command("rev-parse", "--verify", "--quiet", "--end-of-options", f"{rev}^{{commit}}").strip()
+        except AccessError as error:
+            raise RevisionError(
+                f"unknown Git revision '{printable(rev)}'", hint="see `git log` or `git tag`"
+            ) from error
+
+    def _of(self, commits: Iterable[str]) -> set[bytes]:
+        """Roots in commits; a tree that several of them share is looked into once."""
+        found: set[bytes] = set()
+        seen: set[Any] = set()
+        try:
+            for commit in commits:
+                todo = [self._repo[commit].peel(pygit2.Tree)]
+                while todo:
+                    tree = todo.pop()
+                    if tree.id in seen:
+                        continue
+                    seen.add(tree.id)
+                    for entry in tree:
+                        mode = int(entry.filemode)
+                        if mode == stat.S_IFDIR:
+                            todo.append(entry)
+                        elif stat.S_ISREG(mode) and is_pointer(entry.name) and entry.id not in seen:
+                            seen.add(entry.id)
+                            found |= self._blob(entry.id)
+        except (KeyError, ValueError, pygit2.GitError) as error:
+            raise RevisionError(
+                f"a commit of '{printable(self._root)}' cannot be read whole: {error}",
+                path=printable(self._root),
+                hint="see git fsck; a partial clone lacks contents: git fetch --refetch --no-filter",
+            ) from error
+        return found
+
+    def _blob(self, oid: Any) -> set[bytes]:
+        if oid not in self._blobs:
+            self._blobs[oid] = roots_in(bytes(self._repo[oid].data))
+        return self._blobs[oid]
+
+    def _staged(self, tree: str) -> set[bytes]:
+        """Roots in Git's index of a work tree."""
+        found: set[bytes] = set()
+        for row in self._command("ls-files", "--stage", "-z", "--", *_NAMES, cwd=tree).split("\0"):
+            fields = row.split(" ", 2)
+            if len(fields) == 3 and fields[0].startswith("100"):
+                found |= self._blob(pygit2.Oid(hex=fields[1])) if fields[1] in self._repo else set()
+        return found
+
+    def _work_trees(self) -> list[str]:
+        rows = self._command("worktree", "list", "--porcelain", "-z").split("\0")
+        return [row.removeprefix("worktree ") for row in rows if row.startswith("worktree ")]
+
+    def _lines(self, *argv: str) -> list[str]:
+        return self._command(*argv).split("\n")[:-1]
+
+    def _command(self, *argv: str, cwd: str | None = None) -> str:
+        where = cwd or self._git_root
+        try:
+            done = subprocess.run(["git", *argv], cwd=where, env=self._environ, capture_output=True, check=False)
+        except OSError as error:
+            raise AccessError(f"cannot run git in '{where}': {error.strerror}", hint="install git") from error
+        if done.returncode:
+            said = printable(os.fsdecode(done.stderr.strip().split(b"\n")[0])).removeprefix("fatal: ")
+            raise AccessError(f"`git {argv[0]}` failed in '{where}': {said}")
+        return os.fsdecode(done.stdout)
+
+
+def _workspace(root: str) -> set[bytes]:
+    try:
+        contents = [content for _, content in WorkTree(root, IgnoreRules(root)).pointer_files()]
+    except InvalidFileError:
+        contents = list(_all_pointers(root))
+    return {found for content in contents for found in roots_in(content)}
+
+
+def _all_pointers(root: str) -> Iterator[bytes]:
+    """Pointers of a workspace in which one is broken, so that it is not known what is tracked and what is ignored."""
+    for folder, folders, files in os.walk(root):
+        folders[:] = [name for name in folders if name not in (".git", ".dvc")]
+        for name in files:
+            path = os.path.join(folder, name)
+            if is_pointer(name) and os.path.isfile(path):
+                with open(path, "rb") as file:
+                    yield yamlio.read(file)
+
+
+def scope_of(params: Mapping[str, Any]) -> Scope:
+    """The scope of a request. Raises UsageError when it names none."""
+    scope = Scope(
+        all_commits=bool(params.get("all_commits")),
+        all_branches=bool(params.get("all_branches")),
+        all_tags=bool(params.get("all_tags")),
+        all_experiments=bool(params.get("all_experiments")),
+        revs=tuple(str(rev) for rev in params.get("revs") or ()),
+        number=int(params.get("num") or 1),
+        since=None if params.get("since") is None else float(params["since"]),
+    )
+    if scope == Scope() and not params.get("workspace"):
+        raise UsageError(
+            "say what is to be kept: one of -w/--workspace, -a/--all-branches, -T/--all-tags, -A/--all-commits, "
+            "--all-experiments, --date or --rev"
+        )
+    return scope

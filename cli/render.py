@@ -311,3 +311,11 @@ def pin_name(pin: dict[str, Any]) -> str:
     """`data@f14272cab9a5`."""
     target = path(pin["target"]) or "everything"
     return f"{target}@{pin['commit'][:12]}" if pin.get("commit") else target
+
+
+def project_lines(projects: list[dict[str, Any]]) -> Iterator[str]:
+    """The caller's projects, below `cache info`."""
+    if projects:
+        yield "Projects that keep data in it:"
+    for row in projects:
+        yield f"\t{path(row['path'])}: {text.plural(row['roots'], 'version')} of files and directories"

@@ -111,12 +111,16 @@ Objects:      3,601, 2.81 MB
 @json_option
 @click.pass_obj
 def info(console: Console, as_json: bool) -> None:
-    """Print how much the store holds, and how much deduplication and compression save."""
+    """Print how much the store holds, how much deduplication and compression save, and which projects keep data in it."""
     stats = request(console, "store.stats")
+    projects = request(console, "projects")["projects"]
     if as_json:
-        console.write(json.dumps(stats))
+        shown = [{"path": wirepath.decode(row["path"]), "seen": row["seen"], "roots": row["roots"]} for row in projects]
+        console.write(json.dumps({**stats, "projects": shown}))
         return
     for line in render.cache_lines(stats):
+        console.say(line)
+    for line in render.project_lines(projects):
         console.say(line)
 
 

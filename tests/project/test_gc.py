@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -237,3 +238,30 @@ def test_the_stores_size_may_be_limited(home: Home) -> None:
     home.run("cache", "limit", "none")
     home.run("add", "-q", "f")
     home.run("cache", "limit", "much", code=254)
+
+
+def test_a_collection_beside_an_add_waits_for_it_and_loses_nothing(home: Home) -> None:
+    """Adds of what was garbage a moment ago, in a second project, against collections in the first."""
+    other = home.path / "other"
+    for repo in (home.repo, other):
+        begin(home, repo)
+    track(home, home.repo, {"f": "kept" * 500}, "kept")
+    shared = {f"d/{n}": f"shared {n}" * 3000 for n in range(40)}
+    for _ in range(3):
+        track(home, home.repo, shared, "shared")
+        home.git("rm", "-q", "--cached", "d.dvc")
+        (home.repo / "d.dvc").unlink()
+        for name, data in shared.items():
+            (other / name).parent.mkdir(exist_ok=True)
+            (other / name).write_text(data)
+        adding = subprocess.Popen(home.command("add", "-q", "d"), cwd=other, env=home.env)
+        gc(home, "-w")
+        assert adding.wait(30) == 0
+        assert "clean" in home.run("fsck", "--deep").stdout
+        shutil.rmtree(other / "d")
+        home.run("checkout", "-q", cwd=other)
+        assert {name: (other / name).read_text() for name in shared} == shared
+        (other / "d.dvc").unlink()
+        shutil.rmtree(other / "d")
+        shutil.rmtree(home.repo / "d")
+        home.git("commit", "-qam", "gone")

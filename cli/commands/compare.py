@@ -1,4 +1,4 @@
-"""diff: what differs between versions, with DVC's options and words."""
+"""diff, data status: what differs between versions, with DVC's options and words."""
 
 from __future__ import annotations
 
@@ -11,12 +11,36 @@ import click
 from millpond.cli import text
 from millpond.cli.connection import verb
 from millpond.cli.console import Console
-from millpond.cli.group import Verb, json_option
+from millpond.cli.group import Group, Verb, json_option, refused
 from millpond.daemon import wirepath
 
 # In the order in which they are shown, with their colours.
 _STATES = {"added": "green", "deleted": "red", "renamed": "green", "modified": "yellow", "not in cache": "yellow"}
 Found = dict[str, list[dict[str, Any]]]
+_REMOTES = "there are no remotes yet"
+# Sections of `data status`: label, hints, colour.
+_SECTIONS: dict[str, tuple[str, tuple[str, ...], str]] = {
+    "not_in_cache": ("Not in cache", ('use "dvc fetch <file>..." to download files',), "red"),
+    "committed": (
+        "DVC committed changes",
+        ("git commit the corresponding dvc files to update the repo",),
+        "green",
+    ),
+    "uncommitted": (
+        "DVC uncommitted changes",
+        (
+            'use "millpond commit <file>..." to track changes',
+            'use "millpond checkout <file>..." to discard changes',
+        ),
+        "yellow",
+    ),
+    "untracked": (
+        "Untracked files",
+        ('use "git add <file> ..." or "millpond add <file>..." to commit to git or to dvc',),
+        "cyan",
+    ),
+    "unchanged": ("DVC unchanged files", (), ""),
+}
 
 
 class _ManyTargets(Verb):
@@ -136,3 +160,93 @@ def _digest(value: Any) -> str:
     if isinstance(value, dict):
         return f"{value['old'][:8]}..{value['new'][:8]}"
     return str(value)[:8]
+
+
+@click.group(cls=Group)
+def data() -> None:
+    """Compare the last commit, the .dvc files and the workspace."""
+
+
+@data.command(
+    "status",
+    short_help="Show what changed since the last commit, and since the .dvc files were written.",
+    example="""
+$ millpond data status --granular
+DVC uncommitted changes:
+  (use "millpond commit <file>..." to track changes)
+  (use "millpond checkout <file>..." to discard changes)
+        modified: data/
+        modified: data/labels.csv
+""",
+)
+@click.argument("targets", nargs=-1, type=click.Path())
+@click.option("--granular", is_flag=True, help="Show files inside tracked directories.")
+@click.option("--unchanged", is_flag=True, help="Show what did not change, too.")
+@click.option(
+    "--untracked-files",
+    type=click.Choice(["no", "all"]),
+    is_flag=False,
+    flag_value="all",
+    default="no",
+    help="Show files that neither Git nor a .dvc file tracks.",
+)
+@refused("--not-in-remote", is_flag=True, reason=_REMOTES)
+@refused("-r", "--remote", metavar="NAME", reason=_REMOTES)
+@refused("--no-remote-refresh", is_flag=True, reason=_REMOTES)
+@json_option
+@click.pass_obj
+def data_status(
+    console: Console,
+    targets: tuple[str, ...],
+    granular: bool,
+    unchanged: bool,
+    untracked_files: str,
+    as_json: bool,
+) -> None:
+    """Show tracked data that changed: committed, with the .dvc files, since the last Git commit, and uncommitted, in the
+    workspace since the .dvc files were written."""
+    untracked = untracked_files == "all"
+    params = {
+        "targets": [wirepath.encode(target) for target in targets],
+        "granular": granular,
+        "untracked": untracked,
+    }
+    found = verb(console, "data.status", params)
+    git = found.pop("git")
+    if not unchanged:
+        del found["unchanged"]
+    if not untracked:
+        del found["untracked"]
+    told = {key: _decoded_all(value) for key, value in found.items() if value}
+    if as_json:
+        console.write(json.dumps(told))
+        return
+    for line in _status_lines(console, told, git):
+        console.say(line)
+
+
+def _decoded_all(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {state: [_decoded(path) for path in paths] for state, paths in value.items()}
+    return [_decoded(path) for path in value]
+
+
+def _status_lines(console: Console, told: dict[str, Any], git: dict[str, bool]) -> Iterator[str]:
+    if not told:
+        yield "No changes in an empty git repo." if git["is_empty"] else "No changes."
+    for number, (section, found) in enumerate(told.items()):
+        label, hints, style = _SECTIONS[section]
+        if number:
+            yield ""
+        yield f"{label}:"
+        yield from (f"  ({hint})" for hint in hints)
+        rows = (
+            [(f"{state}: ", path) for state, paths in found.items() for path in paths]
+            if isinstance(found, dict)
+            else [("", path) for path in found]
+        )
+        for head, path in rows:
+            line = f"{' ' * 8}{head}{_shown(path)}"
+            yield console.paint(line, style) if style else line
+    if git["is_dirty"]:
+        yield f'(there are {"other " if told else ""}changes not tracked by dvc, use "git status" to see)'

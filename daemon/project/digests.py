@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from millpond.daemon.errors import FileChangedError
@@ -63,6 +63,15 @@ class Objects:
     def sizes(self, names: Sequence[ObjectName]) -> list[int | None]:
         """The size of each content that is at hand, None for the others."""
         return [None if place is None else place.size for place in self.places(names)]
+
+    def whole(self, name: ObjectName) -> bool:
+        """Whether a content is at hand in the store (or DVC's cache, if it is a file), and all that a manifest names."""
+        return self.store.complete(name) if name.is_dir else self.sizes([name])[0] is not None
+
+    def missing(self, entries: Mapping[str, ObjectName]) -> dict[str, ObjectName]:
+        """Those of the entries whose content is nowhere at hand."""
+        sizes = self.sizes(list(entries.values()))
+        return {path: name for (path, name), size in zip(entries.items(), sizes, strict=True) if size is None}
 
     def manifest(self, name: ObjectName) -> bytes | None:
         """A manifest's text, None if it is nowhere. Raises StoreDamagedError."""

@@ -186,6 +186,16 @@ class GitRepo:
         except UnicodeEncodeError:  # libgit2's binding takes UTF-8 only
             return bool(self._command("check-ignore", "-z", "--stdin", stdin=os.fsencode(path), fine=(0, 1)))
 
+    def changes(self, untracked: str) -> tuple[list[str], list[str]]:
+        """(paths that differ from the index or the last commit, untracked paths if `untracked` is "all"): `git status`."""
+        told = self._command("status", "--porcelain=v1", "-z", "--no-renames", f"--untracked-files={untracked}")
+        changed: list[str] = []
+        others: list[str] = []
+        for entry in told.split(b"\0"):
+            if entry:
+                (others if entry.startswith(b"?? ") else changed).append(os.fsdecode(entry[3:]))
+        return changed, others
+
     def stage(self, paths: Iterable[str]) -> None:
         """`git add` of files that are there; removes those that are not. Raises LockTimeoutError, AccessError."""
         names = list(paths)

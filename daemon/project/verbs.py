@@ -12,6 +12,7 @@ from millpond.daemon.mounts.verbs import VERBS as MOUNT_VERBS
 from millpond.daemon.project.add import add
 from millpond.daemon.project.commit import commit
 from millpond.daemon.project.context import VerbContext
+from millpond.daemon.project.datastatus import data_status
 from millpond.daemon.project.diff import diff
 from millpond.daemon.project.doctor import doctor
 from millpond.daemon.project.export import export
@@ -41,6 +42,7 @@ VERBS: dict[str, Verb] = {
     "status": status,
     "root": root,
     "diff": diff,
+    "data.status": data_status,
     "commit": commit,
     "remove": remove,
     "export": export,

@@ -1,4 +1,4 @@
-"""`diff` beside real DVC, in repositories in the same state; and answers that are too long for a frame."""
+"""`diff` and `data status` beside real DVC, in repositories in the same state; and answers too long for a frame."""
 
 from __future__ import annotations
 
@@ -115,3 +115,72 @@ def test_an_answer_longer_than_a_frame_comes_whole(home: Home) -> None:
         assert [row["path"] for row in found["added"]] == ["many/", *(f"many/{number:08d}" for number in range(count))]
     finally:
         home.git("checkout", "-q", "main")
+
+
+STATUS_WORDS = [
+    [],
+    ["--granular"],
+    ["--unchanged"],
+    ["--granular", "--unchanged"],
+    ["--untracked-files"],
+    ["--granular", "--untracked-files", "all", "--unchanged"],
+    ["d"],
+    ["--granular", "d/sub", "f"],
+    ["nothing"],
+]
+
+
+def sections(text: str) -> dict[str, list[str]]:
+    """The lines of each section: DVC's order inside is that of its index."""
+    found: dict[str, list[str]] = {"": []}
+    section = ""
+    for line in text.splitlines():
+        if line.endswith(":") and not line.startswith(" "):
+            section = line
+            found[section] = []
+        elif line:
+            found[section].append(line.replace("dvc commit", "X").replace("dvc checkout", "X").replace("dvc add", "X"))
+    return {section: sorted(lines) for section, lines in found.items()}
+
+
+def ordered(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: ordered(each) for key, each in value.items()}
+    return sorted(map(json.dumps, value)) if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize("words", STATUS_WORDS, ids=" ".join)
+def test_data_status_says_the_same(home: Home, words: list[str]) -> None:
+    theirs = home.dvc("data", "status", *words).stdout
+    ours = home.run("data", "status", *words).stdout.replace("millpond ", "dvc ")
+    assert sections(ours) == sections(theirs)
+    told = json.loads(home.dvc("data", "status", "--json", *words).stdout)
+    assert ordered(json.loads(home.run("data", "status", "--json", *words).stdout)) == ordered(told)
+
+
+@pytest.mark.parametrize("granular", [[], ["--granular"]])
+def test_data_status_of_lost_data(home: Home, granular: list[str]) -> None:
+    lost = home.path / f"lost-status-{len(granular)}"
+    shutil.copytree(home.repo, lost)
+    cache = lost / ".dvc/cache/files/md5"
+    for data in (b"first kept\n", b"new\n"):
+        digest = hashlib.md5(data).hexdigest()
+        (cache / digest[:2] / digest[2:]).unlink()
+    told = json.loads(home.dvc("data", "status", "--json", *granular, cwd=lost).stdout)
+    assert "kept" in told["not_in_cache"]
+    assert ordered(json.loads(home.run("data", "status", "--json", *granular, cwd=lost).stdout)) == ordered(told)
+
+
+def test_data_status_before_the_first_commit_and_without_git(home: Home) -> None:
+    for name, words in (("first", []), ("plain", ["--no-scm"])):
+        place = home.path / f"status-{name}"
+        place.mkdir()
+        if not words:
+            home.git("init", "-q", cwd=place)
+        home.dvc("init", "-q", *words, cwd=place)
+        (place / "x").write_text("x")
+        theirs = home.dvc("data", "status", cwd=place).stdout
+        assert home.run("data", "status", cwd=place).stdout == theirs
+        home.dvc("add", "-q", "x", cwd=place)
+        told = json.loads(home.dvc("data", "status", "--json", "--unchanged", cwd=place).stdout)
+        assert json.loads(home.run("data", "status", "--json", "--unchanged", cwd=place).stdout) == told

@@ -36,7 +36,9 @@ from millpond.daemon.rpc.client import IN_FILE, Client
 # Progress is sent at most this often; what is left out is sent with the next one, or before the answer.
 PROGRESS_S = 0.1
 # Verbs that put contents into the store, or count on those that are there.
-USES_STORE = frozenset({"add", "checkout", "commit", "fsck", "export", "import", "mount", "move", "pin", "remount"})
+USES_STORE = frozenset(
+    {"add", "checkout", "commit", "fsck", "export", "import", "mount", "move", "pin", "remount", "remove"}
+)
 # Bytes of a result in its frame.
 MAX_RESULT = 1 << 20
 # Bytes of a traceback for the daemon's log.

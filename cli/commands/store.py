@@ -8,6 +8,7 @@ import re
 import click
 
 from millpond.cli import exits, render, text
+from millpond.cli.commands.settings import level_options
 from millpond.cli.connection import request, verb
 from millpond.cli.console import Console
 from millpond.cli.group import Group, Verb, json_option
@@ -97,6 +98,29 @@ def export(
             f"{text.plural(len(missing), 'object')} could not be exported, for nobody has them: {shown}",
             hint="fetch them first: dvc fetch",
         )
+
+
+@cache.command(
+    "dir",
+    short_help="Show or set where DVC's own cache is.",
+    example="""
+$ millpond cache dir --local /mnt/big/dvc-cache
+""",
+)
+@click.argument("path", required=False, type=click.Path())
+@level_options
+@click.option("-u", "--unset", is_flag=True, help="Unset option.")
+@click.pass_obj
+def cache_dir(console: Console, path: str | None, unset: bool, level: str | None = None) -> None:
+    """Show, set or unset where DVC's own cache is. A relative PATH is from this directory.
+
+    The objects in the old place are not moved.
+    """
+    if unset and path is not None:
+        raise UsageError("-u/--unset takes no value")
+    params = {"value": None if path is None else wirepath.encode(path), "unset": unset, "level": level}
+    if found := verb(console, "cache.dir", params)["path"]:
+        console.write(wirepath.decode(found))
 
 
 @cache.command(

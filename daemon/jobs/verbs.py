@@ -23,7 +23,21 @@ if TYPE_CHECKING:
 log = logging.getLogger("millpond.jobs")
 
 VERBS = (
-    *("init", "add", "checkout", "status", "root", "diff", "data.status", "commit", "remove", "export", "doctor"),
+    *(
+        "init",
+        "add",
+        "checkout",
+        "status",
+        "root",
+        "diff",
+        "data.status",
+        "commit",
+        "remove",
+        "export",
+        "config",
+        "cache.dir",
+        "doctor",
+    ),
     *("mount", "umount", "tree", "fsck", "gc", "pin", "unpin", "forget-project"),
 )
 # Workers of one uid at once.

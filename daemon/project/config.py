@@ -16,6 +16,8 @@ from millpond.daemon.errors import InvalidFileError
 from millpond.daemon.project import configkeys
 
 LEVELS = ("system", "global", "project", "local")
+# A value as it is written: one, or the items of a list.
+Value = str | list[str]
 # Quoted or bare; `[remote "name"]` as Git writes it is a bare one.
 _SECTION = re.compile(r"""(\[+)\s*('\s*\S.*?\s*'|"\s*\S.*?\s*"|[^'"\s].*?)\s*(\]+)\s*(?:#.*)?""")
 _NAMED = re.compile(r"(remote|machine|db)\s+\"(.*)\"")
@@ -90,9 +92,21 @@ def parse(text: str, path: str) -> dict[str, dict[str, str]]:
 
     Raises InvalidFileError with the line of what DVC would not take.
     """
-    sections: dict[str, dict[str, str]] = {}
+    return {
+        name: {key: _meant(name, key, value) for key, value in section.items()}
+        for name, section in entries(text, path).items()
+    }
+
+
+def entries(text: str, path: str, *, check: bool = True) -> dict[str, dict[str, Value]]:
+    """The sections of one file with their values as they are written.
+
+    Raises InvalidFileError as `parse` does. Without `check` any section, key and value is taken, so that what is wrong
+    can be changed; sections within sections are refused then, for they would be lost.
+    """
+    sections: dict[str, dict[str, Value]] = {}
     spellings: set[str] = set()
-    current: dict[str, str] | None = None
+    current: dict[str, Value] | None = None
     known: Mapping[str, int] | None = None
     for number, line in enumerate(text.split("\n"), 1):
         stripped = line.strip()
@@ -102,12 +116,14 @@ def parse(text: str, path: str) -> dict[str, dict[str, str]]:
         if header is not None:
             spelling, name = _section_name(header, known is None and current is not None, path, number)
             if name is None:
+                if not check:
+                    raise _invalid(path, number, "a section within a section: change this file with an editor")
                 current = {}  # a section within one whose keys are free
                 continue
             if spelling in spellings:
                 raise _invalid(path, number, f"section [{name}] is there twice")
             spellings.add(spelling)
-            known = _known_keys(name, path, number)
+            known = _known_keys(name, path, number) if check else None
             current = sections[name] = {}
             continue
         if current is None:
@@ -153,14 +169,20 @@ def _known_keys(section: str, path: str, line: int) -> Mapping[str, int] | None:
     return configkeys.SECTIONS[section]
 
 
-def _setting(text: str, section: dict[str, str], known: Mapping[str, int] | None, path: str, line: int) -> None:
+def _meant(section: str, key: str, value: Value) -> str:
+    """A value as it counts: names are lower-cased."""
+    text = value if isinstance(value, str) else ",".join(value)
+    return text.lower() if configkeys.SECTIONS.get(section, {}).get(key) == configkeys.NAME else text
+
+
+def _setting(text: str, section: dict[str, Value], known: Mapping[str, int] | None, path: str, line: int) -> None:
     """Put one `key = value` into its section."""
     pair = _KEY.fullmatch(text)
     if pair is None:
         raise _invalid(path, line, f"'{text}' is neither a section nor key = value")
     key = _unquoted(pair[1]).lower()
     # A remote within another's has the keys of that one's kind.
-    free = known is configkeys.REMOTE and section.get("url", "").startswith("remote://")
+    free = known is configkeys.REMOTE and str(section.get("url", "")).startswith("remote://")
     if known is not None and key not in known and not free:
         raise _invalid(path, line, f"unknown key '{key}'")
     if key in section:
@@ -170,8 +192,7 @@ def _setting(text: str, section: dict[str, str], known: Mapping[str, int] | None
     problem = configkeys.problem(kind, values, listed)
     if problem is not None:
         raise _invalid(path, line, f"{key}: {problem}")
-    text = ",".join(values)
-    section[key] = text.lower() if kind == configkeys.NAME else text
+    section[key] = values if listed else values[0]
 
 
 def _values(text: str, path: str, line: int) -> tuple[list[str], bool]:

@@ -80,7 +80,8 @@ REMOTE: Mapping[str, int] = {
 def problem(kind: int, values: list[str], listed: bool) -> str | None:
     """What is wrong with a key's value (one item, or several where it is written as a list), or None."""
     if kind == LINKS:
-        odd = [value for value in values if value not in _LINKS]
+        items = values if listed else values[0].split(",")
+        odd = [item for item in items if (item if listed else item.strip()) not in _LINKS]
         return f"'{odd[0]}' is no type of link" if odd else None
     if kind in (FREE, NAME):
         return None

@@ -11,6 +11,7 @@ from millpond.daemon.mounts.checkout import checkout
 from millpond.daemon.mounts.verbs import VERBS as MOUNT_VERBS
 from millpond.daemon.project.add import add
 from millpond.daemon.project.commit import commit
+from millpond.daemon.project.configedit import cache_dir, config_verb
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.datastatus import data_status
 from millpond.daemon.project.diff import diff
@@ -46,6 +47,8 @@ VERBS: dict[str, Verb] = {
     "commit": commit,
     "remove": remove,
     "export": export,
+    "config": config_verb,
+    "cache.dir": cache_dir,
     "doctor": doctor,
     "fsck": fsck,
     "gc": gc,

@@ -227,3 +227,33 @@ def test_an_empty_repository(made: Home, tmp_path: Path) -> None:
     assert made.run("status", "--json", cwd=tmp_path).stdout == "{}\n"
     first = made.dvc("status", cwd=tmp_path).stdout.splitlines()[0]
     assert made.run("status", cwd=tmp_path).stdout.splitlines()[0] == first
+
+
+def test_config_and_cache_dir(made: Home, twins: tuple[Path, Path]) -> None:
+    theirs, ours = twins
+    steps = [
+        ["config", "core.autostage", "true"],
+        ["config", "--local", "remote.Far.url", "../far"],
+        ["config", "core.autostage"],
+        ["config", "core.nothing"],
+        ["config", "--list", "--show-origin"],
+        ["config", "--show-origin", "--local", "remote.far.url"],
+        ["cache", "dir", "--local", "elsewhere"],
+        ["cache", "dir"],
+        ["cache", "dir", "--local", "--unset"],
+        ["config", "-u", "core.autostage"],
+    ]
+    for words in steps:
+        if words[:2] == ["config", "--list"]:  # DVC has no file for a list of all levels' origins
+            found = made.run(*words, cwd=ours).stdout
+            assert ".dvc/config\tcore.autostage=true\n" in found and ".dvc/config.local\tremote.far.url=" in found
+            continue
+        expected, told = made.dvc(*words, cwd=theirs), made.run(*words, cwd=ours)
+        assert told.stdout == expected.stdout.replace(str(theirs.parent), str(ours.parent)), words
+        for name in ("config", "config.local"):
+            files = [root / ".dvc" / name for root in twins]
+            assert (files[0].exists() and files[0].read_bytes()) == (files[1].exists() and files[1].read_bytes())
+    made.run("config", "--local", "core.autostage", cwd=ours, code=255)
+    made.run("config", "nodot", "x", cwd=ours, code=254)
+    made.run("config", "--local", "--project", "-l", cwd=ours, code=254)
+    made.run("config", "-l", "core.remote", cwd=ours, code=254)

@@ -57,17 +57,42 @@ class OpenFile:
 
 @dataclass(slots=True)
 class Batch:
-    """One memory file being filled: `pieces` as `store.feed` takes them, `ends` the files whose last byte is in it."""
+    """One memory file being filled: `pieces` as `store.feed` takes them, `ends` the files whose last byte is in it; `view`
+    its bytes, when it is one that is used again."""
 
-    fd: int = -1
+    fd: int
+    view: memoryview | None = None
     size: int = 0
     pieces: list[tuple[int, bool, bool]] = field(default_factory=list)
     ends: list[OpenFile] = field(default_factory=list)
 
-    def take(self) -> int:
-        """The descriptor, now the taker's to close."""
-        fd, self.fd = self.fd, -1
-        return fd
+
+class Memory:
+    """The memory files that batches are read into: sealed ones, each made anew, or with `reuse` the same ones again."""
+
+    def __init__(self, *, reuse: bool) -> None:
+        self._reuse = reuse
+        self._free: list[tuple[int, memoryview]] = []
+
+    def take(self) -> Batch:
+        """An empty batch; give it back."""
+        if self._free:
+            return Batch(*self._free.pop())
+        return Batch(*memfd.create_reusable()) if self._reuse else Batch(memfd.create())
+
+    def give_back(self, batch: Batch) -> None:
+        """Nobody looks at a batch any more."""
+        if batch.view is None:
+            os.close(batch.fd)
+        else:
+            self._free.append((batch.fd, batch.view))
+
+    def close(self) -> None:
+        """Let go of all that came back."""
+        while self._free:
+            fd, view = self._free.pop()
+            view.release()
+            os.close(fd)
 
 
 class DaemonObjectStore:
@@ -75,7 +100,7 @@ class DaemonObjectStore:
 
     def __init__(self, peer: Peer) -> None:
         self._peer = peer
-        self._session: int | None = None
+        self._session: tuple[int, bool] | None = None
         self.new_bytes = 0
 
     def put_files(self, paths: Iterable[str], *, tick: Tick | None = None, store: bool = True) -> Iterator[Put]:
@@ -84,18 +109,24 @@ class DaemonObjectStore:
             yield from hash_files(paths, tick)
             return
         counter = _Counter(tick)
-        session = self._begin()
-        flying: deque[tuple[Any, list[OpenFile], int]] = deque()
-        for batch in read_batches(paths):
-            if len(flying) >= IN_FLIGHT:
-                yield from self._landed(*flying.popleft(), counter)
-            flying.append((self._send(session, batch), batch.ends, batch.size))
-        while flying:
-            yield from self._landed(*flying.popleft(), counter)
+        session, own = self._begin()
+        memory = Memory(reuse=own)
+        flying: deque[tuple[Any, Batch]] = deque()
+        try:
+            for batch in read_batches(paths, memory):
+                if len(flying) >= IN_FLIGHT:
+                    yield from self._landed(*flying.popleft(), memory, counter)
+                flying.append((self._send(session, batch), batch))
+            while flying:
+                yield from self._landed(*flying.popleft(), memory, counter)
+        finally:
+            for _, batch in flying:  # after a failure; the daemon has these files open itself
+                memory.give_back(batch)
+            memory.close()
 
     def put_bytes(self, data: bytes, *, is_dir: bool = False) -> ObjectName:
         """See ObjectStore.put_bytes."""
-        session = self._begin()
+        session, _ = self._begin()
         name: ObjectName | None = None
         view = memoryview(data)
         while name is None:
@@ -115,7 +146,7 @@ class DaemonObjectStore:
     def commit(self) -> None:
         """See ObjectStore.commit. Without puts it does nothing."""
         if self._session is not None:
-            session, self._session = self._session, None
+            (session, _), self._session = self._session, None
             reply, _ = self._peer.call("store.commit", {"session": session})
             if reply.get("again"):
                 raise BusyError("stored data was removed while it was added", hint="run the command again")
@@ -164,26 +195,28 @@ class DaemonObjectStore:
             return None
         return self._peer.start("store.fetch", {"names": [str(name) for name in wanted], "offset": offset})
 
-    def _begin(self) -> int:
+    def _begin(self) -> tuple[int, bool]:
+        """The session, and whether the daemon is this user's own."""
         if self._session is None:
             reply, _ = self._peer.call("store.begin", {})
-            self._session = int(reply["session"])
+            self._session = int(reply["session"]), bool(reply["own"])
         return self._session
 
     def _send(self, session: int, batch: Batch) -> Any:
-        try:
+        if batch.view is None:
             memfd.seal(batch.fd)
-            return self._peer.start("store.feed", {"session": session, "pieces": batch.pieces}, fds=[batch.fd])
-        finally:
-            os.close(batch.take())
+        return self._peer.start("store.feed", {"session": session, "pieces": batch.pieces}, fds=[batch.fd])
 
-    def _landed(self, request: Any, ends: list[OpenFile], sent: int, counter: _Counter) -> Iterator[Put]:
-        reply, _ = self._peer.wait(request)
-        counter.add(len(ends), sent)
+    def _landed(self, request: Any, batch: Batch, memory: Memory, counter: _Counter) -> Iterator[Put]:
+        try:
+            reply, _ = self._peer.wait(request)
+        finally:
+            memory.give_back(batch)
+        counter.add(len(batch.ends), batch.size)
         stored = reply["stored"]
-        if len(stored) != len(ends):
-            raise ProtocolError(f"the daemon stored {len(stored)} contents where {len(ends)} were sent")
-        for file, (value, size, new_bytes) in zip(ends, stored, strict=True):
+        if len(stored) != len(batch.ends):
+            raise ProtocolError(f"the daemon stored {len(stored)} contents where {len(batch.ends)} were sent")
+        for file, (value, size, new_bytes) in zip(batch.ends, stored, strict=True):
             self.new_bytes += new_bytes
             yield Put(file.path, ObjectName("md5", value), size, file.stat)
 
@@ -248,58 +281,55 @@ def _reason(error: OSError) -> str:
     return os.strerror(error.errno) if error.errno else str(error)
 
 
-def read_batches(paths: Iterable[str]) -> Iterator[Batch]:
-    """Fill memory files with the contents of `paths`, back to back; a large file runs on over several."""
-    batch = Batch()
+def read_batches(paths: Iterable[str], memory: Memory) -> Iterator[Batch]:
+    """Fill memory files with the contents of `paths`, back to back; a large file runs on over several. Who takes a batch gives
+    it back to `memory`."""
+    batch = memory.take()
     try:
         for path in paths:
             fd, before = open_regular(path)
             try:
-                offset = 0
-                while True:
-                    if batch.fd < 0:
-                        batch.fd = memfd.create()
+                offset, last = 0, False
+                while not last:
                     room = min(memfd.BATCH_BYTES - batch.size, before.st_size - offset)
-                    length = _copy(path, fd, batch.fd, offset, room)
-                    offset += length
-                    batch.size += length
+                    _copy(path, fd, batch, offset, room)
+                    offset += room
+                    batch.size += room
                     last = offset == before.st_size
                     if last:
                         check_unchanged(path, fd, before)
                         batch.ends.append(OpenFile(path, before))
-                    batch.pieces.append((length, last, False))
+                    batch.pieces.append((room, last, False))
                     if batch.size >= memfd.BATCH_BYTES or len(batch.pieces) >= MAX_PIECES:
-                        full, batch = batch, Batch()
+                        full, batch = batch, memory.take()
                         yield full
-                    if last:
-                        break
             finally:
                 os.close(fd)
         if batch.pieces:
-            full, batch = batch, Batch()
+            full, batch = batch, memory.take()
             yield full
     finally:
-        if batch.fd >= 0:
-            os.close(batch.fd)
+        memory.give_back(batch)
 
 
-def _copy(path: str, source: int, target: int, offset: int, length: int) -> int:
+def _copy(path: str, source: int, batch: Batch, offset: int, length: int) -> None:
     """Append `length` bytes of a file to a memory file. Raises FileChangedError when the file became shorter."""
-    left = length
-    while left:
+    done = 0
+    while done < length:
         try:
-            sent = os.sendfile(target, source, offset, left)
+            if batch.view is None:
+                got = os.sendfile(batch.fd, source, offset + done, length - done)
+            else:
+                got = os.preadv(source, [batch.view[batch.size + done : batch.size + length]], offset + done)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.ENOMEM):
                 raise DiskFullError(
                     "no memory is left to read files into", hint="free some memory and try again"
                 ) from error
             raise TargetError(f"cannot read '{path}': {_reason(error)}", path=path) from error
-        if sent == 0:
+        if got == 0:
             raise FileChangedError(f"'{path}' became shorter while it was read; nothing of it was stored", path=path)
-        offset += sent
-        left -= sent
-    return length
+        done += got
 
 
 def hash_files(paths: Iterable[str], tick: Tick | None) -> Iterator[Put]:

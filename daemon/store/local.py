@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from millpond.daemon import memfd
 from millpond.daemon.errors import BusyError, ObjectMissingError
-from millpond.daemon.jobs.objects import hash_files, read_batches
+from millpond.daemon.jobs.objects import Memory, hash_files, read_batches
 from millpond.daemon.names import ObjectName
 from millpond.daemon.objects import Piece, Put, Tick
 from millpond.daemon.store.index import Content
@@ -29,11 +28,12 @@ class LocalObjectStore:
             yield from hash_files(paths, tick)
             return
         files = total = 0
+        memory = Memory(reuse=True)
         try:
-            for batch in read_batches(paths):
-                memfd.seal(batch.fd)
-                with memfd.mapped(batch.take()) as view:
-                    stored = self._begin().feed(view, batch.pieces)
+            for batch in read_batches(paths, memory):
+                assert batch.view is not None  # as memory is used again
+                stored = self._begin().feed(batch.view[: batch.size], batch.pieces)
+                memory.give_back(batch)
                 for file, item in zip(batch.ends, stored, strict=True):
                     files, total = files + 1, total + item.size
                     self.new_bytes += item.new_bytes
@@ -46,6 +46,8 @@ class LocalObjectStore:
             if session is not None:
                 session.abort()
             raise
+        finally:
+            memory.close()
 
     def put_bytes(self, data: bytes, *, is_dir: bool = False) -> ObjectName:
         """See ObjectStore.put_bytes."""

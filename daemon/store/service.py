@@ -6,10 +6,11 @@ it; nothing of it is named before `store.commit`.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
@@ -19,7 +20,7 @@ from millpond.daemon.errors import AccessError, BusyError, ObjectMissingError, P
 from millpond.daemon.names import ObjectName
 from millpond.daemon.rpc.methods import Call, Handler, Registry, Reply
 from millpond.daemon.store.reader import StoreReader
-from millpond.daemon.store.session import IngestSession
+from millpond.daemon.store.session import Feed, IngestSession
 from millpond.daemon.store.store import Store
 
 if TYPE_CHECKING:
@@ -48,6 +49,15 @@ def parse_name(text: str) -> ObjectName:
     return name
 
 
+@dataclass(slots=True)
+class _Session:
+    """Puts of one connection. Who begins a feed holds `beginning`, who waits for one `finishing`."""
+
+    puts: IngestSession
+    beginning: trio.Lock = field(default_factory=trio.Lock)
+    finishing: trio.Lock = field(default_factory=trio.Lock)
+
+
 class StoreService:
     """Handlers of `store.*` and `fsck` over one Store."""
 
@@ -56,43 +66,54 @@ class StoreService:
         self._on_manifest = on_manifest
         self._threads = trio.CapacityLimiter(MAX_THREADS)
         self._numbers = itertools.count(1)
-        self._sessions: dict[tuple[int, int], tuple[IngestSession, trio.Lock]] = {}
+        self._sessions: dict[tuple[int, int], _Session] = {}
 
     async def begin(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
-        """{} -> {session}."""
+        """{} -> {session, own}; `own`: the daemon is this user's, and takes memory files that are used again."""
         owner = call.connection.id
         if sum(1 for key in self._sessions if key[0] == owner) >= MAX_SESSIONS:
             raise BusyError(f"this connection has {MAX_SESSIONS} sessions open already")
         number = next(self._numbers)
-        self._sessions[owner, number] = (self._store.session(call.uid), trio.Lock())
+        self._sessions[owner, number] = _Session(self._store.session(call.uid))
         call.connection.on_close(lambda: self._drop((owner, number)))
-        return {"session": number}
+        return {"session": number, "own": call.uid == os.geteuid()}
 
     async def feed(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
         """{session, pieces: [[length, last, is_dir]...]} + memfd -> {stored: [[md5, size, new_bytes]...]}."""
-        session, lock = self._session(call, params)
-        fd = call.take_fd()
+        session = self._session(call, params)
         pieces = [(int(length), bool(last), bool(is_dir)) for length, last, is_dir in params["pieces"]]
+        total = sum(length for length, _, _ in pieces)
+        mapping = contextlib.ExitStack()
 
-        def work() -> list[tuple[str, int, int]]:
-            with memfd.mapped(fd) as view:
-                if any(length < 0 for length, _, _ in pieces) or sum(length for length, _, _ in pieces) != len(view):
-                    raise ProtocolError("the pieces of a feed do not add up to its memory file")
-                stored = session.feed(view, pieces)
-            return [(item.name.value, item.size, item.new_bytes) for item in stored]
+        def begin() -> Feed:
+            own = total if call.uid == os.geteuid() else None
+            view = mapping.enter_context(memfd.mapped(call.take_fd(), own))
+            if any(length < 0 for length, _, _ in pieces) or total != len(view):
+                raise ProtocolError("the pieces of a feed do not add up to its memory file")
+            return session.puts.begin(view, pieces)
 
-        async with lock:
-            return {"stored": await self._in_thread(work)}
+        with mapping:
+            # Feeds begin and end in the order in which they came (both locks are fair), and two may be under way.
+            async with session.beginning:
+                feed = await self._in_thread(begin)
+            try:
+                async with session.finishing:
+                    stored = await self._in_thread(lambda: session.puts.finish(feed))
+            except trio.Cancelled:
+                with trio.CancelScope(shield=True):
+                    await self._in_thread(lambda: session.puts.fail(feed))
+                raise
+        return {"stored": [(item.name.value, item.size, item.new_bytes) for item in stored]}
 
     async def commit(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
         """{session} -> {again: [names]} when all else is durable; the session is over.
 
         Names in `again` lost chunks meanwhile and must be fed again in a new session."""
-        session, lock = self._session(call, params)
-        async with lock:
-            again = await self._in_thread(session.commit)
+        session = self._session(call, params)
+        async with session.beginning, session.finishing:
+            again = await self._in_thread(session.puts.commit)
         self._sessions.pop((call.connection.id, int(params["session"])), None)
-        for name in session.manifests:
+        for name in session.puts.manifests:
             if name not in again:
                 self._on_manifest(call.uid, name)
         return {"again": [str(name) for name in again[:MAX_NAMES]]}
@@ -136,7 +157,7 @@ class StoreService:
         """{} -> the store's figures (see `Store.stats`)."""
         return dict(asdict(await self._in_thread(self._store.stats)))
 
-    def _session(self, call: Call, params: dict[str, Any]) -> tuple[IngestSession, trio.Lock]:
+    def _session(self, call: Call, params: dict[str, Any]) -> _Session:
         try:
             return self._sessions[call.connection.id, int(params["session"])]
         except KeyError:
@@ -145,7 +166,7 @@ class StoreService:
     def _drop(self, key: tuple[int, int]) -> None:
         found = self._sessions.pop(key, None)
         if found is not None:
-            found[0].abort()
+            found.puts.abort()
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await trio.to_thread.run_sync(work, limiter=self._threads)

@@ -7,10 +7,11 @@ same bytes on the store's threads (all of these release the interpreter's lock).
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from millpond.daemon.errors import BusyError, ProtocolError
@@ -61,20 +62,95 @@ class Sink(Protocol):
         ...
 
 
+class _Digest:
+    """The MD5 of a stream: parts come faster than they can be hashed, and their order matters, so one thread at a time works
+    off what has come."""
+
+    def __init__(self, submit: Callable[[Callable[[], None]], object]) -> None:
+        self._submit = submit
+        self._md5 = hashlib.md5(usedforsecurity=False)
+        self._lock = threading.Lock()
+        self._parts: deque[tuple[memoryview, Future[None]]] = deque()
+        self._working = False
+
+    def add(self, part: memoryview) -> Future[None]:
+        """Hash one more part; done when nobody looks at it any more."""
+        done: Future[None] = Future()
+        with self._lock:
+            self._parts.append((part, done))
+            starts, self._working = not self._working, True
+        if starts:
+            try:
+                self._submit(self._work)
+            except BaseException:
+                self._drop()
+                raise
+        return done
+
+    def hexdigest(self) -> str:
+        """Of the parts that are done."""
+        return self._md5.hexdigest()
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                if not self._parts:
+                    self._working = False
+                    return
+                part, done = self._parts.popleft()
+            try:
+                if done.set_running_or_notify_cancel():
+                    self._md5.update(part)
+                    done.set_result(None)
+            except Exception as error:  # told to who waits for it
+                done.set_exception(error)
+            del part
+
+    def _drop(self) -> None:
+        with self._lock:
+            self._working = False
+            for _, done in self._parts:
+                done.cancel()
+            self._parts.clear()
+
+
 class _Stream:
     """A content that is larger than a chunk, or comes in several parts."""
 
-    def __init__(self, is_dir: bool) -> None:
+    def __init__(self, is_dir: bool, digest: _Digest) -> None:
         self.is_dir = is_dir
-        self.md5 = hashlib.md5(usedforsecurity=False)
+        self.digest = digest
         self.cutter = Cutter()
         self.recipe = RecipeBuilder()
         self.first = b""
         self.new_bytes = 0
 
 
+@dataclass(slots=True)
+class _Part:
+    """One part of a stream on its way: what is still to be done with it, and whether it is the last one."""
+
+    stream: _Stream
+    last: bool
+    hashing: Future[None]
+    jobs: list[Future[list[tuple[bytes, int, int]]]]
+
+
+@dataclass(slots=True)
+class Feed:
+    """What `begin` handed to the threads, for `finish`."""
+
+    tasks: list[Future[list[Stored]] | _Part] = field(default_factory=list)
+
+    def settle(self) -> None:
+        """Wait until no thread looks at the caller's bytes any more, whatever came of them."""
+        for task in self.tasks:
+            _settle([task] if isinstance(task, Future) else [task.hashing, *task.jobs])
+
+
 class IngestSession:
-    """One caller's contents on their way in. Used by one thread at a time; `feed` uses the store's threads."""
+    """One caller's contents on their way in. `begin` is called by one thread at a time, and so is `finish`; the work is done by
+    the store's threads, so that the next feed is cut while the one before is hashed, packed and written."""
 
     def __init__(self, sink: Sink, pool: ThreadPoolExecutor, names: NameBatch) -> None:
         self._sink = sink
@@ -86,20 +162,24 @@ class IngestSession:
         self.manifests: deque[ObjectName] = deque(maxlen=_MANIFESTS)
 
     def feed(self, data: memoryview, pieces: Sequence[tuple[int, bool, bool]]) -> list[Stored]:
-        """Take in `data`, the concatenation of pieces (length, last, is_dir); the contents that ended, in order.
+        """`begin` and `finish` in one."""
+        return self.finish(self.begin(data, pieces))
 
-        A content runs on over pieces until one that is `last`, also from one feed to the next. Raises DiskFullError,
-        StoreDamagedError, BusyError when the store closes, ProtocolError behind a feed that failed: what came of its contents is not known.
+    def begin(self, data: memoryview, pieces: Sequence[tuple[int, bool, bool]]) -> Feed:
+        """Take in `data`, the concatenation of pieces (length, last, is_dir). It must stay as it is until `finish`.
+
+        A content runs on over pieces until one that is `last`, also from one feed to the next. Raises BusyError when the
+        store closes, ProtocolError behind a feed that failed: what came of its contents is not known.
         """
         self._check()
-        tasks: list[Future[list[Stored]] | _Stream] = []
+        feed = Feed()
         group: list[tuple[memoryview, bool]] = []
         size = position = 0
 
         def flush() -> None:
             nonlocal group, size
             if group:
-                tasks.append(self._submit(self._store_small, group))
+                feed.tasks.append(self._submit(self._store_small, group))
                 group, size = [], 0
 
         try:
@@ -113,18 +193,37 @@ class IngestSession:
                         flush()
                     continue
                 flush()
-                stream = self._stream = self._stream or _Stream(is_dir)
-                self._feed_stream(stream, part, last)
+                self._stream = self._stream or _Stream(is_dir, _Digest(self._submit))
+                self._begin_part(feed, self._stream, part, last)
                 if last:
-                    tasks.append(stream)
                     self._stream = None
             flush()
-            return self._collect(tasks)
+            return feed
         except BaseException:
-            self._failed = True
+            self.fail(feed)
             raise
-        finally:
-            _settle(task for task in tasks if isinstance(task, Future))
+
+    def finish(self, feed: Feed) -> list[Stored]:
+        """Wait for a feed; the contents that ended in it, in order. Feeds are finished in the order in which they began.
+        Raises DiskFullError, StoreDamagedError, ProtocolError as `begin`."""
+        try:
+            self._check()
+            done: list[Stored] = []
+            for task in feed.tasks:
+                done.extend(task.result() if isinstance(task, Future) else self._finish_part(task))
+        except BaseException:
+            self.fail(feed)
+            raise
+        for stored in done:
+            self._names.add(stored.name.key(), stored.content)
+            if stored.name.is_dir:
+                self.manifests.append(stored.name)
+        return done
+
+    def fail(self, feed: Feed) -> None:
+        """Give a feed up, and the session with it; its bytes are no longer looked at."""
+        self._failed = True
+        feed.settle()
 
     def commit(self) -> list[ObjectName]:
         """Make all of it durable, named and granted. The names of contents that are no longer whole, because their
@@ -147,16 +246,6 @@ class IngestSession:
         if self._failed:
             raise ProtocolError("this session of puts has failed", hint="begin another one")
 
-    def _collect(self, tasks: list[Future[list[Stored]] | _Stream]) -> list[Stored]:
-        done: list[Stored] = []
-        for task in tasks:
-            done.extend(task.result() if isinstance(task, Future) else [self._finish(task)])
-        for stored in done:
-            self._names.add(stored.name.key(), stored.content)
-            if stored.name.is_dir:
-                self.manifests.append(stored.name)
-        return done
-
     def _store_small(self, group: list[tuple[memoryview, bool]]) -> list[Stored]:
         """Contents of one chunk each; runs in a thread."""
         md5 = hashlib.md5
@@ -178,20 +267,22 @@ class IngestSession:
             self._sink.append(fresh)
         return done
 
-    def _feed_stream(self, stream: _Stream, part: memoryview, last: bool) -> None:
+    def _begin_part(self, feed: Feed, stream: _Stream, part: memoryview, last: bool) -> None:
         """One part of a large content: MD5 in one thread, the chunks' work in the others."""
-        hashing: Future[None] = self._submit(stream.md5.update, part)
-        chunks = list(stream.cutter.feed(part, last))
-        jobs = [self._submit(self._store_chunks, group) for group in _groups(chunks)]
-        try:
-            for job in jobs:
-                for chunk_id, length, added in job.result():
-                    stream.recipe.add(chunk_id, length)
-                    stream.new_bytes += added
-                    stream.first = stream.first or chunk_id
-            hashing.result()
-        finally:
-            _settle([hashing, *jobs])
+        started = _Part(stream, last, stream.digest.add(part), [])
+        feed.tasks.append(started)
+        for group in _groups(list(stream.cutter.feed(part, last))):
+            started.jobs.append(self._submit(self._store_chunks, group))
+
+    def _finish_part(self, part: _Part) -> list[Stored]:
+        stream = part.stream
+        for job in part.jobs:
+            for chunk_id, length, added in job.result():
+                stream.recipe.add(chunk_id, length)
+                stream.new_bytes += added
+                stream.first = stream.first or chunk_id
+        part.hashing.result()
+        return [self._finish(stream)] if part.last else []
 
     def _store_chunks(self, chunks: list[memoryview]) -> list[tuple[bytes, int, int]]:
         """(id, length, bytes added) of each chunk; runs in a thread."""
@@ -212,7 +303,7 @@ class IngestSession:
 
     def _finish(self, stream: _Stream) -> Stored:
         size = stream.recipe.size
-        name = ObjectName("md5", stream.md5.hexdigest() + (DIR_SUFFIX if stream.is_dir else ""))
+        name = ObjectName("md5", stream.digest.hexdigest() + (DIR_SUFFIX if stream.is_dir else ""))
         if size <= MIN_BYTES:
             if not size:
                 return self._store_small([(memoryview(b""), stream.is_dir)])[0]
@@ -240,7 +331,7 @@ def _groups(chunks: list[memoryview]) -> list[list[memoryview]]:
 
 
 def _settle(futures: Iterable[Future[Any]]) -> None:
-    """Wait until no thread looks at the caller's buffer any more, whatever came of it."""
+    """Cancel what has not begun, wait for the rest."""
     for future in futures:
         if not future.cancel():
             future.exception()

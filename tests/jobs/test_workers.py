@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -119,6 +120,17 @@ def test_a_worker_stores_through_its_socket(client: Client, tmp_path: Path) -> N
     (tmp_path / "a").write_bytes(b"hello")
     found, _ = client.call("status", {"paths": [str(tmp_path / "a")], "context": context()})
     assert found["names"] == [f"md5:{hashlib.md5(b'hello').hexdigest()}"]
+
+
+def test_memory_that_is_used_again_mixes_nothing_up(client: Client, tmp_path: Path) -> None:
+    contents = [random.Random(number).randbytes(size) for number, size in enumerate((70 << 20, 10, 33 << 20, 16 << 20))]
+    for number, content in enumerate(contents):
+        (tmp_path / str(number)).write_bytes(content)
+    paths = [str(tmp_path / str(number)) for number in range(len(contents))]
+    found, _ = client.call("status", {"paths": paths, "context": context()})
+    assert found["names"] == [f"md5:{hashlib.md5(content).hexdigest()}" for content in contents]
+    report, _ = client.call("fsck", {"deep": True, "context": context()})
+    assert report["ok"]
 
 
 def test_a_cancelled_worker_keeps_its_lock_until_it_has_cleaned_up(client: Client, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def _open_files() -> Iterator[str]:
 def add(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
     """Takes a lock, marks a file while it has it, and waits there for another file to appear."""
     with context.lock(params["project"], params.get("mode", "write")):
-        Path(params["mark"]).write_text(str(os.getpid()))
+        _mark(params["mark"], os.getpid())
         try:
             context.progress("holding", files=(1, 2))
             while not Path(params["until"]).exists():
@@ -71,7 +71,7 @@ def checkout(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
     if how == "deaf":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         child = subprocess.Popen(["sleep", "1000"])
-        Path(params["mark"]).write_text(str(child.pid))
+        _mark(params["mark"], child.pid)
         time.sleep(1000)
     if how in ("long", "too long"):
         return {"text": "x" * ((8 if how == "long" else 65) << 20)}
@@ -87,6 +87,12 @@ def status(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
     puts = list(context.store.put_files(params.get("paths", [])))
     context.store.commit()
     return {"names": [str(put.name) for put in puts]}
+
+
+def _mark(path: str, pid: int) -> None:
+    """Whole as soon as it is there."""
+    Path(f"{path}.new").write_text(str(pid))
+    os.rename(f"{path}.new", path)
 
 
 def root(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:

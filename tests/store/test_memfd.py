@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -42,3 +43,24 @@ def test_a_file_that_is_not_sealed_is_refused_and_closed() -> None:
         pass
     with pytest.raises(OSError):
         os.fstat(fd)
+
+
+def test_memory_of_ones_own_is_taken_unsealed_and_only_so() -> None:
+    fd, view = memfd.create_reusable()
+    for text in (b"first", b"second one"):
+        view[: len(text)] = text
+        with memfd.mapped(os.dup(fd), len(text)) as found:
+            assert bytes(found) == text
+    with pytest.raises(ProtocolError, match="not a sealed"), memfd.mapped(os.dup(fd)):
+        pass
+    with pytest.raises(ProtocolError, match="as one of"), memfd.mapped(os.dup(fd), memfd.BATCH_BYTES + 1):
+        pass
+    with pytest.raises(OSError):
+        os.ftruncate(fd, 1)
+    os.close(fd)
+
+
+def test_a_file_on_a_disk_is_refused_even_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"bytes")
+    with pytest.raises(ProtocolError, match="not a sealed"), memfd.mapped(os.open(tmp_path / "a", os.O_RDWR), 5):
+        pass

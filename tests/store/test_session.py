@@ -1,0 +1,87 @@
+"""Taking contents in by feeds that overlap."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import hypothesis
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.store.helpers import UID, FaultyFiles, get, sample, settings
+
+from millpond.daemon.errors import MillpondError, ProtocolError
+from millpond.daemon.store.session import Feed, Stored
+from millpond.daemon.store.store import Store
+
+
+@given(
+    st.lists(st.integers(0, 900_000), min_size=1, max_size=8), st.lists(st.integers(1, 700_000), min_size=1), st.data()
+)
+@hypothesis.settings(max_examples=20, deadline=None)
+def test_feeds_that_overlap_give_what_one_after_the_other_would(
+    sizes: list[int], cuts: list[int], data: st.DataObject
+) -> None:
+    contents = [sample(number, size) for number, size in enumerate(sizes)]
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store.open(settings(Path(folder) / "s"))
+        session = store.session(UID)
+        flying: list[Feed] = []
+        found: list[Stored] = []
+        for view, pieces in _feeds(contents, cuts):
+            flying.append(session.begin(view, pieces))
+            for _ in range(data.draw(st.integers(0, len(flying)))):
+                found += session.finish(flying.pop(0))
+        for feed in flying:
+            found += session.finish(feed)
+        assert [item.name.value for item in found] == [hashlib.md5(each).hexdigest() for each in contents]
+        assert session.commit() == []
+        assert [get(store, item) for item in found] == contents
+        assert store.fsck(deep=True).ok
+        store.close()
+
+
+def _feeds(contents: list[bytes], cuts: list[int]) -> Iterator[tuple[memoryview, list[tuple[int, bool, bool]]]]:
+    """Contents one behind the other, cut into feeds of the given sizes, over and over."""
+    lengths = itertools.cycle(cuts)
+    room, view, pieces = next(lengths), b"", []
+    for content in contents:
+        offset, last = 0, False
+        while not last:
+            part = content[offset : offset + room]
+            offset += len(part)
+            last = offset == len(content)
+            view, room = view + part, room - len(part)
+            pieces.append((len(part), last, False))
+            if not room:
+                yield memoryview(view), pieces
+                room, view, pieces = next(lengths), b"", []
+    if pieces:
+        yield memoryview(view), pieces
+
+
+def test_behind_a_feed_that_failed_nothing_more_is_taken(tmp_path: Path) -> None:
+    Store.open(settings(tmp_path / "s"), (counting := FaultyFiles(1 << 30))).close()
+    Store.open(settings(tmp_path / "s"), (counting := FaultyFiles(1 << 30))).close()
+    store = Store.open(settings(tmp_path / "s"), FaultyFiles(counting.count + 2))
+    session, data = store.session(UID), sample(1, 4_000_000)
+    feeds = [
+        session.begin(memoryview(data)[at : at + 1_000_000], [(1_000_000, False, False)])
+        for at in range(0, 3_000_000, 1_000_000)
+    ]
+    failures = 0
+    for feed in feeds:
+        try:
+            session.finish(feed)
+        except MillpondError:
+            failures += 1
+    assert failures > 0
+    with pytest.raises(ProtocolError, match="has failed"):
+        session.begin(memoryview(data)[3_000_000:], [(1_000_000, True, False)])
+    with pytest.raises(ProtocolError, match="has failed"):
+        session.commit()
+    store.close()

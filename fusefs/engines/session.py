@@ -2,8 +2,9 @@
 
 Two lanes. One task reads requests and answers at once what takes no waiting, with no await of its own in between; what must
 wait for a disk or a source becomes a task of its own. There is a bounded number of these, and their threads are taken in
-the order in which they asked, so that one slow object holds up its readers only. While nothing waits, the loop waits for the kernel
-in poll, for a moment, before it lets trio do so: a program that asks for one thing after the other is answered twice as fast.
+the order in which they asked, so that one slow object holds up its readers only. While nothing waits, the loop itself waits for
+the kernel a moment (arrival.py), before it lets trio do so: a program that asks for one thing after the other is answered in
+half the time.
 
 A request that waits is taken back by INTERRUPT when its program is to end (signals.py). Its answer is EINTR at once; what
 it had begun goes on to its own deadline, and answers nobody.
@@ -14,7 +15,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import select
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,6 +24,7 @@ import trio
 from millpond.daemon.errors import MillpondError, MountError
 from millpond.fusefs.engines import protocol, signals
 from millpond.fusefs.engines.answers import Answers, Work
+from millpond.fusefs.engines.arrival import Arrival
 from millpond.fusefs.engines.channel import Channel
 from millpond.fusefs.engines.protocol import IN_HEADER, Op
 from millpond.fusefs.engines.readahead import ReadAhead
@@ -35,9 +36,8 @@ log = logging.getLogger("millpond.fusefs")
 _BUFFER = 256 << 10
 # Waiting requests at once; then no more are taken until one is done.
 MAX_WAITING = 1024
-# Requests answered in a row before other tasks run, and how long to wait for the next one, in ms.
+# Requests answered in a row before other tasks run.
 _ROW = 64
-_POLL_MS = 2
 # How often it is seen whether an interrupted program is to end by now: the kernel does not say INTERRUPT twice.
 _LOOK_S = 0.2
 
@@ -78,11 +78,10 @@ class Session:
         """Answer until the mount is gone. Raises MountError when the kernel is too old."""
         buffer = bytearray(_BUFFER)
         view = memoryview(buffer).toreadonly()
-        poll = select.poll()
-        poll.register(self._fd, select.POLLIN)
+        arrival = Arrival(self._fd, self._fs.idle)
         row = 0
         while True:
-            if row < _ROW and not self._waiting and self._comes(poll):
+            if row < _ROW and not self._waiting and arrival.comes():
                 row += 1
             else:
                 row = 0
@@ -101,13 +100,6 @@ class Session:
             while len(self._waiting) >= MAX_WAITING:
                 self._room = trio.Event()
                 await self._room.wait()
-
-    def _comes(self, poll: select.poll) -> bool:
-        """Whether a request is there, or comes in a moment; the moment is used."""
-        if poll.poll(0):
-            return True
-        self._fs.idle()
-        return bool(poll.poll(_POLL_MS))
 
     def _handle(self, request: memoryview) -> None:
         """Answer a request, or begin to. Raises MountError."""

@@ -35,6 +35,9 @@ ENTRIES: dict[str, Entry] = {
     "status": Entry("project", "status", "Show what differs from the .dvc files.", _PROJECT),
     "data": Entry("compare", "data", "Compare the last commit, the .dvc files and the workspace.", _PROJECT),
     "diff": Entry("compare", "diff", "Show what differs between revisions, or from the workspace.", _PROJECT),
+    "list": Entry("listing", "list_", "List what a repository holds, Git's files and tracked data.", _PROJECT),
+    "ls": Entry("listing", "list_", "As `list`.", _PROJECT),
+    "du": Entry("listing", "du", "Show how much a repository's files and tracked data take.", _PROJECT),
     "config": Entry("settings", "config", "Get or set config options.", _PROJECT),
     "root": Entry("project", "root", "Print the path to the repository's root.", _PROJECT),
     "mount": Entry("mounts", "mount", "Show a version of the data as a read-only directory.", _MOUNTS),
@@ -56,8 +59,8 @@ ENTRIES: dict[str, Entry] = {
 
 # What DVC 3 has and this version has not: named, so that a script that uses one learns why it fails.
 _DVC_ONLY = """
-artifacts check-ignore dag pull push fetch destroy du experiments exp freeze unfreeze get get-url
-import import-db import-url install list ls list-url ls-url metrics move mv params plots queue remote repro stage
+artifacts check-ignore dag pull push fetch destroy experiments exp freeze unfreeze get get-url
+import import-db import-url install list-url ls-url metrics move mv params plots queue remote repro stage
 studio unprotect update
 """
 DVC_ONLY = frozenset(_DVC_ONLY.split())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
+_BINARY = ("", "k", "M", "G", "T", "P")
 _SPANS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 
@@ -30,6 +31,18 @@ def size(number: float) -> str:
         return f"{value:.0f} B"
     digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
     return f"{value:.{digits}f} {_UNITS[unit]}"
+
+
+def binary_size(number: int) -> str:
+    """Bytes as DVC's lists show them: 999, 4.00k, 20.5M, in units of 1024 with three significant digits."""
+    value, unit = float(number), 0
+    while value >= 999.5 and number >= 1024 and unit < len(_BINARY) - 1:
+        value /= 1024
+        unit += 1
+    if unit == 0:
+        return f"{value:.0f}"
+    digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
+    return f"{value:.{digits}f}{_BINARY[unit]}"
 
 
 def duration(seconds: float) -> str:

@@ -37,6 +37,8 @@ VERBS = (
         "config",
         "cache.dir",
         "doctor",
+        "list",
+        "du",
     ),
     *("mount", "umount", "tree", "fsck", "gc", "pin", "unpin", "forget-project"),
 )

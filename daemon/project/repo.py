@@ -56,7 +56,19 @@ class Repo:
     @classmethod
     def open(cls, cwd: str, environ: Mapping[str, str]) -> Repo:
         """The repository that holds `cwd`. Raises NotARepoError, InvalidFileError (config)."""
-        root = find_root(cwd)
+        return cls._at(find_root(cwd), cwd, environ)
+
+    @classmethod
+    def without_dvc(cls, cwd: str, environ: Mapping[str, str]) -> Repo:
+        """The Git repository that holds `cwd`, as one in which nothing is tracked yet. Raises NotARepoError."""
+        found = _git(cwd, environ)
+        if found is None or found.root is None:
+            shown = printable(cwd)
+            raise NotARepoError(f"'{shown}' is neither in a DVC nor in a Git repository", path=shown)
+        return cls._at(found.root, cwd, environ)
+
+    @classmethod
+    def _at(cls, root: str, cwd: str, environ: Mapping[str, str]) -> Repo:
         dvc_dir = os.path.join(root, DVC_DIR)
         config = config_module.load(dvc_dir, environ)
         return cls(

@@ -20,6 +20,7 @@ from millpond.daemon.project.export import export
 from millpond.daemon.project.fsck import fsck
 from millpond.daemon.project.gc import forget_project, gc, pin, unpin
 from millpond.daemon.project.init import init
+from millpond.daemon.project.list import du, list_
 from millpond.daemon.project.remove import remove
 from millpond.daemon.project.repo import find_root
 from millpond.daemon.project.status import status
@@ -50,6 +51,8 @@ VERBS: dict[str, Verb] = {
     "config": config_verb,
     "cache.dir": cache_dir,
     "doctor": doctor,
+    "list": list_,
+    "du": du,
     "fsck": fsck,
     "gc": gc,
     "pin": pin,

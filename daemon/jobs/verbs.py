@@ -39,6 +39,7 @@ VERBS = (
         "doctor",
         "list",
         "du",
+        "check-ignore",
     ),
     *("mount", "umount", "tree", "fsck", "gc", "pin", "unpin", "forget-project"),
 )

@@ -142,6 +142,31 @@ class IgnoreRules:
                     return f"another repository in '{'/'.join(names[: depth + 1])}'"
         return None
 
+    def matching(self, path: str, is_dir: bool) -> tuple[bool, list[str]]:
+        """(is it ignored, "FILE:LINE:PATTERN" of each rule that says something of `path`, the deciding one last); a built-in
+        rule has neither file nor line."""
+        names = path.split("/")
+        folders = names if is_dir else names[:-1]
+        found = [f":{name}/" for name in (".hg", DVC_DIR) if name in folders]
+        found += [":.git"] if ".git" in names else []
+        rules = self._nearest(names[:-1])
+        target = f"{path}/" if is_dir else path
+        for level in reversed(rules.levels):
+            for rule in level.rules:
+                if rule.regex.search(target[len(level.folder) :]):
+                    found.append(f"{level.folder}{IGNORE_FILE}:{rule.line}:{rule.text}")
+        return self.is_ignored(path, is_dir), found
+
+    def _nearest(self, names: list[str]) -> FolderRules:
+        """The rules inside the innermost of these folders that is not ignored."""
+        rules = self.top
+        for name in names:
+            inner = None if rules.ignores(name, is_dir=True) else rules.enter(name)
+            if inner is None:
+                break
+            rules = inner
+        return rules
+
 
 def _why(rules: FolderRules, name: str, is_dir: bool) -> str:
     if name in (_BUILTIN_DIRS if is_dir else _BUILTIN_ANY):

@@ -10,6 +10,7 @@ from millpond.daemon import wirepath
 from millpond.daemon.mounts.checkout import checkout
 from millpond.daemon.mounts.verbs import VERBS as MOUNT_VERBS
 from millpond.daemon.project.add import add
+from millpond.daemon.project.checkignore import check_ignore
 from millpond.daemon.project.commit import commit
 from millpond.daemon.project.configedit import cache_dir, config_verb
 from millpond.daemon.project.context import VerbContext
@@ -53,6 +54,7 @@ VERBS: dict[str, Verb] = {
     "doctor": doctor,
     "list": list_,
     "du": du,
+    "check-ignore": check_ignore,
     "fsck": fsck,
     "gc": gc,
     "pin": pin,

@@ -1,4 +1,4 @@
-"""commit, remove: verbs that change what is tracked, with DVC's options and words."""
+"""commit, remove, freeze, unfreeze: verbs that change what is tracked, with DVC's options and words."""
 
 from __future__ import annotations
 
@@ -80,6 +80,41 @@ def remove(console: Console, targets: tuple[str, ...], outs: bool, force: bool, 
     if as_json:
         found = {key: [wirepath.decode(path) for path in result[key]] for key in ("removed", "outs")}
         console.write(json.dumps(found))
+
+
+@click.command(
+    cls=Verb,
+    example="""
+$ millpond freeze model.bin.dvc train
+""",
+)
+@click.argument("targets", nargs=-1, required=True, type=click.Path())
+@json_option
+@click.pass_obj
+def freeze(console: Console, targets: tuple[str, ...], as_json: bool) -> None:
+    """Have stages and .dvc files keep what they have: `repro` and `update` leave them alone until `unfreeze`."""
+    _set_frozen(console, targets, as_json, frozen=True)
+
+
+@click.command(
+    cls=Verb,
+    example="""
+$ millpond unfreeze model.bin.dvc train
+""",
+)
+@click.argument("targets", nargs=-1, required=True, type=click.Path())
+@json_option
+@click.pass_obj
+def unfreeze(console: Console, targets: tuple[str, ...], as_json: bool) -> None:
+    """Let frozen stages and .dvc files be updated again."""
+    _set_frozen(console, targets, as_json, frozen=False)
+
+
+def _set_frozen(console: Console, targets: tuple[str, ...], as_json: bool, *, frozen: bool) -> None:
+    found = verb(console, "freeze", {"targets": [wirepath.encode(target) for target in targets], "frozen": frozen})
+    changed = [wirepath.decode(file) for file in found["changed"]]
+    if as_json:
+        console.write(json.dumps({"changed": changed}))
 
 
 def _confirm(console: Console, unconfirmed: list[dict[str, Any]]) -> None:

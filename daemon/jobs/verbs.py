@@ -40,6 +40,7 @@ VERBS = (
         "list",
         "du",
         "check-ignore",
+        "freeze",
     ),
     *("mount", "umount", "tree", "fsck", "gc", "pin", "unpin", "forget-project"),
 )

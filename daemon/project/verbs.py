@@ -18,6 +18,7 @@ from millpond.daemon.project.datastatus import data_status
 from millpond.daemon.project.diff import diff
 from millpond.daemon.project.doctor import doctor
 from millpond.daemon.project.export import export
+from millpond.daemon.project.freeze import freeze
 from millpond.daemon.project.fsck import fsck
 from millpond.daemon.project.gc import forget_project, gc, pin, unpin
 from millpond.daemon.project.init import init
@@ -54,6 +55,7 @@ VERBS: dict[str, Verb] = {
     "doctor": doctor,
     "list": list_,
     "du": du,
+    "freeze": freeze,
     "check-ignore": check_ignore,
     "fsck": fsck,
     "gc": gc,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.project.realdvc import real_dvc
 from tests.project.verbhelp import Project
 
 from millpond.daemon.errors import ConflictError, MillpondError, TargetError, UsageError
@@ -160,3 +161,45 @@ def test_whatever_fails_a_removal_can_be_undone_or_repeated(
         if calls <= nth:
             return
     raise AssertionError("it never ran to its end")
+
+
+STAGES = """# top
+stages:
+  one: # the first
+    cmd: echo 1
+    outs:
+    - o1 # keep
+  two:
+    cmd: echo 2
+    frozen: false
+  many:
+    foreach: [a, b]
+    do:
+      cmd: echo ${item}
+"""
+
+
+def test_freezing_leaves_the_files_that_dvc_leaves(project: Project) -> None:
+    tracked(project)
+    project.write("dvc.yaml", STAGES)
+    project.write("odd.dvc", "# why\n" + project.read("f.dvc").replace("path: f", "path: odd # name\nmeta: {a: 1}"))
+    project.write("odd", "first f")
+    theirs = twin(project)
+    for frozen, word in ((True, "freeze"), (False, "unfreeze")):
+        targets = ("f.dvc", "odd.dvc", "one", "dvc.yaml:two")
+        assert set(project.run("freeze", *targets, frozen=frozen)["changed"]) == {"f.dvc", "odd.dvc", "dvc.yaml"}
+        project.dvc(word, *targets, cwd=theirs)
+        assert visible(project.root) == visible(theirs)
+        assert project.run("freeze", *targets, frozen=frozen)["changed"] == []
+    assert project.status() == {}
+
+
+@pytest.mark.parametrize("target", ["f", "many", "many@a", "nope", "dvc.yaml", "nope.dvc", "sub dir/dvc.yaml:one"])
+def test_what_cannot_be_frozen_is_refused_and_nothing_is(project: Project, target: str) -> None:
+    tracked(project)
+    project.write("dvc.yaml", STAGES)
+    before = project.snapshot()
+    with pytest.raises((TargetError, UsageError)):
+        project.run("freeze", "f.dvc", target, frozen=True)
+    assert project.snapshot() == before
+    assert "ERROR" in real_dvc().run("freeze", target, cwd=project.root).err

@@ -38,6 +38,8 @@ ENTRIES: dict[str, Entry] = {
     "list": Entry("listing", "list_", "List what a repository holds, Git's files and tracked data.", _PROJECT),
     "ls": Entry("listing", "list_", "As `list`.", _PROJECT),
     "du": Entry("listing", "du", "Show how much a repository's files and tracked data take.", _PROJECT),
+    "move": Entry("tracking", "move", "Rename tracked data, or move it, with its .dvc file.", _PROJECT),
+    "mv": Entry("tracking", "move", "As `move`.", _PROJECT),
     "freeze": Entry("tracking", "freeze", "Have stages and .dvc files keep what they have.", _PROJECT),
     "unfreeze": Entry("tracking", "unfreeze", "Let frozen stages and .dvc files be updated again.", _PROJECT),
     "check-ignore": Entry("ignoring", "check_ignore", "Show what .dvcignore rules out, and by which rule.", _PROJECT),
@@ -63,7 +65,7 @@ ENTRIES: dict[str, Entry] = {
 # What DVC 3 has and this version has not: named, so that a script that uses one learns why it fails.
 _DVC_ONLY = """
 artifacts dag pull push fetch destroy experiments exp get get-url
-import import-db import-url install list-url ls-url metrics move mv params plots queue remote repro stage
+import import-db import-url install list-url ls-url metrics params plots queue remote repro stage
 studio unprotect update
 """
 DVC_ONLY = frozenset(_DVC_ONLY.split())

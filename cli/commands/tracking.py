@@ -1,4 +1,4 @@
-"""commit, remove, freeze, unfreeze: verbs that change what is tracked, with DVC's options and words."""
+"""commit, remove, move, freeze, unfreeze: verbs that change what is tracked, with DVC's options and words."""
 
 from __future__ import annotations
 
@@ -80,6 +80,37 @@ def remove(console: Console, targets: tuple[str, ...], outs: bool, force: bool, 
     if as_json:
         found = {key: [wirepath.decode(path) for path in result[key]] for key in ("removed", "outs")}
         console.write(json.dumps(found))
+
+
+@click.command(
+    cls=Verb,
+    example="""
+$ millpond move data.csv tables/
+To track the changes with git, run:
+    git add .gitignore data.csv.dvc tables/.gitignore tables/data.csv.dvc
+$ millpond mv tables/data.csv tables/all.csv
+""",
+)
+@click.argument("source", type=click.Path())
+@click.argument("target", type=click.Path())
+@json_option
+@click.pass_obj
+def move(console: Console, source: str, target: str, as_json: bool) -> None:
+    """Rename tracked data, or move it into another directory, with its .dvc file and its line in .gitignore.
+
+    Nothing is overwritten. Data that changed since it was added stays as changed as it is.
+    """
+    params = {"source": wirepath.encode(source), "target": wirepath.encode(target)}
+    found = verb(console, "move", params)
+    files = [wirepath.decode(file) for file in found["git_add"]]
+    if found["missing"]:
+        console.warn(f"'{text.printable(source)}' is not in the workspace: its .dvc file was moved alone")
+    if as_json:
+        paths = {key: wirepath.decode(found[key]) for key in ("path", "pointer")}
+        console.write(json.dumps({**paths, "git_add": files}))
+    elif files:
+        console.say("To track the changes with git, run:")
+        console.say("    git add " + " ".join(text.shell_quoted(file) for file in files))
 
 
 @click.command(

@@ -41,6 +41,7 @@ VERBS = (
         "du",
         "check-ignore",
         "freeze",
+        "move",
     ),
     *("mount", "umount", "tree", "fsck", "gc", "pin", "unpin", "forget-project"),
 )

@@ -47,6 +47,13 @@ def remove_all(paths: Iterable[str]) -> None:
         _sync(folder, os.O_RDONLY | os.O_DIRECTORY)
 
 
+def rename(old: str, new: str) -> None:
+    """Give a file or folder another absolute path on the same disk, durably. Raises OSError."""
+    os.rename(old, new)
+    for folder in {os.path.dirname(old), os.path.dirname(new)}:
+        _sync(folder, os.O_RDONLY | os.O_DIRECTORY)
+
+
 def _stage(path: str, text: str, mode: int) -> str:
     with contextlib.suppress(FileNotFoundError):
         mode = os.stat(path).st_mode & 0o7777

@@ -114,6 +114,21 @@ def resolve_out(repo: Repo, name: str, out: str, outputs: Sequence[Output], *, f
     return Target(target.path, target.pointer, source, stat.S_ISDIR(mode), False, target.old, target.out)
 
 
+def check_place(repo: Repo, name: str, outputs: Sequence[Output], *, is_dir: bool) -> str:
+    """The relative path of a place, `name`, where an output may be put that is none yet. Raises as `resolve`."""
+    relative = _inside(repo, name)
+    _refuse_links_above(repo, name, relative)
+    _refuse_dvc_file(name, relative)
+    _refuse_ignored(repo, name, relative, is_dir)
+    index, shown = OutputIndex(outputs), printable(name)
+    holder = index.holder(relative)
+    if holder is not None:
+        raise OverlapError(f"'{shown}' is, or lies in, '{printable(holder.path)}', which is tracked", path=shown)
+    _refuse_new(repo, name, relative, f"{relative}{dvcfile.SUFFIX}", index)
+    _refuse_tracked_by_git(repo, name, relative)
+    return relative
+
+
 def _resolve(repo: Repo, name: str, index: OutputIndex) -> Target:
     relative = _inside(repo, name)
     _refuse_links_above(repo, name, relative)
@@ -176,17 +191,20 @@ def _placed(
         inner = relative[len(tracked) + 1 :]
         old = dvcfile.read(repo.path(pointer))
         out = _out_of(old, holder)
-    if repo.git is not None:
-        there = repo.git.tracked_below(repo.git_path(relative))
-        if there is not None:
-            shown = printable(name)
-            raise TrackedByGitError(
-                f"'{shown}' is already tracked by Git",
-                path=shown,
-                hint=f"to track it here: git rm -r --cached '{shown}' && git commit -m \"stop tracking {shown}\"",
-            )
+    _refuse_tracked_by_git(repo, name, relative)
     source = path
     return Target(tracked, pointer, source, is_dir, is_link, old, out, inner, gone)
+
+
+def _refuse_tracked_by_git(repo: Repo, name: str, relative: str) -> None:
+    there = None if repo.git is None else repo.git.tracked_below(repo.git_path(relative))
+    if there is not None:
+        shown = printable(name)
+        raise TrackedByGitError(
+            f"'{shown}' is already tracked by Git",
+            path=shown,
+            hint=f"to track it here: git rm -r --cached '{shown}' && git commit -m \"stop tracking {shown}\"",
+        )
 
 
 def _out_of(pointer: DvcFile, output: Output) -> Out:

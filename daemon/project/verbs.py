@@ -23,6 +23,7 @@ from millpond.daemon.project.fsck import fsck
 from millpond.daemon.project.gc import forget_project, gc, pin, unpin
 from millpond.daemon.project.init import init
 from millpond.daemon.project.list import du, list_
+from millpond.daemon.project.move import move
 from millpond.daemon.project.remove import remove
 from millpond.daemon.project.repo import find_root
 from millpond.daemon.project.status import status
@@ -55,6 +56,7 @@ VERBS: dict[str, Verb] = {
     "doctor": doctor,
     "list": list_,
     "du": du,
+    "move": move,
     "freeze": freeze,
     "check-ignore": check_ignore,
     "fsck": fsck,

@@ -158,6 +158,9 @@ class IngestSession:
         self._names = names
         self._stream: _Stream | None = None
         self._failed = False
+        # Chunks that threads are storing now.
+        self._storing: set[bytes] = set()
+        self._lock = threading.Lock()
         # Manifests taken in, the last of them: a caller may want their folders soon.
         self.manifests: deque[ObjectName] = deque(maxlen=_MANIFESTS)
 
@@ -249,23 +252,36 @@ class IngestSession:
     def _store_small(self, group: list[tuple[memoryview, bool]]) -> list[Stored]:
         """Contents of one chunk each; runs in a thread."""
         md5 = hashlib.md5
-        ids = [records.content_id(part) for part, _ in group]
-        known = self._sink.known(ids)
-        fresh: list[Encoded] = []
+        ids, added = self._store([part for part, _ in group])
         done = []
-        for (part, is_dir), chunk_id in zip(group, ids, strict=True):
-            added = 0
-            if chunk_id not in known:
-                known.add(chunk_id)
-                record = self._sink.encode(Kind.CHUNK, chunk_id, part)
-                fresh.append(record)
-                added = record.size
+        for (part, is_dir), chunk_id, size in zip(group, ids, added, strict=True):
             value = md5(part, usedforsecurity=False).hexdigest() + (DIR_SUFFIX if is_dir else "")
-            content = Content(Kind.CHUNK, chunk_id, len(part))
-            done.append(Stored(ObjectName("md5", value), len(part), content, added))
-        if fresh:
-            self._sink.append(fresh)
+            done.append(Stored(ObjectName("md5", value), len(part), Content(Kind.CHUNK, chunk_id, len(part)), size))
         return done
+
+    def _store(self, chunks: Sequence[memoryview]) -> tuple[list[bytes], list[int]]:
+        """Have chunks stored: their ids, and the bytes that each added. A chunk that another thread of this session is storing
+        is left to it: should that fail, the session does."""
+        ids = [records.content_id(chunk) for chunk in chunks]
+        with self._lock:
+            mine = set(ids) - self._storing
+            self._storing |= mine
+        try:
+            todo = mine - self._sink.known(list(mine))
+            fresh: list[Encoded] = []
+            added = [0] * len(ids)
+            for at, (chunk, chunk_id) in enumerate(zip(chunks, ids, strict=True)):
+                if chunk_id in todo:
+                    todo.remove(chunk_id)
+                    record = self._sink.encode(Kind.CHUNK, chunk_id, chunk)
+                    fresh.append(record)
+                    added[at] = record.size
+            if fresh:
+                self._sink.append(fresh)
+        finally:
+            with self._lock:
+                self._storing -= mine
+        return ids, added
 
     def _begin_part(self, feed: Feed, stream: _Stream, part: memoryview, last: bool) -> None:
         """One part of a large content: MD5 in one thread, the chunks' work in the others."""
@@ -286,20 +302,8 @@ class IngestSession:
 
     def _store_chunks(self, chunks: list[memoryview]) -> list[tuple[bytes, int, int]]:
         """(id, length, bytes added) of each chunk; runs in a thread."""
-        ids = [records.content_id(chunk) for chunk in chunks]
-        known = self._sink.known(ids)
-        fresh, done = [], []
-        for chunk, chunk_id in zip(chunks, ids, strict=True):
-            added = 0
-            if chunk_id not in known:
-                known.add(chunk_id)
-                record = self._sink.encode(Kind.CHUNK, chunk_id, chunk)
-                fresh.append(record)
-                added = record.size
-            done.append((chunk_id, len(chunk), added))
-        if fresh:
-            self._sink.append(fresh)
-        return done
+        ids, added = self._store(chunks)
+        return list(zip(ids, map(len, chunks), added, strict=True))
 
     def _finish(self, stream: _Stream) -> Stored:
         size = stream.recipe.size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import random
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,4 +85,16 @@ def test_behind_a_feed_that_failed_nothing_more_is_taken(tmp_path: Path) -> None
         session.begin(memoryview(data)[3_000_000:], [(1_000_000, True, False)])
     with pytest.raises(ProtocolError, match="has failed"):
         session.commit()
+    store.close()
+
+
+def test_equal_chunks_that_come_together_are_stored_once(tmp_path: Path) -> None:
+    store = Store.open(settings(tmp_path / "s", threads=4, segment_bytes=64 << 20))
+    session, data = store.session(UID), random.Random(1).randbytes(3_000_000)
+    flying = [session.begin(memoryview(data), [(len(data), True, False)]) for _ in range(8)]
+    found = [session.finish(feed)[0] for feed in flying]
+    assert session.commit() == []
+    assert sum(item.new_bytes for item in found) < 1.02 * len(data)
+    assert store.stats().stored < 1.05 * len(data)
+    assert {get(store, item) for item in found} == {data}
     store.close()

@@ -54,7 +54,7 @@ ENTRIES: dict[str, Entry] = {
     "unpin": Entry("gc", "unpin", "Let pinned versions go.", _STORE),
     "pins": Entry("gc", "pins", "List pinned versions.", _STORE),
     "forget-project": Entry("gc", "forget_project", "Have a project that is gone keep nothing any more.", _STORE),
-    "cache": Entry("store", "cache", "What the store holds.", _STORE),
+    "cache": Entry("cache", "cache", "What the store holds.", _STORE),
     "daemon": Entry("daemon", "daemon", "Start, stop and look at the daemon.", _STORE),
     "doctor": Entry("about", "doctor", "Check this machine and repository for what millpond needs.", _OTHER),
     "version": Entry("about", "version", "Print versions.", _OTHER),

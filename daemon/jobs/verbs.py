@@ -42,6 +42,9 @@ VERBS = (
         "check-ignore",
         "freeze",
         "move",
+        "cache.import",
+        "cache.verify",
+        "cache.migrate",
     ),
     *("mount", "umount", "tree", "fsck", "gc", "pin", "unpin", "forget-project"),
 )

@@ -48,19 +48,25 @@ def export(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
     TargetError, InvalidFileError, DiskFullError, StoreDamagedError.
     """
     repo = Repo.open(os.getcwd(), os.environ)
-    targets = [wirepath.decode(target) for target in params.get("targets") or []]
     with context.lock(repo.root, "read"):
-        chosen: dict[Output, None] = {}
-        for found in _versions(repo, params):
-            choices = select(repo, found, targets, recursive=bool(params.get("recursive")))
-            chosen.update(dict.fromkeys(choice.output for choice in choices))
-        done = export_outputs(context, repo, chosen)
+        done = export_outputs(context, repo, chosen(repo, params))
     return {
         "objects": done.objects,
         "bytes": done.bytes,
         "missing": [wirepath.encode(path) for path in done.missing.values()],
         "cache": wirepath.encode(repo.cache.folder),
     }
+
+
+def chosen(repo: Repo, params: dict[str, Any]) -> list[Output]:
+    """The outputs that {targets, recursive, revs, all_branches, all_tags, all_commits} mean, each once. Raises RevisionError,
+    TargetError, UsageError, InvalidFileError."""
+    targets = [wirepath.decode(target) for target in params.get("targets") or []]
+    found: dict[Output, None] = {}
+    for version in _versions(repo, params):
+        choices = select(repo, version, targets, recursive=bool(params.get("recursive")))
+        found.update(dict.fromkeys(choice.output for choice in choices))
+    return list(found)
 
 
 def export_after(context: VerbContext, repo: Repo, changed: Iterable[str], environ: Mapping[str, str]) -> None:
@@ -76,13 +82,13 @@ def export_after(context: VerbContext, repo: Repo, changed: Iterable[str], envir
         export_outputs(context, repo, [output for output in repo.outputs() if output.path in places])
 
 
-def export_outputs(context: VerbContext, repo: Repo, chosen: Iterable[Output]) -> Exported:
+def export_outputs(context: VerbContext, repo: Repo, outs: Iterable[Output]) -> Exported:
     """Bring all objects of these outputs into DVC's cache that it lacks."""
     objects, done = Objects(context.store, repo.cache), Exported()
     names: dict[ObjectName, str] = {}
-    for output in chosen:
+    for output in outs:
         if output.name is not None and output.cache:
-            for name, path in _objects_of(output, objects):
+            for name, path in objects_of(output, objects):
                 names.setdefault(name, path)
     lacking = [name for name in names if repo.cache.path_of(name) is not None and repo.cache.size(name) is None]
     sizes = dict(zip(lacking, context.store.sizes(lacking), strict=True))
@@ -96,7 +102,7 @@ def export_outputs(context: VerbContext, repo: Repo, chosen: Iterable[Output]) -
     return done
 
 
-def _objects_of(output: Output, objects: Objects) -> Iterator[tuple[ObjectName, str]]:
+def objects_of(output: Output, objects: Objects) -> Iterator[tuple[ObjectName, str]]:
     """(object, a path that it is at) of an output and all below it."""
     name = output.name
     assert name is not None
@@ -163,12 +169,13 @@ def _bring(context: VerbContext, repo: Repo, wanted: dict[ObjectName, int], done
 def _place(staging: Staging, ready: list[Staged]) -> None:
     """Name files whose bytes are on disk; what was named before is on disk too then."""
     if ready:
-        _sync_file_system(ready[0].fd)
+        sync_file_system(ready[0].fd)
         while ready:
             staging.place(ready.pop(), mode=_MODE)
 
 
-def _sync_file_system(fd: int) -> None:
+def sync_file_system(fd: int) -> None:
+    """Have all of the file system that an open file is on written out. Raises OSError."""
     if ctypes.CDLL(None, use_errno=True).syncfs(fd):
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), "")

@@ -10,6 +10,9 @@ from millpond.daemon import wirepath
 from millpond.daemon.mounts.checkout import checkout
 from millpond.daemon.mounts.verbs import VERBS as MOUNT_VERBS
 from millpond.daemon.project.add import add
+from millpond.daemon.project.cacheimport import import_
+from millpond.daemon.project.cachemigrate import migrate
+from millpond.daemon.project.cacheverify import verify
 from millpond.daemon.project.checkignore import check_ignore
 from millpond.daemon.project.commit import commit
 from millpond.daemon.project.configedit import cache_dir, config_verb
@@ -53,6 +56,9 @@ VERBS: dict[str, Verb] = {
     "export": export,
     "config": config_verb,
     "cache.dir": cache_dir,
+    "cache.import": import_,
+    "cache.verify": verify,
+    "cache.migrate": migrate,
     "doctor": doctor,
     "list": list_,
     "du": du,

@@ -101,7 +101,7 @@ def test_whatever_fails_leaves_whole_objects_and_can_be_repeated(
     filled(project)
     project.run("export")  # the store's reader keeps its segments open from here on
     target: Any = module if name == "syncfs" else os
-    real = getattr(target, "_sync_file_system" if name == "syncfs" else name)
+    real = getattr(target, "sync_file_system" if name == "syncfs" else name)
     for nth in range(200):
         wipe(project)
         calls = 0
@@ -115,7 +115,7 @@ def test_whatever_fails_leaves_whole_objects_and_can_be_repeated(
 
         descriptors = len(os.listdir("/proc/self/fd"))
         with monkeypatch.context() as patch:
-            patch.setattr(target, "_sync_file_system" if name == "syncfs" else name, fails)
+            patch.setattr(target, "sync_file_system" if name == "syncfs" else name, fails)
             try:
                 project.run("export")
             except (MillpondError, OSError):

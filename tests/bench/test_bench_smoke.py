@@ -23,6 +23,7 @@ PEERS = {"squashfuse": "squashfuse", "borg": "borg", "restic": "restic"}
 SECTIONS = {
     "startup": ("small", "start-up"),
     "add": ("small", "add, status, checkout"),
+    "versions": ("csv", "versions"),
     "mount": ("small", "mount"),
     "reads": ("small,shard,shards,csv", "reads"),
     "disk": ("csv", "disk"),
@@ -78,6 +79,8 @@ def _who(section: str, tools: set[str]) -> None:
     """Every peer that is installed was measured."""
     if section == "add":
         assert tools == {"millpond", "millpond, no fsync", "dvc"}
+    elif section == "versions":
+        assert tools == {"millpond", "dvc"}
     elif section == "startup":
         assert tools == {"millpond", "python", "dvc"}
     else:

@@ -43,6 +43,8 @@ ENTRIES: dict[str, Entry] = {
     "freeze": Entry("tracking", "freeze", "Have stages and .dvc files keep what they have.", _PROJECT),
     "unfreeze": Entry("tracking", "unfreeze", "Let frozen stages and .dvc files be updated again.", _PROJECT),
     "check-ignore": Entry("ignoring", "check_ignore", "Show what .dvcignore rules out, and by which rule.", _PROJECT),
+    "unprotect": Entry("leaving", "unprotect", "Have files share nothing with DVC's cache.", _PROJECT),
+    "destroy": Entry("leaving", "destroy", "Remove all of DVC's files from a project, but for its data.", _PROJECT),
     "config": Entry("settings", "config", "Get or set config options.", _PROJECT),
     "root": Entry("project", "root", "Print the path to the repository's root.", _PROJECT),
     "mount": Entry("mounts", "mount", "Show a version of the data as a read-only directory.", _MOUNTS),
@@ -64,9 +66,9 @@ ENTRIES: dict[str, Entry] = {
 
 # What DVC 3 has and this version has not: named, so that a script that uses one learns why it fails.
 _DVC_ONLY = """
-artifacts dag pull push fetch destroy experiments exp get get-url
+artifacts dag pull push fetch experiments exp get get-url
 import import-db import-url install list-url ls-url metrics params plots queue remote repro stage
-studio unprotect update
+studio update
 """
 DVC_ONLY = frozenset(_DVC_ONLY.split())
 

@@ -45,6 +45,8 @@ VERBS = (
         "cache.import",
         "cache.verify",
         "cache.migrate",
+        "unprotect",
+        "destroy",
     ),
     *("mount", "umount", "tree", "fsck", "gc", "pin", "unpin", "forget-project"),
 )

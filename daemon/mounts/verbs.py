@@ -16,6 +16,8 @@ from millpond.daemon.mounts import busy, place
 from millpond.daemon.mounts.plan import Planner, Project
 from millpond.daemon.mounts.records import MountRecord
 from millpond.daemon.names import ObjectName
+from millpond.daemon.project.destroy import destroy as project_destroy
+from millpond.daemon.project.repo import find_root
 
 if TYPE_CHECKING:
     from millpond.daemon.jobs.worker import WorkerContext
@@ -155,6 +157,21 @@ def mount_values(project: Project, params: dict[str, Any], target: str) -> dict[
     }
 
 
+def destroy(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
+    """As project/destroy.py. Raises MountBusyError while something of the project is mounted: the mount may read DVC's cache."""
+    root = find_root(os.getcwd())
+    found, _ = context.client.call("mounts.find", {"all": True})
+    for each in found["mounts"]:
+        record = MountRecord.from_json(each)
+        if record.repo == root:
+            raise MountBusyError(
+                f"data of this project is mounted on '{record.mountpoint}'",
+                path=record.mountpoint,
+                hint=f"end that first: millpond umount {record.mountpoint}",
+            )
+    return project_destroy(context, params)
+
+
 def _caches(project: Project) -> list[str]:
     return [wirepath.encode(cache.folder) for cache in project.caches]
 
@@ -234,5 +251,6 @@ VERBS: dict[str, Callable[[Any, dict[str, Any]], dict[str, Any]]] = {
     "mount": mount,
     "umount": umount,
     "remount": remount,
+    "destroy": destroy,
     "tree": tree,
 }

@@ -16,9 +16,8 @@ from millpond.daemon.project import dvcfile, manifest
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.copying import Staging, copy_into
 from millpond.daemon.project.digests import LEGACY, Objects, as_md5
-from millpond.daemon.project.durable import write_all, write_error
+from millpond.daemon.project.durable import sync_file_system, write_all, write_error
 from millpond.daemon.project.dvcfile import Out
-from millpond.daemon.project.export import sync_file_system
 from millpond.daemon.project.hashing import md5_of
 from millpond.daemon.project.outputs import Output
 from millpond.daemon.project.repo import Repo, printable

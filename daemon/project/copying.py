@@ -172,8 +172,8 @@ def can_clone(folder: str) -> bool:
         return True
 
 
-def replace_link(path: str) -> os.stat_result:
-    """Put a copy of the file that the link at `path` points to in the link's place; the copy's stat.
+def replace_link(path: str, *, mode: int | None = None) -> os.stat_result:
+    """Put a copy of the file that the link at `path` points to in the link's place (`mode`: else the file's); the copy's stat.
 
     Raises FileChangedError when that file changes meanwhile.
     """
@@ -190,8 +190,8 @@ def replace_link(path: str) -> os.stat_result:
                 before.st_ctime_ns,
             ):
                 staging.drop(staged)
-                raise FileChangedError(f"'{path}' changed while it was copied", path=path, hint="add it again")
-            staging.place(staged, mode=before.st_mode & 0o777)
+                raise FileChangedError(f"'{path}' changed while it was copied", path=path, hint="try again")
+            staging.place(staged, mode=before.st_mode & 0o777 if mode is None else mode)
     finally:
         os.close(source)
     return os.stat(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -54,6 +55,19 @@ def rename(old: str, new: str) -> None:
         _sync(folder, os.O_RDONLY | os.O_DIRECTORY)
 
 
+def sync_file_system(place: int | str) -> None:
+    """Have all that was written to the file system of an open file, or of a folder at a path, on disk. Raises OSError."""
+    if isinstance(place, str):
+        fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            sync_file_system(fd)
+        finally:
+            os.close(fd)
+    elif ctypes.CDLL(None, use_errno=True).syncfs(place):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), "")
+
+
 def _stage(path: str, text: str, mode: int) -> str:
     with contextlib.suppress(FileNotFoundError):
         mode = os.stat(path).st_mode & 0o7777
@@ -77,9 +91,9 @@ def _sync(path: str, flags: int) -> None:
         os.close(fd)
 
 
-def write_error(error: OSError) -> DiskFullError | InvalidFileError:
+def write_error(error: OSError, hint: str = "the data is stored: add it again") -> DiskFullError | InvalidFileError:
     """The error for a file of the project that could not be written."""
     path = printable(str(error.filename or ""))
     if error.errno in (28, 122):  # ENOSPC, EDQUOT
-        return DiskFullError(f"no room left to write '{path}'", path=path, hint="the data is stored: add it again")
+        return DiskFullError(f"no room left to write '{path}'", path=path, hint=hint)
     return InvalidFileError(f"cannot write '{path}': {error.strerror}", path=path)

@@ -6,7 +6,6 @@ disk, and a manifest when all that it names has got its name and that is on disk
 
 from __future__ import annotations
 
-import ctypes
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from millpond.daemon.project import manifest, outputs
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.copying import Staged, Staging
 from millpond.daemon.project.digests import Objects
-from millpond.daemon.project.durable import write_error
+from millpond.daemon.project.durable import sync_file_system, write_error
 from millpond.daemon.project.outputs import GitTree, Output
 from millpond.daemon.project.repo import Repo
 from millpond.daemon.project.select import select
@@ -172,10 +171,3 @@ def _place(staging: Staging, ready: list[Staged]) -> None:
         sync_file_system(ready[0].fd)
         while ready:
             staging.place(ready.pop(), mode=_MODE)
-
-
-def sync_file_system(fd: int) -> None:
-    """Have all of the file system that an open file is on written out. Raises OSError."""
-    if ctypes.CDLL(None, use_errno=True).syncfs(fd):
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), "")

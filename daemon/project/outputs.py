@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import posixpath
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -115,7 +115,11 @@ def is_pointer(name: str) -> bool:
 
 def collect(tree: Tree) -> list[Output]:
     """All outputs, in the order of their pointers. Raises InvalidFileError."""
-    files = dict(tree.pointer_files())
+    return collect_from(dict(tree.pointer_files()))
+
+
+def collect_from(files: Mapping[str, bytes]) -> list[Output]:
+    """`collect`, of what `pointer_files` gave. Raises InvalidFileError."""
     found: list[Output] = []
     for path, content in files.items():
         stages = files.get(posixpath.join(posixpath.dirname(path), STAGES_FILE))

@@ -70,12 +70,17 @@ def _pointer(repo: Repo, target: str) -> str:
     )
 
 
-def _remove_data(context: VerbContext, repo: Repo, outs: list[Output], *, force: bool) -> None:
+def refuse_mounted(repo: Repo, outs: list[Output]) -> None:
+    """Raise ConflictError for data that is mounted in its place, NotMountedError where it should be."""
     for out in outs:
         shown = printable(repo.seen(out.path))
         if mounted_at(repo.path(out.path)) is not None:
             raise ConflictError(f"'{shown}' is mounted", path=shown, hint=f"end that first: millpond umount {shown}")
         require_mounted(repo.path(out.path))
+
+
+def _remove_data(context: VerbContext, repo: Repo, outs: list[Output], *, force: bool) -> None:
+    refuse_mounted(repo, outs)
     if not force and (lost := unstored(context, repo, outs)):
         shown = ", ".join(f"'{printable(repo.seen(out.path))}'" for out in lost)
         raise ConflictError(

@@ -41,6 +41,11 @@ class Stages:
             return cls()
         return cls({str(name): _stage(entry) for name, entry in stages.items() if isinstance(entry, dict)})
 
+    @property
+    def names(self) -> list[str]:
+        """The names as dvc.yaml has them."""
+        return list(self._stages)
+
     def get(self, name: str) -> Stage | None:
         """The stage that dvc.lock calls `name` ("base@key" for one of several)."""
         return self._stages.get(name) or self._stages.get(name.partition("@")[0])

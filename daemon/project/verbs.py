@@ -30,6 +30,7 @@ from millpond.daemon.project.move import move
 from millpond.daemon.project.remove import remove
 from millpond.daemon.project.repo import find_root
 from millpond.daemon.project.status import status
+from millpond.daemon.project.unprotect import unprotect
 
 Verb = Callable[[Any, dict[str, Any]], dict[str, Any]]
 
@@ -65,6 +66,7 @@ VERBS: dict[str, Verb] = {
     "move": move,
     "freeze": freeze,
     "check-ignore": check_ignore,
+    "unprotect": unprotect,
     "fsck": fsck,
     "gc": gc,
     "pin": pin,

@@ -125,6 +125,9 @@ class Terminal:
             self.process.wait()
         os.close(self.master)
 
+    def type(self, line: str) -> None:
+        os.write(self.master, f"{line}\n".encode())
+
     def press_interrupt(self) -> None:
         os.write(self.master, b"\x03")
 

@@ -17,6 +17,7 @@ from millpond.daemon.names import ObjectName
 from millpond.daemon.project import manifest
 from millpond.daemon.project.checkout import checkout
 from millpond.daemon.project.context import LocalContext
+from millpond.daemon.project.destroy import destroy
 from millpond.daemon.project.repo import Repo
 from millpond.daemon.project.statcache import Moment
 from millpond.daemon.project.verbs import VERBS
@@ -50,8 +51,8 @@ class Project:
         os.chdir(cwd or self.root)
         os.environ.update(self.environ)
         try:
-            # The table's checkout belongs to the mounts, and passes on what is not theirs.
-            return (checkout if verb == "checkout" else VERBS[verb])(self.context, params)
+            # The table's checkout and destroy belong to the mounts, and pass on what is not theirs.
+            return {**VERBS, "checkout": checkout, "destroy": destroy}[verb](self.context, params)
         finally:
             os.chdir(before)
             os.environ.clear()

@@ -210,6 +210,7 @@ def data_status(
         "targets": [wirepath.encode(target) for target in targets],
         "granular": granular,
         "untracked": untracked,
+        "unchanged": unchanged,
     }
     found = verb(console, "data.status", params)
     git = found.pop("git")

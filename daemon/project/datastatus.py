@@ -19,10 +19,10 @@ Found = dict[str, list[Any]]
 
 
 def data_status(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
-    """Verb. {targets, granular, untracked} -> {not_in_cache, committed, uncommitted, untracked, unchanged, git}.
+    """Verb. {targets, granular, untracked, unchanged} -> {not_in_cache, committed, uncommitted, untracked, unchanged, git}.
 
     DVC's JSON, paths relative to the project's root, but `untracked` from the caller's folder. `committed` and `uncommitted`:
-    {state: [path, or {old, new} of a rename]}; `git`: {is_empty, is_dirty}. Raises NotARepoError, InvalidFileError,
+    {state: [path, or {old, new} of a rename]}; `git`: {is_empty, is_dirty}; `unchanged` is empty unless asked for. Raises NotARepoError, InvalidFileError,
     TargetError, NotMountedError.
     """
     repo = Repo.open(os.getcwd(), os.environ)
@@ -35,7 +35,7 @@ def data_status(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
         committed_once = repo.git is not None and not repo.git.has_no_commits
         head = sides.side_of(context, workspace, "HEAD") if committed_once else Side({})
         wanted = Wanted(repo, targets, (head, recorded), anything=True)
-        compared = _Comparison(workspace.objects, wanted, granular)
+        compared = _Comparison(workspace.objects, wanted, granular, unchanged=bool(params.get("unchanged")))
         uncommitted, unchanged = compared.of(recorded, actual)
         missing = compared.missing
         committed: Found = {}
@@ -56,14 +56,15 @@ def data_status(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
 class _Comparison:
     """Compares sides; `missing` are the objects of the first one of the latest comparison that are nowhere at hand."""
 
-    def __init__(self, objects: Objects, wanted: Wanted, granular: bool) -> None:
+    def __init__(self, objects: Objects, wanted: Wanted, granular: bool, *, unchanged: bool) -> None:
         self._objects = objects
         self._wanted = wanted
         self._granular = granular
+        self._unchanged = unchanged
         self.missing: Entries = {}
 
     def of(self, old: Side, new: Side) -> tuple[Found, set[str]]:
-        """(paths by state, unchanged paths)."""
+        """(paths by state, unchanged paths if they are wanted)."""
         by_kind: dict[str, list[Change]] = {}
         self.missing = {}
         for path in sorted(old.outputs.keys() | new.outputs.keys()):
@@ -83,19 +84,24 @@ class _Comparison:
             sides.DELETED: [wirepath.encode(path) for path in deleted],
             sides.UNKNOWN: [wirepath.encode(each.new_path) for each in by_kind.get(sides.UNKNOWN, []) if each.new],
         }
-        unchanged = {change.new_path for change in by_kind.get(sides.UNCHANGED, [])}
+        unchanged = {change.new_path for change in by_kind.get(sides.UNCHANGED, []) if self._unchanged}
         return {state: lists[state] for state in _STATES if lists[state]}, unchanged
 
     def _changes(self, path: str, old: Side, new: Side) -> list[Change]:
+        name = old.name(path)
+        whole = name is not None and self._objects.whole(name)
+        if whole and name == new.name(path) and not self._unchanged:
+            return []
         if self._granular:
             before, after = old.entries(path, self._objects), new.entries(path, self._objects)
         else:
             before, after = old.top(path), new.top(path)
         unknown = f"{path}/" in old.unknown | new.unknown
         before, after = self._chosen(before), self._chosen(after)
-        # A file's object counts for itself, a manifest's too; what it names is looked at when it is shown.
-        self.missing |= self._objects.missing(before)
-        return list(sides.compare(path, before, after, unknown=unknown))
+        if not whole:
+            # A file's object counts for itself, a manifest's too; what it names is looked at when it is shown.
+            self.missing |= self._objects.missing(before)
+        return list(sides.compare(path, before, after, unknown=unknown, unchanged=self._unchanged))
 
     def _chosen(self, entries: Entries) -> Entries:
         return {path: name for path, name in entries.items() if self._wanted.entry(path)}

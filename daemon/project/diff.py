@@ -59,10 +59,11 @@ class _Changes:
         if not self._wanted.output(path):
             return
         name = old.name(path)
-        if name == new.name(path) and not (with_missing and name is not None and not self._objects.whole(name)):
+        whole = not with_missing or name is None or self._objects.whole(name)
+        if whole and name == new.name(path):
             return
         before, after = self._of(old, path), self._of(new, path)
-        if with_missing:
+        if not whole:
             self._missing |= self._objects.missing(before)
         unknown = f"{path}/" in old.unknown | new.unknown
         for change in sides.compare(path, before, after, unknown=unknown):

@@ -83,8 +83,11 @@ class Side:
         return {} if name is None else {f"{path}/" if name.is_dir else path: name}
 
 
-def compare(path: str, before: Entries, after: Entries, *, unknown: bool) -> Iterator[Change]:
-    """What became of the entries at and below an output's place; nobody knows what became of those below if `unknown`."""
+def compare(path: str, before: Entries, after: Entries, *, unknown: bool, unchanged: bool = False) -> Iterator[Change]:
+    """What became of the entries at and below an output's place, with `unchanged` also of those that are the same; nobody
+    knows what became of those below if `unknown`."""
+    if not unchanged and not unknown:
+        before, after = _without(before, after), _without(after, before)
     old, new = ({entry.rstrip("/"): entry for entry in side} for side in (before, after))
     for key in sorted(old.keys() | new.keys()):
         old_path, new_path = old.get(key), new.get(key)
@@ -97,6 +100,10 @@ def compare(path: str, before: Entries, after: Entries, *, unknown: bool) -> Ite
         else:
             kind = UNCHANGED if was == now else MODIFIED
         yield Change(kind, old_path or new_path or key, new_path or old_path or key, was, now)
+
+
+def _without(entries: Entries, same: Entries) -> Entries:
+    return {path: name for path, name in entries.items() if same.get(path) != name}
 
 
 def renames(deleted: Entries, added: Entries) -> list[tuple[str, str, ObjectName]]:

@@ -237,7 +237,7 @@ def fsck_lines(report: dict[str, Any], *, deep: bool) -> Iterator[str]:
         yield f"The store is damaged: {text.plural(total, 'finding')}.{hint}"
 
 
-def cache_lines(stats: dict[str, Any]) -> Iterator[str]:
+def cache_lines(stats: dict[str, Any], *, now: float) -> Iterator[str]:
     """`cache info`."""
     yield f"Store:        {text.printable(str(stats['path']))}"
     yield f"Objects:      {text.count(stats['objects'])}, {text.size(stats['logical'])}"
@@ -245,6 +245,18 @@ def cache_lines(stats: dict[str, Any]) -> Iterator[str]:
     yield f"On disk:      {text.size(stats['stored'])} in {text.plural(stats['segments'], 'segment')}"
     yield f"Saved:        {stats['dedup_ratio']:.2f}x by deduplication, {stats['compression_ratio']:.2f}x by compression"
     yield f"Disk is free: {text.size(stats['free'])}"
+    yield from _scrub_lines(stats["scrub"], stats["stored"], now)
+
+
+def _scrub_lines(scrub: dict[str, Any], stored: int, now: float) -> Iterator[str]:
+    """When the daemon last read all of the store by itself, and what it found."""
+    passed = f"all of it, {text.duration(now - scrub['passed'])} ago" if scrub["passed"] else "not yet as a whole"
+    part = f"; {min(100, 100 * scrub['bytes'] // max(stored, 1))} % since" if scrub["began"] else ""
+    yield f"Read again:   {passed}{part}"
+    if damaged := scrub["damaged"] + scrub["passed_damaged"]:
+        yield f"DAMAGED:      {text.plural(damaged, 'record')}: see `millpond fsck`"
+        for each in scrub.get("hurt", ())[:10]:
+            yield f"\t{text.printable(each)}"
 
 
 def daemon_lines(status: dict[str, Any], *, now: float) -> Iterator[str]:
@@ -318,4 +330,11 @@ def project_lines(projects: list[dict[str, Any]]) -> Iterator[str]:
     if projects:
         yield "Projects that keep data in it:"
     for row in projects:
-        yield f"\t{path(row['path'])}: {text.plural(row['roots'], 'version')} of files and directories"
+        yield f"\t{path(row['path'])}: {text.plural(row['objects'], 'object')}, {text.size(row['bytes'])}"
+        if 0 < row["alone"] < row["bytes"]:
+            yield f"\t\t{text.size(row['alone'])} of it in no other project"
+        only = row["only"]
+        if only is None:
+            yield "\t\tthe project cannot be opened: see `millpond forget-project`"
+        elif only["objects"]:
+            yield f"\t\t{text.plural(only['objects'], 'object')}, {text.size(only['bytes'])}, not in its DVC cache: the only copy here"

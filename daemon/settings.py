@@ -21,7 +21,8 @@ VERBS = "millpond.daemon.project.verbs:VERBS"
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Paths are absolute. `idle_exit_s` is the time without requests and mounts after which the daemon ends; 0: never.
+    """Paths are absolute. `idle_exit_s` is the time without requests and mounts after which the daemon ends; 0: never. `scrub_after_s`: that
+    before it reads its segments again to find damage; 0: never.
 
     `verbs` names the table of verbs, `module:NAME`, that workers import.
     """
@@ -31,6 +32,7 @@ class Settings:
     state: Path
     socket: Path
     idle_exit_s: float = 600.0
+    scrub_after_s: float = 60.0
     fsync: bool = True
     verbs: str = VERBS
 
@@ -48,8 +50,8 @@ class Settings:
 def from_env(environ: Mapping[str, str], uid: int) -> Settings:
     """Settings of a user's daemon, or of the system's when MILLPOND_SYSTEM_USER is set. Raises UsageError.
 
-    MILLPOND_STORE, MILLPOND_STATE, MILLPOND_SOCKET, MILLPOND_IDLE_EXIT (seconds), MILLPOND_FSYNC (0: measuring only),
-    MILLPOND_VERBS; then the XDG base directories, then HOME. Another store than the usual one has a socket, a log and
+    MILLPOND_STORE, MILLPOND_STATE, MILLPOND_SOCKET, MILLPOND_IDLE_EXIT and MILLPOND_SCRUB (seconds), MILLPOND_FSYNC (0:
+    measuring only), MILLPOND_VERBS; then the XDG base directories, then HOME. Another store than the usual one has a socket, a log and
     records of its own; what else belongs to the running daemon lies beside its socket.
     """
     base = _Base.of_system() if environ.get("MILLPOND_SYSTEM_USER") else _Base.of_user(environ, uid)
@@ -74,7 +76,8 @@ def from_env(environ: Mapping[str, str], uid: int) -> Settings:
         runtime=socket.parent,
         state=state,
         socket=socket,
-        idle_exit_s=_seconds(environ.get("MILLPOND_IDLE_EXIT") or default_idle),
+        idle_exit_s=_seconds("MILLPOND_IDLE_EXIT", environ.get("MILLPOND_IDLE_EXIT") or default_idle),
+        scrub_after_s=_seconds("MILLPOND_SCRUB", environ.get("MILLPOND_SCRUB") or "60"),
         fsync=environ.get("MILLPOND_FSYNC", "1") != "0",
         verbs=environ.get("MILLPOND_VERBS") or VERBS,
     )
@@ -129,11 +132,11 @@ def _xdg(environ: Mapping[str, str], name: str, default: Path) -> Path:
     return Path(value) if value.startswith("/") else default
 
 
-def _seconds(text: str) -> float:
+def _seconds(name: str, text: str) -> float:
     try:
         seconds = float(text)
     except ValueError:
         seconds = -1.0
     if not 0 <= seconds < 1e9:
-        raise UsageError(f"MILLPOND_IDLE_EXIT is '{text}', which is not a number of seconds")
+        raise UsageError(f"{name} is '{text}', which is not a number of seconds")
     return seconds

@@ -33,6 +33,7 @@ from millpond.daemon.store.folders import (
     InodeRecord,
 )
 from millpond.daemon.store.reader import Bytes, StoreReader
+from millpond.daemon.store.scrubstate import state_of
 from millpond.fusefs.asking import SourceClient
 from millpond.fusefs.memory import MapTrimmer
 from millpond.fusefs.reader import ChunkCache, ForeignFile, StoredFile
@@ -393,7 +394,9 @@ class Filesystem:
         return self._chunks.working
 
     def statistics(self) -> dict[str, Any]:
-        """Counters of this mount."""
+        """Counters of this mount; and when the store was last read as a whole (0: never), and how many damaged records were
+        found then and since."""
+        scrub = state_of(self._reader.index)
         return {
             "opens": self.opens,
             "reads": self.reads,
@@ -406,6 +409,8 @@ class Filesystem:
             "errors": self.errors,
             "last_error": self.last_error,
             "up_s": round(time.time() - self._started, 1),
+            "store_checked": scrub.passed,
+            "store_damaged": scrub.passed_damaged + scrub.damaged,
         }
 
     async def ask_source(self, work: Callable[[A], T], argument: A) -> T:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from typing import Any
 
 import click
@@ -234,14 +235,18 @@ Objects:      3,601, 2.81 MB
 @json_option
 @click.pass_obj
 def info(console: Console, as_json: bool) -> None:
-    """Print how much the store holds, how much deduplication and compression save, and which projects keep data in it."""
+    """Print how much the store holds, how much deduplication and compression save, which projects keep what in it, and how
+    much of that is the only copy that this machine has.
+
+    The daemon reads all of the store again when it has nothing else to do; what it found damaged is told here.
+    """
     stats = request(console, "store.stats")
-    projects = request(console, "projects")["projects"]
+    projects = verb(console, "cache.info", {})["projects"]
     if as_json:
-        shown = [{"path": wirepath.decode(row["path"]), "seen": row["seen"], "roots": row["roots"]} for row in projects]
+        shown = [{**row, "path": wirepath.decode(row["path"])} for row in projects]
         console.write(json.dumps({**stats, "projects": shown}))
         return
-    for line in render.cache_lines(stats):
+    for line in render.cache_lines(stats, now=time.time()):
         console.say(line)
     for line in render.project_lines(projects):
         console.say(line)

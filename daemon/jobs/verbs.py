@@ -43,6 +43,7 @@ VERBS = (
         "freeze",
         "move",
         "cache.import",
+        "cache.info",
         "cache.verify",
         "cache.migrate",
         "unprotect",

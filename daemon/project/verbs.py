@@ -11,6 +11,7 @@ from millpond.daemon.mounts.checkout import checkout
 from millpond.daemon.mounts.verbs import VERBS as MOUNT_VERBS
 from millpond.daemon.project.add import add
 from millpond.daemon.project.cacheimport import import_
+from millpond.daemon.project.cacheinfo import cache_info
 from millpond.daemon.project.cachemigrate import migrate
 from millpond.daemon.project.cacheverify import verify
 from millpond.daemon.project.checkignore import check_ignore
@@ -58,6 +59,7 @@ VERBS: dict[str, Verb] = {
     "config": config_verb,
     "cache.dir": cache_dir,
     "cache.import": import_,
+    "cache.info": cache_info,
     "cache.verify": verify,
     "cache.migrate": migrate,
     "doctor": doctor,

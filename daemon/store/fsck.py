@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -126,6 +126,14 @@ class Fsck:
         report.hurt = [*dict.fromkeys(str(each.name) for each in self.hurt)][:MAX_LISTED]
         self._progress(self._total, self._total)
         return report
+
+    def hurt_by(self, ids: Iterable[bytes]) -> list[str]:
+        """The objects, and files in readable manifests, that cannot be read without these records; nothing else is checked."""
+        for each in ids:
+            self._damage(each, Kind.CHUNK, "it is damaged")
+        self._check_names()
+        self._name_files()
+        return [*dict.fromkeys(text for found in self.bad.values() for text in found.files)]
 
     def _advance(self, size: int) -> None:
         self._done += size

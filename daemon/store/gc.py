@@ -112,6 +112,11 @@ class Sweep:
             self._store.forget_complete()
         return report
 
+    def members_too(self) -> set[bytes]:
+        """The roots, and those of all that manifests among them name. Raises StoreDamagedError."""
+        self._expand(set(self._keep))
+        return self._keep
+
     # -- marking --------------------------------------------------------------------------------------------------
 
     def _expand(self, roots: set[bytes]) -> None:

@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import trio
 
 from millpond.daemon import memfd, wirepath
-from millpond.daemon.errors import AccessError, MillpondError, ProtocolError
+from millpond.daemon.errors import AccessError, BusyError, MillpondError, ProtocolError
 from millpond.daemon.names import ObjectName
-from millpond.daemon.rpc.methods import Call, Registry
+from millpond.daemon.rpc.methods import Call, Registry, Reply
 from millpond.daemon.store import ledger
 from millpond.daemon.store.compact import Compaction
 from millpond.daemon.store.folders import FolderReader
 from millpond.daemon.store.gc import Sweep
 from millpond.daemon.store.ledger import Pin
 from millpond.daemon.store.service import parse_name
+from millpond.daemon.store.usage import ROW_BYTES, packed, usage
 
 if TYPE_CHECKING:
     from millpond.daemon.main import Daemon
@@ -83,6 +84,19 @@ class GarbageService:
         """{} -> {projects: [{path, git, seen, read, roots}], rebuilt} of the caller."""
         found = await self._in_thread(lambda: self._store.ledger.projects(call.uid))
         return {"projects": [asdict(project) for project in found], "rebuilt": self._store.ledger.rebuilt()}
+
+    async def usage(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
+        """{} -> {projects: [{path, objects, bytes, alone}]} of the caller."""
+        found = await self._in_thread(lambda: usage(self._store, call.uid))
+        return {"projects": [asdict(each) for each in found]}
+
+    async def objects(self, call: Call, params: dict[str, Any]) -> Reply:
+        """{path} -> {} + memfd of the objects that a project of the caller's keeps, as rows (`usage.packed`)."""
+        path = str(params["path"])
+        data = await self._in_thread(lambda: packed(self._store, call.uid, path))
+        if len(data) > memfd.MAX_BYTES:
+            raise BusyError(f"a project keeps {len(data) // ROW_BYTES} objects, more than can be told of")
+        return Reply({}, fds=[memfd.from_bytes(data)])
 
     async def roots(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
         """{path, git} + memfd of all roots -> {}: a project was read as a whole."""
@@ -237,6 +251,8 @@ def register(registry: Registry, daemon: Daemon) -> GarbageService:
     registry.register("projects.seen", service.seen, who="worker")
     registry.register("projects.forget", service.forget, who="worker")
     registry.register("gc.projects", service.projects, who="worker")
+    registry.register("gc.usage", service.usage, who="worker")
+    registry.register("gc.objects", service.objects, who="worker")
     registry.register("gc.roots", service.roots, who="worker")
     registry.register("gc.sweep", service.sweep, who="worker")
     registry.register("pins.add", service.pin, who="worker")

@@ -9,8 +9,7 @@ has that name in any algorithm. Paths are percent-encoded (wirepath). `read` is 
 last; what verbs have stored or used since is added to its roots one by one.
 
 Notes, JSON: `{"op": "project", path, git, seen, read, roots: [hex], replace}`, `{"op": "forget", path}`, `{"op": "pin", id,
-...}`, `{"op": "unpin", id}`, and `{"op":
-"seal"}`, which says nothing. Each is one record, so a crash applies all of it or nothing. Replaying the end of a journal
+...}`, `{"op": "unpin", id}`, `{"op": "limit", bytes}` (of the whole store, 0 for none), and `{"op": "seal"}`, which says nothing. Each is one record, so a crash applies all of it or nothing. Replaying the end of a journal
 over what it has made changes nothing. When a segment with notes goes, all that is true is noted again first.
 """
 
@@ -37,6 +36,8 @@ MANIFEST = 0x80
 REBUILT = b"rebuilt"
 # A project that was seen this long ago is noted again.
 _SEEN_S = 86_400.0
+# In `meta`: the size limit in bytes, u64, 0 for none.
+_LIMIT = b"limit"
 MAX_PROJECTS = 10_000
 MAX_PINS = 10_000
 _DIGEST = re.compile(rb"(?<![0-9a-fA-F])([0-9a-f]{32})(?![0-9a-fA-F])(\.dir)?")
@@ -109,6 +110,18 @@ def apply(index: Index, txn: Any, uid: int, note: dict[str, Any]) -> None:
         txn.put(_key(uid, note["id"]), json.dumps(row).encode(), db=index.pins)
     elif op == "unpin":
         txn.delete(_key(uid, note["id"]), db=index.pins)
+    elif op == "limit":
+        txn.put(_LIMIT, int(note["bytes"]).to_bytes(8, "little"), db=index.meta)
+
+
+def limit_note(size: int | None) -> dict[str, Any]:
+    """The note that the store may have `size` bytes, or any number."""
+    return {"op": "limit", "bytes": size or 0}
+
+
+def limit_of(index: Index, txn: Any) -> int | None:
+    """The size that the store may have; None for no limit."""
+    return stamped(txn.get(_LIMIT, db=index.meta) or b"") or None
 
 
 def _drop_roots(index: Index, txn: Any, key: bytes) -> None:
@@ -198,7 +211,8 @@ class Ledger:
                     for key in _keys(txn, db)
                 }
             )
-        notes: list[tuple[int, dict[str, Any]]] = []
+            limit = limit_of(self._index, txn)
+        notes: list[tuple[int, dict[str, Any]]] = [] if limit is None else [(0, limit_note(limit))]
         for uid in uids:
             for project in self.projects(uid):
                 roots = sorted(self.roots(uid, project.path))

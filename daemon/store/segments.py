@@ -43,8 +43,9 @@ def segment_numbers(folder: Path) -> list[int]:
 
 
 @contextmanager
-def mapped(path: Path, limit: int | None = None) -> Iterator[memoryview]:
-    """A segment's bytes (the first `limit` of them) in memory of their own, for a scan.
+def mapped(path: Path, limit: int | None = None, pace: Callable[[int], None] | None = None) -> Iterator[memoryview]:
+    """A segment's bytes (the first `limit` of them) in memory of their own, for a scan. `pace` is told of each part's size
+    before it is read.
 
     Not the file itself mapped: there a bad sector or a cut is a SIGBUS. What cannot be read is zeros, so a scan finds it
     damaged.
@@ -59,6 +60,8 @@ def mapped(path: Path, limit: int | None = None) -> Iterator[memoryview]:
         # Freed with the last payload that is a part of it.
         view = memoryview(mmap.mmap(-1, size))
         for start in range(0, size, _SCAN_BYTES):
+            if pace is not None:
+                pace(min(_SCAN_BYTES, size - start))
             _fill(fd, view[start : start + _SCAN_BYTES], start)
         yield view
     finally:

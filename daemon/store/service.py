@@ -20,6 +20,7 @@ from millpond.daemon.errors import AccessError, BusyError, ObjectMissingError, P
 from millpond.daemon.names import ObjectName
 from millpond.daemon.rpc.methods import Call, Handler, Registry, Reply
 from millpond.daemon.store.reader import StoreReader
+from millpond.daemon.store.scrubstate import state_of
 from millpond.daemon.store.session import Feed, IngestSession
 from millpond.daemon.store.store import Store
 
@@ -154,8 +155,12 @@ class StoreService:
         return dict(asdict(report))
 
     async def stats(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
-        """{} -> the store's figures (see `Store.stats`)."""
-        return dict(asdict(await self._in_thread(self._store.stats)))
+        """{} -> the store's figures (see `Store.stats`), and how far `scrub` is (see `ScrubState`)."""
+        found = asdict(await self._in_thread(self._store.stats))
+        scrub = asdict(await self._in_thread(lambda: state_of(self._store.reader.index)))
+        if call.uid not in (0, os.getuid()):
+            del scrub["hurt"]  # names of others' files
+        return {**found, "scrub": scrub}
 
     def _session(self, call: Call, params: dict[str, Any]) -> _Session:
         try:

@@ -24,18 +24,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from millpond.daemon.errors import BusyError
+from millpond.daemon.errors import BusyError, MillpondError
 from millpond.daemon.names import ObjectName
 from millpond.daemon.store import journal as journals
-from millpond.daemon.store import layout, ledger, manifests, records, recovery
+from millpond.daemon.store import layout, ledger, manifests, records, recovery, scrub
 from millpond.daemon.store.files import Files, as_store_error
 from millpond.daemon.store.format import ensure_format
 from millpond.daemon.store.fsck import Fsck, FsckReport, Progress
-from millpond.daemon.store.index import Content, Index, grant_key, stamp, stamped
+from millpond.daemon.store.index import Content, Index, grant_key, stamp
 from millpond.daemon.store.journal import NameBatch, Names
 from millpond.daemon.store.reader import Damage, StoreReader
 from millpond.daemon.store.records import Kind, Location
 from millpond.daemon.store.repair import Repair, Source
+from millpond.daemon.store.scrubstate import ScrubState
 from millpond.daemon.store.segments import Encoded, SegmentLost, SegmentWriter
 from millpond.daemon.store.session import IngestSession
 
@@ -52,8 +53,6 @@ _MAX_WAITING = 256
 _MAX_TRIES = 4
 # Manifests remembered as complete.
 _MAX_COMPLETE = 10_000
-# In `meta`: the size limit in bytes, u64, 0 for none.
-LIMIT = b"limit"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +105,7 @@ class Store:
         )
         self.reader = StoreReader(index, self._folder, records.key_of(uuid), self._note_damage)
         with index.begin() as txn:
-            self._segments.limit = stamped(txn.get(LIMIT, db=index.meta) or b"") or None
+            self._segments.limit = ledger.limit_of(index, txn)
         self.ledger = ledger.Ledger(self)
         self._pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="store")
         self._epoch = time.time() - time.monotonic()
@@ -264,7 +263,14 @@ class Store:
                 Repair(self, self._index, self._folder, check).run(source)
                 if check.ranges:
                     self.ledger.snapshot()
+            # It has read all segments, as a pass of scrubbing does.
+            with contextlib.suppress(MillpondError):
+                scrub.note(self, ScrubState(passed=time.time(), passed_damaged=report.damaged_count))
         return report
+
+    def hurt_by(self, ids: Sequence[bytes]) -> list[str]:
+        """What cannot be read without these records: objects, and files where a manifest names them."""
+        return Fsck(self, self._index, self._folder, deep=False, progress=lambda done, total: None).hurt_by(ids)
 
     def seal(self) -> None:
         """Go on in a new segment, so that the one written so far can be rewritten. Raises as `write`."""
@@ -350,10 +356,7 @@ class Store:
     def set_limit(self, size: int | None) -> None:
         """Set the limit, for good. Raises as `write`."""
 
-        def work(txn: Any) -> None:
-            txn.put(LIMIT, (size or 0).to_bytes(8, "little"), db=self._index.meta)
-
-        self.write(work)
+        self.note(0, ledger.limit_note(size))
         self._segments.limit = size
 
     def stats(self) -> StoreStats:

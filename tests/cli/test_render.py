@@ -207,14 +207,29 @@ def test_cache_info() -> None:
         "free": 10**11,
         "dedup_ratio": 2.0,
         "compression_ratio": 2.0,
+        "scrub": {"began": 0.0, "bytes": 0, "damaged": 0, "passed": 0.0, "passed_damaged": 0, "hurt": []},
     }
-    assert list(render.cache_lines(stats)) == [
+    assert list(render.cache_lines(stats, now=1e9)) == [
         "Store:        /c/millpond",
         "Objects:      3,601, 5.62 MB",
         "Chunks:       2,900, 2.81 MB",
         "On disk:      1.41 MB in 1 segment",
         "Saved:        2.00x by deduplication, 2.00x by compression",
         "Disk is free: 100 GB",
+        "Read again:   not yet as a whole",
+    ]
+    stats["scrub"] = {
+        "began": 9e8,
+        "bytes": 702_500,
+        "damaged": 1,
+        "passed": 1e9 - 3600,
+        "passed_damaged": 1,
+        "hurt": ["a"],
+    }
+    assert list(render.cache_lines(stats, now=1e9))[-3:] == [
+        "Read again:   all of it, 1 h ago; 50 % since",
+        "DAMAGED:      2 records: see `millpond fsck`",
+        "\ta",
     ]
 
 

@@ -30,7 +30,7 @@ ENTRIES: dict[str, Entry] = {
     "add": Entry("project", "add", "Store files and directories and track them.", _PROJECT),
     "checkout": Entry("project", "checkout", "Bring the workspace to what the .dvc files name.", _PROJECT),
     "commit": Entry("tracking", "commit", "Store what tracked data holds now.", _PROJECT),
-    "remove": Entry("tracking", "remove", "Stop tracking files and directories.", _PROJECT),
+    "remove": Entry("tracking", "remove", "Stop tracking files and directories; remove stages.", _PROJECT),
     "rm": Entry("tracking", "remove", "As `remove`.", _PROJECT),
     "status": Entry("project", "status", "Show what differs from the .dvc files.", _PROJECT),
     "data": Entry("compare", "data", "Compare the last commit, the .dvc files and the workspace.", _PROJECT),

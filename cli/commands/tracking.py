@@ -60,7 +60,7 @@ def commit(
     cls=Verb,
     example="""
 $ millpond remove data.dvc
-$ millpond rm --outs old.dvc
+$ millpond rm --outs old.dvc train
 """,
 )
 @click.argument("targets", nargs=-1, required=True, type=click.Path())
@@ -69,9 +69,9 @@ $ millpond rm --outs old.dvc
 @json_option
 @click.pass_obj
 def remove(console: Console, targets: tuple[str, ...], outs: bool, force: bool, as_json: bool) -> None:
-    """Stop tracking what these .dvc files track: they and their lines in .gitignore are removed.
+    """Stop tracking what these .dvc files track, and remove stages from dvc.yaml: with their lines in .gitignore.
 
-    The data stays in the workspace, unless --outs is given, and in the store.
+    Targets are .dvc files, stages (STAGE, FILE:STAGE) and dvc.yaml files (all of their stages). The data stays in the workspace, unless --outs is given, and in the store.
     """
     if force and not outs:
         raise UsageError("--force goes with --outs")

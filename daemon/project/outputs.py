@@ -9,14 +9,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from millpond.daemon.errors import RevisionError
+from millpond.daemon.errors import RevisionError, UsageError
 from millpond.daemon.names import ObjectName
 from millpond.daemon.project import dvcfile, yamlio
 from millpond.daemon.project.dvcfile import DvcFile
 from millpond.daemon.project.gitrepo import GitRepo
 from millpond.daemon.project.ignore import FolderRules, IgnoreRules
 from millpond.daemon.project.paths import printable
-from millpond.daemon.project.stages import STAGES_FILE, Stage, Stages
+from millpond.daemon.project.stages import STAGES_FILE, Stage, Stages, outs_of
 
 LOCK_FILE = "dvc.lock"
 _MD5 = re.compile(r"[0-9a-f]{32}(\.dir)?")
@@ -148,6 +148,22 @@ def pointer_outputs(pointer: DvcFile, path: str) -> list[Output]:
         if where is not None:
             found.append(Output(where, path, out.name, out.size, out.nfiles, out.isexec, out.cache))
     return found
+
+
+def stage_outputs(file: str, name: str, stage: dict[str, Any], lock: str, locked: str) -> list[Output]:
+    """The outputs of the entry of stage `name` in the dvc.yaml `file`, as its dvc.lock (`locked`: its text) has them; those
+    that it has not, too. Raises UsageError where a template makes a path, InvalidFileError."""
+    written = list(outs_of(stage))
+    if any("${" in path for path in (str(stage.get("wdir") or "."), *(path for path, _ in written))):
+        raise UsageError(f"paths of outputs of stage '{name}' are made by a template", hint=f"edit '{file}' by hand")
+    known = Stages({name: Stage.of(stage)})
+    found = {out.path: out for out in _lock_outputs(lock, locked, known) if out.stage == name and not out.stale}
+    folder = posixpath.join(posixpath.dirname(file), str(stage.get("wdir") or "."))
+    for path, cached in written:
+        where = _inside(posixpath.join(folder, path))
+        if where is not None and where not in found:
+            found[where] = Output(where, lock, None, None, None, False, cached, name)
+    return list(found.values())
 
 
 def _lock_outputs(path: str, text: str, known: Stages) -> Iterator[Output]:

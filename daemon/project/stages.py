@@ -21,6 +21,13 @@ class Stage:
     wdir: str | None
     outs: tuple[tuple[re.Pattern[str], bool], ...]
 
+    @classmethod
+    def of(cls, entry: dict[str, Any]) -> Stage:
+        """The stage of an entry of dvc.yaml."""
+        body = entry["do"] if isinstance(entry.get("do"), dict) else entry
+        wdir = str(body.get("wdir") or ".")
+        return cls(None if "${" in wdir else wdir, tuple((_pattern(path), cached) for path, cached in outs_of(body)))
+
     def caches(self, path: str) -> bool | None:
         """Whether DVC keeps the output `path` (relative to `wdir`); None when the stage does not have it any more."""
         return next((cached for pattern, cached in self.outs if pattern.fullmatch(normpath(path))), None)
@@ -39,7 +46,7 @@ class Stages:
         stages = document.get("stages") if isinstance(document, dict) else None
         if not isinstance(stages, dict):
             return cls()
-        return cls({str(name): _stage(entry) for name, entry in stages.items() if isinstance(entry, dict)})
+        return cls({str(name): Stage.of(entry) for name, entry in stages.items() if isinstance(entry, dict)})
 
     @property
     def names(self) -> list[str]:
@@ -51,14 +58,8 @@ class Stages:
         return self._stages.get(name) or self._stages.get(name.partition("@")[0])
 
 
-def _stage(entry: dict[str, Any]) -> Stage:
-    body = entry["do"] if isinstance(entry.get("do"), dict) else entry
-    wdir = str(body.get("wdir") or ".")
-    outs = tuple((_pattern(path), cached) for path, cached in _outs(body))
-    return Stage(None if "${" in wdir else wdir, outs)
-
-
-def _outs(body: dict[str, Any]) -> Iterator[tuple[str, bool]]:
+def outs_of(body: dict[str, Any]) -> Iterator[tuple[str, bool]]:
+    """(path as it is written, whether DVC keeps it) of all outputs of a stage's entry."""
     for kind in ("outs", "metrics", "plots"):
         items = body.get(kind)
         for item in items if isinstance(items, list) else ():

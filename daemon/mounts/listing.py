@@ -8,21 +8,25 @@ from __future__ import annotations
 
 import itertools
 import os
+import struct
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from typing import cast
 
 import msgspec
 
 from millpond.daemon import memfd, wirepath
-from millpond.daemon.errors import InvalidFileError, ObjectMissingError, ProtocolError
+from millpond.daemon.errors import InvalidFileError, ObjectMissingError, ProtocolError, TargetError
 from millpond.daemon.mounts.sorting import FileRow, RowSorter
 from millpond.daemon.names import ObjectName
 from millpond.daemon.project import manifest
 from millpond.daemon.store import manifests
 from millpond.daemon.store.files import as_store_error
-from millpond.daemon.store.folders import FolderReader, OutOfOrder, Totals, TreeBuilder, TreeEntry, save_listing
+from millpond.daemon.store.folders import FolderReader, Totals, save_listing
 from millpond.daemon.store.service import parse_name
 from millpond.daemon.store.store import Store
+from millpond.daemon.store.trees import Files, OutOfOrder, TreeBuilder, TreeEntry
 
 # Names resolved in one read transaction.
 _BATCH = 10_000
@@ -30,6 +34,7 @@ _BATCH = 10_000
 _NAMED, _LISTED = 5, 1000
 # Bytes of a name's key: MD5.
 KEY_BYTES = 17
+_KEY = struct.Struct(f"{KEY_BYTES}s")
 # A size that the worker could not find out.
 UNKNOWN = (1 << 64) - 1
 
@@ -72,9 +77,12 @@ def listing(
     if found is not None and reader.has(found.root):
         return found
     try:
-        totals = _built(store, _files(store, uid, name, sizes, all_unknown))
-    except OutOfOrder:
-        totals = _sorted(store, uid, name, sizes)
+        try:
+            totals = _built(store, _files(store, uid, name, sizes, all_unknown))
+        except OutOfOrder:
+            totals = _sorted(store, uid, name, sizes)
+    except TargetError as error:
+        raise InvalidFileError(f"manifest '{name}' is no tree: {error.message}", path=str(name)) from error
     save_listing(store, uid, name, totals)
     return totals
 
@@ -82,62 +90,80 @@ def listing(
 def _sorted(store: Store, uid: int, name: ObjectName, sizes: Sequence[int] | None) -> Totals:
     try:
         with RowSorter(store.scratch) as sorter:
-            for batch in _files(store, uid, name, sizes, True):
-                for row in batch:
-                    sorter.add(row)
+            for files in _files(store, uid, name, sizes, True):
+                for path, key in zip(files.paths, files.keys, strict=True):
+                    sorter.add((path, files.sizes[key], key))
             rows = sorter.rows()
-            return _built(store, iter(lambda: list(itertools.islice(rows, _BATCH)), []))
+            return _built(store, map(_columns, iter(lambda: list(itertools.islice(rows, _BATCH)), [])))
     except OSError as error:
         raise as_store_error(error, store.scratch) from error
 
 
-def _built(store: Store, batches: Iterable[list[FileRow]]) -> Totals:
+def _columns(rows: list[FileRow]) -> Files:
+    paths, sizes, keys = zip(*rows, strict=True)
+    return Files(paths, keys, dict(zip(keys, sizes, strict=True)))
+
+
+def _built(store: Store, batches: Iterable[Files]) -> Totals:
     builder = TreeBuilder(store)
-    for batch in batches:
-        builder.add_files(batch)
+    for files in batches:
+        builder.add_files(files)
     return builder.finish()
 
 
-def _files(
-    store: Store, uid: int, name: ObjectName, sizes: Sequence[int] | None, all_unknown: bool
-) -> Iterator[list[FileRow]]:
+def _files(store: Store, uid: int, name: ObjectName, sizes: Sequence[int] | None, all_unknown: bool) -> Iterator[Files]:
     """The files of a manifest in its order, in batches. Raises Unknown when sizes are missing that were not given."""
-    content = store.reader.resolve([name], uid)[0]
-    if content is None:
-        raise ObjectMissingError(f"object {name} is not in the store", details={"name": str(name)})
-    entries = manifests.entries(store.reader.pieces(content))
-    tag = ObjectName(name.algo, "").key()
     given, unknown, missing = iter(sizes or ()), bytearray(), _Missing(name)
-    try:
-        while batch := list(itertools.islice(entries, _BATCH)):
-            problem = manifest.problem([path for path, _ in batch], [digest for _, digest in batch])
-            if problem is not None:
-                raise InvalidFileError(f"manifest '{name}' {problem}", path=str(name))
-            keys = [tag + bytes.fromhex(digest) for _, digest in batch]
-            known = dict(zip(keys, store.reader.sizes(keys, uid), strict=True))
-            for key in [key for key, size in known.items() if size is None]:
-                if sizes is None:
-                    unknown += key
-                else:
-                    known[key] = next(given, None)
+    for paths, keys in _named(store, uid, name):
+        objects = list(dict.fromkeys(keys))
+        known = dict(zip(objects, store.reader.sizes(objects, uid), strict=True))
+        lacking = [key for key, size in known.items() if size is None]
+        if sizes is None:
+            unknown += b"".join(lacking)
             if unknown and not all_unknown:
                 break
             if unknown:
                 continue  # nothing can be built, but all that is unknown is told at once
-            rows: list[FileRow] = []
-            for (path, _), key in zip(batch, keys, strict=True):
-                size = known[key]
-                if size is None or size == UNKNOWN:
-                    missing.add(path, size)
-                else:
-                    rows.append((os.fsencode(path), size, key))
-            yield rows
-    except manifests.NotAManifest as error:
-        raise InvalidFileError(f"'{name}' is not a manifest: {error}", path=str(name)) from error
+        known.update((key, next(given, None)) for key in lacking)
+        if any(known[key] in (None, UNKNOWN) for key in lacking):
+            for path, key in zip(paths, keys, strict=True):
+                if known[key] in (None, UNKNOWN):
+                    missing.add(path, known[key])
+        elif not missing.count:
+            yield Files(os.fsencode("\0".join(paths)).split(b"\0"), keys, cast(dict[bytes, int], known))
     if unknown:
         raise Unknown(bytes(unknown))
     if missing.count or next(given, None) is not None:
         raise missing.error()
+
+
+def _named(store: Store, uid: int, name: ObjectName) -> Iterator[tuple[list[str], list[bytes]]]:
+    """Paths and their objects' keys, as a manifest has them, in batches. Raises as `listing`."""
+    content = store.reader.resolve([name], uid)[0]
+    if content is None:
+        raise ObjectMissingError(f"object {name} is not in the store", details={"name": str(name)})
+    tag = ObjectName(name.algo, "").key().hex()
+    try:
+        for paths, digests in _gathered(manifests.batches(store.reader.pieces(content))):
+            problem = manifest.text_problem(paths, digests)
+            if problem is not None:
+                raise InvalidFileError(f"manifest '{name}' {problem}", path=str(name))
+            yield paths, list(chain.from_iterable(_KEY.iter_unpack(bytes.fromhex(tag + tag.join(digests)))))
+    except manifests.NotAManifest as error:
+        raise InvalidFileError(f"'{name}' is not a manifest: {error}", path=str(name)) from error
+
+
+def _gathered(parts: Iterable[manifests.Rows]) -> Iterator[manifests.Rows]:
+    """The same entries in parts that are not small, but for the last."""
+    rows = manifests.Rows([], [])
+    for part in parts:
+        rows.relpaths.extend(part.relpaths)
+        rows.digests.extend(part.digests)
+        if len(rows.relpaths) >= _BATCH:
+            yield rows
+            rows = manifests.Rows([], [])
+    if rows.relpaths:
+        yield rows
 
 
 def tree(store: Store, uid: int, packed: memoryview) -> Totals:

@@ -68,12 +68,17 @@ def parse(text: bytes, *, source: str, algo: str = "md5") -> list[ManifestEntry]
 
 def problem(paths: list[Any], digests: list[Any]) -> str | None:
     """What is wrong with entries (of a manifest, or of a part of one), as the end of a sentence; None if nothing is."""
-    return next(_problems(paths, digests), None)
+    return text_problem(paths, digests) or next(_clashes(paths), None)
 
 
-def _problems(paths: list[Any], digests: list[Any]) -> Iterator[str]:
-    """What is wrong with a manifest. Everything is looked at as a whole first, entry by entry only to name the culprit:
-    a manifest may have ten million entries."""
+def text_problem(paths: list[Any], digests: list[Any]) -> str | None:
+    """`problem`, but for what is wrong with several entries together."""
+    return next(_odd_texts(paths, digests), None)
+
+
+def _odd_texts(paths: list[Any], digests: list[Any]) -> Iterator[str]:
+    """Paths and digests that are none. All are looked at as a whole first, one by one only to name the culprit: a manifest
+    may have ten million entries."""
     try:
         all_paths, all_digests = "\0".join(paths), "".join(digests)
     except TypeError:
@@ -89,6 +94,10 @@ def _problems(paths: list[Any], digests: list[Any]) -> Iterator[str]:
     if not all_paths.isascii() and not is_file_name(all_paths):
         odd = next(path for path in paths if not is_file_name(path))
         yield f"has a path that no file has: {odd!r}"
+
+
+def _clashes(paths: list[str]) -> Iterator[str]:
+    """Paths that cannot be in one tree."""
     files = set(paths)
     if len(files) < len(paths):
         seen: set[str] = set()

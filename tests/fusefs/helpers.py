@@ -25,8 +25,9 @@ from millpond.daemon import wirepath
 from millpond.daemon.mounts.place import mounted_at
 from millpond.daemon.names import ObjectName
 from millpond.daemon.rpc import framing
-from millpond.daemon.store.folders import Totals, TreeEntry, build_tree
+from millpond.daemon.store.folders import Totals
 from millpond.daemon.store.store import Store, StoreSettings
+from millpond.daemon.store.trees import TreeEntry, build_tree
 
 ROOT = Path(__file__).resolve().parents[2]
 UID = os.getuid()

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from tests.fusefs.helpers import File, Mounted, Node, mixed, mount, open_store, put, put_tree
 
-from millpond.daemon.store.folders import TreeEntry, build_tree
 from millpond.daemon.store.segments import segment_path
+from millpond.daemon.store.trees import TreeEntry, build_tree
 
 pytestmark = pytest.mark.fuse
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from blake3 import blake3
@@ -14,7 +14,7 @@ from tests.fusefs.helpers import open_store
 
 from millpond.daemon.errors import StoreDamagedError, TargetError
 from millpond.daemon.names import ObjectName
-from millpond.daemon.store import folders
+from millpond.daemon.store import trees as building
 from millpond.daemon.store.folders import (
     FILE,
     FILE_INODE_BIT,
@@ -23,14 +23,11 @@ from millpond.daemon.store.folders import (
     Entry,
     FolderCache,
     FolderReader,
-    OutOfOrder,
-    TreeBuilder,
-    TreeEntry,
-    build_tree,
+    Totals,
     save_listing,
-    sorted_paths,
 )
 from millpond.daemon.store.store import Store
+from millpond.daemon.store.trees import Files, OutOfOrder, TreeBuilder, TreeEntry, build_tree, sorted_paths
 
 ALGORITHMS = st.sampled_from([("md5", 32), ("md5-dos2unix", 32), ("git-sha1", 40), ("git-sha256", 64)])
 NAMES = st.binary(min_size=1, max_size=12).filter(
@@ -182,7 +179,7 @@ def test_numbers_that_meet_are_moved_on_and_stay(store: Store, monkeypatch: pyte
         def digest(self) -> bytes:
             return b"\x05" * 32 if len(self._data) < 60 else blake3(self._data).digest()
 
-    monkeypatch.setattr(folders, "blake3", _Same)
+    monkeypatch.setattr(building, "blake3", _Same)
     entries = [TreeEntry(b"%d" % number, number, False, md5(f"met {number}")) for number in range(5)]
     reader = FolderReader(store.reader.index)
     first = reader.list(build_tree(store, entries).root, 0, 10)
@@ -263,3 +260,50 @@ def test_listings_are_each_users_own(store: Store) -> None:
     reader = FolderReader(store.reader.index)
     assert reader.listing(1000, name) == totals
     assert reader.listing(1001, name) is None
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    st.dictionaries(PATHS, st.integers(0, 9), max_size=30), st.integers(1, 9), st.booleans(), st.integers(0, 1 << 40)
+)
+def test_many_files_at_once_make_the_tree_that_one_by_one_make(
+    store: Store, paths: dict[bytes, int], batch: int, collide: bool, salt: int
+) -> None:
+    """Any paths, those that clash too: then both ways say so in the same words."""
+    keys = [md5(f"{salt} {number}").key() for number in range(10)]
+    sizes = {key: len(key) + number for number, key in enumerate(keys)}
+    ordered = list(sorted_paths(paths))
+
+    def together() -> Totals:
+        builder = TreeBuilder(store)
+        for start in range(0, len(ordered), batch):
+            part = ordered[start : start + batch]
+            used = [keys[paths[path]] for path in part]
+            builder.add_files(Files(part, used, {key: sizes[key] for key in used}))
+        return builder.finish()
+
+    def one_by_one() -> Totals:
+        entries = (TreeEntry(path, sizes[keys[paths[path]]], False, name_at(paths[path])) for path in ordered)
+        return build_tree(store, entries)
+
+    def name_at(number: int) -> ObjectName:
+        return ObjectName.from_key(keys[number])
+
+    def outcome(build: Callable[[], Totals]) -> Totals | str:
+        try:
+            return build()
+        except TargetError as error:
+            return error.message
+
+    with pytest.MonkeyPatch.context() as patch:
+        if collide:
+            patch.setattr(building, "_hashed", lambda value: FILE_INODE_BIT | len(value) | (salt & 0xFFFF) << 40)
+        first = outcome(together)
+        assert first == outcome(one_by_one)
+    if isinstance(first, Totals):
+        reader = FolderReader(store.reader.index)
+        for path, number in paths.items():
+            entry = reader.walk_path(first.root, path)
+            assert entry is not None and entry.size == sizes[keys[number]]
+            record = reader.inode(entry.inode)
+            assert record is not None and record.name == name_at(number)

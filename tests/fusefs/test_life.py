@@ -35,8 +35,8 @@ from millpond.daemon import memfd
 from millpond.daemon.mounts.place import mounted_at
 from millpond.daemon.names import ObjectName
 from millpond.daemon.rpc import framing
-from millpond.daemon.store.folders import TreeEntry, build_tree
 from millpond.daemon.store.store import Store, StoreSettings
+from millpond.daemon.store.trees import TreeEntry, build_tree
 
 pytestmark = [pytest.mark.fuse, pytest.mark.parametrize("engine", ENGINES, indirect=True)]
 

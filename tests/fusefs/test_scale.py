@@ -13,8 +13,9 @@ import pytest
 from tests.fusefs.helpers import ENGINES, File, Mounted, mixed, mount, open_store, put, put_tree
 
 from millpond.daemon.names import ObjectName
-from millpond.daemon.store.folders import Totals, TreeEntry, build_tree
+from millpond.daemon.store.folders import Totals
 from millpond.daemon.store.store import Store
+from millpond.daemon.store.trees import TreeEntry, build_tree
 
 pytestmark = pytest.mark.fuse
 

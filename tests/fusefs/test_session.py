@@ -23,7 +23,8 @@ from tests.fusefs.wire import ALL_FLAGS, Kernel, entries_plus, read_body, serve
 from millpond.daemon import memfd
 from millpond.daemon.errors import MountError
 from millpond.daemon.names import ObjectName
-from millpond.daemon.store.folders import Totals, TreeEntry, build_tree
+from millpond.daemon.store.folders import Totals
+from millpond.daemon.store.trees import TreeEntry, build_tree
 from millpond.fusefs.asking import SourceClient
 from millpond.fusefs.engines import protocol, signals
 from millpond.fusefs.engines.protocol import Init, Op

@@ -22,7 +22,7 @@ from tests.fusefs.helpers import TIMEOUT_S, Answer, Mounted, answer_all, answeri
 from millpond.daemon import memfd, wirepath
 from millpond.daemon.errors import ObjectMissingError, StoreDamagedError
 from millpond.daemon.names import ObjectName
-from millpond.daemon.store.folders import TreeEntry, build_tree
+from millpond.daemon.store.trees import TreeEntry, build_tree
 from millpond.fusefs.asking import SourceClient
 from millpond.fusefs.source import SourceServer
 

@@ -108,7 +108,7 @@ def test_rows_are_sorted_by_parts_on_disk_as_in_memory(
 )
 def test_a_manifest_that_is_no_tree_is_refused(store: Store, rows: list[tuple[str, str]], wrong: str) -> None:
     with pytest.raises(InvalidFileError, match=wrong):
-        listing.listing(store, UID, put_manifest(store, rows), None)
+        listing.listing(store, UID, put_manifest(store, rows), [1] * len(rows))
 
 
 def test_files_that_nobody_has_are_named(store: Store) -> None:

@@ -194,6 +194,7 @@ names = st.text(st.characters(exclude_categories=()), min_size=1, max_size=20)
 @hypothesis_settings(max_examples=150)
 @given(st.lists(st.tuples(names, st.text("0123456789abcdef", min_size=32, max_size=32)), max_size=12), st.data())
 def test_manifest_entries_come_back_however_the_bytes_are_cut(rows: list[tuple[str, str]], data: st.DataObject) -> None:
+    # DVC's form, in which entries are read many at a time, and another.
     indent = data.draw(st.sampled_from([None, 1]))
     ascii_only = data.draw(st.booleans()) or any(0xD800 <= ord(char) < 0xE000 for name, _ in rows for char in name)
     text = json.dumps(

@@ -44,6 +44,7 @@ ENTRIES: dict[str, Entry] = {
     "unfreeze": Entry("tracking", "unfreeze", "Let frozen stages and .dvc files be updated again.", _PROJECT),
     "check-ignore": Entry("ignoring", "check_ignore", "Show what .dvcignore rules out, and by which rule.", _PROJECT),
     "unprotect": Entry("leaving", "unprotect", "Have files share nothing with DVC's cache.", _PROJECT),
+    "purge": Entry("leaving", "purge", "Remove data from the workspace and from the store.", _PROJECT),
     "destroy": Entry("leaving", "destroy", "Remove all of DVC's files from a project, but for its data.", _PROJECT),
     "config": Entry("settings", "config", "Get or set config options.", _PROJECT),
     "root": Entry("project", "root", "Print the path to the repository's root.", _PROJECT),

@@ -281,7 +281,7 @@ def daemon_lines(status: dict[str, Any], *, now: float) -> Iterator[str]:
 def gc_lines(report: dict[str, Any]) -> Iterator[str]:
     """What a sweep would remove, by project."""
     removed, kept = report["removed"], report["kept"]
-    yield from _unreadable_lines(report)
+    yield from unreadable_lines(report)
     if not removed["objects"] and not report["records"]:
         yield f"Nothing goes; {_objects(kept)} stay."
     else:
@@ -297,7 +297,7 @@ def gc_lines(report: dict[str, Any]) -> Iterator[str]:
 
 def gc_done_lines(report: dict[str, Any]) -> Iterator[str]:
     """After a sweep."""
-    yield from _unreadable_lines(report)
+    yield from unreadable_lines(report)
     removed = report["removed"]
     if not removed["objects"] and not report["records"]:
         yield f"Nothing to remove; {_objects(report['kept'])} stay."
@@ -307,7 +307,8 @@ def gc_done_lines(report: dict[str, Any]) -> Iterator[str]:
         yield f"{text.plural(report['granted'], 'object')} of them stay for other users."
 
 
-def _unreadable_lines(report: dict[str, Any]) -> Iterator[str]:
+def unreadable_lines(report: dict[str, Any]) -> Iterator[str]:
+    """Projects that could not be read by a sweep."""
     for item in report.get("unreadable") or []:
         yield (
             f"{path(item['path'])} cannot be read, so what it was last known to need is kept "

@@ -47,6 +47,7 @@ VERBS = (
         "cache.verify",
         "cache.migrate",
         "unprotect",
+        "purge",
         "destroy",
     ),
     *("mount", "umount", "tree", "fsck", "gc", "pin", "unpin", "forget-project"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pygit2
@@ -38,26 +38,48 @@ def gc(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
     here = find_root(os.getcwd())
     asked = [find_root(os.path.join(os.getcwd(), wirepath.decode(path))) for path in params.get("projects") or ()]
     scoped = list(dict.fromkeys([here, *asked]))
-    unreadable: list[dict[str, str]] = []
     with context.lock(STORE_LOCK, "write"):
-        known, _ = context.client.call("gc.projects", {})
-        keep: set[bytes] = set()
-        for path in scoped:
-            roots = _open(path)
-            _register(context, path, roots)
-            keep |= roots.scoped(scope)
-        for row in known["projects"]:
-            path = wirepath.decode(row["path"])
-            if path not in scoped:
-                _read_other(context, row, path, int(known["rebuilt"]), unreadable)
-        request = {
-            "scoped": [wirepath.encode(path) for path in scoped],
-            "grace_s": GRACE_S if params.get("grace_s") is None else float(params["grace_s"]),
-            "dry": bool(params.get("dry")),
-        }
-        with memfd.sent(b"".join(keep)) as fd:
-            report, _ = context.client.call("gc.sweep", request, fds=[fd])
+        keep, unreadable = kept(context, scoped, lambda roots: roots.scoped(scope))
+        grace_s = GRACE_S if params.get("grace_s") is None else float(params["grace_s"])
+        report = sweep(context, scoped, keep, grace_s=grace_s, dry=bool(params.get("dry")))
     return {**report, "unreadable": unreadable}
+
+
+def kept(
+    context: WorkerContext, scoped: Sequence[str], roots_of: Callable[[ProjectRoots], set[bytes]]
+) -> tuple[set[bytes], list[dict[str, str]]]:
+    """The roots that `roots_of` gives of the projects in scope, and what could not be read of the others: [{path, reason}]. All
+    of them are registered anew. The store's lock is held. Raises as `gc`."""
+    known, _ = context.client.call("gc.projects", {})
+    keep: set[bytes] = set()
+    unreadable: list[dict[str, str]] = []
+    for path in scoped:
+        roots = _open(path)
+        _register(context, path, roots)
+        keep |= roots_of(roots)
+    for row in known["projects"]:
+        path = wirepath.decode(row["path"])
+        if path not in scoped:
+            _read_other(context, row, path, int(known["rebuilt"]), unreadable)
+    return keep, unreadable
+
+
+def sweep(
+    context: WorkerContext,
+    scoped: Sequence[str],
+    keep: set[bytes],
+    *,
+    only: set[bytes] | None = None,
+    grace_s: float = GRACE_S,
+    dry: bool,
+) -> dict[str, Any]:
+    """The report of a sweep (store/gc.py); the store's lock is held."""
+    request = {"scoped": [wirepath.encode(path) for path in scoped], "grace_s": grace_s, "dry": dry}
+    if only is not None:
+        request["only"] = len(only)
+    with memfd.sent(b"".join([*keep, *(only or ())])) as fd:
+        report, _ = context.client.call("gc.sweep", request, fds=[fd])
+    return report
 
 
 def _read_other(

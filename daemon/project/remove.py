@@ -58,7 +58,10 @@ def remove(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
         outs = list(removal.outs.values())
         try:
             if params.get("outs"):
-                _remove_data(context, repo, outs, force=bool(params.get("force")))
+                refuse_mounted(repo, outs)
+                if not params.get("force"):
+                    refuse_unstored(context, repo, outs)
+                remove_data(context, repo, outs)
             else:
                 make_own(context, [repo.path(out.path) for out in outs if out.cache])
             for texts in (
@@ -146,15 +149,19 @@ def refuse_mounted(repo: Repo, outs: list[Output]) -> None:
         require_mounted(repo.path(out.path))
 
 
-def _remove_data(context: VerbContext, repo: Repo, outs: list[Output], *, force: bool) -> None:
-    refuse_mounted(repo, outs)
-    if not force and (lost := unstored(context, repo, outs)):
+def refuse_unstored(context: VerbContext, repo: Repo, outs: list[Output]) -> None:
+    """Raise ConflictError for data in the workspace that neither the store nor DVC's cache has."""
+    if lost := unstored(context, repo, outs):
         shown = ", ".join(f"'{printable(repo.seen(out.path))}'" for out in lost)
         raise ConflictError(
             f"{shown} would be lost: it is stored nowhere",
             path=printable(lost[0].path),
             hint="`millpond commit` stores it, --force removes it",
         )
+
+
+def remove_data(context: VerbContext, repo: Repo, outs: list[Output]) -> None:
+    """Remove what lies in the outputs' places. Raises OSError."""
     for out in outs:
         path = repo.path(out.path)
         if os.path.isdir(path) and not os.path.islink(path):

@@ -28,6 +28,7 @@ from millpond.daemon.project.gc import forget_project, gc, pin, unpin
 from millpond.daemon.project.init import init
 from millpond.daemon.project.list import du, list_
 from millpond.daemon.project.move import move
+from millpond.daemon.project.purge import purge
 from millpond.daemon.project.remove import remove
 from millpond.daemon.project.repo import find_root
 from millpond.daemon.project.status import status
@@ -69,6 +70,7 @@ VERBS: dict[str, Verb] = {
     "freeze": freeze,
     "check-ignore": check_ignore,
     "unprotect": unprotect,
+    "purge": purge,
     "fsck": fsck,
     "gc": gc,
     "pin": pin,

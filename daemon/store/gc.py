@@ -69,7 +69,8 @@ class SweepReport:
 
 class Sweep:
     """One sweep for `uid`. `roots` are kept (ledger.py), and the contents of `objects` (what mounts show); `former` are the
-    roots of projects that are not kept, by path, to say whose data goes."""
+    roots of projects that are not kept, by path, to say whose data goes. With `only`, a set of roots, nothing but the contents of
+    these goes, however young they are."""
 
     def __init__(
         self,
@@ -79,6 +80,7 @@ class Sweep:
         *,
         objects: Iterable[ObjectName] = (),
         former: Mapping[str, set[bytes]] | None = None,
+        only: Iterable[bytes] | None = None,
         grace_s: float,
         progress: Progress | None = None,
     ) -> None:
@@ -88,6 +90,7 @@ class Sweep:
         self._keep = set(roots)
         self._keep.update(_root(name.key()) for name in objects)
         self._former = former or {}
+        self._only = None if only is None else set(only)
         self._since = store.now() - grace_s
         self._progress = progress or (lambda what, done: None)
         self._expanded: set[bytes] = set()
@@ -99,7 +102,7 @@ class Sweep:
         report = SweepReport(dry)
         self._store.flush()
         self._expand(self._keep)
-        self._expand({_root(key) for key in self._young_manifests()})
+        self._expand({_root(key) for key in self._young_manifests()} - (self._only or set()))
         self._mark(report)
         gone = self._without_grants()
         report.granted = len(self._dead) - len(gone)
@@ -161,7 +164,9 @@ class Sweep:
         """Find the caller's contents that nothing keeps."""
         alive: set[bytes] = set()
         for key, content in self._names():
-            if key[0] & ~DIR_FLAG not in _MD5S or _root(key) in self._keep:
+            root = _root(key)
+            spared = self._only is not None and root not in self._only
+            if key[0] & ~DIR_FLAG not in _MD5S or root in self._keep or spared:
                 alive.add(content.id)
         for count, (key, content) in enumerate(self._names()):
             if not count % _TICK:
@@ -175,7 +180,7 @@ class Sweep:
                 continue
             if content.id in alive:
                 report.kept.add(content.size)
-            elif given > self._since:
+            elif given > self._since and self._only is None:
                 report.kept.add(content.size)
                 report.young.add(content.size)
             else:

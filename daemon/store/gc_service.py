@@ -112,10 +112,15 @@ class GarbageService:
         return {}
 
     async def sweep(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
-        """{scoped, grace_s, dry} + memfd of the roots that projects in scope keep -> the report. Of the caller's other
-        projects everything is kept, and of those whose revisions are all mounted."""
+        """{scoped, grace_s, dry, only} + memfd of the roots that projects in scope keep -> the report. Of the caller's other
+        projects everything is kept, and of those whose revisions are all mounted. `only`: how many roots at the memfd's end
+        are those that may go, and no others."""
         uid, dry = call.uid, bool(params.get("dry"))
-        keep = set(_received(call))
+        received, count = _received(call), params.get("only")
+        if count is not None and not (isinstance(count, int) and 0 <= count <= len(received)):
+            raise ProtocolError(f"'only' is a number of the {len(received)} roots that were sent")
+        only = None if count is None else received[len(received) - count :]
+        keep = set(received[: len(received) - (count or 0)])
         scoped = [str(path) for path in params.get("scoped") or ()]
         shown = [mount for mount in self._daemon.mounts.records() if mount.uid == uid]
 
@@ -137,8 +142,10 @@ class GarbageService:
                 keep.update(bytes.fromhex(root) for root in pin.roots)
             objects = [name for mount in shown if mount.root for name in self._tree(bytes.fromhex(mount.root))]
             grace = float(params.get("grace_s") or 0)
-            sweep = Sweep(self._store, uid, keep, objects=objects, former=former, grace_s=grace, progress=progress)
-            return asdict(sweep.run(dry=dry))
+            made = Sweep(
+                self._store, uid, keep, objects=objects, former=former, only=only, grace_s=grace, progress=progress
+            )
+            return asdict(made.run(dry=dry))
 
         report = await self._in_thread(work)
         if not dry:

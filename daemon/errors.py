@@ -6,6 +6,8 @@ Classes are split by who must act: the person at the terminal, the machine's adm
 
 from __future__ import annotations
 
+import errno
+import os
 from typing import Any, ClassVar
 
 
@@ -188,6 +190,25 @@ def registry() -> dict[str, type[MillpondError]]:
         found[cls.kind] = cls
         queue.extend(cls.__subclasses__())
     return found
+
+
+def from_system(error: OSError, doing: str) -> MillpondError:
+    """The error for a system call that failed where nobody had more to say about it: `doing` is what was being done."""
+    path = os.fsdecode(error.filename).encode(errors="backslashreplace").decode() if error.filename else None
+    where = f" on '{path}'" if path else ""
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    message = f"{doing} failed{where}: {reason}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskFullError(message, path=path, hint="free some space, then do it again")
+    if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN):
+        return BusyError(
+            message, path=path, hint="raise the limit (ulimit -n, -v, -u), or try again when less is under way"
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return AccessError(message, path=path, hint="check who may write there")
+    if error.errno == errno.EIO:
+        return AccessError(message, path=path, hint="check the disk (dmesg), then do it again")
+    return TargetError(message, path=path, hint="do it again; if it stays so, see `millpond daemon logs`")
 
 
 def from_wire(error: dict[str, Any]) -> MillpondError:

@@ -28,6 +28,7 @@ from millpond.daemon.errors import (
     MillpondError,
     ProtocolError,
     TargetError,
+    from_system,
 )
 from millpond.daemon.jobs.objects import MAX_NAMES, DaemonObjectStore
 from millpond.daemon.names import ObjectName
@@ -124,13 +125,21 @@ def run(request: dict[str, Any], fds: list[int]) -> int:
     except MemoryError:
         _deaf()
         return _fail(client, number, InternalError(f"{method} ran out of memory", hint="free some and try again"))
+    except OSError as error:
+        _deaf()
+        _trace(client)
+        return _fail(client, number, from_system(error, method))
     except BaseException as error:
         _deaf()
-        text = traceback.format_exc()[-MAX_TRACE:]
-        with contextlib.suppress(DaemonUnavailableError, OSError):
-            client.notify("$/trace", {"text": text})
+        _trace(client)
         hint = "please report it with the log: millpond daemon logs"
         return _fail(client, number, InternalError(f"internal error in {method}: {error!r}", hint=hint))
+
+
+def _trace(client: Client) -> None:
+    """Have the daemon log where the error came from."""
+    with contextlib.suppress(DaemonUnavailableError, OSError):
+        client.notify("$/trace", {"text": traceback.format_exc()[-MAX_TRACE:]})
 
 
 def _answer(client: Client, number: Any, result: dict[str, Any]) -> None:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from millpond.daemon.errors import FileChangedError
+from millpond.daemon.project.durable import writing
+from millpond.daemon.project.scratch import scratch, temporary_name
 
 # linux/fs.h: _IOW(0x94, 9, int), share the source's extents.
 _FICLONE = 0x40049409
@@ -34,14 +36,16 @@ class Staging:
     """Files on their way: nameless until complete (O_TMPFILE), where the file system can; else under a name of ours.
 
     They are made in the folder they go to: ext4 looks for a free inode near the parent, and a single parent for ten
-    thousand files costs ten times as much. Nothing is left behind by a process that dies, or at most a file
-    `.millpond-*.tmp`.
+    thousand files costs ten times as much. A process that dies leaves at most a file `.millpond-*.tmp`, in `.dvc/tmp`
+    (scratch.py) where the file system has nameless files.
     """
 
     def __init__(self) -> None:
         self._count = 0
         self._nameless = True
         self._descriptors = -1
+        # The folder that was asked for last, and where its temporary files are.
+        self._scratch = "", ""
         umask = os.umask(0o022)  # it can only be read by setting it
         os.umask(umask)
         self._umask = umask
@@ -68,13 +72,23 @@ class Staging:
         name = self._name(folder)
         return Staged(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), path, name)
 
+    def write(self, staged: Staged, data: memoryview) -> None:
+        """The next bytes of a file."""
+        with writing(staged.path):
+            while data:
+                data = data[os.write(staged.fd, data) :]
+
     def place(self, staged: Staged, *, isexec: bool = False, mode: int | None = None) -> os.stat_result:
         """Close the file and put it in place, of a file or link there too; its stat from just before.
 
         Permissions: `mode`, or 0666 (0777 if `isexec`) less the umask.
         """
+        with writing(staged.path):
+            return self._place(staged, mode if mode is not None else (0o777 if isexec else 0o666) & ~self._umask)
+
+    def _place(self, staged: Staged, mode: int) -> os.stat_result:
         try:
-            os.fchmod(staged.fd, mode if mode is not None else (0o777 if isexec else 0o666) & ~self._umask)
+            os.fchmod(staged.fd, mode)
             back = time.time_ns() - _BACK_NS
             os.utime(staged.fd, ns=(back, back))
             found = os.fstat(staged.fd)
@@ -82,8 +96,7 @@ class Staging:
             if name is None:
                 if self._link(staged.fd, staged.path):
                     return found
-                name = self._name(os.path.dirname(staged.path))
-                self._link(staged.fd, name)
+                name = self._link_anywhere(staged)
             try:
                 os.rename(name, staged.path)
             except BaseException:
@@ -99,6 +112,15 @@ class Staging:
         if staged.name is not None:
             os.unlink(staged.name)
 
+    def _link_anywhere(self, staged: Staged) -> str:
+        """Give a nameless file a name from which it can be renamed to its place."""
+        folder = os.path.dirname(staged.path)
+        if self._scratch[0] != folder:
+            self._scratch = folder, scratch(folder)
+        name = self._name(self._scratch[1])
+        self._link(staged.fd, name)
+        return name
+
     def _link(self, fd: int, path: str) -> bool:
         """Give a nameless file its name; False where something has that name."""
         try:
@@ -109,7 +131,7 @@ class Staging:
 
     def _name(self, folder: str) -> str:
         self._count += 1
-        return os.path.join(folder, f".millpond-{os.getpid()}-{self._count}.tmp")
+        return temporary_name(folder, f"{os.getpid()}-{self._count}")
 
 
 def below(top: str) -> tuple[list[str], list[str]]:
@@ -182,7 +204,8 @@ def replace_link(path: str, *, mode: int | None = None) -> os.stat_result:
         before = os.fstat(source)
         with Staging() as staging:
             staged = staging.open(path)
-            copy_into(source, staged.fd, before.st_size)
+            with writing(path):
+                copy_into(source, staged.fd, before.st_size)
             after = os.fstat(source)
             if (after.st_size, after.st_mtime_ns, after.st_ctime_ns) != (
                 before.st_size,

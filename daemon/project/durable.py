@@ -6,35 +6,69 @@ import contextlib
 import ctypes
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from millpond.daemon.errors import DiskFullError, InvalidFileError
 from millpond.daemon.project.paths import printable
+from millpond.daemon.project.scratch import scratch, sweep, temporary_name
 
 
 def write_all(texts: Mapping[str, str]) -> None:
-    """Put files in place (absolute path: text). Raises OSError; nothing was changed then, but for a failed rename.
+    """Put files in place (absolute path: text). Raises OSError; nothing was changed then.
 
-    All are written beside their place and fsynced, then renamed, then their folders fsynced: thousands of pointers share
-    a few journal commits, and a full disk is met before the first rename. A file that is there keeps its mode.
+    All are written to temporary files (scratch.py) and fsynced, then renamed, then their folders fsynced: thousands of
+    pointers share a few journal commits, and a full disk is met before the first rename. What was replaced before a rename
+    failed is put back. A file that is there keeps its mode.
     """
     umask = os.umask(0o022)  # it can only be read by setting it
     os.umask(umask)
     staged: dict[str, str] = {}
+    former: dict[str, str | None] = {}
     try:
+        folders = {folder: scratch(folder) for folder in {os.path.dirname(path) for path in texts}}
+        for folder in set(folders.values()):
+            sweep(folder)
         for path, text in texts.items():
-            staged[path] = _stage(path, text, 0o666 & ~umask)
-        for name in staged.values():
-            _sync(name, os.O_RDONLY)
+            with writing(path):
+                staged[path] = _stage(path, text, 0o666 & ~umask, folders[os.path.dirname(path)])
+        for path, name in staged.items():
+            with writing(path):
+                _sync(name, os.O_RDONLY)
+        for number, path in enumerate(texts):
+            _keep(path, temporary_name(folders[os.path.dirname(path)], f"{os.getpid()}-{number}"), former)
         for path in texts:
-            os.rename(staged[path], path)
+            with writing(path):
+                os.rename(staged[path], path)
             del staged[path]
+    except BaseException:
+        _put_back({path: name for path, name in former.items() if path not in staged})
+        raise
     finally:
-        for name in staged.values():
-            with contextlib.suppress(OSError):
-                os.unlink(name)
-    for folder in {os.path.dirname(path) for path in texts}:
+        for each in (*staged.values(), *former.values()):
+            if each is not None:
+                with contextlib.suppress(OSError):
+                    os.unlink(each)
+    for folder in folders:
         _sync(folder, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def _keep(path: str, name: str, former: dict[str, str | None]) -> None:
+    """Give the file at `path` a second name, noted in `former` (None: there is no file), where the file system can."""
+    with contextlib.suppress(OSError):
+        try:
+            os.link(path, name, follow_symlinks=False)
+            former[path] = name
+        except FileNotFoundError:
+            former[path] = None
+
+
+def _put_back(former: Mapping[str, str | None]) -> None:
+    for path, name in former.items():
+        with contextlib.suppress(OSError):
+            if name is None:
+                os.unlink(path)
+            else:
+                os.rename(name, path)
 
 
 def remove_all(paths: Iterable[str]) -> None:
@@ -55,6 +89,16 @@ def rename(old: str, new: str) -> None:
         _sync(folder, os.O_RDONLY | os.O_DIRECTORY)
 
 
+@contextlib.contextmanager
+def writing(path: str) -> Iterator[None]:
+    """Errors of what is done in it are about `path`: the kernel names the temporary file, or none."""
+    try:
+        yield
+    except OSError as error:
+        error.filename, error.filename2 = path, None
+        raise
+
+
 def sync_file_system(place: int | str) -> None:
     """Have all that was written to the file system of an open file, or of a folder at a path, on disk. Raises OSError."""
     if isinstance(place, str):
@@ -68,11 +112,11 @@ def sync_file_system(place: int | str) -> None:
         raise OSError(number, os.strerror(number), "")
 
 
-def _stage(path: str, text: str, mode: int) -> str:
+def _stage(path: str, text: str, mode: int, folder: str) -> str:
     with contextlib.suppress(FileNotFoundError):
         mode = os.stat(path).st_mode & 0o7777
     # Not the file's own name with an addition: that could be too long.
-    fd, name = tempfile.mkstemp(prefix=".millpond-", suffix=".tmp", dir=os.path.dirname(path))
+    fd, name = tempfile.mkstemp(prefix=".millpond-", suffix=".tmp", dir=folder)
     try:
         with open(fd, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
             os.fchmod(fd, mode)
@@ -84,11 +128,12 @@ def _stage(path: str, text: str, mode: int) -> str:
 
 
 def _sync(path: str, flags: int) -> None:
-    fd = os.open(path, flags | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    with writing(path):
+        fd = os.open(path, flags | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
 
 
 def write_error(error: OSError, hint: str = "the data is stored: add it again") -> DiskFullError | InvalidFileError:

@@ -150,8 +150,7 @@ def _bring(context: VerbContext, repo: Repo, wanted: dict[ObjectName, int], done
                     current = staging.open(path)
                 view = memoryview(piece.data)
                 done.bytes += len(view)
-                while view:
-                    view = view[os.write(current.fd, view) :]
+                staging.write(current, view)
                 if piece.last:
                     ready.append(current)
                     current = None

@@ -1,6 +1,6 @@
 """`move`: rename tracked data with its pointer.
 
-Order: the new `.gitignore` line, the new pointer, the data, the old pointer, the old line. While both pointers are there the data
+Order: the new `.gitignore` line, the new pointer, the data, the old line, the old pointer. While both pointers are there the data
 is at the one place or the other, whole; the same command again goes on from where a crash left it, because it finds at
 the new place the very pointer that it would write.
 """
@@ -54,11 +54,11 @@ def move(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
             write_all({repo.path(planned.pointer): planned.text})
             if os.path.lexists(old):
                 rename(old, new)
-            if planned.pointer != planned.old_pointer:
-                remove_all([repo.path(planned.old_pointer)])
             left = gitignore.without(repo, [planned.output.path])
             write_all({repo.path(file): text for file, text in left.items() if text})
             remove_all([repo.path(file) for file, text in left.items() if not text])
+            if planned.pointer != planned.old_pointer:
+                remove_all([repo.path(planned.old_pointer)])
         except OSError as error:
             raise write_error(error) from error
         _keep_digests(repo, context, planned)

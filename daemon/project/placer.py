@@ -18,6 +18,7 @@ from millpond.daemon.names import ObjectName
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.copying import Staged, Staging, below, copy_into, remove_tree
 from millpond.daemon.project.digests import Group
+from millpond.daemon.project.durable import writing
 from millpond.daemon.project.plan import Content, Plan, Planner
 from millpond.daemon.project.repo import printable
 from millpond.daemon.project.statcache import Moment
@@ -122,7 +123,8 @@ class Placer:
             source, size = opened
             try:
                 staged = staging.open(write.path)
-                copy_into(source, staged.fd, size)
+                with writing(write.path):
+                    copy_into(source, staged.fd, size)
                 self._place(write, staging, staged)
             finally:
                 os.close(source)
@@ -135,10 +137,8 @@ class Placer:
                 if current is None:
                     write = next(waiting)
                     current = write, staging.open(write.path)
-                view = piece.data
-                while view:
-                    view = view[os.write(current[1].fd, view) :]
-                view.release()  # the store's memory is unmapped after the next piece
+                staging.write(current[1], piece.data)
+                piece.data.release()  # the store's memory is unmapped after the next piece
                 if piece.last:
                     (write, staged), current = current, None
                     self._place(write, staging, staged)

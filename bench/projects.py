@@ -138,8 +138,8 @@ class Millpond(Project):
         self.command("add", "-q", version)
         self.drop(version)
 
-    def mount(self, version: str, place: Path) -> Mounted:
-        seconds = self.command("mount", "-q", version, place).seconds
+    def mount(self, version: str, place: Path, *options: str) -> Mounted:
+        seconds = self.command("mount", "-q", *options, version, place).seconds
         os.listdir(place)
         mounts = json.loads(self.command("mounts", "--json").stdout)["mounts"]
         pid = next(int(entry["pid"]) for entry in mounts if entry["mountpoint"] == str(place))

@@ -44,6 +44,7 @@ def targets(disk: str) -> list[Target]:
         Target("status, small files", 6, "dvc"),
         Target("status, small files", 0.12),
         *(Target(f"{work}, warm", 0.7, disk) for work in streams),
+        *(Target(f"{work}, warm, handed over", 0.95, disk) for work in streams),
         Target("small files in order, warm", 0.95, disk),
         *(Target(work, 1, tool) for work in cold for tool in COLD),
         *_versions(),

@@ -199,6 +199,9 @@ def mounts_lines(
             yield f"{path(mount['mountpoint'])}: {text.printable(str(mount['error']))}"
         if verbose and mount.get("engine_why"):
             yield f"{path(mount['mountpoint'])}: engine {mount['engine']}: {text.printable(mount['engine_why'])}"
+        if verbose and (state := mount.get("passthrough")):
+            files, size = text.plural(mount["passthrough_files"], "file"), text.size(mount["passthrough_bytes"])
+            yield f"{path(mount['mountpoint'])}: passthrough {text.printable(str(state))}: {files}, {size}"
 
 
 def restore_lines(result: dict[str, Any]) -> Iterator[str]:

@@ -32,6 +32,7 @@ from millpond.daemon.store.folders import (
     FolderReader,
     InodeRecord,
 )
+from millpond.daemon.store.index import Content
 from millpond.daemon.store.reader import Bytes, StoreReader
 from millpond.daemon.store.scrubstate import state_of
 from millpond.fusefs.asking import SourceClient
@@ -156,6 +157,8 @@ class Filesystem:
         self._open: dict[int, tuple[OpenFile, str]] = {}
         self._next_handle = 1
         self._started = time.time()
+        # What the engine has to tell.
+        self.more_statistics: Callable[[], dict[str, object]] = dict
         self.opens = self.reads = self.read_bytes = self.errors = 0
         self.last_error = ""
 
@@ -312,6 +315,34 @@ class Filesystem:
             self._chunks.passed(size)
         return data
 
+    @property
+    def reader(self) -> StoreReader:
+        """The store that contents come from."""
+        return self._reader
+
+    def size_of(self, inode: int) -> int:
+        """A file's bytes; 0 for what is no file of the data."""
+        found = self.folders.object_key(inode) if inode & FILE_INODE_BIT else None
+        return 0 if found is None else found[0]
+
+    def stored(self, inode: int) -> Content | None:
+        """A file's content, None when it is not in the store. Raises FileError."""
+        name = self._record(inode).name
+        return None if name is None else self._reader.resolve([name], self.uid)[0]
+
+    async def elsewhere(self, inode: int) -> int:
+        """A descriptor of a file that is not in the store, whole and checked. Raises FileError, MillpondError."""
+        record = self._record(inode)
+        if record.name is None or self._source is None:
+            raise FileError(errno.EIO)
+        fd, size = await self.ask_source(self._source.open, record.name)
+        try:
+            _check_size(record, size)
+        except StoreDamagedError:
+            os.close(fd)
+            raise
+        return fd
+
     def idle(self) -> None:
         """There is nothing to answer for the moment: do a little, microseconds, of what may be asked for next."""
         self._reader.unpack_ahead()
@@ -409,6 +440,7 @@ class Filesystem:
             "errors": self.errors,
             "last_error": self.last_error,
             "up_s": round(time.time() - self._started, 1),
+            **self.more_statistics(),
             "store_checked": scrub.passed,
             "store_damaged": scrub.passed_damaged + scrub.damaged,
         }

@@ -57,6 +57,7 @@ class HolderSettings:
     xattrs: bool = False
     allow_other: bool = False
     read_ahead_kb: int = engines.READ_AHEAD_KB
+    materialize: int = 0
     device: int = -1
 
 
@@ -108,6 +109,8 @@ class Holder:
             name="millpond",
             allow_other=settings.allow_other,
             read_ahead_kb=settings.read_ahead_kb,
+            materialize=settings.materialize,
+            scratch=str(Path(settings.store) / "tmp"),
         )
 
     async def _control(self, listener: trio.SocketListener) -> None:

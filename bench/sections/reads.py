@@ -6,6 +6,9 @@ one the kernel still moves pages from one of its lists to another, each page onc
 
 from __future__ import annotations
 
+import json
+import os
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -44,6 +47,9 @@ def measure(context: Context) -> None:
                 _cold_and_warm(context, tool, made, label, reading)
             if made.name == "small":
                 _find(context, tool, made)
+        if made.name == "shard":
+            for tool in context.rounds(tools[:2]):
+                _handed_over(context, tool, made)
 
 
 def _readings(made: DataSet) -> dict[str, Callable[[Path], Reading]]:
@@ -80,6 +86,37 @@ def _cold_and_warm(context: Context, tool: Peer, made: DataSet, label: str, read
             )
     finally:
         mounted.close()
+
+
+def _handed_over(context: Context, tool: Peer, made: DataSet) -> None:
+    """Warm, once the kernel reads the files by itself; the disk's own files again beside it."""
+    place = context.place(tool.name)
+    if isinstance(tool, Millpond):
+        mounted = tool.mount(made.name, place, "--materialize", f"{2 * made.size}B")
+    else:
+        mounted = tool.mount(made.name, place)
+    try:
+        for path in [*made.paths, *made.paths] if isinstance(tool, Millpond) else ():
+            os.close(os.open(mounted.root / path, os.O_RDONLY))
+        if isinstance(tool, Millpond):
+            _wait_handed_over(mounted.root, len(made.files))
+        for label, reading in _readings(made).items():
+            for _ in range(3):
+                got = reading(mounted.root)
+            context.figures.tell(
+                SECTION, f"{label}, warm, handed over", tool.name, got.seconds, checked=got.checked, volume=made.size
+            )
+    finally:
+        mounted.close()
+
+
+def _wait_handed_over(root: Path, count: int) -> None:
+    """Until the kernel reads this many files by itself."""
+    until = time.monotonic() + 120
+    while int((found := json.loads((root / ".millpond/stats").read_text()))["passthrough_files"]) < count:
+        if time.monotonic() > until or found["passthrough"] != "on":
+            raise BenchError(f"the kernel did not take the files over: {found['passthrough']}")
+        time.sleep(0.1)
 
 
 def _find(context: Context, tool: Peer, made: DataSet) -> None:

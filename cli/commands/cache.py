@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import time
 from typing import Any
 
@@ -267,19 +266,9 @@ def limit(console: Console, size: str | None, as_json: bool) -> None:
 
     Beyond it new data is refused, with exit code 7; nothing is removed by itself: see `millpond gc`.
     """
-    result = request(console, "store.limit", {} if size is None else {"bytes": _bytes(size)})
+    result = request(console, "store.limit", {} if size is None else {"bytes": text.parsed_size(size)})
     if as_json:
         console.write(json.dumps(result))
         return
     most = f"of at most {text.size(result['bytes'])}" if result["bytes"] else "and no limit but the disk's"
     console.say(f"The store has {text.size(result['stored'])} {most}.")
-
-
-def _bytes(shown: str) -> int:
-    """Bytes of `200GB`, `1.5 TB`, `none`. Raises UsageError."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT]?)B?", shown.strip(), re.IGNORECASE)
-    if shown == "none":
-        return 0
-    if match is None or float(match[1]) == 0:
-        raise UsageError(f"'{shown}' is no size like 200GB", hint="`none` takes the limit away")
-    return int(float(match[1]) * 1000 ** "\0KMGT".index(match[2].upper() or "\0"))

@@ -8,7 +8,7 @@ import time
 
 import click
 
-from millpond.cli import exits, render
+from millpond.cli import exits, render, text
 from millpond.cli.complete import mountpoints, targets
 from millpond.cli.connection import request, verb
 from millpond.cli.console import Console
@@ -39,6 +39,11 @@ $ millpond mount --versions /mnt/versions && ls /mnt/versions/v1/data
     help="What serves the mount: direct, the fastest, pyfuse3, the portable one, or auto (default): direct where it runs.",
 )
 @click.option("--allow-other", is_flag=True, help="Let other users read it (needs user_allow_other in /etc/fuse.conf).")
+@click.option(
+    "--materialize",
+    metavar="SIZE",
+    help="Large files that are opened again are written out, up to SIZE (20GB), for the kernel to read as fast as others.",
+)
 @click.option("--xattrs", is_flag=True, help="Tell each file's digest as an extended attribute, user.millpond.md5.")
 @json_option
 @click.pass_obj
@@ -49,6 +54,7 @@ def mount(
     versions: bool,
     engine: str | None,
     allow_other: bool,
+    materialize: str | None,
     xattrs: bool,
     as_json: bool,
 ) -> None:
@@ -70,7 +76,11 @@ def mount(
         "rev": revision,
         "versions": versions,
         "engine": engine,
-        "options": {"allow_other": allow_other, "xattrs": xattrs},
+        "options": {
+            "allow_other": allow_other,
+            "xattrs": xattrs,
+            "materialize": 0 if materialize is None else text.parsed_size(materialize),
+        },
         "mountpoint": wirepath.encode(os.path.abspath(places[-1])),
     }
     result = verb(console, "mount", params)

@@ -51,6 +51,8 @@ RESTORE_WINDOW_S = 600.0
 _CONTROL_S = 1.0
 # Manifests waiting for their folders to be made ahead.
 _AHEAD = 4
+# Of a holder's statistics, where it hands files to the kernel.
+_PASSTHROUGH = ("passthrough", "passthrough_files", "passthrough_bytes")
 # What a holder's and a source's context keeps of the caller's environment.
 _KEPT = ("HOME", "PATH", "USER", "LOGNAME", "LANG", "TMPDIR")
 _KEPT_PREFIXES = ("XDG_", "GIT_", "DVC_", "LC_", "MILLPOND_")
@@ -273,6 +275,7 @@ class MountService:
             "engine": record.engine,
             "versions": record.versions,
             "xattrs": bool(options.get("xattrs")),
+            "materialize": int(options.get("materialize") or 0),
             "allow_other": bool(options.get("allow_other")),
         }
 
@@ -357,6 +360,7 @@ class MountService:
                     "since": record.made,
                     "reads": stats.get("reads", 0),
                     "read_bytes": stats.get("read_bytes", 0),
+                    **{key: stats[key] for key in _PASSTHROUGH if key in stats},
                     "rss": state.get("rss"),
                     "error": mount.error or stats.get("last_error") or None,
                 }

@@ -29,7 +29,8 @@ ENGINES = {
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
     """How to mount. `place` is the mountpoint itself also when `mountpoint` is a descriptor's name. `on_open` is told the
-    inode of each open; without it an engine may have the kernel not ask."""
+    inode of each open; without it an engine may have the kernel not ask. Up to `materialize` bytes of large files may be
+    written out in the folder `scratch` for the kernel to read them there."""
 
     mountpoint: str
     place: str
@@ -37,6 +38,8 @@ class EngineSettings:
     allow_other: bool = False
     read_ahead_kb: int = READ_AHEAD_KB
     on_open: Callable[[int], None] | None = None
+    materialize: int = 0
+    scratch: str = ""
 
 
 class Engine(Protocol):

@@ -22,6 +22,7 @@ from millpond.daemon.errors import MountError
 from millpond.daemon.store.folders import FOLDER, LINK
 from millpond.fusefs.engines import protocol
 from millpond.fusefs.engines.channel import Channel
+from millpond.fusefs.engines.passthrough import CACHED, PASSED, Passthrough
 from millpond.fusefs.engines.protocol import Init, Op
 from millpond.fusefs.engines.readahead import LARGE_BYTES, NEAR_BYTES, ReadAhead
 from millpond.fusefs.filesystem import FOREVER_S, Attributes, FileError, Filesystem
@@ -63,7 +64,7 @@ class _Opening:
 
 class Answers:
     """The handlers, in `table`. One that must wait gives its work to `later(unique, work)`, and returns. `on_open` is told
-    the inode of each open, which costs a round trip for each; without it the kernel does not ask."""
+    the inode of each open, which costs a round trip for each; without it and `passthrough` the kernel does not ask."""
 
     def __init__(
         self,
@@ -72,8 +73,10 @@ class Answers:
         later: Callable[[int, Work], None],
         ahead: ReadAhead,
         on_open: Callable[[int], None] | None = None,
+        passthrough: Passthrough | None = None,
     ) -> None:
         self._fs = filesystem
+        self._passthrough = passthrough
         self._reply = channel.reply
         self._error = channel.error
         self._later = later
@@ -91,7 +94,7 @@ class Answers:
             Op.READLINK: self._readlink,
             Op.OPEN: self._open,
             Op.READ: self._read,
-            Op.RELEASE: self._nothing,
+            Op.RELEASE: self._release,
             Op.READDIRPLUS: self._readdirplus,
             Op.READDIR: self._readdir,
             Op.OPENDIR: self._opendir,
@@ -118,17 +121,25 @@ class Answers:
             )
         wanted = Init.ASYNC_READ | Init.DO_READDIRPLUS | Init.PARALLEL_DIROPS | Init.MAX_PAGES
         wanted |= Init.EXPLICIT_INVAL_DATA
-        if self._on_open is None:
+        if Init.INIT_EXT in Init(offered) and len(body) >= protocol.INIT_IN.size + protocol.INIT_IN_MORE.size:
+            offered |= protocol.INIT_IN_MORE.unpack_from(body, protocol.INIT_IN.size)[0] << 32
+        if self._passthrough is not None and Init.PASSTHROUGH not in Init(offered):
+            self._passthrough.why_not = "the kernel is older than 6.9, or made without it"
+        if self._passthrough is not None and not self._passthrough.why_not:
+            wanted |= Init.INIT_EXT | Init.PASSTHROUGH
+        elif self._on_open is None:
             wanted |= Init.NO_OPEN_SUPPORT
         if self._fs.immutable:
             wanted |= Init.CACHE_SYMLINKS | Init.NO_OPENDIR_SUPPORT
         threshold = _MAX_BACKGROUND * 3 // 4
+        agreed = offered & wanted
         answer = protocol.INIT_OUT.pack(
-            protocol.MAJOR, protocol.MINOR, max_readahead, offered & wanted, _MAX_BACKGROUND, threshold, 4096, 1, _MAX_PAGES
+            protocol.MAJOR, protocol.MINOR, max_readahead, agreed & 0xFFFF_FFFF, _MAX_BACKGROUND, threshold, 4096, 1,
+            _MAX_PAGES, 0, agreed >> 32, 1 if Init.PASSTHROUGH in Init(agreed) else 0,
         )  # fmt: skip
         self._reply(unique, answer)
         if major == protocol.MAJOR:
-            self._agreed = Init(offered & wanted)
+            self._agreed = Init(agreed)
             self.initialised = True
 
     def _nothing(self, unique: int, inode: int, body: memoryview) -> None:
@@ -279,8 +290,18 @@ class Answers:
             self._on_open(inode)
         if Init.NO_OPEN_SUPPORT in self._agreed:
             self._error(unique, errno.ENOSYS)  # and never again
-        else:
-            self._reply(unique, protocol.OPEN_OUT.pack(0, protocol.KEEP_CACHE, 0))
+            return
+        passthrough = self._passthrough if Init.PASSTHROUGH in self._agreed else None
+        backing = passthrough.opened(inode) if passthrough is not None else 0
+        handle, flags = (PASSED, protocol.PASSTHROUGH) if backing else (CACHED, protocol.KEEP_CACHE)
+        taken = self._reply(unique, protocol.OPEN_OUT.pack(handle, flags, backing))
+        if passthrough is not None and not taken:
+            passthrough.closed(inode, handle)
+
+    def _release(self, unique: int, inode: int, body: memoryview) -> None:
+        if self._passthrough is not None:
+            self._passthrough.closed(inode, protocol.RELEASE_IN.unpack_from(body)[0])
+        self._reply(unique)
 
     def _read(self, unique: int, inode: int, body: memoryview) -> None:
         _, offset, size, *_ = protocol.READ_IN.unpack_from(body)

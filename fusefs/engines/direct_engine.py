@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from pathlib import Path
 
 import trio
 
 from millpond.fusefs.engines import EngineSettings, mounting
+from millpond.fusefs.engines.passthrough import Passthrough
 from millpond.fusefs.engines.readahead import ReadAhead
 from millpond.fusefs.engines.session import Session
 from millpond.fusefs.filesystem import Filesystem
@@ -25,7 +27,11 @@ async def serve(filesystem: Filesystem, settings: EngineSettings, mounted: Calla
     try:
         async with trio.open_nursery() as nursery:
             ahead = ReadAhead(settings.read_ahead_kb)
-            session = Session(filesystem, fd, nursery, ahead, settings.on_open)
+            passthrough = None
+            if settings.materialize:
+                reader, folder = filesystem.reader, Path(settings.scratch)
+                passthrough = Passthrough(fd, filesystem, reader, nursery, folder=folder, budget=settings.materialize)
+            session = Session(filesystem, fd, nursery, ahead, settings.on_open, passthrough)
 
             async def announce() -> None:
                 """Once requests are answered: set what the answer to the first one would have reset, then say so."""
@@ -35,6 +41,8 @@ async def serve(filesystem: Filesystem, settings: EngineSettings, mounted: Calla
 
             nursery.start_soon(announce)
             await session.run()
+            if passthrough is not None:
+                passthrough.end()
             filesystem.ended()
             nursery.cancel_scope.cancel()
     except BaseException:

@@ -80,10 +80,10 @@ RULES: dict[Op, Rule] = {
     Op.BATCH_FORGET: Rule("nothing; counts go down"),
     Op.GETATTR: Rule("attributes", "for ever in a folder, else 1 s; of `.millpond/stats` not at all"),
     Op.READLINK: Rule("the target", "for ever, but for branches and tags of a versions mount"),
-    Op.OPEN: Rule("ENOSYS; when opens are recorded, no handle and KEEP_CACHE", "ENOSYS: no more opens and closes"),
+    Op.OPEN: Rule("ENOSYS; when opens are recorded or counted, a handle and KEEP_CACHE or PASSTHROUGH", "ENOSYS: no more opens and closes"),
     Op.READ: Rule("the bytes, fewer at the end only; EIO for what is damaged or gone", "pages, until memory is needed"),
     Op.FLUSH: Rule(_UNKNOWN, "no more asked"),
-    Op.RELEASE: Rule("nothing to do"),
+    Op.RELEASE: Rule("nothing; opens are counted with --materialize"),
     Op.FSYNC: Rule(_UNKNOWN, "no more asked; fsync succeeds"),
     Op.OPENDIR: Rule("ENOSYS; in a versions mount CACHE_DIR and KEEP_CACHE for folders", "ENOSYS: no more asked"),
     Op.READDIR: Rule("names, types and numbers", "the listing, but for changing directories"),
@@ -126,6 +126,8 @@ class Init(IntFlag):
     CACHE_SYMLINKS = 1 << 23
     NO_OPENDIR_SUPPORT = 1 << 24
     EXPLICIT_INVAL_DATA = 1 << 25
+    INIT_EXT = 1 << 30
+    PASSTHROUGH = 1 << 37
 
 
 # Why each flag is asked for; a kernel that does not offer one goes without it. Not ASYNC_DIO: who reads directly would wait
@@ -139,10 +141,12 @@ FLAGS: dict[Init, str] = {
     Init.CACHE_SYMLINKS: "targets are kept; not in a versions mount, whose links move",
     Init.NO_OPENDIR_SUPPORT: "ENOSYS to OPENDIR means no more, and listings are kept; not in a versions mount",
     Init.EXPLICIT_INVAL_DATA: "pages are dropped only when we say so, which we never do",
+    Init.INIT_EXT: "flags beyond the 32nd; with --materialize",
+    Init.PASSTHROUGH: "large files are read from files on a disk (kernel 6.9); with --materialize",
 }
 
 # Flags of the answers to OPEN and OPENDIR.
-KEEP_CACHE, CACHE_DIR = 1 << 1, 1 << 3
+KEEP_CACHE, CACHE_DIR, PASSTHROUGH = 1 << 1, 1 << 3, 1 << 7
 # d_ino of an entry whose inode has no number yet: FUSE_UNKNOWN_INO.
 UNKNOWN_INODE = 0xFFFF_FFFF
 
@@ -152,9 +156,11 @@ IN_HEADER = Struct("=IIQQIIIHH")
 OUT_HEADER = Struct("=IiQ")
 # major, minor, max_readahead, flags
 INIT_IN = Struct("=IIII")
-# major, minor, max_readahead, flags u32; max_background, congestion_threshold u16; max_write, time_gran u32; max_pages u16;
-# unused
-INIT_OUT = Struct("=IIIIHHIIH34x")
+# flags2 u32, behind INIT_IN in newer kernels
+INIT_IN_MORE = Struct("=I")
+# major, minor, max_readahead, flags u32; max_background, congestion_threshold u16; max_write, time_gran u32; max_pages,
+# map_alignment u16; flags2, max_stack_depth u32; unused
+INIT_OUT = Struct("=IIIIHHIIHHII24x")
 # ino, size, blocks, atime, mtime, ctime u64; their nanoseconds u32; mode, nlink, uid, gid, rdev, blksize, flags u32
 _ATTR = "QQQQQQIIIIIIIIII"
 # nodeid, generation, entry_valid, attr_valid u64; their nanoseconds u32; attr
@@ -163,6 +169,8 @@ ENTRY_OUT = Struct("=QQQQII" + _ATTR)
 ATTR_OUT = Struct("=QII" + _ATTR)
 # fh u64, open_flags u32, backing i32
 OPEN_OUT = Struct("=QIi")
+# fh u64; then what is not looked at
+RELEASE_IN = Struct("=Q")
 # fh, offset u64; size, read_flags u32; lock_owner u64; flags, padding u32
 READ_IN = Struct("=QQIIQII")
 # ino, off u64; namelen, type u32; then the name, padded to 8 bytes

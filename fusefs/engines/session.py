@@ -26,6 +26,7 @@ from millpond.fusefs.engines import protocol, signals
 from millpond.fusefs.engines.answers import Answers, Work
 from millpond.fusefs.engines.arrival import Arrival
 from millpond.fusefs.engines.channel import Channel
+from millpond.fusefs.engines.passthrough import Passthrough
 from millpond.fusefs.engines.protocol import IN_HEADER, Op
 from millpond.fusefs.engines.readahead import ReadAhead
 from millpond.fusefs.filesystem import FileError, Filesystem
@@ -62,12 +63,13 @@ class Session:
         nursery: trio.Nursery,
         ahead: ReadAhead,
         on_open: Callable[[int], None] | None = None,
+        passthrough: Passthrough | None = None,
     ) -> None:
         self._fs = filesystem
         self._fd = fd
         self._nursery = nursery
         self._channel = Channel(fd)
-        self._answers = Answers(filesystem, self._channel, self._later, ahead, on_open)
+        self._answers = Answers(filesystem, self._channel, self._later, ahead, on_open, passthrough)
         self._table = {**self._answers.table, Op.INTERRUPT: self._interrupt}
         self._waiting: dict[int, _Waiting] = {}
         self._room = trio.Event()

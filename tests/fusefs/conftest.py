@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.fusefs.helpers import (
     ENGINES,
+    File,
     Mounted,
     Node,
+    eventually,
     mount,
     open_store,
     put_tree,
@@ -22,6 +26,7 @@ from tests.fusefs.helpers import (
 )
 
 from millpond.daemon.mounts.place import mount_table
+from millpond.fusefs.engines.passthrough import LEAST_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +52,11 @@ def engine(request: pytest.FixtureRequest) -> Iterator[str]:
     under_test.pop()
 
 
-@pytest.fixture(scope="session", params=ENGINES)
+# As `direct`, its large files handed to the kernel.
+HANDED_OVER = "direct, handed over"
+
+
+@pytest.fixture(scope="session", params=(*ENGINES, HANDED_OVER))
 def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
     """The sample tree. The store is closed: no daemon runs while these tests read."""
     with tempfile.TemporaryDirectory(prefix="mp-fs-", ignore_cleanup_errors=True) as folder:
@@ -59,8 +68,26 @@ def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
             totals = put_tree(store, tree)
         finally:
             store.close()
-        with mount(base / "store", totals, base / "m", engine=request.param, life_s=600, xattrs=True) as mounted:
+        more: dict[str, Any] = {} if request.param in ENGINES else {"materialize": 1 << 30}
+        engine = request.param if request.param in ENGINES else "direct"
+        with mount(base / "store", totals, base / "m", engine=engine, life_s=600, xattrs=True, **more) as mounted:
+            if more:
+                hand_over(mounted, tree)
             yield Pair(tree, mounted, base / "plain")
+
+
+def hand_over(mounted: Mounted, tree: Mapping[bytes, Node]) -> None:
+    """Open every large file until the kernel has it."""
+    large = [path for path, node in tree.items() if isinstance(node, File) and len(node.data) >= LEAST_BYTES]
+    contents = {node.data for node in tree.values() if isinstance(node, File) and len(node.data) >= LEAST_BYTES}
+    assert large
+
+    def all_over() -> bool:
+        for path in large:
+            os.close(os.open(os.path.join(os.fsencode(mounted.place), path), os.O_RDONLY))
+        return bool(mounted.stats()["passthrough_files"] >= len(contents))
+
+    eventually(all_over, "the kernel has all large files", 60)
 
 
 @pytest.fixture

@@ -34,9 +34,20 @@ def read(fd: int, ranges: list[tuple[int, int]]) -> list[bytes]:
             mmap.mmap(ring, _PAGE, offset=_CQ_RING) as cq,
             mmap.mmap(ring, _PAGE, offset=_SQES) as sqes,
         ):
-            buffers = [ctypes.create_string_buffer(length) for _, length in ranges]
+            # At the beginning of pages: a disk's file read with O_DIRECT asks for it.
+            buffers = [mmap.mmap(-1, length) for _, length in ranges]
             for number, ((offset, length), buffer) in enumerate(zip(ranges, buffers, strict=True)):
-                request = (_OP_READ, 0, 0, fd, offset, ctypes.addressof(buffer), length, 0, number)
+                request = (
+                    _OP_READ,
+                    0,
+                    0,
+                    fd,
+                    offset,
+                    ctypes.addressof(ctypes.c_char.from_buffer(buffer)),
+                    length,
+                    0,
+                    number,
+                )
                 struct.pack_into("=BBHiQQIIQ24x", sqes, 64 * number, *request)
                 struct.pack_into("I", sq, sq_array + 4 * number, number)
             struct.pack_into("I", sq, sq_tail, len(ranges))
@@ -48,4 +59,4 @@ def read(fd: int, ranges: list[tuple[int, int]]) -> list[bytes]:
         os.close(ring)
     if any(result < 0 for result in results.values()):
         raise OSError(-min(results.values()), errno.errorcode[-min(results.values())])
-    return [buffer.raw[: results[number]] for number, buffer in enumerate(buffers)]
+    return [buffer[: results[number]] for number, buffer in enumerate(buffers)]

@@ -19,7 +19,7 @@ from millpond.daemon.mounts.verbs import create, mount_values, require_fuse, umo
 from millpond.daemon.project import checkout as files
 from millpond.daemon.project.outputs import Output
 from millpond.daemon.project.repo import Repo, printable
-from millpond.daemon.project.select import select
+from millpond.daemon.project.select import refuse_clashes, select
 from millpond.daemon.project.status import status
 from millpond.daemon.project.workspace import Workspace
 
@@ -33,7 +33,9 @@ def checkout(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
     """Verb. As project/checkout.py, and {mount}: tracked directories are mounted instead of copied."""
     repo = Repo.open(os.getcwd(), os.environ)
     targets = [wirepath.decode(target) for target in params.get("targets") or []]
-    chosen = select(repo, repo.outputs(), targets, recursive=bool(params.get("recursive")))
+    outputs = repo.outputs()
+    refuse_clashes(outputs, agreeing=True)
+    chosen = select(repo, outputs, targets, recursive=bool(params.get("recursive")))
     folders = [each.output for each in chosen if each.output.is_dir and not each.inner]
     if not params.get("mount"):
         folders = [output for output in folders if _is_mounted(repo, output)]

@@ -26,6 +26,7 @@ from millpond.daemon.project.ignore import FolderRules
 from millpond.daemon.project.placer import Placer
 from millpond.daemon.project.plan import Content
 from millpond.daemon.project.repo import Repo, printable
+from millpond.daemon.project.select import refuse_clashes
 from millpond.daemon.project.targets import Target
 from millpond.daemon.project.walk import Listing, list_folder, stat_fields
 from millpond.daemon.project.workspace import Workspace
@@ -111,6 +112,7 @@ def add(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
     repo = Repo.open(os.getcwd(), os.environ)
     with context.lock(repo.root, "write"):
         outputs = repo.outputs()
+        refuse_clashes(outputs)
         if options.out is not None:
             chosen = [targets.resolve_out(repo, options.names[0], options.out, outputs, force=options.force)]
         else:

@@ -15,7 +15,7 @@ from millpond.daemon.project.outputs import Output
 from millpond.daemon.project.placer import Placer
 from millpond.daemon.project.plan import ADDED, DELETED, MODIFIED, Content, Plan, Planner
 from millpond.daemon.project.repo import Repo, printable
-from millpond.daemon.project.select import select
+from millpond.daemon.project.select import refuse_clashes, select
 from millpond.daemon.project.workspace import Workspace
 
 # Paths in a refusal: named in the message, and listed for machines.
@@ -39,6 +39,7 @@ def checkout(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
     force, allow_missing = bool(params.get("force")), bool(params.get("allow_missing"))
     with context.lock(repo.root, "write"):
         outputs = repo.outputs()
+        refuse_clashes(outputs, agreeing=True)
         chosen = select(repo, outputs, targets, recursive=bool(params.get("recursive")))
         chosen = [each for each in chosen if each.output.name is not None and each.output.cache]
         names = [each.output.name for each in chosen if each.output.name is not None]

@@ -11,7 +11,7 @@ from millpond.daemon.project import targets
 from millpond.daemon.project.add import Adding, Options
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.repo import Repo
-from millpond.daemon.project.select import Choice, select
+from millpond.daemon.project.select import Choice, refuse_clashes, select
 from millpond.daemon.project.status import changed
 
 
@@ -25,6 +25,7 @@ def commit(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
     names = [wirepath.decode(target) for target in params.get("targets") or []]
     with context.lock(repo.root, "write"):
         outputs = repo.outputs()
+        refuse_clashes(outputs)
         chosen = select(repo, outputs, names, recursive=bool(params.get("recursive")))
         if names and any(choice.output.stage is not None for choice in chosen):
             raise UsageError(

@@ -19,6 +19,7 @@ from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.durable import remove_all, rename, write_all, write_error
 from millpond.daemon.project.outputs import Output
 from millpond.daemon.project.repo import Repo, printable
+from millpond.daemon.project.select import refuse_clashes
 from millpond.daemon.project.targets import check_place
 from millpond.daemon.project.workspace import Workspace
 
@@ -73,6 +74,7 @@ def move(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
 
 def _plan(repo: Repo, source: str, target: str) -> _Move:
     outputs, shown = repo.outputs(), printable(source)
+    refuse_clashes(outputs)
     relative = repo.relative(source)
     output = next((each for each in outputs if each.path == relative), None)
     if output is None:

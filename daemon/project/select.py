@@ -6,10 +6,11 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from millpond.daemon.errors import TargetError
+from millpond.daemon.errors import OverlapError, TargetError
 from millpond.daemon.project.outputs import LOCK_FILE, Output
 from millpond.daemon.project.repo import Repo, printable
 from millpond.daemon.project.stages import STAGES_FILE
+from millpond.daemon.project.walk import above
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,35 @@ def select(repo: Repo, outputs: Sequence[Output], targets: Sequence[str], *, rec
         found.update(dict.fromkeys(choices))
     whole = {choice.output for choice in found if not choice.inner}
     return [choice for choice in found if not choice.inner or choice.output not in whole]
+
+
+def refuse_clashes(outputs: Sequence[Output], *, agreeing: bool = False) -> None:
+    """Raise OverlapError when two pointers track one path, or one tracks a path in what another does: who changes either of them
+    would leave the other wrong. With `agreeing` two that name the same data for one path pass."""
+    by_path: dict[str, Output] = {}
+    for output in outputs:
+        other = by_path.setdefault(output.path, output)
+        if other is not output and not (agreeing and other.name == output.name):
+            raise _clash(
+                f"'{printable(output.path)}' is tracked by '{_origin(other)}' and by '{_origin(output)}'", output
+            )
+    for output in outputs:
+        for folder in above(output.path):
+            if (holder := by_path.get(folder)) is not None:
+                inner, outer = printable(output.path), printable(holder.path)
+                raise _clash(f"'{inner}' of '{_origin(output)}' lies in '{outer}' of '{_origin(holder)}'", output)
+
+
+def _clash(problem: str, output: Output) -> OverlapError:
+    shown = _origin(output)
+    return OverlapError(problem, path=printable(output.path), hint=f"keep one of the two: millpond remove {shown}")
+
+
+def _origin(output: Output) -> str:
+    """The pointer, or the stage, that has an output, as `remove` takes it."""
+    if output.stage is None:
+        return printable(output.pointer)
+    return printable(f"{os.path.join(os.path.dirname(output.pointer), STAGES_FILE)}:{output.stage}")
 
 
 def _meant(repo: Repo, outputs: Sequence[Output], target: str, recursive: bool) -> list[Choice]:

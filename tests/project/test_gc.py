@@ -176,7 +176,7 @@ def test_other_projects_pins_and_the_grace_period_keep_their_data(home: Home) ->
         begin(home, repo)
         track(home, repo, {"f": f"{word} one" * 500}, "one")
         track(home, repo, {"f": f"{word} two" * 500}, "two")
-    assert f"\t{other}: 2 versions of files" in home.run("cache", "info").stdout
+    assert f"\t{other}: 2 objects, 10.0 kB" in home.run("cache", "info").stdout
     home.run("pin", "f@HEAD~1")
     assert "f@" in home.run("pins").stdout
     report = gc(home, "-w", "--dry")

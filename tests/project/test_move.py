@@ -28,7 +28,16 @@ def move(project: Project, source: str, target: str, **more: Any) -> dict[str, A
 
 @pytest.mark.parametrize(
     ("source", "target"),
-    [("f", "h"), ("f", "e"), ("f", "e/"), ("d", "e/dd"), ("d", "other name"), ("sub dir/g", "g"), ("sub dir/g", "e")],
+    [
+        ("f", "h"),
+        ("f", "F"),
+        ("f", "e"),
+        ("f", "e/"),
+        ("d", "e/dd"),
+        ("d", "other name"),
+        ("sub dir/g", "g"),
+        ("sub dir/g", "e"),
+    ],
 )
 def test_files_are_left_as_dvc_leaves_them(project: Project, source: str, target: str) -> None:
     tracked(project)
@@ -119,7 +128,7 @@ def test_a_stages_output_and_a_second_pointer_are_refused(project: Project) -> N
         "dvc.lock",
         "schema: '2.0'\nstages:\n  s:\n    cmd: touch o\n    outs:\n    - path: o\n      md5: d41d8cd98f00b204e9800998ecf8427e\n      size: 0\n      hash: md5\n",
     )
-    project.write("h.dvc", project.read("f.dvc").replace("first", "x"))
+    project.write("h.dvc", project.read("f.dvc").replace("path: f", "path: x"))
     with pytest.raises(UsageError, match="stage 's'"):
         move(project, "o", "p")
     with pytest.raises((TargetError, ConflictError), match="h.dvc' exists"):

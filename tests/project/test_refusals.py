@@ -8,8 +8,10 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tests.project.realdvc import real_dvc
 from tests.project.verbhelp import Project
 
 from millpond.daemon.errors import (
@@ -324,4 +326,61 @@ def test_checkout_refuses_to_lose_data(project: Project) -> None:
         project.checkout()
     assert str(caught.value).startswith("files that are saved nowhere would be lost: 'd/new', 'f'")
     assert caught.value.details["paths"] == ["d/new", "f"]
+    assert project.snapshot() == before
+
+
+@pytest.mark.parametrize(
+    ("extra", "needle"),
+    [
+        ("other.dvc", "'f' is tracked by 'f.dvc' and by 'other.dvc'"),
+        ("z.dvc", "'d/a' of 'z.dvc' lies in 'd' of 'd.dvc'"),
+        ("dvc.yaml", "'f' is tracked by 'dvc.yaml:s' and by 'f.dvc'"),
+    ],
+)
+def test_two_pointers_for_one_path(project: Project, extra: str, needle: str) -> None:
+    """DVC refuses the same in `add` and `move`; what only looks goes on, and `remove` mends it."""
+    project.write("d/a", "a")
+    project.write("f", "f")
+    project.add("d", "f")
+    if extra == "dvc.yaml":
+        project.write("dvc.yaml", "stages:\n  s:\n    cmd: x\n    outs:\n    - f\n")
+        project.write("dvc.lock", "schema: '2.0'\nstages:\n  s:\n    cmd: x\n    outs:\n    - path: f\n")
+    else:
+        project.write(extra, project.read("f.dvc").replace("path: f", "path: d/a" if extra == "z.dvc" else "path: f"))
+    (project.root / "d/a").write_text("changed")
+    before = project.snapshot()
+    for verb, targets in (("add", ["d"]), ("commit", []), ("checkout", [])):
+        if (verb, extra) == ("checkout", "other.dvc"):  # both say the same
+            continue
+        with pytest.raises(OverlapError, match=needle):
+            project.run(verb, *targets, force=True)
+    with pytest.raises(OverlapError, match=needle):
+        project.run("move", source="f", target="g")
+    assert project.snapshot() == before
+    for words in (["add", "f"], ["move", "f", "g"]):
+        assert real_dvc().run(*words, cwd=project.root).code != 0
+    project.run("status")
+    project.run("diff")
+    project.run("remove", "s" if extra == "dvc.yaml" else extra)
+    project.add("d")
+    assert project.status() == {}
+
+
+LOOKING = ("status", "diff", "data.status", "export", "du")
+CHANGING = ("add", "commit", "checkout", "remove", "destroy", "freeze", "move")
+
+
+@pytest.mark.parametrize("verb", [*LOOKING, *CHANGING])
+def test_conflict_markers_in_a_pointer(project: Project, verb: str) -> None:
+    project.write("f", "f")
+    project.write("g", "g")
+    project.add("f", "g")
+    project.commit()
+    text = project.read("f.dvc")
+    project.write("f.dvc", f"<<<<<<< HEAD\n{text}=======\n{text}>>>>>>> theirs\n")
+    before = project.snapshot()
+    targets = {"add": ["g"], "remove": ["f.dvc"], "freeze": ["g.dvc", "f.dvc"]}.get(verb, [])
+    more: dict[str, Any] = {"move": {"source": "g", "target": "h"}, "du": {"url": "."}}.get(verb, {})
+    with pytest.raises(InvalidFileError, match=r"f\.dvc' line 1, column 1: it has Git conflict markers"):
+        project.run(verb, *targets, frozen=True, **more)
     assert project.snapshot() == before

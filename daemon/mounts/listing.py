@@ -6,19 +6,19 @@ worker, which looks into his own cache; they are his claim, so what is made of t
 
 from __future__ import annotations
 
-import itertools
 import os
 import struct
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from itertools import chain
-from typing import cast
+from typing import NamedTuple, cast
 
 import msgspec
 
 from millpond.daemon import memfd, wirepath
 from millpond.daemon.errors import InvalidFileError, ObjectMissingError, ProtocolError, TargetError
-from millpond.daemon.mounts.sorting import FileRow, RowSorter
+from millpond.daemon.mounts.sorting import RowSorter
 from millpond.daemon.names import ObjectName
 from millpond.daemon.project import manifest
 from millpond.daemon.store import manifests
@@ -53,88 +53,147 @@ class WireEntry(msgspec.Struct, array_like=True):
 _ENTRIES = msgspec.msgpack.Decoder(list[WireEntry])
 
 
-class Unknown(Exception):
-    """Objects of a manifest that the store has not for this caller: their names' keys, back to back, in order."""
+class _Batch(NamedTuple):
+    """Files side by side in a manifest, and what is known of their objects' sizes."""
 
-    def __init__(self, keys: bytes) -> None:
-        super().__init__(f"{len(keys) // KEY_BYTES} objects")
-        self.keys = keys
+    paths: list[str]
+    keys: list[bytes]
+    sizes: dict[bytes, int | None]
+
+    @property
+    def lacking(self) -> list[bytes]:
+        return [key for key, size in self.sizes.items() if size is None]
 
 
-def listing(
-    store: Store, uid: int, name: ObjectName, sizes: Sequence[int] | None, *, all_unknown: bool = True
-) -> Totals:
-    """The tree of a manifest, made or remembered. `sizes` are those of the objects that an `Unknown` named; without
-    `all_unknown` it names the first ones only, and soon.
-
-    The manifest is read as a stream and built as it comes. Its order is that of whole paths, a tree's that of their parts,
-    which differ when a name goes on with a character below `/` (`a-b` beside `a/`): only then are paths sorted, on disk.
-
-    Raises Unknown, ObjectMissingError (the manifest, or files that nobody has), InvalidFileError.
-    """
+def remembered(store: Store, uid: int, name: ObjectName) -> Totals | None:
+    """The tree that a manifest was made into for `uid`, if it is still there."""
     reader = FolderReader(store.reader.index)
     found = reader.listing(uid, name)
-    if found is not None and reader.has(found.root):
-        return found
-    try:
+    return found if found is not None and reader.has(found.root) else None
+
+
+class Building:
+    """A manifest on its way to be a tree, in steps: each ends where a size is wanted that the store has not.
+
+    The manifest is read as a stream and built as it comes. Its order is that of whole paths, a tree's that of their parts,
+    which differ when a name goes on with a character below `/` (`a-b` beside `a/`): only then is it read once more, and
+    its paths are sorted, on disk. One thread at a time.
+    """
+
+    def __init__(self, store: Store, uid: int, name: ObjectName) -> None:
+        self._store, self._uid, self._name = store, uid, name
+        # Holds the sorter's files.
+        self._stack = ExitStack()
+        self._sorter: RowSorter | None = None
+        self._begin()
+        # Sizes that the next step brings; what waits for them, if it has not begun again since; what waits to be built.
+        self._wanted = 0
+        self._asked: _Batch | None = None
+        self._ready: _Batch | None = None
+        self._error: Exception | None = None
+
+    def step(self, sizes: Sequence[int] = ()) -> Totals | bytes:
+        """The tree; or the names' keys (KEY_BYTES each, back to back) of objects whose sizes the next step must bring, in
+        this order, UNKNOWN for those that nobody has. The first error is the end.
+
+        Raises ObjectMissingError (the manifest, or files that nobody has), InvalidFileError, ProtocolError.
+        """
         try:
-            totals = _built(store, _files(store, uid, name, sizes, all_unknown))
+            answer = self._step(sizes)
+        except TargetError as error:
+            self.close()
+            raise InvalidFileError(
+                f"manifest '{self._name}' is no tree: {error.message}", path=str(self._name)
+            ) from error
+        except BaseException:
+            self.close()
+            raise
+        if isinstance(answer, Totals):
+            self.close()
+        return answer
+
+    def catch_up(self) -> None:
+        """Do what the last step left, while its caller looks for sizes. An error is told by the next step."""
+        try:
+            self._build()
+        except Exception as error:
+            self._error = error
+
+    def close(self) -> None:
+        """Let go of files on disk."""
+        self._stack.close()
+
+    def _begin(self) -> None:
+        self._missing = _Missing()
+        self._builder = TreeBuilder(self._store)
+        self._batches = _named(self._store, self._uid, self._name)
+
+    def _step(self, sizes: Sequence[int]) -> Totals | bytes:
+        if self._error is not None:
+            raise self._error
+        if len(sizes) != self._wanted:
+            raise ProtocolError(f"{len(sizes)} sizes were sent for {self._wanted} objects")
+        if self._build() and self._asked is not None:
+            self._asked.sizes.update(zip(self._asked.lacking, sizes, strict=True))
+            self._ready = self._asked
+        self._wanted, self._asked = 0, None
+        while True:
+            batch = self._read()
+            lacking = [] if batch is None else batch.lacking
+            if lacking:
+                self._wanted, self._asked = len(lacking), batch
+                return b"".join(lacking)
+            if self._build():
+                if batch is None:
+                    return self._finish()
+                self._ready = batch
+
+    def _read(self) -> _Batch | None:
+        """The next files, with the sizes that the store knows."""
+        found = next(self._batches, None)
+        if found is None:
+            return None
+        objects = list(dict.fromkeys(found[1]))
+        return _Batch(*found, dict(zip(objects, self._store.reader.sizes(objects, self._uid), strict=True)))
+
+    def _build(self) -> bool:
+        """Build what is ready; False when all has to begin again, to be sorted."""
+        batch, self._ready = self._ready, None
+        if batch is None:
+            return True
+        sizes = cast(dict[bytes, int], batch.sizes)
+        if UNKNOWN in sizes.values():
+            for path, key in zip(batch.paths, batch.keys, strict=True):
+                if sizes[key] == UNKNOWN:
+                    self._missing.add(path)
+        if self._missing.count:
+            return True
+        files = Files(os.fsencode("\0".join(batch.paths)).split(b"\0"), batch.keys, sizes)
+        try:
+            if self._sorter is None:
+                self._builder.add_files(files)
+            else:
+                self._sorter.add_files(files)
         except OutOfOrder:
-            totals = _sorted(store, uid, name, sizes)
-    except TargetError as error:
-        raise InvalidFileError(f"manifest '{name}' is no tree: {error.message}", path=str(name)) from error
-    save_listing(store, uid, name, totals)
-    return totals
+            self._sorter = self._stack.enter_context(RowSorter(self._store.scratch))
+            self._asked = None
+            self._begin()
+            return False
+        except OSError as error:
+            raise as_store_error(error, self._store.scratch) from error
+        return True
 
-
-def _sorted(store: Store, uid: int, name: ObjectName, sizes: Sequence[int] | None) -> Totals:
-    try:
-        with RowSorter(store.scratch) as sorter:
-            for files in _files(store, uid, name, sizes, True):
-                for path, key in zip(files.paths, files.keys, strict=True):
-                    sorter.add((path, files.sizes[key], key))
-            rows = sorter.rows()
-            return _built(store, map(_columns, iter(lambda: list(itertools.islice(rows, _BATCH)), [])))
-    except OSError as error:
-        raise as_store_error(error, store.scratch) from error
-
-
-def _columns(rows: list[FileRow]) -> Files:
-    paths, sizes, keys = zip(*rows, strict=True)
-    return Files(paths, keys, dict(zip(keys, sizes, strict=True)))
-
-
-def _built(store: Store, batches: Iterable[Files]) -> Totals:
-    builder = TreeBuilder(store)
-    for files in batches:
-        builder.add_files(files)
-    return builder.finish()
-
-
-def _files(store: Store, uid: int, name: ObjectName, sizes: Sequence[int] | None, all_unknown: bool) -> Iterator[Files]:
-    """The files of a manifest in its order, in batches. Raises Unknown when sizes are missing that were not given."""
-    given, unknown, missing = iter(sizes or ()), bytearray(), _Missing(name)
-    for paths, keys in _named(store, uid, name):
-        objects = list(dict.fromkeys(keys))
-        known = dict(zip(objects, store.reader.sizes(objects, uid), strict=True))
-        lacking = [key for key, size in known.items() if size is None]
-        if sizes is None:
-            unknown += b"".join(lacking)
-            if unknown and not all_unknown:
-                break
-            if unknown:
-                continue  # nothing can be built, but all that is unknown is told at once
-        known.update((key, next(given, None)) for key in lacking)
-        if any(known[key] in (None, UNKNOWN) for key in lacking):
-            for path, key in zip(paths, keys, strict=True):
-                if known[key] in (None, UNKNOWN):
-                    missing.add(path, known[key])
-        elif not missing.count:
-            yield Files(os.fsencode("\0".join(paths)).split(b"\0"), keys, cast(dict[bytes, int], known))
-    if unknown:
-        raise Unknown(bytes(unknown))
-    if missing.count or next(given, None) is not None:
-        raise missing.error()
+    def _finish(self) -> Totals:
+        if self._missing.count:
+            raise self._missing.error()
+        try:
+            for files in self._sorter.files(_BATCH) if self._sorter is not None else ():
+                self._builder.add_files(files)
+        except OSError as error:
+            raise as_store_error(error, self._store.scratch) from error
+        totals = self._builder.finish()
+        save_listing(self._store, self._uid, self._name, totals)
+        return totals
 
 
 def _named(store: Store, uid: int, name: ObjectName) -> Iterator[tuple[list[str], list[bytes]]]:
@@ -208,22 +267,16 @@ def sizes_from(view: memoryview) -> array[int]:
 class _Missing:
     """Files of a manifest that nobody has: how many, and the first of them."""
 
-    def __init__(self, name: ObjectName) -> None:
-        self._name = name
+    def __init__(self) -> None:
         self._paths: list[str] = []
-        self._changed = False
         self.count = 0
 
-    def add(self, path: str, size: int | None) -> None:
-        """`size` is UNKNOWN, or None when sizes were given for other objects than those."""
+    def add(self, path: str) -> None:
         self.count += 1
-        self._changed |= size is None
         if len(self._paths) < _LISTED:
             self._paths.append(path)
 
     def error(self) -> ObjectMissingError:
-        if self._changed or not self.count:
-            return ObjectMissingError(f"objects of {self._name} came and went meanwhile", hint="run the command again")
         shown = ", ".join(f"'{path}'" for path in self._paths[:_NAMED]) + (" ..." if self.count > _NAMED else "")
         count = f"{self.count} files of this version are" if self.count > 1 else "a file of this version is"
         return ObjectMissingError(

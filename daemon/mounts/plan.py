@@ -210,14 +210,10 @@ class Planner:
                 self._store.commit()
             else:
                 return self._legacy(name, data, inner, shown)
-        params = {"name": str(name), "path": inner}
-        result, fds = self._peer.call("listing.ensure", params)
-        if "unknown" in result:
-            sizes = memfd.from_bytes(self._sizes(fds[0]).tobytes())
-            try:
-                result, _ = self._peer.call("listing.ensure", params, fds=[sizes])
-            finally:
-                os.close(sizes)
+        result, fds = self._peer.call("listing.ensure", {"name": str(name), "path": inner})
+        while "unknown" in result:
+            with memfd.sent(self._sizes(fds[0]).tobytes()) as sizes:
+                result, fds = self._peer.call("listing.sizes", {}, fds=[sizes])
         return result
 
     def _legacy(self, name: ObjectName, data: bytes, inner: str, shown: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 
-from millpond.daemon import memfd, wirepath
+from millpond.daemon import wirepath
 from millpond.daemon.errors import (
     AccessError,
     InternalError,
@@ -30,12 +30,9 @@ from millpond.daemon.errors import (
     from_wire,
 )
 from millpond.daemon.jobs.zygotes import Child
-from millpond.daemon.mounts import engines, listing
+from millpond.daemon.mounts import engines, listings
 from millpond.daemon.mounts.records import MountRecord, MountRecords, new_id
-from millpond.daemon.names import ObjectName
-from millpond.daemon.rpc.methods import Call, Registry, Reply
-from millpond.daemon.store.folders import FolderReader, Totals
-from millpond.daemon.store.service import parse_name
+from millpond.daemon.rpc.methods import Call, Registry
 
 if TYPE_CHECKING:
     from millpond.daemon.main import Daemon
@@ -49,8 +46,6 @@ MOUNT_S = 30.0
 RESTORE_TRIES = 3
 RESTORE_WINDOW_S = 600.0
 _CONTROL_S = 1.0
-# Manifests waiting for their folders to be made ahead.
-_AHEAD = 4
 # Of a holder's statistics, where it hands files to the kernel.
 _PASSTHROUGH = ("passthrough", "passthrough_files", "passthrough_bytes")
 # What a holder's and a source's context keeps of the caller's environment.
@@ -73,7 +68,7 @@ class Mount:
 
 
 class MountService:
-    """All mounts of this daemon, and the listings they need."""
+    """All mounts of this daemon."""
 
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
@@ -81,8 +76,6 @@ class MountService:
         self._records = MountRecords(daemon.settings.mounts)
         self._mounts = {record.id: Mount(record) for record in self._records.load()}
         self._threads = trio.CapacityLimiter(4)
-        self._ahead = trio.Lock()
-        self._listing_ahead = 0
 
     @property
     def count(self) -> int:
@@ -95,67 +88,6 @@ class MountService:
     def busy(self) -> bool:
         """Whether a mount needs this daemon to watch it."""
         return any(mount.state != "dead" for mount in self._mounts.values())
-
-    # -- listings -------------------------------------------------------------------------------------------------
-
-    async def ensure_listing(self, call: Call, params: dict[str, Any]) -> dict[str, Any] | Reply:
-        """{name, path} [+ memfd of sizes] -> {root, files, bytes}, or {unknown} + memfd of the names' keys."""
-        name, path = parse_name(str(params["name"])), os.fsencode(str(params.get("path") or ""))
-        fd = call.take_fd() if call.fds else -1
-
-        def work() -> Totals:
-            sizes = None
-            if fd >= 0:
-                with memfd.mapped(fd) as view:
-                    sizes = listing.sizes_from(view)
-            return self._inner(listing.listing(self._store, call.uid, name, sizes), path, name.value)
-
-        try:
-            totals = await self._in_thread(work)
-        except listing.Unknown as unknown:
-            return Reply({"unknown": len(unknown.keys) // listing.KEY_BYTES}, fds=[memfd.from_bytes(unknown.keys)])
-        return {"root": totals.root.hex(), "files": totals.files, "bytes": totals.bytes}
-
-    async def build_tree(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
-        """{} + memfd of entries -> {root, files, bytes}."""
-        fd = call.take_fd()
-
-        def work() -> Totals:
-            with memfd.mapped(fd) as view:
-                return listing.tree(self._store, call.uid, view)
-
-        totals = await self._in_thread(work)
-        return {"root": totals.root.hex(), "files": totals.files, "bytes": totals.bytes}
-
-    def list_ahead(self, uid: int, name: ObjectName) -> None:
-        """A manifest was committed: make its folders now, so that its first mount need not wait. One at a time; when many
-        come, the later ones are left to their mounts."""
-        if self._listing_ahead < _AHEAD:
-            self._listing_ahead += 1
-            self._daemon.nursery.start_soon(self._list_ahead, uid, name)
-
-    async def _list_ahead(self, uid: int, name: ObjectName) -> None:
-        try:
-            async with self._ahead:
-                await self._in_thread(lambda: listing.listing(self._store, uid, name, None, all_unknown=False))
-        except (listing.Unknown, MillpondError) as error:
-            log.info("folders of %s are left to their first mount: %s", name, error)
-        finally:
-            self._listing_ahead -= 1
-
-    def _inner(self, totals: Totals, path: bytes, shown: str) -> Totals:
-        """The part of a tree below `path`; the counts stay those of the whole when there is no path."""
-        if not path:
-            return totals
-        reader = FolderReader(self._store.reader.index)
-        entry = reader.walk_path(totals.root, path)
-        if entry is None or entry.child is None:
-            kind = "a file" if entry is not None else "not there"
-            raise MountError(
-                f"'{os.fsdecode(path)}' is {kind} in version {shown}", hint="mount a directory that the version has"
-            )
-        files, size = _count(reader, entry.child)
-        return Totals(entry.child, files, size)
 
     # -- making ---------------------------------------------------------------------------------------------------
 
@@ -477,22 +409,6 @@ async def _await_ready(sock: socket.socket, record: MountRecord) -> None:
     )
 
 
-def _count(reader: FolderReader, folder: bytes) -> tuple[int, int]:
-    """(files, bytes) below a folder."""
-    files = size = start = 0
-    while True:
-        page = reader.list(folder, start, 1000)
-        for entry in page:
-            if entry.child is not None:
-                inner_files, inner_size = _count(reader, entry.child)
-                files, size = files + inner_files, size + inner_size
-            else:
-                files, size = files + 1, size + entry.size
-        if len(page) < 1000:
-            return files, size
-        start += len(page)
-
-
 def _kept_context(context: dict[str, Any]) -> dict[str, Any]:
     """What may lie in a record: no credentials."""
     env = context.get("env") or {}
@@ -517,8 +433,7 @@ async def _no_kill(pid: int, number: int) -> None:
 def register(registry: Registry, daemon: Daemon) -> MountService:
     """Add the mounts' methods."""
     service = MountService(daemon)
-    registry.register("listing.ensure", service.ensure_listing, who="worker")
-    registry.register("listing.tree", service.build_tree, who="worker")
+    listings.register(registry, daemon)
     registry.register("mounts.create", service.create, who="worker")
     registry.register("mounts.find", service.find, who="worker")
     registry.register("mounts.ending", service.ending, who="worker")
@@ -528,5 +443,4 @@ def register(registry: Registry, daemon: Daemon) -> MountService:
     registry.register("mounts.restore", service.restore)
     daemon.busy.append(service.busy)
     daemon.at_start.append(service.adopt)
-    daemon.on_manifest.append(service.list_ahead)
     return service

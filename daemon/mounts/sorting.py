@@ -7,8 +7,11 @@ import struct
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 from typing import IO
+
+from millpond.daemon.store.trees import Files
 
 # A file of a tree: its path, its size in bytes, its object's key.
 FileRow = tuple[bytes, int, bytes]
@@ -36,11 +39,19 @@ class RowSorter:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def add(self, row: FileRow) -> None:
+    def add_files(self, files: Files) -> None:
         """Raises OSError when the disk is full."""
-        self._rows.append(row)
-        if len(self._rows) >= self._run_rows:
-            self._spill()
+        for path, key in zip(files.paths, files.keys, strict=True):
+            self._rows.append((path, files.sizes[key], key))
+            if len(self._rows) >= self._run_rows:
+                self._spill()
+
+    def files(self, count: int) -> Iterator[Files]:
+        """All rows in order, once, at most `count` of them at a time."""
+        rows = self.rows()
+        while batch := list(islice(rows, count)):
+            paths, sizes, keys = zip(*batch, strict=True)
+            yield Files(paths, keys, dict(zip(keys, sizes, strict=True)))
 
     def rows(self) -> Iterator[FileRow]:
         """All rows in order, once."""

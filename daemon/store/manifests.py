@@ -23,8 +23,9 @@ _PLAIN_BEGIN, _PLAIN_MIDDLE, _PLAIN_END = '{"md5": "', '", "relpath": "', '"}, '
 _PLAIN_CLOSE = '"}'
 _PLAIN_BETWEEN = _PLAIN_END + _PLAIN_BEGIN
 _DIGEST = 32
-# Quotes of an entry.
+# Quotes of an entry; bytes that mean themselves in JSON's strings.
 _QUOTES = 8
+_PLAIN_BYTES = bytes(byte for byte in range(0x20, 0x100) if byte not in b'"\\')
 Row = tuple[str, str]
 
 
@@ -121,11 +122,13 @@ def _many(text: str, position: int) -> tuple[Rows | None, int]:
 
 def _plain(text: str) -> Rows | None:
     """Entries of which nothing must be unescaped."""
-    if "\\" in text or not text.isprintable() or not text.startswith(_PLAIN_BEGIN):
+    if not text.startswith(_PLAIN_BEGIN):
         return None
     parts, begin = text[len(_PLAIN_BEGIN) : -len(_PLAIN_CLOSE)].split(_PLAIN_BETWEEN), _DIGEST + len(_PLAIN_MIDDLE)
-    # All quotes are those of the fields, so none is in a digest or a path.
-    if {part[_DIGEST:begin] for part in parts} != {_PLAIN_MIDDLE} or text.count('"') != len(parts) * _QUOTES:
+    if {part[_DIGEST:begin] for part in parts} != {_PLAIN_MIDDLE}:
+        return None
+    # All quotes are those of the fields, so none is in a digest or a path; and there is nothing else that could not be.
+    if text.encode("utf-8", "surrogatepass").translate(None, _PLAIN_BYTES) != b'"' * (len(parts) * _QUOTES):
         return None
     return Rows([part[begin:] for part in parts], [part[:_DIGEST] for part in parts])
 

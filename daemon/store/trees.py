@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from array import array
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby, islice, repeat
@@ -154,9 +155,9 @@ class TreeBuilder:
 
     def add_files(self, files: Files) -> None:
         """Add files. Raises as `add`."""
-        numbers, start = self._numbers(files.sizes), 0
-        for prefix, group in groupby([path[: path.rfind(b"/") + 1] for path in files.paths]):
-            end, skip = start + len(list(group)), len(prefix)
+        numbers = self._numbers(files.sizes)
+        for prefix, start, end in _folders(files.paths):
+            skip = len(prefix)
             paths, keys = files.paths[start:end], files.keys[start:end]
             names = [path[skip:] for path in paths] if skip else paths
             if not _are_names(names):
@@ -167,7 +168,6 @@ class TreeBuilder:
             top.add_files(names, [numbers[key] for key in keys], sizes)
             top.files += len(paths)
             top.bytes += sum(sizes)
-            start = end
         self._flush_some()
 
     def finish(self) -> Totals:
@@ -283,6 +283,23 @@ class TreeBuilder:
 def _hashed(value: bytes) -> int:
     """Where the search for an inode's number begins."""
     return int.from_bytes(blake3(value).digest()[:8], "little") & (FILE_INODE_BIT - 1) | FILE_INODE_BIT
+
+
+def _folders(paths: Sequence[bytes]) -> Iterator[tuple[bytes, int, int]]:
+    """Runs of paths that lie side by side in one folder: the folder's path, with a slash behind it; the run's begin and end."""
+    start, ascending = 0, all(map(lt, paths, islice(paths, 1, None)))
+    while start < len(paths):
+        prefix = paths[start][: paths[start].rfind(b"/") + 1]
+        # Where all that is below this folder ends: a slash is followed by a 0.
+        end = bisect_left(paths, prefix[:-1] + b"0", start) if prefix and ascending else len(paths)
+        if ascending and b"".join(paths[start:end]).count(b"/") == prefix.count(b"/") * (end - start):
+            yield prefix, start, end
+        else:
+            for folder, group in groupby([path[: path.rfind(b"/") + 1] for path in paths[start:end]]):
+                stop = start + len(list(group))
+                yield folder, start, stop
+                start = stop
+        start = end
 
 
 def _are_names(names: Sequence[bytes]) -> bool:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
-from collections.abc import Iterator
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from tests.fusefs.helpers import UID, open_store, put
 
-from millpond.daemon.errors import InvalidFileError, ObjectMissingError
+from millpond.daemon.errors import InvalidFileError, ObjectMissingError, ProtocolError
 from millpond.daemon.mounts import listing
 from millpond.daemon.mounts.sorting import FileRow, RowSorter
 from millpond.daemon.names import ObjectName
 from millpond.daemon.project import manifest
-from millpond.daemon.store.folders import FolderReader
+from millpond.daemon.store.folders import FolderReader, Totals
 from millpond.daemon.store.store import Store
+from millpond.daemon.store.trees import Files
 
 # Few names, with characters on both sides of the slash, so that the two orders differ.
 PARTS = st.text("a-.b \u00e9", min_size=1, max_size=3).filter(lambda part: part not in (".", ".."))
@@ -48,6 +54,19 @@ def put_manifest(store: Store, rows: list[tuple[str, str]]) -> ObjectName:
     return stored[0].name
 
 
+def build(store: Store, name: ObjectName, size_of: Callable[[bytes], int] | None = None) -> Totals:
+    """What a worker gets who brings sizes when he is asked."""
+    with contextlib.closing(listing.Building(store, UID, name)) as building:
+        answer = building.step()
+        while isinstance(answer, bytes):
+            assert size_of is not None and answer
+            building.catch_up()
+            keys = [answer[start : start + listing.KEY_BYTES] for start in range(0, len(answer), listing.KEY_BYTES)]
+            answer = building.step([size_of(key) for key in keys])
+    assert listing.remembered(store, UID, name) == answer
+    return answer
+
+
 def listed(store: Store, root: bytes, prefix: bytes = b"") -> Iterator[tuple[str, int]]:
     reader = FolderReader(store.reader.index)
     for entry in reader.list(root, 0, 10_000):
@@ -61,20 +80,20 @@ def listed(store: Store, root: bytes, prefix: bytes = b"") -> Iterator[tuple[str
 
 
 @PROPERTY
-@given(st.dictionaries(PATHS, st.integers(0, 30), max_size=25), st.booleans(), st.data())
-def test_a_tree_is_its_manifest(store: Store, files: dict[str, int], shuffled: bool, data: st.DataObject) -> None:
+@given(st.dictionaries(PATHS, st.integers(0, 30), max_size=25), st.booleans(), st.integers(1, 9), st.data())
+def test_a_tree_is_its_manifest(
+    store: Store, files: dict[str, int], shuffled: bool, batch: int, data: st.DataObject
+) -> None:
     folders = {path[:end] for path in files for end in range(len(path)) if path[end] == "/"}
     assume(not folders & files.keys())
     have = data.draw(st.sets(st.sampled_from(sorted(set(files.values()) or {0}))))
     put(store, [content(number) for number in have])
     paths = data.draw(st.permutations(sorted(files))) if shuffled else sorted(files)
     name = put_manifest(store, [(path, name_of(content(files[path])).value) for path in paths])
-    try:
-        totals = listing.listing(store, UID, name, None)
-    except listing.Unknown as unknown:
-        keys = [unknown.keys[start : start + 17] for start in range(0, len(unknown.keys), 17)]
-        sizes = {name_of(content(number)).key(): len(content(number)) for number in range(31)}
-        totals = listing.listing(store, UID, name, [sizes[key] for key in keys])
+    sizes = {name_of(content(number)).key(): len(content(number)) for number in range(31)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(listing, "_BATCH", batch)
+        totals = build(store, name, sizes.__getitem__)
     expected = {f"{path} {name_of(content(number)).value}": len(content(number)) for path, number in files.items()}
     assert dict(listed(store, totals.root)) == expected
     assert (totals.files, totals.bytes) == (len(expected), sum(expected.values()))
@@ -91,7 +110,7 @@ def test_rows_are_sorted_by_parts_on_disk_as_in_memory(
     packed: list[FileRow] = [(os.fsencode(path), size, key) for path, size, key in rows]
     with RowSorter(folder, run_rows) as sorter:
         for row in packed:
-            sorter.add(row)
+            sorter.add_files(Files([row[0]], [row[2]], {row[2]: row[1]}))
         assert list(sorter.rows()) == sorted(packed, key=lambda row: row[0].split(b"/"))
 
 
@@ -108,21 +127,46 @@ def test_rows_are_sorted_by_parts_on_disk_as_in_memory(
 )
 def test_a_manifest_that_is_no_tree_is_refused(store: Store, rows: list[tuple[str, str]], wrong: str) -> None:
     with pytest.raises(InvalidFileError, match=wrong):
-        listing.listing(store, UID, put_manifest(store, rows), [1] * len(rows))
+        build(store, put_manifest(store, rows), lambda key: 1)
 
 
 def test_files_that_nobody_has_are_named(store: Store) -> None:
-    name = put_manifest(store, [("first", name_of(b"first").value), ("gone", "e" * 32)])
-    with pytest.raises(listing.Unknown) as unknown:
-        listing.listing(store, UID, name, None)
-    assert len(unknown.value.keys) == 2 * listing.KEY_BYTES
+    put(store, [b"here"])
+    rows = [("first", name_of(b"first").value), ("gone", "e" * 32), ("here", name_of(b"here").value)]
+    name = put_manifest(store, rows)
+    asked: list[bytes] = []
+
+    def sizes(key: bytes) -> int:
+        asked.append(key)
+        return listing.UNKNOWN if key == ObjectName("md5", "e" * 32).key() else 5
+
     with pytest.raises(ObjectMissingError, match=r"a file of this version is .*: 'gone'"):
-        listing.listing(store, UID, name, [5, listing.UNKNOWN])
-    with pytest.raises(ObjectMissingError, match="came and went"):
-        listing.listing(store, UID, name, [5])
-    put(store, [b"first"])
-    with pytest.raises(ObjectMissingError, match="came and went"):
-        listing.listing(store, UID, name, [5, 5])
+        build(store, name, sizes)
+    assert asked == [ObjectName("md5", digest).key() for _, digest in rows[:2]]
+    assert listing.remembered(store, UID, name) is None
+
+
+@pytest.mark.parametrize("sizes", [[], [1, 2]])
+def test_sizes_that_were_not_asked_for_are_refused(store: Store, sizes: list[int]) -> None:
+    building = listing.Building(store, UID, put_manifest(store, [("gone", "d" * 32)]))
+    assert building.step() == ObjectName("md5", "d" * 32).key()
+    with pytest.raises(ProtocolError, match="sizes were sent for 1"):
+        building.step(sizes)
+
+
+def test_what_fails_between_steps_is_told_by_the_next(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also that a tree that was broken off leaves nothing that a mount would take for whole."""
+    monkeypatch.setattr(listing, "_BATCH", 1)
+    # What is read at once is all but the last entry.
+    name = put_manifest(store, [("a", "1" * 32), ("a", "2" * 32), ("b", "3" * 32)])
+    building = listing.Building(store, UID, name)
+    building.step()
+    building.catch_up()
+    building.step([1, 1])
+    building.catch_up()
+    with pytest.raises(InvalidFileError, match="twice"):
+        building.step([1])
+    assert listing.remembered(store, UID, name) is None
 
 
 def test_what_is_no_manifest_is_refused(store: Store) -> None:
@@ -130,4 +174,50 @@ def test_what_is_no_manifest_is_refused(store: Store) -> None:
     stored = session.feed(memoryview(b"[{]"), [(3, True, True)])
     session.commit()
     with pytest.raises(InvalidFileError, match="not a manifest"):
-        listing.listing(store, UID, stored[0].name, None)
+        build(store, stored[0].name)
+
+
+# A process that builds a tree, writing after each step, and is killed in the middle of it.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from tests.fusefs.helpers import UID, open_store
+from tests.mounts.test_listing import many, put_manifest
+from millpond.daemon.mounts import listing
+from millpond.daemon.store import trees
+
+trees._INODES = trees._BLOBS = listing._BATCH = 1
+store = open_store(Path(sys.argv[1]))
+building = listing.Building(store, UID, put_manifest(store, many()))
+answer = building.step()
+for _ in range(int(sys.argv[2])):
+    building.catch_up()
+    answer = building.step([1] * (len(answer) // listing.KEY_BYTES))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def many() -> list[tuple[str, str]]:
+    """A manifest of several chunks, in folders of 100."""
+    rows = [(f"{number // 100:03d}/{number:06d}", name_of(content(number)).value) for number in range(20_000)]
+    return sorted(rows)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3])
+def test_a_tree_that_a_kill_broke_off_is_made_by_the_next_try(tmp_path: Path, steps: int) -> None:
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "store"), str(steps)]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    ran = subprocess.run(command, env=env, capture_output=True, timeout=60, check=False)
+    assert ran.returncode == -signal.SIGKILL, ran.stderr.decode()
+    roots = []
+    for place in ("store", "untouched"):
+        store = open_store(tmp_path / place)
+        try:
+            name = put_manifest(store, many())
+            assert listing.remembered(store, UID, name) is None
+            totals = build(store, name, lambda key: 1)
+            assert dict(listed(store, totals.root)) == {f"{path} {digest}": 1 for path, digest in many()}
+            roots.append(totals)
+        finally:
+            store.close()
+    assert roots[0] == roots[1]

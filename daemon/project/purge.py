@@ -47,8 +47,9 @@ def purge(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
         staying = _roots(output for output in outputs if output not in set(outs))
         keep, unreadable = kept(context, scoped, lambda roots: (roots.everything() - going) | staying)
         # What the sweep of these alone would remove is nowhere afterwards.
-        lacking = _lacking(context, repo, names)
-        lost = sweep(context, scoped, keep, only={root_of(name) for name in lacking}, dry=True)["removed"]
+        lost = {"objects": 0, "bytes": 0}
+        if lacking := _lacking(context, repo, names):
+            lost = sweep(context, scoped, keep, only={root_of(name) for name in lacking}, dry=True)["removed"]
         if lost["objects"] and not force:
             _refuse(repo, outs, lost["objects"])
         if not dry:

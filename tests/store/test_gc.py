@@ -81,6 +81,17 @@ def test_a_manifest_keeps_its_files_and_a_young_one_too(store: Store) -> None:
     assert report.removed.objects == 0 and get(store, again[0]) is not None
 
 
+def test_a_limited_sweep_takes_nothing_else_however_young(store: Store) -> None:
+    items = put(store, [sample(seed, 5000) for seed in range(5)])
+    [top] = put(store, [manifest_of(items[:2])], is_dir=True)
+    [other] = put(store, [manifest_of(items[1:3])], is_dir=True)
+    only = {root_of(item.name) for item in (top, *items[:2])}
+    for keep, dry, removed in (([other, top], True, 0), ([other], True, 2), ([other], False, 2), ([other], False, 0)):
+        assert sweep(store, keep, only=only, grace_s=3600.0, dry=dry).removed.objects == removed
+    assert [get(store, item) is not None for item in (top, other, *items)] == [False, True, False, *[True] * 4]
+    assert store.fsck(deep=True).damaged == []
+
+
 def test_data_that_another_user_was_granted_stays_his(store: Store) -> None:
     [item] = put(store, [sample(1, 200_000)], 1)
     put(store, [sample(1, 200_000)], 2)

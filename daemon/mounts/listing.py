@@ -10,7 +10,7 @@ import os
 import struct
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from itertools import chain
 from typing import NamedTuple, cast
 
@@ -120,8 +120,10 @@ class Building:
             self._error = error
 
     def close(self) -> None:
-        """Let go of files on disk."""
-        self._stack.close()
+        """Let go of files on disk. Nothing is built from then on."""
+        self._ready = None
+        with suppress(OSError):  # what could not be written to them was told before
+            self._stack.close()
 
     def _begin(self) -> None:
         self._missing = _Missing()

@@ -66,6 +66,7 @@ class Listings:
         owner = call.connection.id
         self._end_build(owner)
         await self._room(call)
+        self._end_build(owner)
         build = self._builds[owner] = _Build(listing.Building(self._store, call.uid, name), name, path)
         call.connection.on_close(lambda: self._end_build(owner, build))
         return await self._step(call, build)

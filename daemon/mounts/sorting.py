@@ -26,9 +26,9 @@ _BUFFER = 256 << 10
 class RowSorter:
     """Takes rows in any order and gives them in the order of their paths' parts. A context manager: its files go with it."""
 
-    def __init__(self, folder: Path, run_rows: int = RUN_ROWS) -> None:
+    def __init__(self, folder: Path, run_rows: int | None = None) -> None:
         self._folder = folder
-        self._run_rows = run_rows
+        self._run_rows = run_rows or RUN_ROWS
         self._rows: list[FileRow] = []
         self._runs: list[IO[bytes]] = []
         self._stack = ExitStack()

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,8 +17,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from tests.fusefs.helpers import UID, open_store, put
 
-from millpond.daemon.errors import InvalidFileError, ObjectMissingError, ProtocolError
-from millpond.daemon.mounts import listing
+from millpond.daemon.errors import DiskFullError, InvalidFileError, ObjectMissingError, ProtocolError
+from millpond.daemon.mounts import listing, sorting
 from millpond.daemon.mounts.sorting import FileRow, RowSorter
 from millpond.daemon.names import ObjectName
 from millpond.daemon.project import manifest
@@ -177,13 +178,26 @@ def test_what_is_no_manifest_is_refused(store: Store) -> None:
         build(store, stored[0].name)
 
 
+def test_a_full_disk_while_paths_are_sorted_says_so(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = put_manifest(store, [("b", "4" * 32), ("a", "5" * 32)])
+    monkeypatch.setattr(sorting, "RUN_ROWS", 1)
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **options: open("/dev/full", "r+b"))  # noqa: SIM115
+    with pytest.raises(DiskFullError):
+        build(store, name, lambda key: 1)
+    monkeypatch.undo()
+    assert [path for path, _ in listed(store, build(store, name, lambda key: 1).root)] == [
+        "a " + "5" * 32,
+        "b " + "4" * 32,
+    ]
+
+
 # A process that builds a tree, writing after each step, and is killed in the middle of it.
 KILLED = """
 import os, signal, sys
 from pathlib import Path
 from tests.fusefs.helpers import UID, open_store
 from tests.mounts.test_listing import many, put_manifest
-from millpond.daemon.mounts import listing
+from millpond.daemon.mounts import listing, sorting
 from millpond.daemon.store import trees
 
 trees._INODES = trees._BLOBS = listing._BATCH = 1

@@ -125,8 +125,8 @@ class Repair:
             for uid in owners:
                 batches[uid].add(named.name.key(), named.content)
                 if len(batches[uid]) >= _NAMES:
-                    self._store.commit_names(batches[uid])
+                    self._store.commit_names(batches[uid], anew=True)
                     batches[uid] = NameBatch(uid)
         for batch in batches.values():
             if len(batch):
-                self._store.commit_names(batch)
+                self._store.commit_names(batch, anew=True)

@@ -31,7 +31,7 @@ from millpond.daemon.store import layout, ledger, manifests, records, recovery, 
 from millpond.daemon.store.files import Files, as_store_error
 from millpond.daemon.store.format import ensure_format
 from millpond.daemon.store.fsck import Fsck, FsckReport, Progress
-from millpond.daemon.store.index import Content, Index, grant_key, stamp
+from millpond.daemon.store.index import Content, Index, grant_key, stamp, stamped
 from millpond.daemon.store.journal import NameBatch, Names
 from millpond.daemon.store.reader import Damage, StoreReader
 from millpond.daemon.store.records import Kind, Location
@@ -53,6 +53,8 @@ _MAX_WAITING = 256
 _MAX_TRIES = 4
 # Manifests remembered as complete.
 _MAX_COMPLETE = 10_000
+# A grant is renewed when it is given again after this time: gc's grace counts from it.
+_FRESH_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,11 +194,11 @@ class Store:
 
         self._segments.append(batch, note, free=free)
 
-    def commit_names(self, names: NameBatch) -> list[ObjectName]:
-        """See `IngestSession.commit`."""
+    def commit_names(self, names: NameBatch, *, anew: bool = False) -> list[ObjectName]:
+        """See `IngestSession.commit`. With `anew` names that are there already are written into the journal, too."""
         lost: list[ObjectName] = []
         for part in names.parts():
-            lost += self._submit(_Job(part, None)).result()
+            lost += self._submit(_Job(part, None, anew=anew)).result()
         return lost
 
     def note(self, uid: int, note: dict[str, Any]) -> None:
@@ -507,6 +509,8 @@ class Store:
             whole = Names(job.names.uid if job.names else 0)
             lost: list[ObjectName] = []
             for key, content in job.names or ():
+                if not job.anew and self._is_named(txn, whole.uid, key, content):
+                    continue
                 if recovery.is_whole(self.reader, index, txn, content):
                     whole.add(key, content)
                     entries.append((whole.uid, key, content))
@@ -539,6 +543,16 @@ class Store:
                 index.set_aside_range(txn, *each, "a write failed")
         return results
 
+    def _is_named(self, txn: Any, uid: int, key: bytes, content: Content) -> bool:
+        """Whether a name and its grant are durable already, the grant given so lately that it need not be renewed, and the
+        content whole. Who adds a folder again has mostly such names, and writing them again would cost more than what is new."""
+        index = self._index
+        if txn.get(key, db=index.objects) != content.pack():
+            return False
+        given = txn.get(grant_key(uid, content.id), db=index.grants)
+        fresh = given is not None and 0 <= self.now() - stamped(given) < _FRESH_S
+        return fresh and recovery.is_whole(self.reader, index, txn, content)
+
     def _mark(self, end: tuple[int, int], indexed: dict[bytes, Location]) -> tuple[int, int]:
         """Up to where the index knows everything once `indexed` is in it: not behind a record that another thread is
         writing or has just noted. Those being written are looked at first, because they are noted next."""
@@ -549,7 +563,7 @@ class Store:
 
 
 class _Job:
-    """Names to commit, notes (uid, note) for the journal, or work for the commit thread (`alone`: it gets no transaction), or
+    """Names to commit (`anew`: also those that are there), notes (uid, note) for the journal, or work for the commit thread (`alone`: it gets no transaction), or
     (none of these) a commit of what is pending."""
 
     def __init__(
@@ -558,9 +572,11 @@ class _Job:
         work: Callable[[Any], Any] | None,
         *,
         alone: bool = False,
+        anew: bool = False,
         notes: Sequence[tuple[int, dict[str, Any]]] = (),
     ) -> None:
         self.names = names
+        self.anew = anew
         self.notes = notes
         self.work = work
         self.alone = alone

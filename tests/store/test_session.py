@@ -13,7 +13,7 @@ import hypothesis
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.store.helpers import UID, FaultyFiles, get, sample, settings
+from tests.store.helpers import UID, FaultyFiles, get, put, sample, settings
 
 from millpond.daemon.errors import MillpondError, ProtocolError
 from millpond.daemon.store.session import Feed, Stored
@@ -97,4 +97,28 @@ def test_equal_chunks_that_come_together_are_stored_once(tmp_path: Path) -> None
     assert sum(item.new_bytes for item in found) < 1.02 * len(data)
     assert store.stats().stored < 1.05 * len(data)
     assert {get(store, item) for item in found} == {data}
+    store.close()
+
+
+def test_names_that_are_there_are_not_written_again(tmp_path: Path) -> None:
+    store = Store.open(settings(tmp_path / "s", segment_bytes=64 << 20))
+    contents = [b"%d" % number for number in range(3000)]
+    first = put(store, contents)
+    before = store.stored
+    again = put(store, contents)
+    assert store.stored == before, "nothing is new"
+    assert [item.name for item in again] == [item.name for item in first]
+    put(store, contents, uid=UID + 1)
+    assert store.stored > before, "another user's names are his own"
+    assert [get(store, item, uid=UID + 1) for item in again[:3]] == contents[:3]
+    store.close()
+
+
+def test_a_name_whose_chunk_is_gone_is_asked_for_again(tmp_path: Path) -> None:
+    store = Store.open(settings(tmp_path / "s"))
+    (item,) = put(store, [b"precious"])
+    session = store.session(UID)
+    session.feed(memoryview(b"precious"), [(8, True, False)])
+    store.write(lambda txn: txn.delete(item.content.id, db=store.reader.index.records))
+    assert session.commit() == [item.name]
     store.close()

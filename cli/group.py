@@ -47,6 +47,7 @@ ENTRIES: dict[str, Entry] = {
     "purge": Entry("leaving", "purge", "Remove data from the workspace and from the store.", _PROJECT),
     "destroy": Entry("leaving", "destroy", "Remove all of DVC's files from a project, but for its data.", _PROJECT),
     "config": Entry("settings", "config", "Get or set config options.", _PROJECT),
+    "install": Entry("hooks", "install", "Install Git hooks, and the merge driver for .dvc files.", _PROJECT),
     "root": Entry("project", "root", "Print the path to the repository's root.", _PROJECT),
     "mount": Entry("mounts", "mount", "Show a version of the data as a read-only directory.", _MOUNTS),
     "umount": Entry("mounts", "umount", "End a mount, or all of them.", _MOUNTS),
@@ -62,13 +63,14 @@ ENTRIES: dict[str, Entry] = {
     "doctor": Entry("about", "doctor", "Check this machine and repository for what millpond needs.", _OTHER),
     "version": Entry("about", "version", "Print versions.", _OTHER),
     "completion": Entry("about", "completion", "Print a shell's completion script.", _OTHER),
+    "git-hook": Entry("hooks", "git_hook", "What the hooks of `install` run.", _OTHER),
     "help": Entry("about", "help_", "Explain a command, or exit codes and environment.", _OTHER),
 }
 
 # What DVC 3 has and this version has not: named, so that a script that uses one learns why it fails.
 _DVC_ONLY = """
 artifacts dag pull push fetch experiments exp get get-url
-import import-db import-url install list-url ls-url metrics params plots queue remote repro stage
+import import-db import-url list-url ls-url metrics params plots queue remote repro stage
 studio update
 """
 DVC_ONLY = frozenset(_DVC_ONLY.split())

@@ -49,6 +49,8 @@ VERBS = (
         "unprotect",
         "purge",
         "destroy",
+        "install",
+        "merge-driver",
     ),
     *("mount", "umount", "tree", "fsck", "gc", "pin", "unpin", "forget-project"),
 )

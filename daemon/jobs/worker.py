@@ -38,7 +38,20 @@ from millpond.daemon.rpc.client import IN_FILE, Client
 PROGRESS_S = 0.1
 # Verbs that put contents into the store, or count on those that are there.
 USES_STORE = frozenset(
-    {"add", "checkout", "commit", "fsck", "export", "cache.import", "mount", "move", "pin", "remount", "remove"}
+    {
+        "add",
+        "checkout",
+        "commit",
+        "fsck",
+        "export",
+        "cache.import",
+        "merge-driver",
+        "mount",
+        "move",
+        "pin",
+        "remount",
+        "remove",
+    }
 )
 # Bytes of a result in its frame.
 MAX_RESULT = 1 << 20

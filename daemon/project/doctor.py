@@ -14,12 +14,12 @@ from millpond.daemon.mounts import engines
 from millpond.daemon.names import ObjectName
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.copying import can_clone
+from millpond.daemon.project.hooks import dvc_hooks
 from millpond.daemon.project.repo import Repo, printable
 
 # name, ok, detail, hint
 Check = tuple[str, bool, str, str]
 _EMPTY = ObjectName("md5", "d41d8cd98f00b204e9800998ecf8427e")
-_HOOKS = ("post-checkout", "pre-commit", "pre-push")
 
 
 def doctor(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
@@ -135,15 +135,10 @@ def _beside_dvc(repo: Repo) -> Check:
     if next(repo.cache.names(), None) is not None:
         used.append("its cache holds objects")
     if repo.git is not None:
-        hooks = os.path.join(repo.git.git_dir, "hooks")
-        for name in _HOOKS:
-            try:
-                with open(os.path.join(hooks, name), encoding="utf-8", errors="replace") as file:
-                    if "dvc git-hook" in file.read(1 << 16):
-                        used.append(f"its {name} hook is installed")
-            except OSError:
-                continue
+        used += [f"its {name} hook is installed" for name in dvc_hooks(repo.git)]
     if not used:
         return "beside dvc", True, "DVC itself was not used here", ""
     hint = "to DVC data added by millpond is 'not in cache': use millpond's status, checkout and add in this project"
+    if any("hook" in each for each in used):
+        hint += "; `millpond install` replaces the hooks"
     return "beside dvc", True, f"DVC itself was used here: {', '.join(used)}", hint

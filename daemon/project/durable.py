@@ -13,12 +13,13 @@ from millpond.daemon.project.paths import printable
 from millpond.daemon.project.scratch import scratch, sweep, temporary_name
 
 
-def write_all(texts: Mapping[str, str]) -> None:
+def write_all(texts: Mapping[str, str], *, executable: bool = False) -> None:
     """Put files in place (absolute path: text). Raises OSError; nothing was changed then.
 
     All are written to temporary files (scratch.py) and fsynced, then renamed, then their folders fsynced: thousands of
     pointers share a few journal commits, and a full disk is met before the first rename. What was replaced before a rename
-    failed is put back. A file that is there keeps its mode.
+    failed is put back. A file that is there keeps its mode; with
+    `executable` whoever may read it may run it.
     """
     umask = os.umask(0o022)  # it can only be read by setting it
     os.umask(umask)
@@ -30,7 +31,9 @@ def write_all(texts: Mapping[str, str]) -> None:
             sweep(folder)
         for path, text in texts.items():
             with writing(path):
-                staged[path] = _stage(path, text, 0o666 & ~umask, folders[os.path.dirname(path)])
+                staged[path] = _stage(
+                    path, text, (0o777 if executable else 0o666) & ~umask, folders[os.path.dirname(path)]
+                )
         for path, name in staged.items():
             with writing(path):
                 _sync(name, os.O_RDONLY)
@@ -114,7 +117,7 @@ def sync_file_system(place: int | str) -> None:
 
 def _stage(path: str, text: str, mode: int, folder: str) -> str:
     with contextlib.suppress(FileNotFoundError):
-        mode = os.stat(path).st_mode & 0o7777
+        mode = os.stat(path).st_mode & 0o7777 | mode & 0o111
     # Not the file's own name with an addition: that could be too long.
     fd, name = tempfile.mkstemp(prefix=".millpond-", suffix=".tmp", dir=folder)
     try:

@@ -73,12 +73,17 @@ def export_after(context: VerbContext, repo: Repo, changed: Iterable[str], envir
 
     Raises UsageError for a setting that is none, and as `export`.
     """
+    if exports(repo, environ):
+        places = set(changed)
+        export_outputs(context, repo, [output for output in repo.outputs() if output.path in places])
+
+
+def exports(repo: Repo, environ: Mapping[str, str]) -> bool:
+    """Whether what is stored goes into DVC's cache too. Raises UsageError for a setting that is none."""
     when = environ.get(SETTING) or "auto"
     if when not in WHEN:
         raise UsageError(f"{SETTING}={when} is none of {', '.join(WHEN)}")
-    if when == "always" or (when == "auto" and repo.cache.is_used):
-        places = set(changed)
-        export_outputs(context, repo, [output for output in repo.outputs() if output.path in places])
+    return when == "always" or (when == "auto" and repo.cache.is_used)
 
 
 def export_outputs(context: VerbContext, repo: Repo, outs: Iterable[Output]) -> Exported:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -195,6 +195,17 @@ class GitRepo:
             if entry:
                 (others if entry.startswith(b"?? ") else changed).append(os.fsdecode(entry[3:]))
         return changed, others
+
+    @property
+    def hooks_dir(self) -> str:
+        """The absolute folder in which Git looks for hooks: by core.hooksPath, else the one that all work trees share."""
+        found = os.fsdecode(self._command("rev-parse", "--git-path", "hooks").rstrip(b"\n"))
+        return os.path.join(self.root or self.git_dir, found)
+
+    def configure(self, settings: Mapping[str, str]) -> None:
+        """Set keys of the repository's own config. Raises AccessError."""
+        for key, value in settings.items():
+            self._command("config", "--local", key, value)
 
     def stage(self, paths: Iterable[str]) -> None:
         """`git add` of files that are there; removes those that are not. Raises LockTimeoutError, AccessError."""

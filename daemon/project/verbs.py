@@ -25,8 +25,10 @@ from millpond.daemon.project.export import export
 from millpond.daemon.project.freeze import freeze
 from millpond.daemon.project.fsck import fsck
 from millpond.daemon.project.gc import forget_project, gc, pin, unpin
+from millpond.daemon.project.hooks import install
 from millpond.daemon.project.init import init
 from millpond.daemon.project.list import du, list_
+from millpond.daemon.project.merge import merge
 from millpond.daemon.project.move import move
 from millpond.daemon.project.purge import purge
 from millpond.daemon.project.remove import remove
@@ -71,6 +73,8 @@ VERBS: dict[str, Verb] = {
     "check-ignore": check_ignore,
     "unprotect": unprotect,
     "purge": purge,
+    "install": install,
+    "merge-driver": merge,
     "fsck": fsck,
     "gc": gc,
     "pin": pin,

@@ -19,6 +19,7 @@ class DvcCache:
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
+        self._md5 = os.path.join(folder, "files", "md5")
         self._verified: dict[ObjectName, tuple[int, int, int, int]] = {}
 
     @property
@@ -33,9 +34,9 @@ class DvcCache:
     def path_of(self, name: ObjectName) -> str | None:
         """Where an object would lie; None for names that DVC's cache has no place for."""
         if name.algo == "md5":
-            return os.path.join(self.folder, "files", "md5", name.value[:2], name.value[2:])
+            return f"{self._md5}/{name.value[:2]}/{name.value[2:]}"
         if name.algo == "md5-dos2unix":
-            return os.path.join(self.folder, name.value[:2], name.value[2:])
+            return f"{self.folder}/{name.value[:2]}/{name.value[2:]}"
         return None
 
     def size(self, name: ObjectName) -> int | None:

@@ -13,7 +13,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from millpond.daemon import log as daemon_log
-from millpond.daemon.errors import AccessError, InternalError, MillpondError
+from millpond.daemon.errors import AccessError, InternalError, MillpondError, from_system
 from millpond.daemon.jobs.start import start_zygote
 from millpond.daemon.settings import from_env
 
@@ -64,6 +64,8 @@ def main(argv: list[str] | None = None) -> int:
         import logging
 
         logging.getLogger("millpond.daemon").exception("the daemon failed")
+        if isinstance(error, OSError):
+            return _failed(from_system(error, "starting the daemon"), readiness)
         return _failed(InternalError(f"the daemon failed: {error!r}", hint="see its log"), readiness)
 
 

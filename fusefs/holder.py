@@ -21,7 +21,7 @@ from typing import Any
 import trio
 
 from millpond.daemon import wirepath
-from millpond.daemon.errors import InternalError, MillpondError
+from millpond.daemon.errors import BusyError, InternalError, MillpondError, from_system
 from millpond.daemon.mounts.engines import AUTO, choose
 from millpond.daemon.store.reader import StoreReader
 from millpond.fusefs import engines
@@ -170,6 +170,8 @@ def run(request: dict[str, Any], fds: list[int]) -> int:
         return _report(ready, error)
     except Exception as error:
         log.exception("the holder failed")
+        if isinstance(error, OSError) and isinstance(told := from_system(error, "serving the mount"), BusyError):
+            return _report(ready, told)
         return _report(
             ready, InternalError(f"the mount's process failed: {error!r}", hint="see `millpond daemon logs`")
         )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from millpond.daemon.errors import BusyError, InternalError, from_wire
-from millpond.daemon.jobs.zygotes import Child, ZygoteHandle
+from millpond.daemon.jobs.zygotes import LIMITS, Child, ZygoteHandle
 from millpond.daemon.rpc import framing
 from millpond.daemon.rpc.connection import Connection
 from millpond.daemon.rpc.methods import Call, Registry, Reply
@@ -92,9 +92,9 @@ class VerbRunner:
             raise
         if answer is None:
             await worker.ended.wait()
-            raise InternalError(
-                f"the worker of {call.method} died: {await worker.child.fate()}", hint="see `millpond daemon logs`"
-            )
+            fate = await worker.child.fate()
+            kind = BusyError if fate == LIMITS else InternalError
+            raise kind(f"the worker of {call.method} died: {fate}", hint="see `millpond daemon logs`")
         if answer.error is not None:
             raise from_wire(answer.error)
         fds, worker.connection.answer_fds = worker.connection.answer_fds, []

@@ -18,6 +18,7 @@ has its share of copied pages behind it when one comes.
 from __future__ import annotations
 
 import contextlib
+import errno
 import faulthandler
 import gc
 import importlib
@@ -94,14 +95,15 @@ class Zygote:
         """One request; False when the daemon is gone."""
         given: list[int] = []
         try:
-            data, control, _, _ = self._sock.recvmsg(MAX_MESSAGE, framing.ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
+            data, control, flags, _ = self._sock.recvmsg(MAX_MESSAGE, framing.ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
             fds = framing.received_fds(control)
             if not data:
                 return False
             try:
+                _require_all(flags)
                 reply = self._perform(data, fds, given)
             except (OSError, KeyError, ValueError, TypeError) as error:
-                reply = {"error": repr(error)}
+                reply = {"error": repr(error), "errno": getattr(error, "errno", None)}
             finally:
                 framing.close_all(fds)
             self._sock.sendmsg([json.dumps(reply).encode()], framing.ancillary(given))
@@ -143,9 +145,10 @@ class Zygote:
         def assignment() -> tuple[dict[str, Any], list[int]]:
             ours.close()
             with theirs:
-                data, control, _, _ = theirs.recvmsg(MAX_MESSAGE, framing.ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
+                data, control, flags, _ = theirs.recvmsg(MAX_MESSAGE, framing.ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
             if not data:  # the zygote is gone
                 os._exit(0)
+            _require_all(flags)
             return json.loads(data), framing.received_fds(control)
 
         with theirs:
@@ -173,7 +176,9 @@ class Zygote:
                 process.die_with(parent)
             entry: Callable[[dict[str, Any], list[int]], int] = getattr(importlib.import_module(module), name)
             code = entry(*assignment())
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+                code = os.EX_OSERR
             traceback.print_exc()
         finally:
             with contextlib.suppress(Exception):
@@ -228,6 +233,12 @@ def preload(module: str) -> None:
     # Objects made so far are the same in all children: leave them out of collections, and of copied pages.
     gc.collect()
     gc.freeze()
+
+
+def _require_all(flags: int) -> None:
+    """Raise OSError when the kernel dropped descriptors of a message, because this process may have no more."""
+    if flags & socket.MSG_CTRUNC:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
 def main() -> None:

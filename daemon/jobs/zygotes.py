@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -16,7 +17,7 @@ from typing import Any
 
 import trio
 
-from millpond.daemon.errors import AccessError, BusyError, InternalError, MillpondError
+from millpond.daemon.errors import AccessError, BusyError, InternalError, MillpondError, from_system
 from millpond.daemon.jobs.start import start_zygote
 from millpond.daemon.jobs.zygote import MAX_MESSAGE
 from millpond.daemon.rpc import framing
@@ -30,6 +31,8 @@ MAX_STARTS, STARTS_WINDOW_S = 5, 60.0
 _ANSWER_S = 30.0
 # Gives a connected socket to a new zygote of (uid, role).
 Starter = Callable[[int, str], Awaitable[socket.socket]]
+# The fate of a child that could not begin.
+LIMITS = "it had too few descriptors or too little memory to begin"
 
 
 @dataclass(slots=True)
@@ -59,7 +62,8 @@ class Child:
             name = signal.strsignal(number) or "unknown"
             more = "; is memory short?" if number == signal.SIGKILL else ""
             return f"signal {number}, {name.lower()}{more}"
-        return f"exit code {os.waitstatus_to_exitcode(status)}"
+        code = os.waitstatus_to_exitcode(status)
+        return LIMITS if code == os.EX_OSERR else f"exit code {code}"
 
     def close(self) -> None:
         if self.pidfd >= 0:
@@ -94,7 +98,8 @@ class ZygoteHandle:
                 log.error("%s", error)
 
     async def fork(self, kind: str, request: dict[str, Any], fds: Sequence[int]) -> Child:
-        """A child of `kind` (zygote.py) with descriptors; raises InternalError when none can be had.
+        """A child of `kind` (zygote.py) with descriptors; raises BusyError when the system's limits allow none, InternalError
+        when none can be had for another reason.
 
         Once begun it is not cancelled: it takes milliseconds, and half an exchange would cost the zygote.
         """
@@ -102,6 +107,12 @@ class ZygoteHandle:
             reply, received = await self._ask({"op": "fork", "kind": kind, **request}, fds)
         if "pid" not in reply or len(received) != 1:
             framing.close_all(received)
+            number = (
+                errno.EMFILE if "pid" in reply else reply.get("errno")
+            )  # the kernel drops descriptors beyond the limit
+            told = from_system(OSError(number, ""), f"starting a {kind}") if number else None
+            if isinstance(told, BusyError):
+                raise told
             raise InternalError(f"no {kind} could be started: {reply.get('error')}", hint="see `millpond daemon logs`")
         return Child(reply["pid"], received[0], self._kill, self._status)
 

@@ -16,7 +16,15 @@ from typing import Any
 
 import trio
 
-from millpond.daemon.errors import BusyError, CancelledError, InternalError, MillpondError, ProtocolError
+from millpond.daemon.errors import (
+    BusyError,
+    CancelledError,
+    InternalError,
+    MillpondError,
+    ProtocolError,
+    TargetError,
+    from_system,
+)
 from millpond.daemon.rpc import framing
 from millpond.daemon.rpc.messages import Message
 from millpond.daemon.rpc.methods import Call, Params, Registry, Reply, Role
@@ -204,6 +212,8 @@ class Connection:
             if known is not None:
                 raise known from error
             log.exception("%s failed", call.method, extra={"request": call.id, "uid": call.uid})
+            if isinstance(error, OSError) and not isinstance(told := from_system(error, call.method), TargetError):
+                raise told from error  # the machine's limits or disks, not a mistake of ours
             raise InternalError(
                 f"internal error in {call.method}: {error!r}",
                 hint=f"please report it with the log of request {call.id}: millpond daemon logs",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from millpond.daemon.errors import StoreFormatError
+from millpond.daemon.errors import BusyError, StoreFormatError, from_system
 from millpond.daemon.store import chunking, layout
 from millpond.daemon.store.files import Files, write_durably
 
@@ -35,6 +35,8 @@ def read_format(store: Path) -> Format:
         if len(format_.uuid) != 16:
             raise ValueError("uuid")
     except OSError as error:
+        if isinstance(told := from_system(error, "opening the store"), BusyError):
+            raise told from error
         raise StoreFormatError(f"'{store}' is no store: {error.strerror}", path=str(path)) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreFormatError(f"'{path}' is not a store's format file", path=str(path)) from error

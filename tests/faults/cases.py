@@ -162,3 +162,18 @@ def tree(root: Path) -> Tree:
             data = os.fsencode(os.readlink(path)) if os.path.islink(path) else Path(path).read_bytes()
             found[os.path.relpath(path, root)] = (mode, data)
     return found
+
+
+def differs(one: Tree, other: Tree) -> list[str]:
+    return sorted(path for path in one.keys() | other.keys() if one.get(path) != other.get(path))
+
+
+def is_one_of_two(now: Tree, before: Tree, after: Tree, what: str) -> None:
+    """Each file is the old one or the new one. Of `.gitignore` that is true line by line."""
+    for path in now.keys() | before.keys() | after.keys():
+        found = [each.get(path) for each in (now, before, after)]
+        if os.path.basename(path) == ".gitignore":
+            is_now, was, will_be = (set(each[1].split()) if each else set() for each in found)
+            assert was & will_be <= is_now <= was | will_be, f"{what}: '{path}'"
+        else:
+            assert found[0] in found[1:], f"{what}: '{path}' is neither the old nor the new"

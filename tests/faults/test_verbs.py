@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.faults.cases import CASES, Case, Tree, build, left, opened, tree
+from tests.faults.cases import CASES, Case, Tree, build, differs, is_one_of_two, left, opened, tree
 from tests.faults.injection import KILL, CountedFiles, Injector, in_child
 from tests.project.verbhelp import Project
 
@@ -84,10 +84,10 @@ def test_the_nth_operation(made: Path, tmp_path: Path, name: str, kind: str) -> 
         told = _tried(place, CASES[name], number, KINDS[kind])
         what = f"{name}: operation {number} of {count}, {told['failed']}: {told['error']}"
         now = tree(place / "repo")
-        _is_one_of_two(_as_before(now, place, base), before, after, what)
+        is_one_of_two(_as_before(now, place, base), before, after, what)
         assert not told["odd"], f"{what}: no sentence"
         if told["error"] is not None and not CASES[name].pieces:
-            half = [_differs(_as_before(now, place, base), each) for each in (before, after)]
+            half = [differs(_as_before(now, place, base), each) for each in (before, after)]
             assert any(all(path.startswith(".dvc/cache/") for path in paths) for paths in half), f"{what}: {half}"
         assert told["error"] is not None or told["killed"] or _as_before(now, place, base) == after, what
         _nothing_is_lost(place, what)
@@ -101,21 +101,6 @@ def _as_before(now: Tree, place: Path, base: Path) -> Tree:
     return {
         path: (mode, data.replace(old, new) if data.startswith(old) else data) for path, (mode, data) in now.items()
     }
-
-
-def _differs(one: Tree, other: Tree) -> list[str]:
-    return sorted(path for path in one.keys() | other.keys() if one.get(path) != other.get(path))
-
-
-def _is_one_of_two(now: Tree, before: Tree, after: Tree, what: str) -> None:
-    """Each file is the old one or the new one. Of `.gitignore` that is true line by line."""
-    for path in now.keys() | before.keys() | after.keys():
-        found = [each.get(path) for each in (now, before, after)]
-        if os.path.basename(path) == ".gitignore":
-            is_now, was, will_be = (set(each[1].split()) if each else set() for each in found)
-            assert was & will_be <= is_now <= was | will_be, f"{what}: '{path}'"
-        else:
-            assert found[0] in found[1:], f"{what}: '{path}' is neither the old nor the new"
 
 
 def _nothing_is_lost(place: Path, what: str) -> None:
@@ -157,4 +142,4 @@ def _finishes(place: Path, base: Path, case: Case, after: Tree, what: str) -> No
         told = _tried(place, case)
         assert told["error"] is None, f"{what}, then: {told['error']}"
     now = _as_before(tree(place / "repo"), place, base)
-    assert now == after, f"{what}: left {_differs(now, after)}"
+    assert now == after, f"{what}: left {differs(now, after)}"

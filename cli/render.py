@@ -149,8 +149,10 @@ def mount_line(result: dict[str, Any]) -> str:
 
 
 def version_name(mount: dict[str, Any]) -> str:
-    """`data@1a2b3c4d5e6f`; the workspace's version has no commit; no target is the whole tree."""
+    """`data@1a2b3c4d5e6f`; of a difference `data@A..B`; the workspace's version has no commit; no target is the whole tree."""
     target, commit = path(mount.get("target") or ""), mount.get("commit")
+    if diff := mount.get("diff"):
+        return f"{target}@{diff[0][:12]}..{diff[1][:12]}"
     if commit:
         return f"{target}@{commit[:12]}"
     return target or ("all versions" if mount.get("versions") else "the workspace's version")

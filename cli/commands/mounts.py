@@ -28,11 +28,18 @@ _PATHS = frozenset({"mountpoint", "target", "unmounted", "restored"})
 $ millpond mount data@v1 /mnt/data-v1
 Mounted data@4ea37bc45a46 on /mnt/data-v1 (1,401 files, 512 kB)
 $ millpond mount --versions /mnt/versions && ls /mnt/versions/v1/data
+$ millpond mount --diff v1 HEAD data /mnt/changes && ls /mnt/changes/added
 """,
 )
 @click.argument("places", metavar="MOUNTPOINT", nargs=-1, required=True, shell_complete=targets)
 @click.option("--rev", metavar="REV", help="The revision, where TARGET itself holds an @.")
 @click.option("--versions", is_flag=True, help="Every revision as a directory: branches, tags, any revision by name.")
+@click.option(
+    "--diff",
+    nargs=2,
+    metavar="A B",
+    help="What differs between two revisions: added/, deleted/, modified/before/ and modified/after/.",
+)
 @click.option(
     "--engine",
     type=click.Choice(engines.NAMES),
@@ -52,6 +59,7 @@ def mount(
     places: tuple[str, ...],
     rev: str | None,
     versions: bool,
+    diff: tuple[str, str] | None,
     engine: str | None,
     allow_other: bool,
     materialize: str | None,
@@ -68,8 +76,12 @@ def mount(
         raise UsageError(f"`mount` takes a target and a mountpoint, {len(places)} arguments were given")
     if versions and (len(places) > 1 or rev is not None):
         raise UsageError("`mount --versions` shows all revisions: it takes a mountpoint only")
+    if diff and (versions or rev is not None):
+        raise UsageError("`mount --diff` names its two revisions itself: it goes with neither --rev nor --versions")
     target, revision = parse_target(places[0], rev) if len(places) == 2 else (None, rev)
-    if revision is not None and not revision.isprintable():
+    if diff and revision is not None:
+        raise UsageError(f"`mount --diff` names its two revisions itself: give '{target or '.'}' without @")
+    if any(not each.isprintable() for each in (revision or "", *(diff or ()))):
         raise UsageError("the revision's name is not printable text")
     params = {
         "target": None if target is None else wirepath.encode(target),
@@ -79,6 +91,7 @@ def mount(
         "options": {
             "allow_other": allow_other,
             "xattrs": xattrs,
+            "diff": list(diff) if diff else None,
             "materialize": 0 if materialize is None else text.parsed_size(materialize),
         },
         "mountpoint": wirepath.encode(os.path.abspath(places[-1])),

@@ -285,6 +285,7 @@ class MountService:
                     },
                     "mountpoint": wirepath.encode(record.mountpoint),
                     "target": wirepath.encode(record.target),
+                    "diff": record.options.get("diff"),
                     "state": mount.state,
                     "engine": state.get("engine"),
                     "engine_why": state.get("engine_why"),

@@ -6,14 +6,15 @@ import errno
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from millpond.daemon import wirepath
-from millpond.daemon.errors import MountBusyError, MountError
+from millpond.daemon.errors import MountBusyError, MountError, RevisionError
 from millpond.daemon.mounts import busy, place
-from millpond.daemon.mounts.plan import Planner, Project
+from millpond.daemon.mounts.differences import DiffPlanner
+from millpond.daemon.mounts.plan import Plan, Planner, Project
 from millpond.daemon.mounts.records import MountRecord
 from millpond.daemon.names import ObjectName
 from millpond.daemon.project.destroy import destroy as project_destroy
@@ -26,7 +27,8 @@ _UMOUNT_S = 20.0
 
 
 def mount(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
-    """{target | null, rev | null, versions, engine, options, mountpoint} -> the mount, once it answers."""
+    """{target | null, rev | null, versions, engine, options, mountpoint} -> the mount, once it answers. With
+    `options.diff`, two revisions, what differs between them."""
     mountpoint = place.resolve(wirepath.decode(params["mountpoint"]))
     project = Project.find(os.getcwd())
     place.check(mountpoint)
@@ -36,7 +38,7 @@ def mount(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
     values = mount_values(project, params, target)
     if not params.get("versions"):
         context.progress("looking at the version")
-        plan = Planner(project, context.client, context.store).plan(target, params.get("rev"))
+        plan = _plan(context, project, target, params.get("rev"), values["options"].get("diff"))
         name = [] if plan.name is None else [ObjectName(*plan.name.split(":", 1))]
         context.seen(project.root, None if project.git is None else project.git.git_dir, name)
         values |= {
@@ -56,6 +58,7 @@ def mount(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
         "bytes": values["bytes"],
         "engine": made["engine"],
         "versions": values["versions"],
+        "diff": values["options"].get("diff"),
     }
 
 
@@ -109,12 +112,19 @@ def remount(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
     project = Project.find(record.repo)
     if not record.versions:
         # The index may have been made anew since: make sure that the tree is there.
-        plan = Planner(project, context.client, context.store).plan(record.target, record.commit)
+        plan = _plan(context, project, record.target, record.commit, record.options.get("diff"))
         values |= {"root": plan.root, "files": plan.files, "bytes": plan.bytes}
     values["context"] = params["record"]["context"]
     values["caches"] = _caches(project)
     create(context, record.mountpoint, values)
     return {}
+
+
+def _plan(context: WorkerContext, project: Project, target: str, rev: str | None, diff: Sequence[str] | None) -> Plan:
+    """The tree of a version, or of a difference."""
+    if diff:
+        return DiffPlanner(project, context.client, context.store).plan_diff(target, *diff)
+    return Planner(project, context.client, context.store).plan(target, rev)
 
 
 def tree(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
@@ -146,7 +156,7 @@ def mount_values(project: Project, params: dict[str, Any], target: str) -> dict[
         "target": wirepath.encode(target),
         "versions": bool(params.get("versions")),
         "engine": params.get("engine"),
-        "options": params.get("options") or {},
+        "options": _pinned(project, params.get("options") or {}),
         "caches": _caches(project),
         "context": {"env": {wirepath.encode(k): wirepath.encode(v) for k, v in os.environ.items()}},
         "commit": None,
@@ -155,6 +165,15 @@ def mount_values(project: Project, params: dict[str, Any], target: str) -> dict[
         "files": 0,
         "bytes": 0,
     }
+
+
+def _pinned(project: Project, options: dict[str, Any]) -> dict[str, Any]:
+    """The options with revisions as commits: a mount stays what it was when branches move."""
+    if not options.get("diff"):
+        return options
+    if project.git is None:
+        raise RevisionError("this project is not in a Git repository, so it has no revisions to compare")
+    return {**options, "diff": [project.git.resolve(str(rev)) for rev in options["diff"]]}
 
 
 def destroy(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import stat
@@ -95,6 +96,15 @@ def _only_dvcs(project: Project) -> None:
     project.context.store = project.store
 
 
+def _of_dvc_2(project: Project) -> None:
+    """Two files as DVC 2 kept them."""
+    for name, data in (("old.txt", b"text\n"), ("old.bin", sample(31, 4000))):
+        md5 = hashlib.md5(data).hexdigest()
+        project.write(name, data)
+        project.write(f"{name}.dvc", f"outs:\n- md5: {md5}\n  size: {len(data)}\n  path: {name}\n")
+        project.write(f".dvc/cache/{md5[:2]}/{md5[2:]}", data).chmod(0o444)
+
+
 def _wire(*paths: str) -> list[str]:
     return [wirepath.encode(path) for path in paths]
 
@@ -113,6 +123,8 @@ CASES: dict[str, Case] = {
     "freeze": Case("freeze", params={"targets": _wire("data.dvc", "one.csv.dvc"), "frozen": True}),
     "cache export": Case("export", _second, pieces=True),
     "cache import": Case("cache.import", _only_dvcs, {"everything": True}),
+    "cache migrate": Case("cache.migrate", _of_dvc_2, {"dvc_files": True}, pieces=True),
+    "install": Case("install", params={"pre_commit": False}),
     "unprotect": Case("unprotect", _linked, {"targets": _wire("data", "one.csv")}, pieces=True),
     "destroy": Case("destroy", _linked, pieces=True, again=False),
 }
@@ -152,10 +164,12 @@ def build(base: Path, case: Case) -> None:
 
 
 def tree(root: Path) -> Tree:
-    """All of a project but what Git has, and DVC's folder for temporary files."""
+    """All of a project but what Git has, hooks aside, and DVC's folder for temporary files."""
     found: Tree = {}
     for folder, folders, files in os.walk(root):
-        folders[:] = [name for name in folders if name != ".git" and not (name == "tmp" and folder.endswith("/.dvc"))]
+        folders[:] = [name for name in folders if not (name == "tmp" and folder.endswith("/.dvc"))]
+        if folder == os.path.join(root, ".git"):
+            folders[:], files = ["hooks"], []
         for name in [*files, *(each for each in folders if os.path.islink(os.path.join(folder, each)))]:
             path = os.path.join(folder, name)
             mode = stat.S_IMODE(os.lstat(path).st_mode)

@@ -60,6 +60,14 @@ def _garbage(home: Home, number: int) -> None:
     home.git("checkout", "-q", "--", ".")
 
 
+def _waste(home: Home, number: int) -> None:
+    """Another folder, stored and tracked."""
+    (home.repo / "waste").mkdir()
+    for name in range(30):
+        (home.repo / "waste" / f"{name}").write_bytes(sample(8_000_000 + 1000 * number + name, 90_000))
+    home.run("add", "-q", "waste")
+
+
 def _unexported(home: Home, number: int) -> None:
     shutil.rmtree(home.repo / ".dvc/cache", ignore_errors=True)
 
@@ -77,12 +85,13 @@ COMMANDS = {
     "remove": Killed(("remove", "-q", "data.dvc", "one.csv.dvc", "--outs"), codes=(0, 255)),
     "move": Killed(("move", "-q", "data", "moved"), codes=(0, 255)),
     "gc": Killed(("gc", "-q", "-w", "-f", "--grace", "0"), _garbage),
+    "purge": Killed(("purge", "-q", "-y", "-f", "waste"), _waste),
     "cache export": Killed(("cache", "export", "-q"), _unexported),
     "cache import": Killed(("cache", "import", "-q"), _by_dvc),
     "config": Killed(("config", "-q", "core.autostage", "true")),
 }
 # Those of the quick run.
-QUICK = ("commit", "checkout", "move", "gc")
+QUICK = ("commit", "checkout", "move", "gc", "purge")
 
 
 def _sampled(name: str) -> Any:

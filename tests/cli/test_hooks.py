@@ -136,6 +136,28 @@ def test_projects_below_git_s_root_are_served_and_nothing_else(user: Home) -> No
         assert user.run("git-hook", hook, "x", "y", "1", cwd=plain).stdout == ""
 
 
+def test_a_directory_of_a_sub_project_is_merged_in_its_own_project(user: Home) -> None:
+    """Its name must reach the driver whole, and its data is not the root's."""
+    sub, pointer = user.repo / "q", "q/it's my data.dvc"
+    sub.mkdir()
+    user.run("init", "-q", "--subdir", cwd=sub)
+    user.run("install", "-q", cwd=sub)
+    (user.repo / ".gitattributes").write_text("*.dvc merge=dvc\n")
+    base = ""
+    for branch, name in (("base", "a"), ("left", "b"), ("right", "c")):
+        git(user, "checkout", "-q", "-b", branch, *([base] if base else []))
+        base = "base"
+        (sub / "it's my data").mkdir(exist_ok=True)
+        (sub / "it's my data" / name).write_text(branch)
+        user.run("add", "-q", "it's my data", cwd=sub)
+        git(user, "add", "-A")
+        git(user, "commit", "-q", "-m", branch)
+    git(user, "merge", "-q", "-m", "both", "left")
+    assert "nfiles: 3" in (user.repo / pointer).read_text()
+    user.run("checkout", "-q", cwd=sub)
+    assert names(sub / "it's my data") == ["a", "b", "c"]
+
+
 def test_a_push_takes_the_data_to_the_default_remote(user: Home, tmp_path: Path) -> None:
     user.run("install", "-q")
     git(user, "init", "-q", "--bare", str(user.path / "origin"))

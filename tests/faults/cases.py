@@ -105,6 +105,18 @@ def _of_dvc_2(project: Project) -> None:
         project.write(f".dvc/cache/{md5[:2]}/{md5[2:]}", data).chmod(0o444)
 
 
+def _diverged(project: Project) -> None:
+    """Two versions of a folder and what they come from, as Git gives them to the merge driver; DVC's cache is in use."""
+    project.run("export")
+    first = project.write("O", project.read("data.dvc"))
+    for side, path in (("A", "data/ours"), ("B", "data/sub/theirs")):
+        project.write(path, side)
+        project.add("data")
+        project.write(side, project.read("data.dvc"))
+        (project.root / path).unlink()
+    (project.root / "data.dvc").write_bytes(first.read_bytes())
+
+
 def _wire(*paths: str) -> list[str]:
     return [wirepath.encode(path) for path in paths]
 
@@ -124,6 +136,7 @@ CASES: dict[str, Case] = {
     "cache export": Case("export", _second, pieces=True),
     "cache import": Case("cache.import", _only_dvcs, {"everything": True}),
     "cache migrate": Case("cache.migrate", _of_dvc_2, {"dvc_files": True}, pieces=True),
+    "merge": Case("merge-driver", _diverged, {"ancestor": "O", "our": "A", "their": "B", "path": "data.dvc"}),
     "install": Case("install", params={"pre_commit": False}),
     "unprotect": Case("unprotect", _linked, {"targets": _wire("data", "one.csv")}, pieces=True),
     "destroy": Case("destroy", _linked, pieces=True, again=False),

@@ -9,11 +9,7 @@ from typing import Any
 import pytest
 from tests.project.verbhelp import Project
 
-from millpond.daemon.errors import (
-    MillpondError,
-    NotARepoError,
-    RevisionError,
-)
+from millpond.daemon.errors import InvalidFileError, MillpondError, NotARepoError, RevisionError
 from millpond.daemon.project.verbs import VERBS
 
 # What each verb is run with, in an order in which all of them can be run in one project. Left out: those that need a daemon
@@ -178,3 +174,25 @@ def _fails(project: Project, verb: str) -> bool:
         assert "\n" not in str(error) and "h" in str(error)
         return True
     return bool(found.get("failed"))
+
+
+# They look at no pointer, so a broken one does not hold them up.
+WITHOUT_POINTERS = {"root", "check-ignore", "install", "unprotect"}
+
+
+@pytest.mark.parametrize(
+    "broken", ["<<<<<<< HEAD\n{0}=======\n{0}>>>>>>> theirs\n", "outs: [\n", "outs: 3\n", "\udcff"]
+)
+def test_a_pointer_that_cannot_be_read(project: Project, broken: str) -> None:
+    with_data(project)
+    project.commit()
+    project.run("export")
+    text = broken.replace("{0}", project.read("f.dvc")).encode("utf-8", "surrogateescape")
+    project.write("f.dvc", text)
+    for verb in PARAMS:
+        if verb not in WITHOUT_POINTERS:
+            said = refused(project, verb, (InvalidFileError,), project.root)
+            assert "f.dvc' line " in said and ("conflict markers" in said or "<<<" not in broken), said
+    for verb in WITHOUT_POINTERS:
+        run(project, verb)
+    assert (project.root / "f.dvc").read_bytes() == text

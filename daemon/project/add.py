@@ -21,7 +21,7 @@ from millpond.daemon.project.copying import replace_link
 from millpond.daemon.project.digests import LEGACY, Group, fill, forget_missing
 from millpond.daemon.project.durable import write_all, write_error
 from millpond.daemon.project.dvcfile import Out
-from millpond.daemon.project.export import export_after
+from millpond.daemon.project.export import dvc_is_used, export_after, exports
 from millpond.daemon.project.ignore import FolderRules
 from millpond.daemon.project.placer import Placer
 from millpond.daemon.project.plan import Content
@@ -147,6 +147,11 @@ class Adding:
         self._settle(jobs)
         if self._options.store:
             export_after(self._context, self._repo, [job.target.path for job in jobs], os.environ)
+            if jobs and dvc_is_used(self._repo) and not exports(self._repo, os.environ):
+                self._warnings.append(
+                    "real DVC is used in this project and does not see what was stored now; "
+                    "`millpond cache export` brings it there"
+                )
         return self._result(jobs, git_add)
 
     def _jobs(self, chosen: list[Target]) -> list[_Job]:

@@ -19,6 +19,7 @@ from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.copying import Staged, Staging
 from millpond.daemon.project.digests import Objects
 from millpond.daemon.project.durable import sync_file_system, write_error
+from millpond.daemon.project.hooks import dvc_hooks
 from millpond.daemon.project.outputs import GitTree, Output
 from millpond.daemon.project.repo import Repo
 from millpond.daemon.project.select import select
@@ -83,7 +84,12 @@ def exports(repo: Repo, environ: Mapping[str, str]) -> bool:
     when = environ.get(SETTING) or "auto"
     if when not in WHEN:
         raise UsageError(f"{SETTING}={when} is none of {', '.join(WHEN)}")
-    return when == "always" or (when == "auto" and repo.cache.is_used)
+    return when == "always" or (when == "auto" and dvc_is_used(repo))
+
+
+def dvc_is_used(repo: Repo) -> bool:
+    """Whether real DVC works in this project, too: its cache holds objects, or its hooks are installed."""
+    return repo.cache.is_used or (repo.git is not None and bool(dvc_hooks(repo.git)))
 
 
 def export_outputs(context: VerbContext, repo: Repo, outs: Iterable[Output]) -> Exported:

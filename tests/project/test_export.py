@@ -87,11 +87,23 @@ def test_where_dvc_is_in_use_add_exports(project: Project, monkeypatch: pytest.M
         project.environ["MILLPOND_EXPORT"] = when
         before = set(cached(project))
         project.write("other", when)
-        project.add("other")
+        warnings = project.add("other")["warnings"]
         assert len(set(cached(project)) - before) == more
+        assert bool(more) is not any("cache%20export" in each or "cache export" in each for each in warnings)
     project.environ["MILLPOND_EXPORT"] = "perhaps"
     with pytest.raises(UsageError, match="MILLPOND_EXPORT=perhaps"):
         project.add("other")
+
+
+def test_dvcs_hooks_alone_have_add_export(project: Project) -> None:
+    project.write("f", "f")
+    project.add("f")
+    assert cached(project) == {}
+    project.dvc("install")
+    project.write("g", "g")
+    assert project.add("g")["warnings"] == []
+    assert len(cached(project)) == 1
+    assert "up to date" in project.dvc("status", "g.dvc")
 
 
 @pytest.mark.parametrize("name", ["write", "open", "link", "fchmod", "makedirs", "syncfs"])

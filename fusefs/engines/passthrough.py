@@ -31,8 +31,9 @@ log = logging.getLogger("millpond.fusefs")
 
 # Files from this size on are worth it.
 LEAST_BYTES = 1 << 20
-# Files whose first open is remembered.
+# Files whose first open is remembered, and that they cannot be handed over; files that are, each an open descriptor.
 _MAX_SEEN = 4096
+_MAX_BACKINGS = 1024
 # Bytes of the disk that are left free.
 _RESERVE = 1 << 30
 # Handles of the answers to OPEN.
@@ -46,12 +47,17 @@ _CAP_SYS_ADMIN = 21
 
 @dataclass(slots=True)
 class _Backing:
-    """A file that the kernel reads in place of one of the mount's: its number there, our descriptor, and the bytes of the
-    budget that it takes."""
+    """A file that the kernel reads in place of one of the mount's: its number there, our descriptor, the bytes of the
+    budget that it takes, and, of one that is not ours, what its stat was when it was checked."""
 
     id: int
     fd: int
     size: int
+    checked: tuple[int, int, int] | None
+
+    def is_changed(self) -> bool:
+        """Whether somebody has written to it."""
+        return self.checked is not None and _times(self.fd) != self.checked
 
 
 @dataclass(slots=True)
@@ -84,6 +90,7 @@ class Passthrough:
         self._held = 0
         self._opens: dict[int, _Opens] = {}
         self._seen: OrderedDict[int, None] = OrderedDict()
+        self._refused: OrderedDict[int, None] = OrderedDict()
         self._backings: OrderedDict[int, _Backing] = OrderedDict()
         self._making: int | None = None
         self._ended = False
@@ -93,9 +100,17 @@ class Passthrough:
         filesystem.more_statistics = self.statistics
 
     def opened(self, inode: int) -> int:
-        """A file is opened: the backing file's number that the answer is to have, 0 for none."""
-        opens = self._opens.setdefault(inode, _Opens())
+        """A file is opened: the backing file's number that the answer is to have, 0 for none. Raises FileError when what the
+        kernel reads in its place was changed and is still open: it is nobody's content then."""
+        opens = self._opens.get(inode)
         backing = self._backings.get(inode)
+        if backing is not None and backing.is_changed():
+            if opens is not None and opens.passed:
+                raise self._fs.failed(f"inode {inode}: its object in DVC's cache was changed while it was read")
+            self._drop(inode)  # its source checks it again
+            backing = None
+        if opens is None:
+            opens = self._opens[inode] = _Opens()
         if backing is not None and not opens.cached:
             opens.passed += 1
             self._passed += 1
@@ -137,46 +152,47 @@ class Passthrough:
     def _consider(self, inode: int) -> None:
         """At its second open a large file is made ready for the third."""
         if inode not in self._seen:
-            self._seen[inode] = None
-            if len(self._seen) > _MAX_SEEN:
-                self._seen.popitem(last=False)
-        elif self._making is None and self._fs.size_of(inode) >= LEAST_BYTES:
+            _remember(self._seen, inode)
+        elif self._making is None and inode not in self._refused and self._fs.size_of(inode) >= LEAST_BYTES:
             self._making = inode
             self._nursery.start_soon(self._make, inode)
 
     async def _make(self, inode: int) -> None:
         try:
             content = self._fs.stored(inode)
+            if not self._make_room(0 if content is None else content.size):
+                return
             if content is None:
                 fd, size = await self._fs.elsewhere(inode), 0
-            elif self._make_room(content.size):
+            else:
                 size = content.size
                 fd = await trio.to_thread.run_sync(self._write_out, content)
-            else:
-                return
             try:
                 # What it returns, and not only what it writes, is got with a buffer of ours.
                 number = fcntl.ioctl(self._device, _BACKING_OPEN, bytearray(_BACKING_MAP.pack(fd, 0, 0)), True)
-            except OSError as error:
+            except OSError:  # of a file on another file system of the kind, say
                 os.close(fd)
-                self.why_not = f"the kernel does not take files of this disk: {error.strerror}"
-                return
-            self._backings[inode] = _Backing(number, fd, size)
+                raise
+            self._backings[inode] = _Backing(number, fd, size, None if content is not None else _times(fd))
             self._held += size
         except (MillpondError, FileError, OSError) as error:
             log.info("inode %d is not handed to the kernel: %s", inode, error)
+            _remember(self._refused, inode)
         finally:
             self._making = None
 
     def _make_room(self, size: int) -> bool:
         """Let go of what was not used for longest, and is not open; whether `size` bytes fit now."""
+        if size > self._budget:
+            return False
         for inode in list(self._backings):
-            if self._held + size <= self._budget:
+            if self._held + size <= self._budget and len(self._backings) < _MAX_BACKINGS:
                 break
             if inode not in self._opens:
                 self._drop(inode)
         found = os.statvfs(self._folder)
-        return self._held + size <= self._budget and found.f_bavail * found.f_frsize >= size + _RESERVE
+        fits = self._held + size <= self._budget and len(self._backings) < _MAX_BACKINGS
+        return fits and (not size or found.f_bavail * found.f_frsize >= size + _RESERVE)
 
     def _drop(self, inode: int) -> None:
         backing = self._backings.pop(inode)
@@ -203,6 +219,17 @@ class Passthrough:
         except BaseException:
             os.close(fd)
             raise
+
+
+def _remember(seen: OrderedDict[int, None], inode: int) -> None:
+    seen[inode] = None
+    if len(seen) > _MAX_SEEN:
+        seen.popitem(last=False)
+
+
+def _times(fd: int) -> tuple[int, int, int]:
+    found = os.fstat(fd)
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def is_privileged() -> bool:

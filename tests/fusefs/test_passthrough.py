@@ -189,6 +189,52 @@ def test_what_lies_whole_elsewhere_is_handed_over_as_it_is(base: Path) -> None:
         assert (found["passthrough_opens"], found["passthrough_bytes"]) == (1, 0), "it costs nothing of the budget"
 
 
+def test_an_object_elsewhere_that_is_changed_is_no_longer_believed(base: Path) -> None:
+    data = content(1, 2 * MIB)
+    (base / "object").write_bytes(data)
+    store = open_store(base / "store")
+    totals = build_tree(store, [TreeEntry(b"f", len(data), False, ObjectName("md5", "0" * 32))])
+    store.close()
+    checked: list[int] = []
+
+    def give(request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
+        checked.append(os.stat(base / "object").st_mtime_ns)
+        return {"size": len(data)}, [os.open(base / "object", os.O_RDONLY)]
+
+    with mount(base / "store", totals, base / "m", materialize=1, source=answering(give)) as mounted:
+        touch(mounted, "f")
+        touch(mounted, "f")
+        eventually(over(mounted, 1), "it is handed over")
+        held = os.open(mounted.place / "f", os.O_RDONLY)
+        with open(base / "object", "r+b") as file:
+            file.write(b"other")
+        with pytest.raises(OSError) as caught:
+            os.open(mounted.place / "f", os.O_RDONLY)
+        assert caught.value.errno == errno.EIO
+        os.close(held)
+        before = len(checked)
+
+        def opens() -> bool:  # the close comes a moment later
+            try:
+                return bool((mounted.place / "f").read_bytes())
+            except OSError:
+                return False
+
+        eventually(opens, "its source is asked again")
+        assert len(checked) > before
+
+
+def test_a_file_larger_than_the_budget_drives_nobody_out(base: Path) -> None:
+    totals, _ = made(base, {"small": 2 * MIB, "large": 8 * MIB})
+    with mount(base / "store", totals, base / "m", materialize=4 * MIB) as mounted:
+        for name in ("small", "large"):
+            touch(mounted, name)
+            touch(mounted, name)
+            eventually(over(mounted, 1), "the small one is handed over")
+        time.sleep(0.3)
+        assert mounted.stats()["passthrough_bytes"] == 2 * MIB
+
+
 def test_without_the_option_nothing_is_handed_over_and_opens_are_not_asked(base: Path) -> None:
     totals, data = made(base, {"large": 2 * MIB})
     with mount(base / "store", totals, base / "m") as mounted:

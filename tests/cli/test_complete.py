@@ -25,7 +25,7 @@ def answers(*words: str) -> list[tuple[str, str]]:
 
 def test_commands() -> None:
     assert {value for _, value in answers("")} == set(ENTRIES)
-    assert answers("mo") == [("plain", "mount"), ("plain", "mounts")]
+    assert answers("mou") == [("plain", "mount"), ("plain", "mounts")]
     assert {value for _, value in answers("daemon", "")} == {"start", "stop", "restart", "status", "logs"}
     assert answers("--cd", "/tmp", "roo") == [("plain", "root")]
 

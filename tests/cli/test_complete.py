@@ -112,7 +112,7 @@ def test_bash_asks_the_program(home: Home) -> None:
     home.git("init", "-q", "-b", "main")
     home.git("commit", "-q", "--allow-empty", "-m", "x")
     home.git("tag", "v1")
-    assert bash(home, "millpond mo") == ["mount", "mounts"]
+    assert bash(home, "millpond mou") == ["mount", "mounts"]
     assert bash(home, "millpond daemon st") == ["start", "status", "stop"]
     assert bash(home, "millpond mount data@") == ["main", "v1"], "bash replaces what follows the @ only"
     assert bash(home, "millpond mount data@v") == ["v1"]

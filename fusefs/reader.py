@@ -24,7 +24,7 @@ from millpond.daemon.store.records import Kind
 
 L = TypeVar("L", Layout, Layout | None)
 
-# Unpacked chunks kept, in bytes; a chunk has at most 1 MiB.
+# Memory of the unpacked chunks that are kept, in bytes; a chunk has at most 1 MiB.
 CACHE_BYTES = 16 << 20
 # Memory that is used again for reading them: the cache's raw chunks, and what is under way.
 BUFFER_BYTES = 24 << 20
@@ -58,6 +58,8 @@ class ChunkCache:
         self._budget = budget
         self._held = 0
         self._chunks: OrderedDict[bytes, Bytes] = OrderedDict()
+        # How many chunks here are parts of a buffer, by its id: it lives, whole, as long as one of them is here.
+        self._parts: dict[int, int] = {}
         self._loading: dict[bytes, _Load] = {}
         self._jobs = 0
         self._threads = trio.CapacityLimiter(THREADS)
@@ -140,7 +142,7 @@ class ChunkCache:
         """Nobody is expected to want a chunk again."""
         data = self._chunks.pop(chunk_id, None)
         if data is not None:
-            self._held -= len(data)
+            self._let_go(data)
 
     def passed(self, size: int) -> None:
         """A chunk went to its reader without coming here: the kernel keeps small files whole."""
@@ -191,10 +193,28 @@ class ChunkCache:
         if chunk_id in self._chunks:
             return
         self._chunks[chunk_id] = data
-        self._held += len(data)
+        buffer = _buffer_of(data)
+        parts = self._parts.get(id(buffer), 0)
+        self._parts[id(buffer)] = parts + 1
+        if not parts:
+            self._held += len(buffer)
         while self._held > self._budget and len(self._chunks) > 1:
             _, dropped = self._chunks.popitem(last=False)
-            self._held -= len(dropped)
+            self._let_go(dropped)
+
+    def _let_go(self, data: Bytes) -> None:
+        """A chunk left: its buffer is not held any more when it was the last part of it here."""
+        buffer = _buffer_of(data)
+        parts = self._parts.pop(id(buffer)) - 1
+        if parts:
+            self._parts[id(buffer)] = parts
+        else:
+            self._held -= len(buffer)
+
+
+def _buffer_of(data: Bytes) -> Bytes | bytearray:
+    """The memory that a chunk is a part of."""
+    return data.obj if isinstance(data, memoryview) else data  # type: ignore[return-value]
 
 
 class _Load:

@@ -104,6 +104,32 @@ def test_any_ranges_are_the_contents(
     library.run(work, budget)
 
 
+def test_the_cache_keeps_no_more_memory_than_its_budget(library: Library) -> None:
+    """Raw chunks are parts of the run that was read: one that stays keeps all of it."""
+    budget = 4 << 20
+    layout = library.reader.layout(library.contents["random"])
+    ids = [layout.id(number) for number in range(len(layout))]
+    runs = [ids[start : start + 4] for start in range(0, len(ids), 4)]
+    cold(library)
+
+    async def work(cache: ChunkCache) -> None:
+        for run in runs:
+            cache.load(run, drop=False)
+            while cache.working:
+                await trio.lowlevel.checkpoint()
+            for chunk_id in run[1:]:
+                cache.drop(chunk_id)
+            views = [data for data in cache._chunks.values() if isinstance(data, memoryview)]
+            assert len(views) == len(cache._chunks)
+            assert sum({id(view.obj): memoryview(view.obj).nbytes for view in views}.values()) == cache._held <= budget
+        assert cache._chunks
+        for chunk_id in ids:
+            cache.drop(chunk_id)
+        assert not cache._held and not cache._parts
+
+    library.run(work, budget)
+
+
 @pytest.mark.parametrize("request_bytes", [4096, 131_072, 524_288, 1 << 20])
 @pytest.mark.parametrize("is_cold", [False, True], ids=["hot", "cold"])
 @pytest.mark.parametrize("key", ["large", "random", "zeros"])

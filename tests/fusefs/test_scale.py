@@ -21,9 +21,6 @@ pytestmark = pytest.mark.fuse
 
 # What a holder may take, whatever was looked at.
 MAX_KIB = 80 << 10
-# While eight large files of 96 MiB together are read at once: the chunk cache and the answers under way come on top, the
-# files do not.
-MAX_READING_KIB = 100 << 10
 
 
 def names_only(count: int, per_folder: int) -> Iterator[TreeEntry]:
@@ -106,4 +103,4 @@ def test_reading_much_takes_little_memory(base: Path) -> None:
         ]
         assert [reader.wait(60) for reader in readers] == [0] * 8
         assert find_all(mounted) == 8
-        assert mounted.memory_kib("VmHWM") < MAX_READING_KIB
+        assert mounted.memory_kib("VmHWM") < MAX_KIB

@@ -24,7 +24,7 @@ from millpond.daemon.project.repo import Repo
 
 LONG = os.environ.get("MILLPOND_TESTS") == "long"
 # Operations of a verb that are tried in the quick run, for each kind of failure.
-SAMPLE = 1
+SAMPLE = 2
 KINDS = {"killed": KILL, "EIO": errno.EIO, "ENOSPC": errno.ENOSPC}
 
 

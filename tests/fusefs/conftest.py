@@ -56,7 +56,7 @@ def engine(request: pytest.FixtureRequest) -> Iterator[str]:
 HANDED_OVER = "direct, handed over"
 
 
-@pytest.fixture(scope="session", params=(*ENGINES, pytest.param(HANDED_OVER, marks=pytest.mark.long)))
+@pytest.fixture(scope="session", params=(*ENGINES, HANDED_OVER))
 def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
     """The sample tree. The store is closed: no daemon runs while these tests read."""
     with tempfile.TemporaryDirectory(prefix="mp-fs-", ignore_cleanup_errors=True) as folder:

@@ -39,7 +39,7 @@ Removed 312 objects (208 MB); 187 MB on disk are given back in the background.
 @click.option("-T", "--all-tags", is_flag=True, help="Keep what all tags name.")
 @click.option("-A", "--all-commits", is_flag=True, help="Keep what any commit names.")
 @click.option("--date", metavar="YYYY-MM-DD", help="Keep what the commits of this day and later name.")
-@click.option("--all-experiments", is_flag=True, help="Keep what all experiments name.")
+@click.option("--all-experiments", is_flag=True, help="Keep what all experiments name, queued ones too.")
 @click.option(
     "-p", "--projects", metavar="PATH", multiple=True, type=click.Path(), help="Apply these options to PATH as well."
 )

@@ -86,6 +86,8 @@ class ProjectRoots:
             found.update(self._lines("rev-list", "--first-parent", *number, tip))
         if scope.all_experiments:
             found.update(self._lines("rev-list", "--no-walk", "--glob=refs/exps"))
+            # The queue is a stash: all but its newest entry stand in its reflog only.
+            found.update(self._lines("rev-list", "--no-walk", "--walk-reflogs", "--glob=refs/exps"))
         if scope.all_commits:
             found.update(self._lines("rev-list", "--all"))
         if scope.since is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -65,8 +66,6 @@ def made() -> Iterator[tuple[Home, dict[str, str]]]:
 
 
 def names_of(home: Home, contents: list[str]) -> set[bytes]:
-    import hashlib
-
     return {b"\0" + hashlib.md5(text.encode()).digest() for text in contents}
 
 
@@ -142,6 +141,43 @@ def begin(home: Home, repo: Path) -> None:
     repo.mkdir(exist_ok=True)
     home.git("init", "-q", "-b", "main", cwd=repo)
     home.run("init", "-q", cwd=repo)
+
+
+def test_all_experiments_are_those_that_dvc_saved_and_all_in_its_queue(home: Home) -> None:
+    begin(home, home.repo)
+    track(home, home.repo, {"f": "committed\n"}, "one")
+    (home.repo / "params.yaml").write_text("v: 1\n")
+    (home.repo / "dvc.yaml").write_text("stages:\n  s:\n    cmd: echo done > o\n    params: [v]\n    outs: [o]\n")
+    home.dvc("repro", "-q")
+    home.git("add", "-A")
+    home.git("commit", "-qm", "two")
+    baseline = ProjectRoots(str(home.repo), str(home.repo), home.env)
+    assert baseline.scoped(Scope(all_experiments=True)) == baseline.scoped(Scope())
+    ways: list[tuple[str, tuple[str, ...]]] = [
+        *((f"saved {number}\n", ("exp", "save", "-q", "-n", f"save-{number}")) for number in range(2)),
+        *((f"queued {number}\n", ("exp", "run", "-q", "--queue", "-n", f"queue-{number}")) for number in range(3)),
+    ]
+    for text, words in ways:
+        (home.repo / "f").write_text(text)
+        home.run("add", "-q", "f")
+        home.dvc(*words)
+        home.git("reset", "-q", "--hard")
+    roots = ProjectRoots(str(home.repo), str(home.repo), home.env)
+    wanted = names_of(home, [text for text, _ in ways])
+    assert wanted <= roots.everything()
+    assert not wanted & roots.scoped(Scope()) and not wanted & roots.scoped(Scope(all_branches=True))
+    assert wanted <= roots.scoped(Scope(all_experiments=True))
+    shutil.rmtree(home.repo / ".dvc" / "cache")
+    gc(home, "--all-experiments")
+    pointer = (home.repo / "f.dvc").read_text()
+    for text, _ in ways:
+        digest, size = hashlib.md5(text.encode()).hexdigest(), len(text)
+        (home.repo / "f.dvc").write_text(f"outs:\n- md5: {digest}\n  size: {size}\n  hash: md5\n  path: f\n")
+        home.run("checkout", "-q", "--force", "f")
+        assert (home.repo / "f").read_text() == text
+    (home.repo / "f.dvc").write_text(pointer)
+    home.run("checkout", "-q", "--force", "f")
+    assert gc(home, "-w")["removed"]["objects"] == len(ways)
 
 
 def test_what_a_collection_leaves_is_what_real_dvc_leaves(home: Home) -> None:

@@ -34,6 +34,8 @@ from millpond.fusefs.versions import VersionsFilesystem
 log = logging.getLogger("millpond.holder")
 
 _LOG_BYTES = 4 << 20
+# How often a holder looks for segments that were removed.
+_LET_GO_S = 5
 # Imported here, so that a holder forked from a process that has this module need not.
 PRELOADED = (direct_engine,)
 
@@ -89,6 +91,7 @@ class Holder:
                 )
                 listener = await _listen(settings.control)
                 nursery.start_soon(self._control, listener)
+                nursery.start_soon(_let_go, reader)
 
                 async def mounted() -> None:
                     ready.sendall(b"{}\n")
@@ -134,6 +137,13 @@ class Holder:
             }
             await stream.send_all(json.dumps(answer).encode() + b"\n")
         await stream.aclose()
+
+
+async def _let_go(reader: StoreReader) -> None:
+    """Garbage collection removes segments that this process may have open: their room is given back here."""
+    while True:
+        await trio.sleep(_LET_GO_S)
+        reader.let_go()
 
 
 async def _listen(path: str) -> trio.SocketListener:

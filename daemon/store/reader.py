@@ -196,6 +196,10 @@ class StoreReader:
         except (OSError, BadRecord):
             return None
 
+    def let_go(self) -> None:
+        """Close what was removed from the store, so that its room comes back."""
+        self._segments.let_go()
+
     def close(self) -> None:
         self._segments.close()
         self.index.close()

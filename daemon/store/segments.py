@@ -26,6 +26,8 @@ from millpond.daemon.store.records import Location, Record
 
 # iovecs in one pwritev: below the kernel's IOV_MAX of 1024.
 _MAX_BUFFERS = 1000
+# The part (one in so many) of the reserve that is left for the index when room is made.
+_INDEX_PART = 4
 _OPEN_FDS = 64
 _NOWAIT_TRIES = 4
 # Bytes read at once in a scan, and the least that is given up for one that cannot be read.
@@ -156,14 +158,14 @@ class SegmentWriter:
         self, batch: Sequence[Encoded], note: Callable[[list[Location]], None] | None = None, *, free: bool = False
     ) -> None:
         """Write records, not yet durably, and tell `note` where each lies; until it returns, `unnoted` counts them. `free`
-        ones bring nothing new, so the store's limit does not count.
+        ones bring nothing new, so the store's limit does not count, and most of the reserve is for them.
 
         Raises DiskFullError, StoreDamagedError.
         """
         sizes = [record.size for record in batch]
         total = sum(sizes)
         with self._lock:
-            self._check_room(total)
+            self._check_room(total, free)
             if not free and self.limit is not None and self.total + total > self.limit:
                 raise over_limit(self._folder, self.limit)
             self.total += total
@@ -301,15 +303,16 @@ class SegmentWriter:
                     rest = rest[done:]
             offset += left
 
-    def _check_room(self, size: int) -> None:
-        """Refuse before trouble: statvfs now and then, never below the reserve."""
+    def _check_room(self, size: int, free: bool) -> None:
+        """Refuse before trouble: statvfs now and then, never below the reserve; `free` records, whose writing is how room is
+        made, may take it but for what the index needs."""
         self._room -= size
         if self._room < 0:
             found = os.statvfs(self._folder)
-            free = found.f_bavail * found.f_frsize - self._reserve
-            if free < size:
+            left = found.f_bavail * found.f_frsize
+            if left - size < (self._reserve // _INDEX_PART if free else self._reserve):
                 raise disk_full(self._folder)
-            self._room = min(free // 2, 256 << 20) - size
+            self._room = min((left - self._reserve) // 2, 256 << 20) - size
 
     def _poison(self, segment: _Active) -> None:
         """Never written or synced again, and cut back to what is durable once no write is under way."""
@@ -422,9 +425,21 @@ class SegmentReader:
             shared.users += 1
             return shared
 
+    def let_go(self) -> None:
+        """Close segments that were removed: their room on the disk comes back only when nobody has them open."""
+        with self._lock:
+            for number, shared in list(self._fds.items()):
+                if os.fstat(shared.fd).st_nlink == 0:
+                    del self._fds[number]
+                    shared.gone = True
+                    if shared.users == 0:
+                        os.close(shared.fd)
+
     def _release(self, shared: _Shared) -> None:
         with self._lock:
             shared.users -= 1
+            if shared.gone and shared.users == 0:
+                os.close(shared.fd)
 
     def _evict(self) -> None:
         for number, shared in list(self._fds.items()):
@@ -441,3 +456,4 @@ class _Shared:
 
     fd: int
     users: int = 0
+    gone: bool = False

@@ -314,6 +314,7 @@ class Store:
         if not self._submit(_Job(None, work)).result():
             return False
         self._segments.remove(number)
+        self.reader.let_go()
         return True
 
     def copy_records(self, batch: Sequence[Encoded]) -> None:

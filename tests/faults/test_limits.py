@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from tests.cli.helpers import Home
+from tests.fusefs.helpers import eventually
 from tests.mounts.conftest import contents, expected, fill
 from tests.mounts.test_kills import processes
 from tests.store.helpers import sample
@@ -115,12 +116,20 @@ def _on_small_disk(home: Home) -> None:
 
 @pytest.mark.root
 def test_a_full_disk_under_the_store(home: Home) -> None:
-    with small_disk(home.path / "small", "24m"):
+    # What is live, 1.5 MB, is copied into three quarters of the reserve of a twentieth.
+    with small_disk(home.path / "small", "64m"):
         _on_small_disk(home)
-        (home.repo / "big").write_bytes(os.urandom(30_000_000))
+        place = home.path / "m"
+        place.mkdir()
+        home.run("mount", "-q", "data", str(place))
+        assert contents(place) == expected(1), "the holder has the segment open, and must not keep its room"
+        (home.repo / "big").write_bytes(os.urandom(80_000_000))
         done = home.run("add", "big", code=7)
         sentence(done)
         assert "no room" in done.stderr and not (home.repo / "big.dvc").exists()
+        assert _free(home) < 8 << 20
+        home.run("gc", "-w", "-f", "--grace", "0")
+        eventually(lambda: _free(home) > 48 << 20, "gc gives room back on a disk that is full to the reserve")
         _ballast(home)
         for command in (
             ["add", "big"],
@@ -131,13 +140,19 @@ def test_a_full_disk_under_the_store(home: Home) -> None:
             sentence(home.run(*command, code=None))
         (home.repo / "data/a.txt").unlink()
         home.run("checkout", "-q")
-        assert contents(home.repo / "data") == expected(1), "reading needs no room"
+        assert contents(home.repo / "data") == contents(place) == expected(1), "reading needs no room"
         (home.path / "small/ballast").unlink()
         home.run("daemon", "restart", "-q")
         (home.repo / "data/a.txt").write_bytes(sample(3, 50_000))
         home.run("add", "-q", "data")
         is_whole(home, expected(1) | {"a.txt": sample(3, 50_000)})
+        home.run("umount", "-q", str(place))
         home.run("daemon", "stop", "-q")
+
+
+def _free(home: Home) -> int:
+    found = os.statvfs(home.path / "small")
+    return found.f_bavail * found.f_frsize
 
 
 def _ballast(home: Home) -> None:

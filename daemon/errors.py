@@ -169,6 +169,30 @@ class BusyError(MillpondError):
     kind, code, exit_code = "busy", 1053, 5
 
 
+class RemoteConfigError(MillpondError):
+    """No remote is configured, or not one of that name, or what its settings say cannot be done."""
+
+    kind, code, exit_code = "remote-config", 1070, 251
+
+
+class RemoteError(MillpondError):
+    """A remote cannot be reached, is full, or answers nonsense."""
+
+    kind, code, exit_code = "remote", 1071, 9
+
+
+class RemoteChangedError(MillpondError):
+    """An object of a remote is not what it was when its reading began."""
+
+    kind, code, exit_code = "remote-changed", 1072, 9
+
+
+class CredentialsError(MillpondError):
+    """A remote does not let the caller in: no credentials, expired ones, or no permission."""
+
+    kind, code, exit_code = "needs-credentials", 1073, 10
+
+
 class CancelledError(MillpondError):
     """The request was cancelled by its caller, or its caller is gone."""
 

@@ -1,0 +1,89 @@
+"""What a remote must be able to do: one small interface, which local directories, S3, ssh and http implement.
+
+Calls block, and may be made from several threads at once. Keys are relative to the remote's url, with `/`, never empty, without
+`.` and `..`. Nothing of a put is seen under its key before all of it is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+# A put_stream's pieces are gathered into parts of this size: S3 takes 10,000 of them, so 160 GB in one object.
+PART_BYTES = 16 << 20
+
+Data = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One object of a remote: `size` in bytes; `etag` changes whenever the content does; `modified` in seconds since 1970."""
+
+    key: str
+    size: int
+    etag: str | None = None
+    version: str | None = None
+    modified: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Got:
+    """The bytes of a range, and what the object was when they were read."""
+
+    data: Data
+    entry: Entry
+
+
+class Backend(Protocol):
+    """One remote. All methods raise RemoteError when it cannot be reached or answers nonsense, CredentialsError when it does not
+    let the caller in; `name` and `url` are for messages, and hold no secrets."""
+
+    name: str
+    url: str
+    # Whether put and delete work, and list.
+    writable: bool
+    listable: bool
+
+    def head(self, key: str) -> Entry | None:
+        """What is there, None if nothing."""
+        ...
+
+    def get(self, key: str, start: int = 0, size: int | None = None, *, etag: str | None = None) -> Got:
+        """`size` bytes from `start` (None: to the end; fewer only where the object ends). With `etag` only if it is still the
+        same. Raises ObjectMissingError, RemoteChangedError."""
+        ...
+
+    def put(self, key: str, data: Data, *, create: bool = False) -> bool:
+        """Write a small object whole; with `create` only where there is none: False if there was one."""
+        ...
+
+    def put_stream(self, key: str, pieces: Iterable[Data], size: int) -> None:
+        """Write an object of `size` bytes. Raises RemoteError when the pieces are not that many."""
+        ...
+
+    def put_many(self, items: Sequence[tuple[str, Data]]) -> None:
+        """Write small objects, durable together where that is cheaper than one by one."""
+        ...
+
+    def list(self, prefix: str) -> Iterator[Entry]:
+        """All objects below the folder `prefix` ("" for everything), in no order; none where there is no such folder."""
+        ...
+
+    def delete(self, key: str) -> None:
+        """Remove an object; what is not there is no error."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def parts(pieces: Iterable[Data], size: int = PART_BYTES) -> Iterator[bytes]:
+    """The same bytes in parts of `size`, the last one shorter."""
+    waiting = bytearray()
+    for piece in pieces:
+        waiting += piece
+        while len(waiting) >= size:
+            yield bytes(waiting[:size])
+            del waiting[:size]
+    if waiting:
+        yield bytes(waiting)

@@ -1,0 +1,122 @@
+"""From a name in `.dvc/config` to a backend: `remote://` urls followed, schemes that are not served here refused by name."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from millpond.daemon.errors import RemoteConfigError
+from millpond.daemon.remote.backend import Backend
+
+if TYPE_CHECKING:
+    from millpond.daemon.project.config import Config
+
+# What DVC has and this has not.
+_ELSEWHERE = ("gs", "azure", "adl", "abfs", "abfss", "gdrive", "hdfs", "webhdfs", "oss", "webdav", "webdavs")
+_DEPTH = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """A configured remote: where it is and its settings. `url` is absolute for a directory."""
+
+    name: str
+    url: str
+    values: Mapping[str, str]
+
+    @property
+    def scheme(self) -> str:
+        """`file` for a directory."""
+        found = urlsplit(self.url).scheme
+        return "file" if len(found) < 2 else found
+
+    def flag(self, key: str) -> bool:
+        return self.values.get(key, "").lower() == "true"
+
+    def count(self, key: str) -> int | None:
+        value = self.values.get(key)
+        return int(value) if value and value.isdigit() else None
+
+
+def find(config: Config, name: str | None = None) -> Remote:
+    """The remote of that name, or the default one. Raises RemoteConfigError."""
+    if name is None:
+        name = config.get("core", "remote")
+        if name is None:
+            if config.remotes:
+                names = ", ".join(sorted(config.remotes))
+                raise RemoteConfigError(
+                    "no remote is the default one",
+                    hint=f"choose one of {names}: millpond remote default NAME, or -r NAME",
+                )
+            raise RemoteConfigError(
+                "no remote is configured",
+                hint="make one: millpond remote add -d NAME URL (a folder, s3://bucket/path, ...)",
+            )
+    name = name.lower()
+    if name not in config.remotes:
+        known = ", ".join(sorted(config.remotes)) or "none"
+        raise RemoteConfigError(f"there is no remote '{name}'", hint=f"configured are: {known}")
+    url, values = _follow(config, name, 0)
+    return Remote(name, url, values)
+
+
+def _follow(config: Config, name: str, depth: int) -> tuple[str, dict[str, str]]:
+    values = config.remotes.get(name)
+    if values is None or depth > _DEPTH:
+        problem = f"there is no remote '{name}'" if values is None else f"remote '{name}' refers to itself"
+        raise RemoteConfigError(problem, hint="see the urls: millpond remote list")
+    url = values.get("url", "")
+    if not url:
+        raise RemoteConfigError(f"remote '{name}' has no url", hint=f"millpond remote modify {name} url ...")
+    parts = urlsplit(url)
+    if parts.scheme == "remote":
+        base, inherited = _follow(config, parts.netloc.lower(), depth + 1)
+        return posixpath.join(base, parts.path.lstrip("/")), {**inherited, **values}
+    if parts.scheme == "file":
+        return os.path.normpath(parts.path), dict(values)
+    if len(parts.scheme) < 2:
+        folder = os.path.dirname(config.origin[f'remote "{name}"', "url"])
+        return os.path.normpath(os.path.join(folder, os.path.expanduser(url))), dict(values)
+    return url, dict(values)
+
+
+def connect(remote: Remote, environ: Mapping[str, str]) -> Backend:
+    """The backend of a remote; nothing is asked of it yet. Raises RemoteConfigError, CredentialsError."""
+    if remote.scheme == "file":
+        from millpond.daemon.remote.local import LocalBackend
+
+        return LocalBackend(remote.name, remote.url)
+    if remote.scheme == "s3":
+        return _s3(remote, environ)
+    known = f"'{remote.scheme}' is a kind of remote that DVC has and millpond has not"
+    raise RemoteConfigError(
+        f"remote '{remote.name}' ({remote.url}): "
+        + (known if remote.scheme in _ELSEWHERE else f"'{remote.scheme}' is no kind of remote"),
+        hint="millpond knows directories and s3://",
+    )
+
+
+def _s3(remote: Remote, environ: Mapping[str, str]) -> Backend:
+    from millpond.daemon.remote.s3settings import S3Settings
+
+    parts = urlsplit(remote.url)
+    settings = S3Settings.of(remote.name, remote.values, environ)
+    if not parts.netloc:
+        raise RemoteConfigError(f"remote '{remote.name}' ({remote.url}) names no bucket", hint="write s3://BUCKET/PATH")
+    prefix = parts.path.strip("/")
+    try:
+        settings.resolve()
+    except Exception as error:  # botocore's own: a profile that is not there, a file that cannot be read
+        raise RemoteConfigError(f"remote '{remote.name}': {error}", hint="see the profile in ~/.aws/config") from error
+    if settings.needs_boto:
+        from millpond.daemon.remote.s3boto import BotoBackend
+
+        return BotoBackend(remote.name, parts.netloc, prefix, settings)
+    from millpond.daemon.remote.s3 import S3Backend
+
+    return S3Backend(remote.name, parts.netloc, prefix, settings)

@@ -24,7 +24,7 @@ class Entry(NamedTuple):
     section: str
 
 
-_PROJECT, _MOUNTS, _STORE, _OTHER = "Project", "Mounts", "Store and daemon", "Other"
+_PROJECT, _REMOTES, _MOUNTS, _STORE, _OTHER = "Project", "Remotes", "Mounts", "Store and daemon", "Other"
 ENTRIES: dict[str, Entry] = {
     "init": Entry("project", "init", "Make a directory a DVC repository.", _PROJECT),
     "add": Entry("project", "add", "Store files and directories and track them.", _PROJECT),
@@ -48,6 +48,9 @@ ENTRIES: dict[str, Entry] = {
     "destroy": Entry("leaving", "destroy", "Remove all of DVC's files from a project, but for its data.", _PROJECT),
     "config": Entry("settings", "config", "Get or set config options.", _PROJECT),
     "install": Entry("hooks", "install", "Install Git hooks, and the merge driver for .dvc files.", _PROJECT),
+    "push": Entry("sharing", "push", "Bring tracked data to a remote.", _REMOTES),
+    "fetch": Entry("sharing", "fetch", "Bring tracked data from a remote into the store.", _REMOTES),
+    "pull": Entry("sharing", "pull", "Bring tracked data from a remote into the workspace.", _REMOTES),
     "root": Entry("project", "root", "Print the path to the repository's root.", _PROJECT),
     "mount": Entry("mounts", "mount", "Show a version of the data as a read-only directory.", _MOUNTS),
     "umount": Entry("mounts", "umount", "End a mount, or all of them.", _MOUNTS),
@@ -69,7 +72,7 @@ ENTRIES: dict[str, Entry] = {
 
 # What DVC 3 has and this version has not: named, so that a script that uses one learns why it fails.
 _DVC_ONLY = """
-artifacts dag pull push fetch experiments exp get get-url
+artifacts dag experiments exp get get-url
 import import-db import-url list-url ls-url metrics params plots queue remote repro stage
 studio update
 """
@@ -141,7 +144,7 @@ class Main(click.Group):
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        for section in (_PROJECT, _MOUNTS, _STORE, _OTHER):
+        for section in (_PROJECT, _REMOTES, _MOUNTS, _STORE, _OTHER):
             with formatter.section(section):
                 formatter.write_dl([(name, e.help) for name, e in ENTRIES.items() if e.section == section])
 

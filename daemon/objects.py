@@ -33,6 +33,7 @@ class Piece:
     last: bool
 
 
+Data = bytes | bytearray | memoryview
 # Called with (files done, bytes done) since the operation began; may raise CancelledError.
 Tick = Callable[[int, int], None]
 
@@ -50,6 +51,13 @@ class ObjectStore(Protocol):
 
     def put_bytes(self, data: bytes, *, is_dir: bool = False) -> ObjectName:
         """Store a small content (a manifest with `is_dir`); its MD5 name. Named at `commit`."""
+        ...
+
+    def put_pieces(self, pieces: Iterable[tuple[Data, bool, bool]]) -> Iterator[tuple[ObjectName, int]]:
+        """Store contents as they come: (bytes, whether they end a content, whether it is a manifest), one content after the
+        other; each one's MD5 name and new bytes, in order. Named at `commit`. After an error nothing more can be put before
+        `commit`, which then does nothing.
+        """
         ...
 
     def commit(self) -> None:

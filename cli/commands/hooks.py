@@ -16,7 +16,7 @@ from millpond.cli.connection import verb
 from millpond.cli.console import Console
 from millpond.cli.group import Group, Verb, json_option
 from millpond.daemon import wirepath
-from millpond.daemon.errors import ConflictError, DaemonUnavailableError, MillpondError
+from millpond.daemon.errors import ConflictError, MillpondError, RemoteConfigError
 
 # Git that answers later than this (s) is taken for one that does not.
 _GIT_S = 60.0
@@ -101,7 +101,7 @@ $ millpond git-hook pre-push origin git@example.org:team/data.git
 @click.argument("args", nargs=-1)
 @click.pass_obj
 def pre_push(console: Console, args: tuple[str, ...]) -> int:
-    """Before `git push`: push the data to the default remote, by DVC itself. Without such a remote there is nothing to do."""
+    """Before `git push`: push the data to the default remote. Without such a remote there is nothing to do."""
     return _in_projects(console, lambda: _push(console))
 
 
@@ -137,16 +137,14 @@ def merge_driver(console: Console, ancestor: str, our: str, their: str, path: st
 
 
 def _push(console: Console) -> int:
-    """Push the workspace's data by DVC, which finds it in its own cache."""
-    remote = verb(console, "config", {"name": "core.remote"})["rows"]
-    if not remote:
+    """Push the workspace's data; to a kind of remote that only DVC has, by DVC."""
+    if not verb(console, "config", {"name": "core.remote"})["rows"]:
         return exits.OK
-    if shutil.which("dvc") is None:
-        name = wirepath.decode(remote[0]["value"])
-        raise DaemonUnavailableError(
-            f"the data was not pushed to the remote '{name}': millpond leaves that to DVC, and `dvc` is not in PATH",
-            hint="install it, or push without data: git push --no-verify",
-        )
+    try:
+        return _run(console, ["push"])
+    except RemoteConfigError:
+        if shutil.which("dvc") is None:
+            raise
     verb(console, "export", {})
     return subprocess.run(["dvc", "push"], check=False).returncode
 

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from millpond.daemon import memfd
 from millpond.daemon.errors import BusyError, DiskFullError, FileChangedError, ProtocolError, TargetError
 from millpond.daemon.names import ObjectName
-from millpond.daemon.objects import Piece, Put, Tick
+from millpond.daemon.objects import Data, Piece, Put, Tick
 
 IN_FLIGHT = 3
 # What is read at once to be hashed here; progress is told after each.
@@ -143,6 +143,27 @@ class DaemonObjectStore:
                 name = ObjectName("md5", value)
         return name
 
+    def put_pieces(self, pieces: Iterable[tuple[Data, bool, bool]]) -> Iterator[tuple[ObjectName, int]]:
+        """See ObjectStore.put_pieces."""
+        session, own = self._begin()
+        memory = Memory(reuse=own)
+        flying: deque[tuple[Any, Batch]] = deque()
+        whole = False
+        try:
+            for batch in piece_batches(pieces, memory):
+                if len(flying) >= IN_FLIGHT:
+                    yield from self._named(*flying.popleft(), memory)
+                flying.append((self._send(session, batch), batch))
+            while flying:
+                yield from self._named(*flying.popleft(), memory)
+            whole = True
+        finally:
+            for _, batch in flying:
+                memory.give_back(batch)
+            memory.close()
+            if not whole:  # a content may have been begun and never ended
+                self._session = None
+
     def commit(self) -> None:
         """See ObjectStore.commit. Without puts it does nothing."""
         if self._session is not None:
@@ -206,6 +227,15 @@ class DaemonObjectStore:
         if batch.view is None:
             memfd.seal(batch.fd)
         return self._peer.start("store.feed", {"session": session, "pieces": batch.pieces}, fds=[batch.fd])
+
+    def _named(self, request: Any, batch: Batch, memory: Memory) -> Iterator[tuple[ObjectName, int]]:
+        try:
+            reply, _ = self._peer.wait(request)
+        finally:
+            memory.give_back(batch)
+        for value, _, new_bytes in reply["stored"]:
+            self.new_bytes += new_bytes
+            yield ObjectName("md5", value), new_bytes
 
     def _landed(self, request: Any, batch: Batch, memory: Memory, counter: _Counter) -> Iterator[Put]:
         try:
@@ -310,6 +340,38 @@ def read_batches(paths: Iterable[str], memory: Memory) -> Iterator[Batch]:
             yield full
     finally:
         memory.give_back(batch)
+
+
+def piece_batches(pieces: Iterable[tuple[Data, bool, bool]], memory: Memory) -> Iterator[Batch]:
+    """Fill memory files with bytes that are at hand; see `read_batches`."""
+    batch = memory.take()
+    try:
+        for data, last, is_dir in pieces:
+            rest = memoryview(data).cast("B")
+            while True:
+                part, rest = rest[: memfd.BATCH_BYTES - batch.size], rest[memfd.BATCH_BYTES - batch.size :]
+                _append(batch, part)
+                batch.pieces.append((len(part), last and not rest, is_dir))
+                if batch.size >= memfd.BATCH_BYTES or len(batch.pieces) >= MAX_PIECES:
+                    full, batch = batch, memory.take()
+                    yield full
+                if not rest:
+                    break
+        if batch.pieces:
+            full, batch = batch, memory.take()
+            yield full
+    finally:
+        memory.give_back(batch)
+
+
+def _append(batch: Batch, part: memoryview) -> None:
+    if batch.view is not None:
+        batch.view[batch.size : batch.size + len(part)] = part
+    else:
+        rest = part
+        while rest:
+            rest = rest[os.write(batch.fd, rest) :]
+    batch.size += len(part)
 
 
 def _copy(path: str, source: int, batch: Batch, offset: int, length: int) -> None:

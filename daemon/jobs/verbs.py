@@ -51,6 +51,9 @@ VERBS = (
         "destroy",
         "install",
         "merge-driver",
+        "push",
+        "fetch",
+        "pull",
     ),
     *("mount", "umount", "tree", "fsck", "gc", "pin", "unpin", "forget-project"),
 )

@@ -63,7 +63,7 @@ def chosen(repo: Repo, params: dict[str, Any]) -> list[Output]:
     TargetError, UsageError, InvalidFileError."""
     targets = [wirepath.decode(target) for target in params.get("targets") or []]
     found: dict[Output, None] = {}
-    for version in _versions(repo, params):
+    for version in versions(repo, params):
         choices = select(repo, version, targets, recursive=bool(params.get("recursive")))
         found.update(dict.fromkeys(choice.output for choice in choices))
     return list(found)
@@ -123,7 +123,7 @@ def objects_of(output: Output, objects: Objects) -> Iterator[tuple[ObjectName, s
     yield name, output.path
 
 
-def _versions(repo: Repo, params: dict[str, Any]) -> Iterator[list[Output]]:
+def versions(repo: Repo, params: dict[str, Any]) -> Iterator[list[Output]]:
     """The outputs of each version that is asked for."""
     revs = [wirepath.decode(rev) for rev in params.get("revs") or []]
     commits: dict[str, None] = {}

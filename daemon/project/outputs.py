@@ -6,7 +6,7 @@ import os
 import posixpath
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from millpond.daemon.errors import RevisionError, UsageError
@@ -26,7 +26,8 @@ _MD5 = re.compile(r"[0-9a-f]{32}(\.dir)?")
 class Output:
     """One tracked output. `path` and `pointer` are relative to the project's root, with `/`; `name` None before its first
     commit; `cache` False when the data is Git's; `stage` for an out of dvc.lock, `stale` when dvc.yaml does not have it
-    any more: data that can be had, but no part of the workspace."""
+    any more: data that can be had, but no part of the workspace; `remote` the only one that it goes to and comes from, `push` False
+    when it goes to none."""
 
     path: str
     pointer: str
@@ -37,6 +38,8 @@ class Output:
     cache: bool = True
     stage: str | None = None
     stale: bool = False
+    remote: str | None = None
+    push: bool = True
 
     @property
     def is_dir(self) -> bool:
@@ -146,7 +149,8 @@ def pointer_outputs(pointer: DvcFile, path: str) -> list[Output]:
     for out in pointer.outs:
         where = _inside(posixpath.join(folder, out.path))
         if where is not None:
-            found.append(Output(where, path, out.name, out.size, out.nfiles, out.isexec, out.cache))
+            output = Output(where, path, out.name, out.size, out.nfiles, out.isexec, out.cache)
+            found.append(_sharing(output, out.extra) if out.extra else output)
     return found
 
 
@@ -159,7 +163,8 @@ def stage_outputs(file: str, name: str, stage: dict[str, Any], lock: str, locked
     known = Stages({name: Stage.of(stage)})
     found = {out.path: out for out in _lock_outputs(lock, locked, known) if out.stage == name and not out.stale}
     folder = posixpath.join(posixpath.dirname(file), str(stage.get("wdir") or "."))
-    for path, cached in written:
+    for path, options in written:
+        cached = options.get("cache") is not False
         where = _inside(posixpath.join(folder, path))
         if where is not None and where not in found:
             found[where] = Output(where, lock, None, None, None, False, cached, name)
@@ -196,7 +201,14 @@ def _lock_output(path: str, stage: str, out: Any, known: Stage | None) -> Output
         return None
     cache = None if known is None else known.caches(out["path"])
     isexec, stale = bool(out.get("isexec")), cache is None
-    return Output(where, path, name, out.get("size"), out.get("nfiles"), isexec, cache is not False, stage, stale)
+    output = Output(where, path, name, out.get("size"), out.get("nfiles"), isexec, cache is not False, stage, stale)
+    return output if known is None else _sharing(output, known.options(out["path"]))
+
+
+def _sharing(output: Output, options: Mapping[str, Any]) -> Output:
+    """With what its pointer's or stage's entry says of remotes."""
+    remote, push = options.get("remote"), options.get("push") is not False
+    return replace(output, remote=str(remote), push=push) if remote else replace(output, push=push)
 
 
 def _inside(path: str) -> str | None:

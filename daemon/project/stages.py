@@ -16,21 +16,29 @@ STAGES_FILE = "dvc.yaml"
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A stage, or all that a foreach or matrix makes: `wdir` None where it is a template; `outs`: (path, cached)."""
+    """A stage, or all that a foreach or matrix makes: `wdir` None where it is a template; `outs`: (path, its options)."""
 
     wdir: str | None
-    outs: tuple[tuple[re.Pattern[str], bool], ...]
+    outs: tuple[tuple[re.Pattern[str], dict[str, Any]], ...]
 
     @classmethod
     def of(cls, entry: dict[str, Any]) -> Stage:
         """The stage of an entry of dvc.yaml."""
         body = entry["do"] if isinstance(entry.get("do"), dict) else entry
         wdir = str(body.get("wdir") or ".")
-        return cls(None if "${" in wdir else wdir, tuple((_pattern(path), cached) for path, cached in outs_of(body)))
+        return cls(None if "${" in wdir else wdir, tuple((_pattern(path), options) for path, options in outs_of(body)))
 
     def caches(self, path: str) -> bool | None:
         """Whether DVC keeps the output `path` (relative to `wdir`); None when the stage does not have it any more."""
-        return next((cached for pattern, cached in self.outs if pattern.fullmatch(normpath(path))), None)
+        found = self._find(path)
+        return None if found is None else found.get("cache") is not False
+
+    def options(self, path: str) -> dict[str, Any]:
+        """The options of the output `path`; none where the stage does not have it."""
+        return self._find(path) or {}
+
+    def _find(self, path: str) -> dict[str, Any] | None:
+        return next((options for pattern, options in self.outs if pattern.fullmatch(normpath(path))), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +66,14 @@ class Stages:
         return self._stages.get(name) or self._stages.get(name.partition("@")[0])
 
 
-def outs_of(body: dict[str, Any]) -> Iterator[tuple[str, bool]]:
-    """(path as it is written, whether DVC keeps it) of all outputs of a stage's entry."""
+def outs_of(body: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(path as it is written, its options) of all outputs of a stage's entry."""
     for kind in ("outs", "metrics", "plots"):
         items = body.get(kind)
         for item in items if isinstance(items, list) else ():
             # A path, or paths with their options.
             for path, options in item.items() if isinstance(item, dict) else ((item, None),):
-                yield str(path), not (isinstance(options, dict) and options.get("cache") is False)
+                yield str(path), options if isinstance(options, dict) else {}
 
 
 def _pattern(path: str) -> re.Pattern[str]:

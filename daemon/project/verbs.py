@@ -22,6 +22,7 @@ from millpond.daemon.project.datastatus import data_status
 from millpond.daemon.project.diff import diff
 from millpond.daemon.project.doctor import doctor
 from millpond.daemon.project.export import export
+from millpond.daemon.project.fetch import fetch, pull
 from millpond.daemon.project.freeze import freeze
 from millpond.daemon.project.fsck import fsck
 from millpond.daemon.project.gc import forget_project, gc, pin, unpin
@@ -31,6 +32,7 @@ from millpond.daemon.project.list import du, list_
 from millpond.daemon.project.merge import merge
 from millpond.daemon.project.move import move
 from millpond.daemon.project.purge import purge
+from millpond.daemon.project.push import push
 from millpond.daemon.project.remove import remove
 from millpond.daemon.project.repo import find_root
 from millpond.daemon.project.status import status
@@ -72,9 +74,12 @@ VERBS: dict[str, Verb] = {
     "freeze": freeze,
     "check-ignore": check_ignore,
     "unprotect": unprotect,
+    "pull": pull,
     "purge": purge,
+    "push": push,
     "install": install,
     "merge-driver": merge,
+    "fetch": fetch,
     "fsck": fsck,
     "gc": gc,
     "pin": pin,

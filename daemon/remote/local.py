@@ -22,6 +22,8 @@ _DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR})
 _TEMPORARY = ".millpond-"
+# What a file system says is not asked again.
+_FINAL = {"again": False}
 
 
 class LocalBackend:
@@ -172,6 +174,7 @@ class LocalBackend:
                 f"remote '{self.name}' cannot be reached: there is no folder '{self.url}'",
                 path=self.url,
                 hint="mount its disk, or change the url: millpond remote modify",
+                details=_FINAL,
             )
 
     def _begin(self, key: str) -> tuple[int, str]:
@@ -212,7 +215,7 @@ class LocalBackend:
         hint = (
             "make room there, then do it again" if error.errno in _FULL else "see that it is mounted, then do it again"
         )
-        raise RemoteError(message, path=key, hint=hint) from error
+        raise RemoteError(message, path=key, hint=hint, details=_FINAL) from error
 
 
 def _entry(key: str, found: os.stat_result) -> Entry | None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from millpond.daemon.errors import BusyError, ObjectMissingError
-from millpond.daemon.jobs.objects import Memory, hash_files, read_batches
+from millpond.daemon.jobs.objects import Memory, hash_files, piece_batches, read_batches
 from millpond.daemon.names import ObjectName
-from millpond.daemon.objects import Piece, Put, Tick
+from millpond.daemon.objects import Data, Piece, Put, Tick
 from millpond.daemon.store.index import Content
 from millpond.daemon.store.session import IngestSession
 from millpond.daemon.store.store import Store
@@ -52,6 +52,25 @@ class LocalObjectStore:
     def put_bytes(self, data: bytes, *, is_dir: bool = False) -> ObjectName:
         """See ObjectStore.put_bytes."""
         return self._begin().feed(memoryview(data), [(len(data), True, is_dir)])[0].name
+
+    def put_pieces(self, pieces: Iterable[tuple[Data, bool, bool]]) -> Iterator[tuple[ObjectName, int]]:
+        """See ObjectStore.put_pieces."""
+        memory = Memory(reuse=True)
+        try:
+            for batch in piece_batches(pieces, memory):
+                assert batch.view is not None  # as memory is used again
+                stored = self._begin().feed(batch.view[: batch.size], batch.pieces)
+                memory.give_back(batch)
+                for item in stored:
+                    self.new_bytes += item.new_bytes
+                    yield item.name, item.new_bytes
+        except BaseException:
+            session, self._session = self._session, None
+            if session is not None:
+                session.abort()
+            raise
+        finally:
+            memory.close()
 
     def commit(self) -> None:
         """See ObjectStore.commit."""

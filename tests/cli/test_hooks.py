@@ -164,12 +164,15 @@ def test_a_push_takes_the_data_to_the_default_remote(user: Home, tmp_path: Path)
     git(user, "push", "-q", str(user.path / "origin"), "main")
     user.run("config", "remote.r.url", str(user.path / "remote"))
     user.run("config", "core.remote", "r")
-    said = git(user, "push", "-q", str(user.path / "origin"), "one", code=1)
-    assert "the data was not pushed to the remote 'r'" in said
-    (tmp_path / "dvc").symlink_to(Path(user.command()[0]).parent / "dvc")  # type: ignore[arg-type]
     git(user, "push", "-q", str(user.path / "origin"), "one")
     stored = [path for path in (user.path / "remote").rglob("*") if path.is_file()]
     assert len(stored) == 3, "the manifest and two files of the branch that is checked out"
+    user.run("config", "remote.r.url", "gs://away/team")
+    said = git(user, "push", "-q", str(user.path / "origin"), "main:again", code=1)
+    assert "'gs' is a kind of remote that DVC has" in said, "and DVC is not in this user's PATH"
+    (tmp_path / "dvc").symlink_to(Path(user.command()[0]).parent / "dvc")  # type: ignore[arg-type]
+    said = git(user, "push", "-q", str(user.path / "origin"), "main:again", code=1)
+    assert "gs is supported" in said and (user.repo / ".dvc/cache/files/md5").exists(), "DVC itself was asked"
 
 
 def test_install_says_what_it_did_as_json(user: Home) -> None:

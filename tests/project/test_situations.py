@@ -23,6 +23,9 @@ PARAMS: dict[str, dict[str, Any]] = {
     "commit": {},
     "add": {"targets": ["f"]},
     "export": {},
+    "push": {"remote": "r"},
+    "fetch": {"remote": "r"},
+    "pull": {"remote": "r"},
     "cache.import": {},
     "cache.verify": {},
     "cache.migrate": {},
@@ -51,6 +54,7 @@ def run(project: Project, verb: str, cwd: Path | None = None, **more: Any) -> di
 
 
 def with_data(project: Project) -> None:
+    with_remote(project)
     project.write("f", "1")
     project.write("d/a", "2")
     project.add("f", "d")
@@ -73,7 +77,13 @@ def refused(project: Project, verb: str, errors: tuple[type[MillpondError], ...]
     return said
 
 
+def with_remote(project: Project, cwd: Path | None = None) -> None:
+    config = (cwd or project.root) / ".dvc/config"
+    config.write_text(f"['remote \"r\"']\n    url = {project.base / 'remote'}\n")
+
+
 def run_all(project: Project, cwd: Path | None = None) -> None:
+    with_remote(project, cwd)
     for verb in PARAMS:
         run(project, verb, cwd)
 

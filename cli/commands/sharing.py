@@ -1,0 +1,188 @@
+"""push, fetch, pull: tracked data to and from remotes, with DVC's options."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from millpond.cli import exits, render, text
+from millpond.cli.connection import verb
+from millpond.cli.console import Console
+from millpond.cli.group import Callback, Verb, json_option, refused
+from millpond.daemon import wirepath
+from millpond.daemon.errors import ObjectMissingError, StoreDamagedError
+
+_PIPELINES = "it is about pipelines, which are not here yet"
+# Paths named in a sentence.
+_NAMED = 3
+_CHECKOUT_PATHS = frozenset({"added", "modified", "deleted", "failed"})
+
+
+def _common(function: Callback) -> Callback:
+    """What the three have in common; a command gets it as `common`."""
+    options = (
+        click.argument("targets", nargs=-1, type=click.Path()),
+        click.option("-r", "--remote", metavar="NAME", help="This remote instead of the default one."),
+        click.option(
+            "-j", "--jobs", type=click.IntRange(1), metavar="NUMBER", help="At most so many requests at once."
+        ),
+        click.option("-a", "--all-branches", is_flag=True, help="What all branches need."),
+        click.option("-T", "--all-tags", is_flag=True, help="What all tags need."),
+        click.option("-A", "--all-commits", is_flag=True, help="What all commits need."),
+        click.option("-R", "--recursive", is_flag=True, help="Targets may be directories: all .dvc files below them."),
+        refused("-d", "--with-deps", is_flag=True, reason=_PIPELINES),
+        refused("--run-cache", is_flag=True, reason=_PIPELINES),
+        click.option(
+            "--no-run-cache",
+            is_flag=True,
+            expose_value=False,
+            help="As in DVC; the run cache is not moved in any case.",
+        ),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def _params(targets: tuple[str, ...], **rest: Any) -> dict[str, Any]:
+    return {"targets": [wirepath.encode(target) for target in targets], **rest}
+
+
+def _paths(found: list[list[str]]) -> str:
+    """The first few objects with their paths, for a sentence."""
+    shown = [f"'{text.printable(wirepath.decode(path))}' ({name})" for name, path in found[:_NAMED]]
+    return ", ".join(shown) + (f" and {len(found) - _NAMED} more" if len(found) > _NAMED else "")
+
+
+def _lists(result: dict[str, Any]) -> dict[str, Any]:
+    lists: dict[str, Any] = {}
+    for key in ("missing", "damaged"):
+        if key in result:
+            lists[key] = [[name, wirepath.decode(path)] for name, path in result[key]]
+    return {**result, **lists}
+
+
+def _where(result: dict[str, Any]) -> str:
+    names = [f"'{name}'" for name in result["remotes"]]
+    return f"remote {names[0]}" if len(names) == 1 else f"remotes {', '.join(names)}"
+
+
+@click.command(
+    cls=Verb,
+    example="""
+$ millpond push
+1,798 files pushed (2.81 MB)
+""",
+)
+@_common
+@click.option("--glob", is_flag=True, help="Targets are patterns, as in a shell; ** for any depth.")
+@json_option
+@click.pass_obj
+def push(console: Console, /, as_json: bool, **common: Any) -> int:
+    """Bring what TARGETS (by default all tracked data) consist of to the remote.
+
+    A directory's manifest goes last, so that who finds it there finds all that it names. What is on the remote already is not
+    sent. Exit code 8 if data is neither here nor there.
+    """
+    result = verb(console, "push", _params(**common))
+    if as_json:
+        console.write(json.dumps(_lists(result)))
+    elif result["objects"]:
+        console.say(f"{text.plural(result['objects'], 'file')} pushed ({text.size(result['bytes'])})")
+    elif not result["missing"]:
+        console.say("Everything is up to date.")
+    if result["missing"]:
+        raise ObjectMissingError(
+            f"{text.plural(len(result['missing']), 'object')} could not be pushed, neither here nor on {_where(result)}: "
+            f"{_paths(result['missing'])}",
+            hint="add the data again where it still is, then push",
+        )
+    return exits.OK
+
+
+@click.command(
+    cls=Verb,
+    example="""
+$ millpond fetch --all-tags
+3,601 files fetched (5.63 MB)
+""",
+)
+@_common
+@click.option("--max-size", type=click.IntRange(0), metavar="BYTES", help="Leave larger files where they are.")
+@refused("--type", metavar="KIND", reason=_PIPELINES)
+@json_option
+@click.pass_obj
+def fetch(console: Console, /, as_json: bool, **common: Any) -> int:
+    """Bring what TARGETS (by default all tracked data) consist of from the remote into the store.
+
+    Every object is checked against its name. A fetch that was interrupted goes on where it was. Exit code 8 if data is neither here
+    nor on the remote, 6 if the remote has other bytes than the name says.
+    """
+    result = verb(console, "fetch", _params(**common))
+    if as_json:
+        console.write(json.dumps(_lists(result)))
+    else:
+        _say_fetched(console, result)
+    _raise_lacking(result)
+    return exits.OK
+
+
+@click.command(
+    cls=Verb,
+    example="""
+$ git pull && millpond pull
+A       data/
+1,798 files fetched (2.81 MB), 1,797 added
+""",
+)
+@_common
+@click.option("-f", "--force", is_flag=True, help="Overwrite and remove changed files that are not stored.")
+@click.option("--allow-missing", is_flag=True, help="Pass over what is neither here nor on the remote.")
+@json_option
+@click.pass_obj
+def pull(console: Console, /, as_json: bool, allow_missing: bool, **common: Any) -> int:
+    """Bring TARGETS (by default all tracked data) from the remote, then bring the workspace to what their .dvc files name.
+
+    `fetch`, then `checkout`. When data is missing the workspace stays as it is, unless --allow-missing is given.
+    """
+    result = verb(console, "pull", _params(**common, allow_missing=allow_missing))
+    done = result["checkout"]
+    if as_json:
+        shown = None if done is None else render.decoded(done, _CHECKOUT_PATHS)
+        console.write(json.dumps({**_lists(result), "checkout": shown}))
+    else:
+        if done is not None:
+            for line in render.checkout_lines(done, summary=False, paint=console.paint):
+                console.say(line)
+        changed = done is not None and any(done[key] for key in ("added", "modified", "deleted"))
+        if result["objects"] or not changed:
+            _say_fetched(console, result)
+    if not allow_missing or result["damaged"]:
+        _raise_lacking(result)
+    return exits.OK
+
+
+def _say_fetched(console: Console, result: dict[str, Any]) -> None:
+    if result["objects"]:
+        console.say(f"{text.plural(result['objects'], 'file')} fetched ({text.size(result['bytes'])})")
+    elif not (result["missing"] or result["damaged"]):
+        console.say("Everything is up to date.")
+    if result["beyond"]:
+        console.say(f"{text.plural(result['beyond'], 'file')} larger than --max-size left on {_where(result)}")
+
+
+def _raise_lacking(result: dict[str, Any]) -> None:
+    """Raise for what could not be had. Data that is damaged counts for more."""
+    if result["damaged"]:
+        raise StoreDamagedError(
+            f"{text.plural(len(result['damaged']), 'object')} on {_where(result)} are not what their names say: "
+            f"{_paths(result['damaged'])}",
+            hint="remove them there, and push them again from where they are whole",
+        )
+    if result["missing"]:
+        raise ObjectMissingError(
+            f"{text.plural(len(result['missing']), 'object')} are neither here nor on {_where(result)}: {_paths(result['missing'])}",
+            hint="push them from where they still are, or take another remote with -r",
+        )

@@ -1,0 +1,269 @@
+"""`fetch`: bring from remotes what is lacking here of the tracked data; `pull`: then bring the workspace to it.
+
+The daemon names what it stores by the bytes it gets, so what a remote has under a wrong name gets into nobody's way: it is reported.
+What came in is durable in parts of a few hundred MB: a fetch that was cut goes on there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from millpond.daemon.errors import RemoteConfigError
+from millpond.daemon.names import ObjectName
+from millpond.daemon.objects import Data
+from millpond.daemon.project import export
+from millpond.daemon.project.copying import Staged, Staging
+from millpond.daemon.project.digests import LEGACY, Objects
+from millpond.daemon.project.durable import write_error
+from millpond.daemon.project.hashing import digest_of
+from millpond.daemon.project.repo import Repo
+from millpond.daemon.project.select import Choice
+from millpond.daemon.project.sharing import Group, Link, Links, choices, groups, in_parts, rows
+from millpond.daemon.remote.transfer import Part
+
+if TYPE_CHECKING:
+    from millpond.daemon.jobs.worker import WorkerContext
+    from millpond.daemon.project.context import VerbContext
+
+# What is made durable at once.
+_COMMIT_BYTES, _COMMIT_FILES = 256 << 20, 10_000
+
+
+@dataclass(slots=True)
+class Fetched:
+    """What came in, and what did not: `missing` is neither here nor on its remote, `damaged` has other bytes there than its name says;
+    each with a path that it is at. `beyond` were larger than --max-size."""
+
+    objects: int = 0
+    bytes: int = 0
+    requests: int = 0
+    beyond: int = 0
+    missing: dict[ObjectName, str] = field(default_factory=dict)
+    damaged: dict[ObjectName, str] = field(default_factory=dict)
+
+
+def fetch(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
+    """Verb. {targets, recursive, all_branches, all_tags, all_commits, revs, remote, jobs, max_size} -> {objects, bytes, requests, beyond,
+    missing, damaged, remotes}.
+
+    Raises NotARepoError, RemoteConfigError, RemoteError, CredentialsError, TargetError, InvalidFileError, DiskFullError.
+    """
+    repo = Repo.open(os.getcwd(), os.environ)
+    with context.lock(repo.root, "read"):
+        return _fetch(context, repo, choices(repo, params), params)
+
+
+def pull(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
+    """Verb. As `fetch`, and {force, allow_missing} -> also {checkout}: what `checkout` answers, None where data is missing that was
+    not allowed to be: then the workspace stays as it is."""
+    from millpond.daemon.mounts.checkout import checkout
+
+    result = fetch(context, params)
+    result["checkout"] = None
+    if params.get("allow_missing") or not (result["missing"] or result["damaged"]):
+        wanted = {key: params.get(key) for key in ("targets", "recursive", "force", "allow_missing")}
+        result["checkout"] = checkout(context, wanted)
+    return result
+
+
+def _fetch(context: VerbContext, repo: Repo, chosen: Sequence[Choice], params: dict[str, Any]) -> dict[str, Any]:
+    done, used = Fetched(), list[str]()
+    objects = Objects(context.store, repo.cache)
+    with Links(repo, params.get("remote"), params.get("jobs"), os.environ) as links:
+        if params.get("remote") is not None:
+            links.remote_of(params["remote"])
+        lacking = [each for each in chosen if each.output.name and (each.inner or not objects.whole(each.output.name))]
+        if lacking:
+            for group in _by_remote(links, objects, lacking, done):
+                used.append(group.remote.name)
+                _Fetching(context, repo, objects, links.of(group.remote), group, done, params.get("max_size")).run()
+    git = repo.git
+    names = [each.output.name for each in chosen if each.output.name is not None]
+    context.seen(repo.root, None if git is None else git.git_dir, names)
+    if done.objects and export.exports(repo, os.environ):
+        export.export_outputs(context, repo, dict.fromkeys(each.output for each in chosen))
+    return {
+        "objects": done.objects,
+        "bytes": done.bytes,
+        "requests": done.requests,
+        "beyond": done.beyond,
+        "missing": rows(done.missing),
+        "damaged": rows(done.damaged),
+        "remotes": used,
+    }
+
+
+def _by_remote(links: Links, objects: Objects, lacking: Sequence[Choice], done: Fetched) -> list[Group]:
+    """Groups of what is lacking. Without any remote configured, what is lacking is told by name."""
+    try:
+        return groups(links, objects, lacking, pushing=False)
+    except RemoteConfigError as error:
+        output = lacking[0].output
+        more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+        raise RemoteConfigError(
+            f"'{output.path}' ({output.name}){more} is not here, and {error.message}", path=output.path, hint=error.hint
+        ) from error
+
+
+class _Fetching:
+    """One remote's part of a fetch."""
+
+    def __init__(
+        self,
+        context: VerbContext,
+        repo: Repo,
+        objects: Objects,
+        link: Link,
+        group: Group,
+        done: Fetched,
+        max_size: int | None,
+    ) -> None:
+        self._context = context
+        self._repo = repo
+        self._objects = objects
+        self._link = link
+        self._group = group
+        self._done = done
+        self._max_size = max_size
+        self._total = 0
+
+    def run(self) -> None:
+        group = self._group
+        before = self._link.transfer.requests
+        lacking = [name for name, entries in group.manifests.items() if entries is None]
+        self._manifests(lacking)
+        names = list(group.files)
+        todo = [name for name, size in zip(names, self._objects.sizes(names), strict=True) if size is None]
+        if self._max_size is not None:
+            todo = self._small(todo, self._max_size)
+        self._total = self._done.objects + len(todo)
+        self._files([name for name in todo if name.algo != LEGACY])
+        self._legacy([name for name in todo if name.algo == LEGACY])
+        self._done.requests += self._link.transfer.requests - before
+
+    def _manifests(self, names: Sequence[ObjectName]) -> None:
+        """Bring manifests that are lacking, then note what they name."""
+        for part in in_parts(names, 256):
+            raw: dict[ObjectName, bytearray] = {name: bytearray() for name in part}
+            for got in self._link.transfer.download(part):
+                if got.error is not None:
+                    self._done.missing[got.name] = self._group.paths[got.name]
+                raw[got.name] += got.data
+            for name, data in raw.items():
+                if name in self._done.missing:
+                    continue
+                if hashlib.md5(data, usedforsecurity=False).hexdigest() != name.hex:
+                    self._done.damaged[name] = self._group.paths[name]
+                    continue
+                self._context.store.put_bytes(bytes(data), is_dir=True)
+                self._done.objects += 1
+                self._done.bytes += len(data)
+                self._group.take(name, bytes(data))
+        self._context.store.commit()
+
+    def _small(self, names: Sequence[ObjectName], most: int) -> list[ObjectName]:
+        """Those that are no larger, and those that are nowhere."""
+        sizes = self._link.present(names)
+        self._done.beyond += sum(1 for size in sizes.values() if size > most)
+        return [name for name in names if sizes.get(name, 0) <= most]
+
+    def _files(self, names: Sequence[ObjectName]) -> None:
+        incoming = self._link.transfer.download(names)
+        ended = False
+        while not ended:
+            sizes: deque[tuple[ObjectName, int]] = deque()
+            portion = _Portion(incoming, self._absent, sizes)
+            for found, _ in self._context.store.put_pieces(portion):
+                wanted, size = sizes.popleft()
+                self._count(wanted, found.hex == wanted.hex, size)
+            self._context.store.commit()
+            ended = portion.ended
+
+    def _absent(self, part: Part) -> None:
+        self._done.missing[part.name] = self._group.path(part.name)
+        self._link.known.drop([part.name])
+
+    def _count(self, name: ObjectName, is_right: bool, size: int) -> None:
+        done = self._done
+        if not is_right:
+            done.damaged[name] = self._group.path(name)
+            return
+        done.objects += 1
+        done.bytes += size
+        self._context.progress("fetching", (done.objects, self._total), (done.bytes, None))
+
+    def _legacy(self, names: Sequence[ObjectName]) -> None:
+        """Objects as DVC 2 names them, text by what it is without CRs: what MD5 names as well goes to the store, the rest to DVC's
+        own cache, where such names are."""
+        with Staging() as staging:
+            staged: Staged | None = None
+            size = 0
+            try:
+                for part in self._link.transfer.download(names):
+                    if part.error is not None:
+                        self._absent(part)
+                        continue
+                    if staged is None:
+                        path = self._repo.cache.path_of(part.name)
+                        assert path is not None
+                        os.makedirs(os.path.dirname(path), exist_ok=True)
+                        staged, size = staging.open(path), 0
+                    staging.write(staged, memoryview(part.data))
+                    size += len(part.data)
+                    if part.last:
+                        self._count(part.name, self._keep(staging, staged, part.name), size)
+                        staged = None
+            except OSError as error:
+                raise write_error(error) from error
+            finally:
+                if staged is not None:
+                    staging.drop(staged)
+        self._context.store.commit()
+
+    def _keep(self, staging: Staging, staged: Staged, name: ObjectName) -> bool:
+        """Whether the file is what its name says; then it has its place."""
+        path = f"/proc/self/fd/{staged.fd}"
+        found = []
+        for algo in ("md5", LEGACY):
+            with open(path, "rb") as file:
+                found.append(digest_of(file, algo))
+        if found[1] == name.hex and found[0] != name.hex:
+            os.fsync(staged.fd)
+            staging.place(staged, mode=0o444)
+            return True
+        if found[0] == name.hex:
+            list(self._context.store.put_files([path]))
+        staging.drop(staged)
+        return found[0] == name.hex
+
+
+class _Portion:
+    """Incoming parts up to where a commit is due, as ObjectStore.put_pieces takes them; names and sizes go to `sizes`."""
+
+    def __init__(
+        self, parts: Iterator[Part], absent: Callable[[Part], None], sizes: deque[tuple[ObjectName, int]]
+    ) -> None:
+        self._parts = parts
+        self._absent = absent
+        self._sizes = sizes
+        self.ended = False
+
+    def __iter__(self) -> Iterator[tuple[Data, bool, bool]]:
+        total = files = size = 0
+        for part in self._parts:
+            if part.error is not None:
+                self._absent(part)
+                continue
+            size += len(part.data)
+            if part.last:
+                self._sizes.append((part.name, size))
+                total, files, size = total + size, files + 1, 0
+            yield part.data, part.last, False
+            if part.last and (total >= _COMMIT_BYTES or files >= _COMMIT_FILES):
+                return
+        self.ended = True

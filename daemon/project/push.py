@@ -1,0 +1,179 @@
+"""`push`: bring to remotes what they lack of the tracked data.
+
+Files go up before the manifest that names them, and a manifest only when all of them are there: who finds it finds everything. So a
+push that is cut at any point leaves whole objects that the next one need not bring again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+from millpond.daemon.names import ObjectName
+from millpond.daemon.objects import Data, Piece
+from millpond.daemon.project.context import VerbContext
+from millpond.daemon.project.digests import Objects, Place
+from millpond.daemon.project.repo import Repo
+from millpond.daemon.project.sharing import Group, Link, Links, choices, groups, rows
+from millpond.daemon.remote.transfer import Upload
+
+_READ_BYTES = 1 << 20
+
+
+@dataclass(slots=True)
+class Pushed:
+    """What went up; `missing`: objects that are neither here nor there, with a path of each; `there` were on the remote already."""
+
+    objects: int = 0
+    bytes: int = 0
+    there: int = 0
+    requests: int = 0
+    missing: dict[ObjectName, str] = field(default_factory=dict)
+
+
+def push(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
+    """Verb. {targets, recursive, glob, all_branches, all_tags, all_commits, remote, jobs} -> {objects, bytes, there, requests, missing,
+    remotes}.
+
+    Raises NotARepoError, RemoteConfigError, RemoteError, CredentialsError, TargetError, InvalidFileError, StoreDamagedError.
+    """
+    repo = Repo.open(os.getcwd(), os.environ)
+    done = Pushed()
+    with context.lock(repo.root, "read"), Links(repo, params.get("remote"), params.get("jobs"), os.environ) as links:
+        links.remote_of(None)
+        objects = Objects(context.store, repo.cache)
+        found = groups(links, objects, choices(repo, params), pushing=True)
+        for group in found:
+            _Pushing(context, objects, links.of(group.remote), group, done).run()
+    return {
+        "objects": done.objects,
+        "bytes": done.bytes,
+        "there": done.there,
+        "requests": done.requests,
+        "missing": rows(done.missing),
+        "remotes": [group.remote.name for group in found],
+    }
+
+
+class _Pushing:
+    """One remote's part of a push."""
+
+    def __init__(self, context: VerbContext, objects: Objects, link: Link, group: Group, done: Pushed) -> None:
+        self._context = context
+        self._objects = objects
+        self._link = link
+        self._group = group
+        self._done = done
+        # What is on the remote for certain.
+        self._there: set[ObjectName] = set()
+        self._total = 0, 0
+
+    def run(self) -> None:
+        group, done = self._group, self._done
+        self._look()
+        files = [name for name in group.files if name not in self._there]
+        # Of a folder in parts no manifest goes up: it would name what is perhaps not there.
+        manifests = [name for name in group.manifests if name not in self._there and group.is_whole(name)]
+        places = dict(zip(files, self._objects.places(files), strict=True))
+        done.missing |= {name: group.files[name] for name, place in places.items() if place is None}
+        todo = [(name, place) for name, place in places.items() if place is not None]
+        self._total = done.objects + len(todo) + len(manifests), done.bytes + sum(place.size for _, place in todo)
+        done.there += len(self._there)
+        self._send(todo)
+        self._send_manifests(manifests)
+        done.requests += self._link.transfer.requests
+
+    def _look(self) -> None:
+        """Ask what is there: first for the manifests, which prove what they name when it was seen there before."""
+        link, group = self._link, self._group
+        manifests = [name for name in group.manifests if group.is_whole(name)]
+        seen = link.known.of(manifests)
+        asked = link.present(list(seen))
+        for name in seen:
+            entries = group.manifests[name]
+            if name in asked and entries is not None:
+                self._there.add(name)
+                self._there.update(entry.name for entry in entries)
+        gone = [name for name in seen if name not in asked]
+        link.known.drop(entry.name for name in gone for entry in group.manifests[name] or ())
+        files = [name for name in group.files if name not in self._there]
+        # Single files are asked for each time, as manifests are.
+        inside = {entry.name for entries in group.manifests.values() for entry in entries or ()}
+        fresh = link.known.of([name for name in files if name in inside])
+        self._there.update(fresh)
+        rest = [name for name in files if name not in fresh]
+        sizes = dict(zip(rest, self._objects.sizes(rest), strict=True))
+
+        def tick(done: int, total: int) -> None:
+            self._context.progress("looking at the remote", (done, total))
+
+        for name, size in link.present(rest, tick).items():
+            if sizes[name] in (None, size):  # one of another length was cut by somebody's tool: it is written again
+                self._there.add(name)
+        others = [name for name in manifests if name not in self._there]
+        for name in link.present(others):
+            entries = group.manifests[name]
+            if entries is None or all(entry.name in self._there for entry in entries):
+                self._there.add(name)
+        link.known.add(
+            ((name, 0) for name in others if name in self._there and group.manifests[name] is not None), "head"
+        )
+
+    def _send(self, todo: Sequence[tuple[ObjectName, Place]]) -> None:
+        def created(sent: Sequence[Upload]) -> None:
+            self._done.objects += len(sent)
+            self._done.bytes += sum(each.size for each in sent)
+            self._there.update(each.name for each in sent)
+            self._link.known.add(((each.name, each.size) for each in sent), "put")
+            self._context.progress("pushing", (self._done.objects, self._total[0]), (self._done.bytes, self._total[1]))
+
+        self._link.transfer.upload(self._uploads(todo), created=created)
+
+    def _send_manifests(self, manifests: Sequence[ObjectName]) -> None:
+        """Those whose files are all there now."""
+        group, done = self._group, self._done
+        uploads, whole = [], []
+        for name in manifests:
+            entries = group.manifests[name]
+            raw = None if entries is None else self._objects.manifest(name)
+            if raw is None:
+                done.missing[name] = group.paths[name]
+            elif entries is not None and all(entry.name in self._there for entry in entries):
+                uploads.append(Upload(name, len(raw), [raw]))
+                whole.append(name)
+
+        def created(sent: Sequence[Upload]) -> None:
+            done.objects += len(sent)
+            done.bytes += sum(each.size for each in sent)
+            self._link.known.add(((each.name, each.size) for each in sent), "put")
+
+        self._link.transfer.upload(uploads, created=created)
+
+    def _uploads(self, todo: Sequence[tuple[ObjectName, Place]]) -> Iterator[Upload]:
+        for in_store, part in groupby(todo, key=lambda each: each[1].in_store):
+            items = list(part)
+            if not in_store:
+                yield from (Upload(name, place.size, self._cached(place)) for name, place in items)
+                continue
+            pieces = self._context.store.fetch(place.name for _, place in items)
+            yield from (Upload(name, place.size, _until_last(pieces)) for name, place in items)
+
+    def _cached(self, place: Place) -> Iterator[Data]:
+        """An object of DVC's cache, checked against its name before its first byte goes out."""
+        found = self._objects.cache.open(place.name)
+        if found is None:
+            return
+        with os.fdopen(found[0], "rb") as file:
+            while data := file.read(_READ_BYTES):
+                yield data
+
+
+def _until_last(pieces: Iterator[Piece]) -> Iterator[Data]:
+    """The bytes of one content, off a stream of several."""
+    for piece in pieces:
+        yield piece.data
+        if piece.last:
+            return

@@ -1,0 +1,68 @@
+"""How many requests are under way at once: as many as still bring more.
+
+Throughput is measured over windows of completed requests. While it grows the number grows too; when it falls back, or the
+remote says that it is too much, the number does. A request counts as its bytes and what its own cost would have brought, so that
+ten thousand empty files are work as well.
+"""
+
+from __future__ import annotations
+
+import time
+
+# What a request costs beside its bytes, expressed in bytes.
+REQUEST_BYTES = 32 << 10
+_WINDOW_S = 0.4
+_GROWTH, _DECAY = 1.5, 0.7
+
+
+class Pace:
+    """`done` is for one thread; `refused` may be called from any. `limit` is how many may be under way now, between `least` and `most`."""
+
+    def __init__(self, most: int, *, least: int = 2, first: int = 8) -> None:
+        self.most = max(most, 1)
+        self._least = min(least, self.most)
+        self.limit = min(max(first, self._least), self.most)
+        self._began = 0.0
+        self._done = 0
+        self._cost = 0
+        self._best = 0.0
+
+    def done(self, size: int, now: float | None = None) -> None:
+        """A request brought `size` bytes."""
+        now = time.monotonic() if now is None else now
+        if not self._done:
+            self._began = self._began or now
+        self._done += 1
+        self._cost += size + REQUEST_BYTES
+        if self._done >= self.limit and now - self._began >= _WINDOW_S:
+            self._judge(self._cost / (now - self._began))
+            self._began, self._done, self._cost = now, 0, 0
+
+    def refused(self) -> None:
+        """The remote asked for less, or failed."""
+        self.limit = max(self._least, self.limit // 2)
+        self._best, self._began, self._done, self._cost = 0.0, 0.0, 0, 0
+
+    def _judge(self, rate: float) -> None:
+        if rate > self._best * 1.05:
+            self.limit = min(self.most, max(self.limit + 1, int(self.limit * _GROWTH)))
+        elif rate < self._best * _DECAY:
+            self.limit = max(self._least, int(self.limit * 0.75))
+        # What was best long ago is not held against today's network.
+        self._best = max(rate, self._best * 0.95)
+
+
+class Budget:
+    """At most `rate` bytes a second, in the long run; a second's worth at once."""
+
+    def __init__(self, rate: float) -> None:
+        self._rate = rate
+        self._level = rate
+        self._last = time.monotonic()
+
+    def wait_s(self, size: int) -> float:
+        """Take `size` bytes; how long to sleep before going on."""
+        now = time.monotonic()
+        self._level = min(self._rate, self._level + (now - self._last) * self._rate) - size
+        self._last = now
+        return max(0.0, -self._level / self._rate)

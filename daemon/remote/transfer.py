@@ -1,0 +1,258 @@
+"""Moving objects between a remote and this process: many requests at once, in order, in bounded memory.
+
+What a remote fails to do is tried again a few times, with growing pauses of random length; what it refuses (no permission, no such
+object) is not. Results come in the order in which they were asked for, so that neighbours of a folder stay neighbours.
+"""
+
+from __future__ import annotations
+
+import queue
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+from millpond.daemon.errors import CancelledError, ObjectMissingError, RemoteError
+from millpond.daemon.names import ObjectName
+from millpond.daemon.remote.backend import Backend, Data, Entry, Got
+from millpond.daemon.remote.layout import key_of, keys_of
+from millpond.daemon.remote.pace import Budget, Pace
+
+T = TypeVar("T")
+# Bytes asked for at once, and so held for each request under way.
+RANGE_BYTES = 2 << 20
+# Requests under way, unless the remote's `jobs` says less: with RANGE_BYTES each, 96 MiB.
+MOST = 48
+# Small objects written together, and how many such groups are under way.
+GROUP_FILES, GROUP_BYTES, GROUPS = 512, 16 << 20, 3
+# Ranges of one object under way at once.
+_RANGES = 8
+_TRIES = 4
+_PAUSE_S = 0.3
+# Time for all tries of one request.
+_DEADLINE_S = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Bytes of an object that come in; `last` ends it. `error` instead, where there is no such object."""
+
+    name: ObjectName
+    data: Data
+    last: bool
+    error: ObjectMissingError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """An object that goes out: `size` bytes that `pieces` gives, once."""
+
+    name: ObjectName
+    size: int
+    pieces: Iterable[Data]
+
+
+class Transfer:
+    """One remote in use, to be closed. `requests` and `bytes` count what was moved."""
+
+    def __init__(self, backend: Backend, *, jobs: int | None = None, rate: float | None = None) -> None:
+        self.backend = backend
+        self._pace = Pace(min(jobs or MOST, MOST), least=min(jobs or 2, 2))
+        self._pool = ThreadPoolExecutor(self._pace.most, thread_name_prefix="transfer")
+        self._budget = None if rate is None else Budget(rate)
+        self._stop = threading.Event()
+        self.requests = 0
+        self.bytes = 0
+
+    def __enter__(self) -> Transfer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self.backend.close()
+
+    def heads(self, names: Sequence[ObjectName]) -> Iterator[Entry | None]:
+        """What lies under each name, in either layout."""
+        return self._in_order(partial(self._head, name) for name in names)
+
+    def listings(self, prefixes: Iterable[str]) -> Iterator[list[Entry]]:
+        """All that lies below each prefix."""
+        return self._in_order(partial(self._list, prefix) for prefix in prefixes)
+
+    def read(self, name: ObjectName) -> bytes:
+        """A whole object that is small, or that somebody waits for. Raises ObjectMissingError."""
+        found = bytearray()
+        for part in self.download([name]):
+            if part.error is not None:
+                raise part.error
+            found += part.data
+        return bytes(found)
+
+    def download(self, names: Iterable[ObjectName]) -> Iterator[Part]:
+        """The bytes of objects, one after the other."""
+        asked: deque[ObjectName] = deque()
+
+        def firsts() -> Iterator[Callable[[], tuple[str, Got] | None]]:
+            for name in names:
+                asked.append(name)
+                yield partial(self._first, name)
+
+        for found in self._in_order(firsts()):
+            name = asked.popleft()
+            if found is None:
+                missing = ObjectMissingError(f"object {name} is not on remote '{self.backend.name}'")
+                yield Part(name, b"", True, missing)
+                continue
+            key, got = found
+            yield Part(name, got.data, len(got.data) >= got.entry.size)
+            yield from self._rest(name, key, got)
+
+    def upload(self, objects: Iterable[Upload], *, created: Callable[[Sequence[Upload]], None]) -> None:
+        """Write objects; `created` is told of those that are there for good, in order."""
+        flying: deque[tuple[Future[None], list[Upload]]] = deque()
+        group: list[tuple[Upload, bytes]] = []
+        size = 0
+
+        def send(limit: int) -> None:
+            nonlocal group, size
+            if group:
+                items = [(key_of(each.name), data) for each, data in group]
+                task = self._submit(lambda: self.backend.put_many(items))
+                flying.append((task, [each for each, _ in group]))
+                group, size = [], 0
+            while len(flying) > limit:
+                task, sent = flying.popleft()
+                task.result()
+                self._count(len(sent), sum(each.size for each in sent))
+                created(sent)
+
+        for each in objects:
+            if each.size > RANGE_BYTES:
+                send(0)
+                self._stream(each)
+                created([each])
+                continue
+            group.append((each, b"".join(bytes(piece) for piece in each.pieces)))
+            size += each.size
+            if len(group) >= GROUP_FILES or size >= GROUP_BYTES:
+                send(GROUPS)
+        send(0)
+
+    def delete(self, keys: Iterable[str]) -> Iterator[None]:
+        """Remove what lies under these keys."""
+        return self._in_order(partial(self.backend.delete, key) for key in keys)
+
+    def _list(self, prefix: str) -> list[Entry]:
+        return list(self.backend.list(prefix))
+
+    def _head(self, name: ObjectName) -> Entry | None:
+        for key in keys_of(name):
+            entry = self.backend.head(key)
+            if entry is not None:
+                return entry
+        return None
+
+    def _first(self, name: ObjectName) -> tuple[str, Got] | None:
+        for key in keys_of(name):
+            try:
+                return key, self.backend.get(key, 0, RANGE_BYTES)
+            except ObjectMissingError:
+                continue
+        return None
+
+    def _rest(self, name: ObjectName, key: str, first: Got) -> Iterator[Part]:
+        """The further ranges of a large object, which must not change meanwhile."""
+        etag, total = first.entry.etag, first.entry.size
+
+        def ask(start: int) -> Got:
+            return self.backend.get(key, start, RANGE_BYTES, etag=etag)
+
+        starts = range(len(first.data), total, RANGE_BYTES)
+        for start, got in zip(starts, self._in_order((partial(ask, at) for at in starts), _RANGES), strict=True):
+            if len(got.data) != min(RANGE_BYTES, total - start):
+                raise RemoteError(f"remote '{self.backend.name}' gave too few bytes of '{key}'", path=key)
+            yield Part(name, got.data, start + len(got.data) == total)
+
+    def _stream(self, each: Upload) -> None:
+        """Write one large object while its bytes are read; a few pieces wait between the two."""
+        pieces: queue.Queue[bytes | None] = queue.Queue(4)
+
+        def taken() -> Iterator[bytes]:
+            while (piece := pieces.get()) is not None:
+                yield piece
+
+        task = self._submit(lambda: self.backend.put_stream(key_of(each.name), taken(), each.size), tries=1)
+        whole = False
+        try:
+            for piece in each.pieces:
+                self._put(pieces, bytes(piece), task)
+                self._pause(len(piece))
+            whole = True
+        finally:
+            # Too few pieces are an error of the stream: nothing half-written gets the object's name.
+            self._put(pieces, None, task)
+            if whole:
+                task.result()
+        self._count(1 + each.size // (16 << 20), each.size, pause=False)
+
+    def _put(self, pieces: queue.Queue[bytes | None], piece: bytes | None, task: Future[None]) -> None:
+        while not task.done():
+            try:
+                pieces.put(piece, timeout=0.2)
+                return
+            except queue.Full:
+                continue
+
+    def _in_order(self, work: Iterable[Callable[[], T]], most: int = MOST) -> Iterator[T]:
+        """Run calls, as many at once as the pace allows; results in order. What is begun and not asked for ends with the pool."""
+        flying: deque[Future[T]] = deque()
+        source = iter(work)
+        more = True
+        while more or flying:
+            while more and len(flying) < min(self._pace.limit, most):
+                call = next(source, None)
+                if call is None:
+                    more = False
+                else:
+                    flying.append(self._submit(call))
+            if flying:
+                result = flying.popleft().result()
+                got = result[1] if isinstance(result, tuple) else result
+                size = len(got.data) if isinstance(got, Got) else 0
+                self._count(1, size)
+                yield result
+
+    def _submit(self, call: Callable[[], T], tries: int = _TRIES) -> Future[T]:
+        return self._pool.submit(lambda: self._try(call, tries))
+
+    def _count(self, requests: int, size: int, *, pause: bool = True) -> None:
+        self.requests += requests
+        self.bytes += size
+        self._pace.done(size)
+        if pause:
+            self._pause(size)
+
+    def _pause(self, size: int) -> None:
+        if self._budget is not None and (wait := self._budget.wait_s(size)):
+            self._stop.wait(wait)
+
+    def _try(self, call: Callable[[], T], tries: int = _TRIES) -> T:
+        deadline = time.monotonic() + _DEADLINE_S
+        for number in range(1, tries + 1):
+            if self._stop.is_set():
+                raise CancelledError("the transfer was cancelled")
+            try:
+                return call()
+            except RemoteError as error:
+                pause = _PAUSE_S * 2**number * random.uniform(0.5, 1.0)
+                if number == tries or time.monotonic() + pause > deadline or error.details.get("again") is False:
+                    raise
+                self._pace.refused()
+                self._stop.wait(pause)
+        raise AssertionError

@@ -1,0 +1,281 @@
+"""push, fetch and pull, real DVC on the other side of the same remote."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from tests.cli.helpers import Home
+from tests.faults.test_limits import sentence
+from tests.mounts.conftest import fill
+from tests.remote.shared import Team, data_of, key_of
+from tests.store.helpers import sample
+
+
+def test_what_is_pushed_real_dvc_pulls(team: Team) -> None:
+    ann = team.begin()
+    said = ann.run("push").stdout
+    assert said.startswith("7 files pushed (")
+    bob = team.person("bob", ann)
+    assert "7 files fetched" in bob.dvc("pull").stdout
+    assert data_of(bob) == data_of(ann)
+    assert bob.dvc("status", "-c").stdout.startswith("Cache and remote 'team' are in sync")
+    assert ann.run("push", "-A").stdout.startswith("3 files pushed")
+    shutil.rmtree(bob.repo / ".dvc/cache")
+    bob.dvc("fetch", "-A")
+    assert bob.dvc("push", "-A").stdout == "Everything is up to date.\n"
+
+
+def test_what_dvc_pushed_is_pulled(team: Team) -> None:
+    ann = team.begin()
+    ann.run("cache", "export", "-A")
+    ann.dvc("push", "-A")
+    bob = team.person("bob", ann)
+    said = bob.run("pull").stdout
+    assert "A       data/\n" in said and "7 files fetched" in said
+    assert data_of(bob) == data_of(ann)
+    assert bob.run("pull").stdout == "Everything is up to date.\n" and "up to date" in bob.run("status").stdout
+    bob.git("checkout", "-q", "v1")
+    assert "3 files fetched" in bob.run("pull", "--all-tags").stdout
+    assert (bob.repo / "one.csv").read_bytes() == b"one\n"
+    assert bob.run("fetch", "-A").stdout == "Everything is up to date.\n"
+    assert not (bob.repo / ".dvc/cache").exists(), "who does not use DVC here needs no copies for it"
+
+
+def test_pushing_twice_moves_nothing_and_asks_little(team: Team) -> None:
+    ann = team.begin()
+    first = json.loads(ann.run("push", "--json").stdout)
+    again = json.loads(ann.run("push", "--json").stdout)
+    assert (first["objects"], again["objects"], again["there"]) == (7, 0, 7)
+    assert again["requests"] == 2, "one for the manifest, one for the single file"
+    assert ann.run("push").stdout == "Everything is up to date.\n"
+
+
+def test_what_vanished_from_the_remote_is_pushed_again(team: Team) -> None:
+    """Notes of what a remote held are believed only while its manifest is there; a manifest goes up last."""
+    ann = team.begin()
+    ann.run("push")
+    there = team.keys()
+    for key in there:
+        team.put(key, None)
+    assert ann.run("push").stdout.startswith("7 files pushed")
+    assert team.keys() == there
+
+
+def test_parts_are_pushed_and_pulled(team: Team) -> None:
+    ann = team.begin()
+    assert ann.run("push", "data/sub/deep").stdout.startswith("2 files pushed")
+    assert not any(key.endswith(".dir") for key in list(team.keys())), "its manifest would name what is not there"
+    ann.run("push")
+    bob = team.person("bob", ann)
+    assert "2 files fetched" in bob.run("pull", "data/sub/one.bin").stdout, "the manifest, and the file"
+    assert [path.name for path in (bob.repo / "data").rglob("*") if path.is_file()] == ["one.bin"]
+    assert "A       one.csv\n" in bob.run("pull", "one.csv").stdout
+    assert (
+        bob.run("fetch", "--max-size", "100").stdout
+        == "1 file fetched (0 B)\n3 files larger than --max-size left on remote 'team'\n"
+    )
+
+
+def test_what_is_on_no_remote_is_named(team: Team) -> None:
+    ann = team.begin()
+    ann.run("push")
+    bob = team.person("bob", ann)
+    value = hashlib.md5(sample(5, 300_000)).hexdigest()
+    team.put(key_of(value), None)
+    done = bob.run("pull", code=8)
+    sentence(done)
+    assert f"'data/a.txt' (md5:{value})" in done.stderr and "remote 'team'" in done.stderr
+    assert not (bob.repo / "data").exists() and not (bob.repo / "one.csv").exists()
+    assert f"md5:{value}" in bob.run("fetch", code=8).stderr
+    bob.run("pull", "--allow-missing")
+    assert data_of(bob) == {name: data for name, data in data_of(ann).items() if name != "a.txt"}
+    bob.run("push", code=8)
+    assert ann.run("push", code=0).stdout == "Everything is up to date.\n", (
+        "seen there an hour ago, and its manifest still is"
+    )
+
+
+def test_wrong_bytes_are_never_taken_for_the_object(team: Team) -> None:
+    ann = team.begin()
+    ann.run("push")
+    value = hashlib.md5(sample(5, 300_000)).hexdigest()
+    for wrong in (sample(6, 300_000), sample(5, 300_000)[:-1], b""):
+        team.put(key_of(value), wrong)
+        bob = team.person(f"b{len(wrong)}", ann)
+        done = bob.run("pull", code=6)
+        sentence(done)
+        assert f"'data/a.txt' (md5:{value})" in done.stderr
+        assert not (bob.repo / "data").exists()
+        assert bob.run("checkout", code=None).returncode != 0
+        team.put(key_of(value), sample(5, 300_000))
+        bob.run("pull")
+        assert data_of(bob) == data_of(ann)
+
+
+def test_a_cut_object_is_written_again(team: Team) -> None:
+    ann = team.begin()
+    ann.run("push")
+    value = hashlib.md5(sample(5, 300_000)).hexdigest()
+    team.put(key_of(value), sample(5, 1000))
+    cat = team.person("cat", ann)  # who has no notes of the remote
+    fill(cat.repo / "data", 1)
+    (cat.repo / "data/a.txt").write_bytes(sample(5, 300_000))
+    cat.run("commit", "-q", "-f", "data.dvc")
+    assert cat.run("push", "data").stdout.startswith("2 files pushed"), "and the manifest behind it"
+    assert team.keys()[key_of(value)] == 300_000
+
+
+def test_without_the_data_push_names_what_is_missing(team: Team) -> None:
+    ann = team.begin()
+    bob = team.person("bob", ann)
+    done = bob.run("push", code=8)
+    sentence(done)
+    assert "2 objects could not be pushed" in done.stderr and "'one.csv'" in done.stderr and team.keys() == {}
+
+
+@pytest.mark.parametrize(
+    "victim", ["worker", pytest.param("client", marks=pytest.mark.long), pytest.param("daemon", marks=pytest.mark.long)]
+)
+def test_a_push_that_is_killed_leaves_whole_objects(team: Team, victim: str) -> None:
+    ann = team.begin()
+    for number in range(60):
+        (ann.repo / "data" / f"n{number}").write_bytes(sample(100 + number, 200_000))
+    (ann.repo / "data/large").write_bytes(sample(99, 20_000_000))
+    ann.run("add", "-q", "data")
+    ann.git("commit", "-qam", "third")
+    rng = random.Random(len(victim))
+    for _ in range(3):
+        _killed(ann, victim, rng.uniform(0.05, 0.5), "push", "-A")
+        for key, size in team.keys().items():
+            if "tmp" not in key:
+                _is_right(team, ann, key, size)
+    ann.run("push", "-A")
+    bob = team.person("bob", ann)
+    bob.dvc("pull")
+    assert data_of(bob) == data_of(ann)
+
+
+@pytest.mark.parametrize(
+    "victim", ["worker", pytest.param("client", marks=pytest.mark.long), pytest.param("daemon", marks=pytest.mark.long)]
+)
+def test_a_pull_that_is_killed_is_ended_by_the_next(team: Team, victim: str) -> None:
+    ann = team.begin()
+    (ann.repo / "data/large").write_bytes(sample(99, 20_000_000))
+    for number in range(60):
+        (ann.repo / "data" / f"n{number}").write_bytes(sample(100 + number, 200_000))
+    ann.run("add", "-q", "data")
+    ann.git("commit", "-qam", "third")
+    ann.run("push", "-A")
+    bob = team.person("bob", ann)
+    rng = random.Random(len(victim))
+    for _ in range(3):
+        _killed(bob, victim, rng.uniform(0.05, 0.5), "pull")
+    bob.run("pull")
+    assert data_of(bob) == data_of(ann) and "clean" in bob.run("fsck", "--deep").stdout
+
+
+def test_two_pushes_at_once(team: Team) -> None:
+    ann = team.begin()
+    bob = team.person("bob", ann)
+    fill(bob.repo / "data", 1)
+    (bob.repo / "data/a.txt").write_bytes(sample(5, 300_000))
+    (bob.repo / "one.csv").write_bytes(b"one, later\n")
+    bob.run("commit", "-q", "-f")
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda home: home.run("push"), (ann, bob, ann, bob)))
+    cat = team.person("cat", ann)
+    cat.dvc("pull")
+    assert data_of(cat) == data_of(ann)
+
+
+def test_settings_that_cannot_work_are_named(team: Team) -> None:
+    ann = team.begin()
+    cases = {
+        "there is no remote 'nope'": ("push", "-r", "nope"),
+        "'gs' is a kind of remote that DVC has": ("push", "-r", "cloud"),
+        "is the repository itself": ("push", "-r", "self"),
+        "this project's own cache": ("fetch", "-r", "own"),
+        "cannot be reached": ("push", "-r", "away"),
+    }
+    for name, url in (
+        ("cloud", "gs://x/y"),
+        ("self", str(ann.repo)),
+        ("own", str(ann.repo / ".dvc/cache")),
+        ("away", "/no/where/at/all"),
+    ):
+        with open(ann.repo / ".dvc/config", "a") as config:
+            config.write(f"['remote \"{name}\"']\n    url = {url}\n")
+    for text, command in cases.items():
+        done = ann.run(*command, code=None)
+        sentence(done)
+        assert done.returncode in (9, 251) and text in done.stderr, done.stderr
+    bob = team.person("bob", ann)
+    for name in ("config", "config.local"):
+        (bob.repo / ".dvc" / name).write_text("")
+    done = bob.run("pull", code=251)
+    sentence(done)
+    assert "'data' (md5:" in done.stderr and "remote add" in done.stderr
+
+
+def test_outputs_with_a_remote_of_their_own(team: Team) -> None:
+    ann = team.begin()
+    other = team.folder / "other"
+    with open(ann.repo / ".dvc/config", "a") as config:
+        config.write(f"['remote \"own\"']\n    url = {other}\n")
+    pointer = ann.repo / "one.csv.dvc"
+    pointer.write_text(pointer.read_text() + "  remote: own\n")
+    (ann.repo / "never.txt").write_text("a secret")
+    ann.run("add", "-q", "never.txt")
+    never = ann.repo / "never.txt.dvc"
+    never.write_text(never.read_text() + "  push: false\n")
+    assert ann.run("push").stdout.startswith("7 files pushed")
+    assert len([path for path in other.rglob("*") if path.is_file()]) == 1
+    assert len(team.keys()) == 6
+    ann.git("add", "-A")
+    ann.git("commit", "-qm", "own")
+    bob = team.person("bob", ann)
+    bob.run("pull", "data", "one.csv")
+    assert data_of(bob) == data_of(ann)
+
+
+def _killed(home: Home, victim: str, after_s: float, *command: str) -> None:
+    process = subprocess.Popen(
+        home.command(*command), cwd=home.repo, env=home.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    time.sleep(after_s)
+    if victim == "client":
+        process.kill()
+    else:
+        for pid in _pids(home, victim):
+            os.kill(pid, signal.SIGKILL)
+    process.wait(60)
+
+
+def _pids(home: Home, victim: str) -> list[int]:
+    from tests.mounts.test_kills import processes
+
+    return list(processes(home, victim))
+
+
+def _is_right(team: Team, home: Home, key: str, size: int) -> None:
+    """An object that is seen under its key is whole."""
+    if team.server is None:
+        with open(f"{team.url}/{key}", "rb") as file:
+            data = file.read()
+    else:
+        bucket, _, prefix = team.url.removeprefix("s3://").partition("/")
+        data = team.server.client().get_object(Bucket=bucket, Key=f"{prefix}/{key}")["Body"].read()
+    value = key.removeprefix("files/md5/").replace("/", "").removesuffix(".dir")
+    assert hashlib.md5(data).hexdigest() == value and len(data) == size
+    if key.endswith(".dir"):
+        there = team.keys()
+        assert all(key_of(entry["md5"]) in there for entry in json.loads(data)), "a manifest goes up last"

@@ -12,6 +12,7 @@ import os
 import socket
 import stat
 import threading
+from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -42,11 +43,17 @@ class SourceClient:
         self._number = 0
         self._ended: MillpondError | None = None
         self._receiver: threading.Thread | None = None
+        # Requests to remotes and bytes from them, as the source last told.
+        self.moved = 0, 0
 
-    def open(self, name: ObjectName) -> tuple[int, int]:
-        """(descriptor, size) of an object: a regular file of that size. Raises ObjectMissingError, StoreDamagedError,
-        ProtocolError."""
-        answer, fds = self._ask({"op": "open", "name": [name.algo, name.value]})
+    def open(self, name: ObjectName, size: int | None = None, near: Sequence[ObjectName] = ()) -> tuple[int, int, bool]:
+        """(descriptor, size, whether all is there) of an object: a regular file of that size, and where not all of it is there,
+        `ensure` brings what is read. `size` is what the listing says, without it remotes are not asked; `near` may be read soon.
+        Raises ObjectMissingError, StoreDamagedError, ProtocolError, RemoteError, CredentialsError."""
+        request: dict[str, Any] = {"op": "open", "name": [name.algo, name.value], "size": size}
+        if near:
+            request["near"] = [(each.algo, each.value) for each in near]
+        answer, fds = self._ask(request)
         try:
             if len(fds) != 1:
                 raise ProtocolError(f"the source gave {len(fds)} descriptors for object {name}")
@@ -56,7 +63,31 @@ class SourceClient:
         except BaseException:
             framing.close_all(fds)
             raise
-        return fds[0], found.st_size
+        self._note_moved(answer)
+        return fds[0], found.st_size, answer.get("whole") is not False
+
+    def ensure(self, name: ObjectName, size: int, inode: int, offset: int, length: int) -> tuple[int, int]:
+        """Have a range of a file of `open` filled; the range [start, end) around it that is. Raises as `open`, RemoteChangedError."""
+        answer = self._plain(
+            {
+                "op": "ensure",
+                "name": [name.algo, name.value],
+                "size": size,
+                "inode": inode,
+                "offset": offset,
+                "length": length,
+            }
+        )
+        self._note_moved(answer)
+        start, end = int(answer["start"]), int(answer["end"])
+        if not 0 <= start <= offset or not min(offset + length, size) <= end <= size:
+            raise ProtocolError(f"the source filled another range of object {name} than was asked for")
+        return start, end
+
+    def _note_moved(self, answer: dict[str, Any]) -> None:
+        moved = answer.get("moved")
+        if isinstance(moved, list) and len(moved) == 2:
+            self.moved = int(moved[0]), int(moved[1])
 
     def refs(self) -> dict[str, str]:
         """Branches and tags with their commits."""

@@ -36,6 +36,7 @@ from millpond.daemon.store.index import Content
 from millpond.daemon.store.reader import Bytes, StoreReader
 from millpond.daemon.store.scrubstate import state_of
 from millpond.fusefs.asking import SourceClient
+from millpond.fusefs.lazy import LazyFile, Waits, Walks
 from millpond.fusefs.memory import MapTrimmer
 from millpond.fusefs.reader import ChunkCache, ForeignFile, StoredFile
 
@@ -52,7 +53,7 @@ _FIRST_DYNAMIC = 16
 MAX_WHOLE = 64 << 10
 FOREVER_S = 365 * 86400.0
 # Requests that wait for the source at once; threads of their own, so that they hold up no other read.
-SOURCE_REQUESTS = 16
+SOURCE_REQUESTS = 40
 # Entries taken from a folder in one read of the index.
 _PAGE = 256
 _PAGE_LOOKS = 8
@@ -160,6 +161,10 @@ class Filesystem:
         # What the engine has to tell.
         self.more_statistics: Callable[[], dict[str, object]] = dict
         self.opens = self.reads = self.read_bytes = self.errors = 0
+        # For files that are not here: who waits, and the folder that was looked into last.
+        self.waits = Waits()
+        self._walks = Walks(self.folders, reader, uid)
+        self._last_folder: bytes | None = None
         self.last_error = ""
 
     def reading(self) -> AbstractContextManager[Any]:
@@ -186,6 +191,7 @@ class Filesystem:
         if folder is not None:
             entry = self._lookups.lookup(folder, name)
             if entry is not None:
+                self._last_folder = folder
                 return self.attributes_of(parent, entry)
         if parent == ROOT and name == HIDDEN:  # unless the data itself has this name
             return self._hidden()
@@ -335,7 +341,7 @@ class Filesystem:
         record = self._record(inode)
         if record.name is None or self._source is None:
             raise FileError(errno.EIO)
-        fd, size = await self.ask_source(self._source.open, record.name)
+        fd, size, _ = await self.ask_source(self._source.open, record.name)
         try:
             _check_size(record, size)
         except StoreDamagedError:
@@ -376,13 +382,17 @@ class Filesystem:
             name = record.name
             if self._source is None or name is None:
                 raise FileError(errno.EIO)
-            fd, size = await self.ask_source(self._source.open, name)
+            source, near = self._source, self._walks.missed(self._last_folder)
+            with self.waits:
+                fd, size, whole = await self.ask_source(lambda each: source.open(each, record.size, near), name)
             try:
                 _check_size(record, size)
             except StoreDamagedError:
                 os.close(fd)
                 raise
-            return self._opened(ForeignFile(fd, size), str(name))
+            if whole:
+                return self._opened(ForeignFile(fd, size), str(name))
+            return self._opened(LazyFile(source, self.ask_source, self.waits, name, fd, size), str(name))
         except (MillpondError, OSError) as error:
             raise self.failed(f"cannot open {'inode ' + str(inode) if name is None else name}: {error}") from error
 
@@ -439,6 +449,10 @@ class Filesystem:
             "known_directories": len(self._nodes),
             "errors": self.errors,
             "last_error": self.last_error,
+            "waits": self.waits.count,
+            "waited_s": round(self.waits.seconds, 3),
+            "remote_requests": self._source.moved[0] if self._source is not None else 0,
+            "remote_bytes": self._source.moved[1] if self._source is not None else 0,
             "up_s": round(time.time() - self._started, 1),
             **self.more_statistics(),
             "store_checked": scrub.passed,

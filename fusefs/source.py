@@ -1,7 +1,8 @@
 """Sources: what a mount shows and the store has not, given by a process of the caller's own.
 
 The source runs as the caller, beside the holder, and outlives the daemon as it does. It opens objects of the project's
-DVC cache (checked against their names) and blobs of its Git repository, and passes descriptors; it also tells branches
+DVC cache (checked against their names) and blobs of its Git repository, brings what only its remotes have (daemon/remote/fetcher.py),
+and passes descriptors; it also tells branches
 and tags, and asks the daemon, as its user, for the tree of a revision. It answers JSON lines on a socket pair; the other
 side is asking.py.
 """
@@ -19,17 +20,23 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from millpond.daemon import memfd, wirepath
-from millpond.daemon.errors import InternalError, MillpondError, ObjectMissingError
+from millpond.daemon.errors import InternalError, MillpondError, ObjectMissingError, RemoteConfigError
 from millpond.daemon.names import ObjectName
+from millpond.daemon.project import config
 from millpond.daemon.project.dvccache import DvcCache
 from millpond.daemon.project.gitrepo import GitRepo
+from millpond.daemon.project.statcache import StatCache
+from millpond.daemon.remote.fetcher import Fetcher
+from millpond.daemon.remote.places import Places, without_remote
+from millpond.daemon.remote.settling import Settler
 from millpond.daemon.rpc import framing
 from millpond.daemon.rpc.client import Client
 
 log = logging.getLogger("millpond.source")
 
-# Requests answered at once: one that is slow (a large object is checked, a revision listed) holds up no other.
-THREADS = 4
+# Requests answered at once: most of them wait for a remote; one that is slow (a large object is checked, a revision
+# listed) holds up no other.
+THREADS = 40
 
 
 class SourceServer:
@@ -46,6 +53,8 @@ class SourceServer:
         # libgit2's objects are not for two threads at once.
         self._git_lock = threading.Lock()
         self._git: GitRepo | None = None
+        self._fetcher: Fetcher | None = None
+        self._fetcher_lock = threading.Lock()
 
     def serve(self) -> None:
         """Answer until the holder hangs up. Raises ProtocolError for what is no request."""
@@ -56,6 +65,8 @@ class SourceServer:
                     request, fds = item
                     framing.close_all(fds)
                     pool.submit(self._answer, request)
+        if self._fetcher is not None:
+            self._fetcher.close()
 
     def _answer(self, request: dict[str, Any]) -> None:
         fds: list[int] = []
@@ -76,9 +87,16 @@ class SourceServer:
 
     def _perform(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         if request["op"] == "open":
-            fd, size = self._open(ObjectName(*request["name"]))
+            fd, size, whole = self._open(ObjectName(*request["name"]), request.get("size"))
             fds.append(fd)
-            return {"size": size}
+            if request.get("near") and self._fetcher is not None:
+                self._fetcher.hint([ObjectName(algo, value) for algo, value in request["near"]])
+            return {"size": size, "whole": whole, "moved": self._moved()}
+        if request["op"] == "ensure":
+            name, size = ObjectName(*request["name"]), int(request["size"])
+            inode, offset, length = (int(request[key]) for key in ("inode", "offset", "length"))
+            start, end = self._remote().ensure(name, size, inode, offset, length)
+            return {"start": start, "end": end, "moved": self._moved()}
         if request["op"] == "refs":
             with self._git_lock:
                 return {"refs": {wirepath.encode(name): commit for name, commit in self._repo().refs().items()}}
@@ -86,17 +104,37 @@ class SourceServer:
             return self._version(wirepath.decode(str(request["rev"])))
         raise ValueError(f"no operation {request['op']!r}")
 
-    def _open(self, name: ObjectName) -> tuple[int, int]:
+    def _open(self, name: ObjectName, size: int | None) -> tuple[int, int, bool]:
+        """(descriptor, size, whether all is there) of an object; `size` is what the version's listing says."""
         if name.algo.startswith("git-"):
             with self._git_lock:
                 data = self._repo().read(name.value)
             if data is not None:
-                return memfd.from_bytes(data), len(data)
+                return memfd.from_bytes(data), len(data), True
         for cache in self._caches:
             found = cache.open(name)
             if found is not None:
-                return found
-        raise ObjectMissingError(f"object {name} is neither in the store nor in the project's cache")
+                return *found, True
+        what = f"object {name}"
+        if size is None or name.algo != "md5":
+            raise ObjectMissingError(f"{what} is neither in the store nor in the project's cache")
+        try:
+            fd, whole = self._remote().open(name, size)
+        except RemoteConfigError as error:
+            raise without_remote(error, what) from None
+        return fd, os.fstat(fd).st_size, whole
+
+    def _remote(self) -> Fetcher:
+        with self._fetcher_lock:
+            if self._fetcher is None:
+                dvc_dir = os.path.join(self._repo_path, ".dvc")
+                places = Places(lambda: config.load(dvc_dir, os.environ), os.environ)
+                folder = os.path.join(os.path.dirname(StatCache.of_user(os.environ).folder), "partial")
+                self._fetcher = Fetcher(places, Settler.to(self._daemon_socket), folder)
+            return self._fetcher
+
+    def _moved(self) -> tuple[int, int]:
+        return (0, 0) if self._fetcher is None else self._fetcher.moved
 
     def _repo(self) -> GitRepo:
         if self._git is None:

@@ -78,7 +78,7 @@ def export(console: Console, /, as_json: bool, **versions: Any) -> None:
     if missing:
         raise ObjectMissingError(
             f"{text.plural(len(missing), 'object')} could not be exported, for nobody has them: {_some(missing)}",
-            hint="fetch them first: dvc fetch",
+            hint="fetch them first: millpond fetch",
         )
 
 
@@ -113,7 +113,7 @@ def import_(ctx: click.Context, /, everything: bool, as_json: bool, **versions: 
     if kept := [path for _, path in lists["kept"]]:
         console.warn(f"only DVC's cache can keep what DVC 2 has named so: {_some(kept)}; see `millpond cache migrate`")
     _tell_damaged(console, lists["damaged"])
-    _tell_missing(lists["missing"], hint="fetch them first: dvc fetch")
+    _tell_missing(lists["missing"], hint="fetch them first: millpond fetch")
     ctx.exit(exits.DAMAGED if lists["damaged"] else exits.OK)
 
 
@@ -148,7 +148,7 @@ def verify(ctx: click.Context, /, everything: bool, as_json: bool, **versions: A
         console.say(f"Verified {count}, {size}: all of them are what their names say")
     _tell_damaged(console, damaged)
     if not damaged:
-        _tell_missing(missing, hint="fetch them first: dvc fetch")
+        _tell_missing(missing, hint="fetch them first: millpond fetch")
     ctx.exit(exits.DAMAGED if damaged else exits.OK)
 
 

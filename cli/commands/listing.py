@@ -139,7 +139,7 @@ def _tell_missing(console: Console, missing: list[str]) -> None:
         raise ObjectMissingError(
             f"the files of '{text.printable(missing[-1])}' are not listed: "
             "its manifest is neither in the store nor in DVC's cache",
-            hint="fetch it first: dvc fetch",
+            hint="fetch it first: millpond fetch",
         )
 
 

@@ -117,5 +117,5 @@ def _missing(paths: Iterable[str]) -> ObjectMissingError:
     return ObjectMissingError(
         f"'{shown[0]}'{more} differs, and is neither in the store nor in the project's cache",
         path=shown[0],
-        hint="fetch it first: dvc fetch",
+        hint="fetch it first: millpond fetch",
     )

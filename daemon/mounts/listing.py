@@ -282,7 +282,7 @@ class _Missing:
         shown = ", ".join(f"'{path}'" for path in self._paths[:_NAMED]) + (" ..." if self.count > _NAMED else "")
         count = f"{self.count} files of this version are" if self.count > 1 else "a file of this version is"
         return ObjectMissingError(
-            f"{count} neither in the store nor in the project's cache: {shown}",
-            hint="fetch them first: dvc fetch",
+            f"{count} neither in the store nor in the project's cache nor on a remote: {shown}",
+            hint="push them from where they still are, then: millpond fetch",
             details={"paths": [wirepath.encode(path) for path in self._paths], "count": self.count},
         )

@@ -8,10 +8,10 @@ import re
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from millpond.daemon import memfd, wirepath
-from millpond.daemon.errors import NotARepoError, ObjectMissingError, RevisionError, TargetError
+from millpond.daemon.errors import NotARepoError, ObjectMissingError, RemoteConfigError, RevisionError, TargetError
 from millpond.daemon.mounts.listing import UNKNOWN, WireEntry, pack_entries
 from millpond.daemon.names import ObjectName
 from millpond.daemon.objects import ObjectStore
@@ -20,6 +20,9 @@ from millpond.daemon.project.dvccache import DvcCache
 from millpond.daemon.project.gitrepo import GitRepo
 from millpond.daemon.project.ignore import IgnoreRules
 from millpond.daemon.project.outputs import GitTree, Output, WorkTree
+
+if TYPE_CHECKING:
+    from millpond.daemon.remote.places import Places
 
 
 class Peer(Protocol):
@@ -53,6 +56,7 @@ class Project:
         folder = self.config.cache_dir(self.dvc_dir)
         # Objects of DVC 2 may lie in the default place although config names another now.
         self.caches = [DvcCache(path) for path in dict.fromkeys((folder, os.path.join(self.dvc_dir, "cache")))]
+        self._places: Places | None = None
 
     @classmethod
     def find(cls, start: str) -> Project:
@@ -101,6 +105,39 @@ class Project:
             if data is not None:
                 return data
         return None
+
+    @property
+    def places(self) -> Places:
+        """The project's remotes. Raises ObjectMissingError where none is configured."""
+        if self._places is None:
+            from millpond.daemon.remote.places import Places
+
+            self._places = Places(lambda: self.config, os.environ)
+        return self._places
+
+    def remote_sizes(self, names: Sequence[ObjectName], what: str) -> list[int | None]:
+        """Sizes of objects that are not here, as the remotes tell them: None where none has it, or there is none. Raises
+        RemoteError, CredentialsError, ObjectMissingError where the remote's settings are wrong."""
+        if not self.config.remotes:
+            return [None] * len(names)
+        try:
+            found = self.places.sizes([name for name in dict.fromkeys(names) if name.algo == "md5"])
+        except RemoteConfigError as error:
+            raise _nowhere(error, what) from None
+        return [found.get(name) for name in names]
+
+    def remote_manifest(self, name: ObjectName, shown: str) -> bytes:
+        """A manifest that only a remote has. Raises as `remote_sizes`, StoreDamagedError."""
+        try:
+            return self.places.read(name)
+        except RemoteConfigError as error:
+            raise _nowhere(error, f"the manifest of '{shown}' ({name})") from None
+
+
+def _nowhere(error: RemoteConfigError, what: str) -> ObjectMissingError:
+    from millpond.daemon.remote.places import without_remote
+
+    return without_remote(error, what)
 
 
 class Planner:
@@ -163,10 +200,12 @@ class Planner:
         if size is None:
             size = self._project.size(output.name)
         if size is None:
+            size = self._project.remote_sizes([output.name], f"'{output.path}' ({output.name})")[0]
+        if size is None:
             raise ObjectMissingError(
-                f"'{output.path}' ({output.name}) is neither in the store nor in the project's cache",
+                f"'{output.path}' ({output.name}) is neither in the store nor in the project's cache nor on a remote",
                 path=output.path,
-                hint="fetch it first: dvc fetch",
+                hint="push it from where it still is, then: millpond fetch",
                 details={"paths": [wirepath.encode(output.path)], "count": 1},
             )
         return WireEntry(os.fsencode(path), output.isexec, size, str(output.name), None, None)
@@ -199,11 +238,7 @@ class Planner:
         if self._store.sizes([name])[0] is None:
             data = self._project.read(name)
             if data is None:
-                raise ObjectMissingError(
-                    f"the manifest of '{shown}' ({name}) is neither in the store nor in the project's cache",
-                    path=shown,
-                    hint="fetch it first: dvc fetch",
-                )
+                data = self._project.remote_manifest(name, shown)
             # Manifests are small and asked for again and again: the store keeps them, under every name they have.
             if name.algo == "md5":
                 self._store.put_bytes(data, is_dir=True)
@@ -212,7 +247,7 @@ class Planner:
                 return self._legacy(name, data, inner, shown)
         result, fds = self._peer.call("listing.ensure", {"name": str(name), "path": inner})
         while "unknown" in result:
-            with memfd.sent(self._sizes(fds[0]).tobytes()) as sizes:
+            with memfd.sent(self._sizes(fds[0], shown).tobytes()) as sizes:
                 result, fds = self._peer.call("listing.sizes", {}, fds=[sizes])
         return result
 
@@ -230,13 +265,22 @@ class Planner:
         plan = self._build(entries, None, shown)
         return {"root": plan.root, "files": plan.files, "bytes": plan.bytes}
 
-    def _sizes(self, keys_fd: int) -> array[int]:
-        """Sizes from the project's caches, for names whose keys (17 bytes each) are in a memory file."""
+    def _sizes(self, keys_fd: int, shown: str) -> array[int]:
+        """Sizes from the project's caches, else from its remotes, for names whose keys (17 bytes each) are in a memory file."""
         found = array("Q")
+        lacking: dict[int, ObjectName] = {}
         with memfd.mapped(keys_fd) as view:
             for start in range(0, len(view), 17):
-                size = self._project.size(ObjectName.from_key(bytes(view[start : start + 17])))
+                name = ObjectName.from_key(bytes(view[start : start + 17]))
+                size = self._project.size(name)
+                if size is None:
+                    lacking[len(found)] = name
                 found.append(UNKNOWN if size is None else size)
+        if lacking:
+            sizes = self._project.remote_sizes(list(lacking.values()), f"data of '{shown}'")
+            for number, size in zip(lacking, sizes, strict=True):
+                if size is not None:
+                    found[number] = size
         return found
 
     def _commit(self, rev: str | None) -> str | None:

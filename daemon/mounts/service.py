@@ -159,7 +159,7 @@ class MountService:
         try:
             if system is not None:
                 device = await system.mount(record.uid, directory, "millpond")
-            source = await self._fork_source(record, source_b)
+            source = await self._fork_source(record, params.get("context") or record.context, source_b)
             source.close()
             owner = system.holder_uid if system is not None else record.uid
             fds = [ready.fileno(), source_a.fileno(), *([device] if device >= 0 else [])]
@@ -182,12 +182,13 @@ class MountService:
             raise
         return child
 
-    async def _fork_source(self, record: MountRecord, sock: socket.socket) -> Child:
+    async def _fork_source(self, record: MountRecord, context: dict[str, Any], sock: socket.socket) -> Child:
+        """`context` is the client's, with his credentials if they are in his environment: they are handed on, and kept nowhere."""
         settings = {
             "repo": wirepath.encode(record.repo),
             "target": wirepath.encode(record.target),
             "socket": os.fspath(self._daemon.settings.socket),
-            "context": {**record.context, "cwd": wirepath.encode(record.repo)},
+            "context": {**context, "cwd": wirepath.encode(record.repo)},
             "caches": record.options.get("caches") or [],
         }
         return await self._daemon.zygotes.of(record.uid).fork("source", {"settings": settings}, [sock.fileno()])

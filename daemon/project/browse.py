@@ -210,7 +210,7 @@ def missing_error(path: str) -> ObjectMissingError:
     return ObjectMissingError(
         f"the files of '{shown}' cannot be listed: its manifest is neither in the store nor in DVC's cache",
         path=shown,
-        hint="fetch it first: dvc fetch, or `millpond add` the data again",
+        hint="fetch it first: millpond fetch, or `millpond add` the data again",
     )
 
 

@@ -159,5 +159,5 @@ def _missing(file: str, name: ObjectName) -> ObjectMissingError:
     return ObjectMissingError(
         f"'{shown}' cannot be migrated: its object {name} is neither in DVC's cache nor in the store",
         path=shown,
-        hint="fetch it first: dvc fetch; nothing was rewritten",
+        hint="fetch it first: millpond fetch; nothing was rewritten",
     )

@@ -119,7 +119,7 @@ def _tree(objects: Objects, out: Out, path: str) -> dict[str, ObjectName]:
         raise ObjectMissingError(
             f"'{shown}' cannot be merged: the list of files of a version ({out.name}) is not stored here",
             path=shown,
-            hint="bring that version here first, by `dvc fetch` or `millpond add` in its work tree",
+            hint="bring that version here first, by `millpond fetch` or `millpond add` in its work tree",
         )
     return dict(manifest.parse(raw, source=str(out.name), algo=out.name.algo))
 

@@ -119,7 +119,7 @@ class _Pushing:
             if entries is None or all(entry.name in self._there for entry in entries):
                 self._there.add(name)
         link.known.add(
-            ((name, 0) for name in others if name in self._there and group.manifests[name] is not None), "head"
+            ((name, 0) for name in others if name in self._there and group.manifests[name] is not None), "seen"
         )
 
     def _send(self, todo: Sequence[tuple[ObjectName, Place]]) -> None:

@@ -19,15 +19,9 @@ from millpond.daemon.project.repo import Repo
 from millpond.daemon.project.select import Choice, select
 from millpond.daemon.remote import remotes
 from millpond.daemon.remote.known import Known
-from millpond.daemon.remote.layout import MODERN, digest_of
 from millpond.daemon.remote.remotes import Remote
 from millpond.daemon.remote.transfer import Transfer
 
-# More objects than this are looked for by listing, where that takes fewer requests than asking for each.
-_ASK_EACH = 1000
-_PREFIXES = tuple(f"{MODERN}/{number:02x}" for number in range(256))
-# Names in one page of a listing.
-_PAGE = 1000
 # A bound for what is moved, in bytes a second, for those who share a line.
 RATE_SETTING = "MILLPOND_RATE"
 
@@ -44,39 +38,11 @@ class Link:
         self, names: Sequence[ObjectName], tick: Callable[[int, int], None] | None = None
     ) -> dict[ObjectName, int]:
         """Which of these the remote holds, with their sizes, asked of it now."""
-        if len(names) > _ASK_EACH and self.remote.scheme != "file" and self.transfer.backend.listable:
-            found = self._by_listing(names)
-            if found is not None:
-                return found
-        there: dict[ObjectName, int] = {}
-        for number, (name, entry) in enumerate(zip(names, self.transfer.heads(names), strict=True), 1):
-            if entry is not None:
-                there[name] = entry.size
-            if tick is not None:
-                tick(number, len(names))
-        self._note(names, there, "head")
-        return there
-
-    def _by_listing(self, names: Sequence[ObjectName]) -> dict[ObjectName, int] | None:
-        """As `present`, None where the remote holds so much more that a listing would take longer."""
-        by_value = {name.value: name for name in names}
-        # Digests are spread evenly: one folder of 256 tells how many objects there are.
-        sample = [entry for page in self.transfer.listings(_PREFIXES[:1]) for entry in page]
-        if len(sample) * len(_PREFIXES) / _PAGE + len(_PREFIXES) > len(names):
-            return None
-        there: dict[ObjectName, int] = {}
-        for page in self.transfer.listings(_PREFIXES):
-            for entry in page:
-                value = digest_of(entry.key)
-                if value is not None and (name := by_value.get(value)) is not None:
-                    there[name] = entry.size
-        self._note(names, there, "list")
-        return there
-
-    def _note(self, names: Iterable[ObjectName], there: Mapping[ObjectName, int], method: str) -> None:
+        there = self.transfer.present(names, tick)
         self.known.drop(name for name in names if name not in there)
         # A manifest is noted by who has seen that all it names is there too.
-        self.known.add(((name, size) for name, size in there.items() if not name.is_dir), method)
+        self.known.add(((name, size) for name, size in there.items() if not name.is_dir), "seen")
+        return there
 
 
 class Links:

@@ -44,6 +44,8 @@ class Backend(Protocol):
     # Whether put and delete work, and list.
     writable: bool
     listable: bool
+    # Whether asking for one object costs next to nothing, so that a listing never pays.
+    near: bool
 
     def head(self, key: str) -> Entry | None:
         """What is there, None if nothing."""

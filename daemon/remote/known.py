@@ -61,7 +61,7 @@ class Known:
         return found
 
     def add(self, seen: Iterable[tuple[ObjectName, int]], method: str) -> None:
-        """These are there now; `method` tells how that is known: put, head or list."""
+        """These are there now; `method` tells how that is known: put, seen (asked for)."""
         now = time.time()
         rows = [(name.key(), size, now, method) for name, size in seen]
         with contextlib.suppress(sqlite3.OperationalError):  # a full disk, another's lock: then it is asked for again

@@ -30,6 +30,7 @@ class LocalBackend:
     """See Backend. `etag` is made of inode, size and mtime: a rename brings another inode."""
 
     writable = listable = True
+    near = True
 
     def __init__(self, name: str, folder: str) -> None:
         self.name = name

@@ -43,6 +43,7 @@ class S3Backend:
     """See Backend. `prefix` is the key's beginning inside the bucket, without a slash at its end."""
 
     writable = listable = True
+    near = False
 
     def __init__(self, name: str, bucket: str, prefix: str, settings: S3Settings) -> None:
         self.name = name

@@ -27,6 +27,7 @@ class BotoBackend:
     """See Backend."""
 
     writable = listable = True
+    near = False
 
     def __init__(self, name: str, bucket: str, prefix: str, settings: S3Settings) -> None:
         from botocore import UNSIGNED

@@ -20,7 +20,7 @@ from typing import TypeVar
 from millpond.daemon.errors import CancelledError, ObjectMissingError, RemoteError
 from millpond.daemon.names import ObjectName
 from millpond.daemon.remote.backend import Backend, Data, Entry, Got
-from millpond.daemon.remote.layout import key_of, keys_of
+from millpond.daemon.remote.layout import MODERN, digest_of, key_of, keys_of
 from millpond.daemon.remote.pace import Budget, Pace
 
 T = TypeVar("T")
@@ -28,6 +28,11 @@ T = TypeVar("T")
 RANGE_BYTES = 2 << 20
 # Requests under way, unless the remote's `jobs` says less: with RANGE_BYTES each, 96 MiB.
 MOST = 48
+# More objects than this are looked for by listing, where that takes fewer requests than asking for each.
+_ASK_EACH = 1000
+_PREFIXES = tuple(f"{MODERN}/{number:02x}" for number in range(256))
+# Names in one page of a listing.
+_PAGE = 1000
 # Small objects written together, and how many such groups are under way.
 GROUP_FILES, GROUP_BYTES, GROUPS = 512, 16 << 20, 3
 # Ranges of one object under way at once.
@@ -66,6 +71,7 @@ class Transfer:
         self._pool = ThreadPoolExecutor(self._pace.most, thread_name_prefix="transfer")
         self._budget = None if rate is None else Budget(rate)
         self._stop = threading.Event()
+        self._lock = threading.Lock()
         self.requests = 0
         self.bytes = 0
 
@@ -80,6 +86,49 @@ class Transfer:
     def heads(self, names: Sequence[ObjectName]) -> Iterator[Entry | None]:
         """What lies under each name, in either layout."""
         return self._in_order(partial(self._head, name) for name in names)
+
+    def get(self, key: str, start: int, size: int | None, *, etag: str | None = None) -> Got:
+        """A range of an object, tried again as all else; from any thread. Raises ObjectMissingError, RemoteChangedError."""
+        got = self._try(lambda: self.backend.get(key, start, size, etag=etag))
+        with self._lock:
+            self.requests += 1
+            self.bytes += len(got.data)
+        return got
+
+    def present(
+        self, names: Sequence[ObjectName], tick: Callable[[int, int], None] | None = None
+    ) -> dict[ObjectName, int]:
+        """Which of these are there, with their sizes: by listing where that takes fewer requests than asking for each."""
+        if len(names) > _ASK_EACH and self.backend.listable and not self.backend.near:
+            found = self._by_listing(names)
+            if found is not None:
+                return found
+        there: dict[ObjectName, int] = {}
+        for number, (name, entry) in enumerate(zip(names, self.heads(names), strict=True), 1):
+            if entry is not None:
+                there[name] = entry.size
+            if tick is not None:
+                tick(number, len(names))
+        return there
+
+    def _by_listing(self, names: Sequence[ObjectName]) -> dict[ObjectName, int] | None:
+        """As `present`, None where the remote holds so much more that a listing would take longer."""
+        by_value = {name.value: name for name in names}
+        # Digests are spread evenly: one folder of 256 tells how many objects there are.
+        sample = [entry for page in self.listings(_PREFIXES[:1]) for entry in page]
+        if len(sample) * len(_PREFIXES) / _PAGE + len(_PREFIXES) > len(names):
+            return None
+        there: dict[ObjectName, int] = {}
+        for page in self.listings(_PREFIXES):
+            for entry in page:
+                value = digest_of(entry.key)
+                if value is not None and (name := by_value.get(value)) is not None:
+                    there[name] = entry.size
+        rest = [name for name in names if name not in there]
+        # DVC 2 has its own folders, one for each two digits as well.
+        if rest and len(rest) <= _ASK_EACH:
+            there |= {name: entry.size for name, entry in zip(rest, self.heads(rest), strict=True) if entry is not None}
+        return there
 
     def listings(self, prefixes: Iterable[str]) -> Iterator[list[Entry]]:
         """All that lies below each prefix."""

@@ -41,7 +41,8 @@ GREET_S = 10.0
 _LAST_WORD_S = 1.0
 # What a worker may have told to the person behind it.
 _RELAYED = frozenset({"$/progress", "$/waiting", "$/log"})
-_QUIET = frozenset({"hello", "daemon.status"})
+# Not worth a line in the log: the last three come from what mounts read lazily, many times a second.
+_QUIET = frozenset({"hello", "daemon.status", "store.begin", "store.feed", "store.commit"})
 _UNGREETED = frozenset({"hello", "daemon.status", "daemon.stop"})
 
 

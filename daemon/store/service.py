@@ -229,6 +229,6 @@ def register(registry: Registry, daemon: Daemon) -> None:
         "store.fetch": service.fetch,
     }
     for name, handler in handlers.items():
-        registry.register(name, handler, who="worker")
+        registry.register(name, handler, who="both")
     registry.register("store.stats", service.stats)
     registry.register("store.fsck", service.fsck, who="worker")

@@ -253,7 +253,7 @@ def test_a_late_answer_is_never_taken_for_another(cache: Cache) -> None:
         deadline = time.monotonic() + TIMEOUT_S
         while True:
             try:
-                fd, size = client.open(second)
+                fd, size, _ = client.open(second)
                 break
             except (OSError, ObjectMissingError):
                 assert time.monotonic() < deadline
@@ -272,7 +272,7 @@ def test_errors_keep_their_class_over_the_socket(cache: Cache) -> None:
         with pytest.raises(ObjectMissingError):
             client.open(ObjectName("git-sha1", "ab" * 20))
         fine = cache.add(b"fine")
-        fd, size = client.open(fine)
+        fd, size, _ = client.open(fine)
         assert (read_all(fd), size) == (b"fine", 4)
 
 

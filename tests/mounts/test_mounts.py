@@ -187,7 +187,7 @@ def test_missing_objects_are_named_and_nothing_is_mounted(repo: DvcRepo) -> None
     os.unlink(repo.home.repo / ".dvc/cache/files/md5" / digest[:2] / digest[2:])
     place = repo.place("m")
     done = repo.home.run("mount", "data@v1", str(place), code=8)
-    assert name in done.stderr and "dvc fetch" in done.stderr
+    assert name in done.stderr and "millpond fetch" in done.stderr
     assert mounted_at(str(place)) is None and os.listdir(place) == []
 
 

@@ -1,0 +1,109 @@
+"""A large object on its way: a sparse file that fills in blocks as they are read, and a map that says which are there.
+
+Both lie in the caller's own cache, so that what was read is not fetched again after a reboot. The map is a header and 8 bytes a
+block, the XXH3-64 of the block with its lowest bit set, zero for one that is not there. A block is written before its entry; neither
+is synced: a block of an earlier process counts when it hashes to its entry. The object is pinned by its ETag: another one empties it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import struct
+import threading
+from array import array
+
+import xxhash
+
+from millpond.daemon.names import ObjectName
+
+BLOCK_BYTES = 1 << 20
+# Magic, bytes of the object, length of the ETag, the ETag.
+_HEADER = struct.Struct("<8sQH110s")
+_MAGIC = b"MPpart01"
+
+
+class Partial:
+    """One object of `size` bytes. Used from several threads, each block filled by one of them."""
+
+    def __init__(self, folder: str, name: ObjectName, size: int, etag: str) -> None:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        self.name = name
+        self.size = size
+        self.etag = etag
+        self.path = os.path.join(folder, name.value)
+        self._lock = threading.Lock()
+        self.blocks = -(-size // BLOCK_BYTES)
+        self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            self._map_fd = os.open(f"{self.path}.map", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            # Another mount of the same user may be at it: then this one keeps to itself.
+            fcntl.flock(self._map_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self.fd)
+            raise
+        tag = etag.encode()[:110]
+        header = _HEADER.pack(_MAGIC, size, len(tag), tag)
+        raw = os.pread(self._map_fd, _HEADER.size + 8 * self.blocks, 0)
+        if raw[: _HEADER.size] != header or os.fstat(self.fd).st_size != size:
+            os.ftruncate(self.fd, 0)
+            os.ftruncate(self.fd, size)
+            os.ftruncate(self._map_fd, 0)
+            os.pwrite(self._map_fd, header, 0)
+            raw = header
+        self._sums = array("Q", raw[_HEADER.size : _HEADER.size + (len(raw) - _HEADER.size) // 8 * 8])
+        self._sums.extend([0] * (self.blocks - len(self._sums)))
+        # Blocks that this process has written or checked.
+        self._sure = bytearray(self.blocks)
+
+    def has(self, block: int) -> bool:
+        """Whether a block is there and right."""
+        if self._sure[block]:
+            return True
+        if not self._sums[block]:
+            return False
+        data = os.pread(self.fd, BLOCK_BYTES, block * BLOCK_BYTES)
+        if _sum(data) != self._sums[block]:
+            self._sums[block] = 0
+            return False
+        self._sure[block] = 1
+        return True
+
+    def fill(self, block: int, data: memoryview) -> None:
+        """Put a block in place. Raises OSError."""
+        start, rest = block * BLOCK_BYTES, data
+        while rest:
+            done = os.pwrite(self.fd, rest, start)
+            start, rest = start + done, rest[done:]
+        with self._lock:
+            self._sums[block] = _sum(data)
+            os.pwrite(self._map_fd, struct.pack("<Q", self._sums[block]), _HEADER.size + 8 * block)
+            self._sure[block] = 1
+
+    @property
+    def is_whole(self) -> bool:
+        return all(self._sure)
+
+    def run(self, block: int) -> tuple[int, int]:
+        """The bytes [start, end) around a block that are all there for certain."""
+        first = last = block
+        while first and self._sure[first - 1]:
+            first -= 1
+        while last + 1 < self.blocks and self._sure[last + 1]:
+            last += 1
+        return first * BLOCK_BYTES, min(self.size, (last + 1) * BLOCK_BYTES)
+
+    def remove(self) -> None:
+        """It is stored, or wrong: descriptors that were handed out stay good."""
+        for path in (self.path, f"{self.path}.map"):
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+
+    def close(self) -> None:
+        os.close(self.fd)
+        os.close(self._map_fd)
+
+
+def _sum(data: bytes | memoryview) -> int:
+    return xxhash.xxh3_64_intdigest(data) | 1

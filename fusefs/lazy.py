@@ -1,0 +1,132 @@
+"""Files of a mount that only a remote has: read through the source, which fills what is asked for."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import trio
+
+from millpond.daemon.names import ObjectName
+from millpond.daemon.store.folders import FILE, FolderReader
+from millpond.daemon.store.reader import Bytes, StoreReader
+from millpond.fusefs.asking import SourceClient
+
+# Files of a folder that are told ahead at once, from the third on that was not here.
+_NEAR, _AFTER = 256, 2
+# What is larger is read by its blocks, when it is read.
+_SMALL = 4 << 20
+_FOLDERS = 256
+
+Ask = Callable[[Callable[[Any], Any], Any], Awaitable[Any]]
+
+
+class LazyFile:
+    """An open file that fills while it is read: `fd` is of the source's sparse file. What is known to be there is read at once."""
+
+    def __init__(self, source: SourceClient, ask: Ask, waits: Waits, name: ObjectName, fd: int, size: int) -> None:
+        self._source = source
+        self._ask = ask
+        self._waits = waits
+        self._name = name
+        self._fd = fd
+        self._inode = os.fstat(fd).st_ino
+        self.size = size
+        # The range that is there for certain, around where the last reader was.
+        self._there = 0, 0
+
+    def ready(self, offset: int, size: int) -> list[Bytes] | None:
+        """What `read` gives, when it is there and in the page cache; else None."""
+        wanted = min(size, self.size - offset)
+        if wanted <= 0:
+            return []
+        if not self._is_there(offset, wanted):
+            return None
+        buffer = bytearray(wanted)
+        try:
+            done = os.preadv(self._fd, [buffer], offset, os.RWF_NOWAIT)
+        except OSError:
+            return None
+        return [memoryview(buffer)] if done == wanted else None
+
+    async def read(self, offset: int, size: int) -> list[Bytes]:
+        """Bytes from `offset`, fewer only at the end. Raises OSError, MillpondError."""
+        wanted = min(size, self.size - offset)
+        if wanted <= 0:
+            return []
+        if not self._is_there(offset, wanted):
+            with self._waits:
+                self._there = await self._ask(
+                    lambda source: source.ensure(self._name, self.size, self._inode, offset, wanted), self._source
+                )
+        data = await trio.to_thread.run_sync(os.pread, self._fd, wanted, offset)
+        if len(data) != wanted:
+            raise OSError(5, "the file of a remote object became shorter")
+        return [data]
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def _is_there(self, offset: int, size: int) -> bool:
+        start, end = self._there
+        return start <= offset and offset + size <= end
+
+
+class Waits:
+    """How often, and how long in all, readers of one mount waited for what was not here."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.seconds = 0.0
+        self._waiting = 0
+        self._since = 0.0
+
+    def __enter__(self) -> None:
+        now = time.monotonic()
+        if self._waiting:
+            self.seconds += (now - self._since) * self._waiting
+        self._since = now
+        self._waiting += 1
+        self.count += 1
+
+    def __exit__(self, *_: object) -> None:
+        now = time.monotonic()
+        self.seconds += (now - self._since) * self._waiting
+        self._since = now
+        self._waiting -= 1
+
+
+class Walks:
+    """Sees that a folder is being walked, and tells which of its files are not here yet, a part at a time."""
+
+    def __init__(self, folders: FolderReader, reader: StoreReader, uid: int) -> None:
+        self._folders = folders
+        self._reader = reader
+        self._uid = uid
+        # Folder -> (files that were not here, the next entry to be told).
+        self._seen: OrderedDict[bytes, tuple[int, int]] = OrderedDict()
+
+    def missed(self, folder: bytes | None) -> list[ObjectName]:
+        """A file of this folder was not here: others of it that may be wanted soon."""
+        if folder is None:
+            return []
+        misses, start = self._seen.pop(folder, (0, 0))
+        found: list[ObjectName] = []
+        if misses >= _AFTER:
+            page = self._folders.list(folder, start, _NEAR)
+            start += len(page)
+            names = []
+            for entry in page:
+                if entry.type == FILE and entry.size <= _SMALL:
+                    record = self._folders.inode(entry.inode)
+                    if record is not None and record.name is not None:
+                        names.append(record.name)
+            contents = self._reader.resolve(names, self._uid)
+            found = [name for name, content in zip(names, contents, strict=True) if content is None]
+        self._seen[folder] = misses + 1, start
+        while len(self._seen) > _FOLDERS:
+            self._seen.popitem(last=False)
+        return found

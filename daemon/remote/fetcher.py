@@ -169,13 +169,14 @@ class Fetcher:
     def _fetch(self, name: ObjectName) -> bytes:
         try:
             self._check_refused()
-            data = bytes(self._places.get(name, 0, None).data)
+            try:
+                data = bytes(self._places.get(name, 0, None).data)
+            except CredentialsError as error:
+                self._note_refusal(error)
+                raise
             check(name, data)
             self._settler.keep(name, data)
             return data
-        except CredentialsError as error:
-            self._note_refusal(error)
-            raise
         finally:
             with self._lock:
                 self._flying.pop(name, None)

@@ -39,7 +39,7 @@ class S3Settings:
     extra: dict[str, str] | None = None
     old_listing: bool = False
     connect_timeout: float = 10.0
-    read_timeout: float = 60.0
+    read_timeout: float = 20.0
     deadline: float = 180.0
     retries: int = 6
 

@@ -335,6 +335,11 @@ class Answers:
         file.users += 1
         try:
             self._reply(unique, *await self._fs.read(file.handle, offset, size))
+        except FileError:
+            # What was opened may be no good any more, as a remote object that was changed: the next read opens it anew.
+            if self._files.get(inode) is file:
+                del self._files[inode]
+            raise
         finally:
             file.users -= 1
             if self._files.get(inode) is not file and not file.users:

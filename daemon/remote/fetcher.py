@@ -48,6 +48,9 @@ _MAX_HINTS, _MAX_PARTIALS = 4096, 64
 DEADLINE_S = 50.0
 # A refusal holds for so long: a thousand files do not ask a thousand times.
 _REFUSED_S = 5.0
+# So long an object that was changed cannot be read: the kernel asks twice, and its reader must be told that what he read
+# before is of another one.
+_CHANGED_S = 1.0
 
 
 @dataclass(slots=True)
@@ -81,6 +84,8 @@ class Fetcher:
         # Files that were whole and are stored now; readers may still have them open.
         self._stored: set[int] = set()
         self._refused: tuple[float, MillpondError] | None = None
+        # When objects were found changed, the last few of them.
+        self._changed: OrderedDict[ObjectName, float] = OrderedDict()
 
     @property
     def moved(self) -> tuple[int, int]:
@@ -209,6 +214,8 @@ class Fetcher:
             if large is not None:
                 self._large.move_to_end(name)
                 return large
+            if time.monotonic() - self._changed.get(name, -_CHANGED_S) < _CHANGED_S:
+                raise _changed(name)
         self._check_refused()
         try:
             first = self._places.get(name, 0, min(BLOCK_BYTES, size))
@@ -322,6 +329,9 @@ class Fetcher:
         """The object was changed on the remote: nothing of the other one is kept."""
         with self._lock:
             large = self._large.pop(name, None)
+            self._changed[name] = time.monotonic()
+            if len(self._changed) > _MAX_PARTIALS:
+                self._changed.popitem(last=False)
         if large is not None:
             large.partial.remove()
 

@@ -51,6 +51,7 @@ ENTRIES: dict[str, Entry] = {
     "push": Entry("sharing", "push", "Bring tracked data to a remote.", _REMOTES),
     "fetch": Entry("sharing", "fetch", "Bring tracked data from a remote into the store.", _REMOTES),
     "pull": Entry("sharing", "pull", "Bring tracked data from a remote into the workspace.", _REMOTES),
+    "remote": Entry("remotes", "remote", "Add, list and change remotes.", _REMOTES),
     "root": Entry("project", "root", "Print the path to the repository's root.", _PROJECT),
     "mount": Entry("mounts", "mount", "Show a version of the data as a read-only directory.", _MOUNTS),
     "umount": Entry("mounts", "umount", "End a mount, or all of them.", _MOUNTS),
@@ -73,7 +74,7 @@ ENTRIES: dict[str, Entry] = {
 # What DVC 3 has and this version has not: named, so that a script that uses one learns why it fails.
 _DVC_ONLY = """
 artifacts dag experiments exp get get-url
-import import-db import-url list-url ls-url metrics params plots queue remote repro stage
+import import-db import-url list-url ls-url metrics params plots queue repro stage
 studio update
 """
 DVC_ONLY = frozenset(_DVC_ONLY.split())

@@ -54,6 +54,7 @@ VERBS = (
         "push",
         "fetch",
         "pull",
+        "remote",
     ),
     *("mount", "umount", "tree", "fsck", "gc", "pin", "unpin", "forget-project"),
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from typing import Any
 
 from millpond.daemon import wirepath
@@ -46,7 +47,7 @@ def config_verb(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
     there are none: the level (by default the project's) is changed. Raises UsageError, NotARepoError, TargetError (no
     such option, or a change that DVC would refuse), InvalidFileError.
     """
-    levels = _Levels(params.get("level"))
+    levels = Levels(params.get("level"))
     if params.get("name") is None:
         rows = [row for level in levels.read for row in levels.rows(level)]
         return {"rows": rows}
@@ -63,7 +64,7 @@ def cache_dir(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
 
     Raises as `config_verb` does.
     """
-    levels = _Levels(params.get("level"))
+    levels = Levels(params.get("level"))
     if params.get("value") is not None or params.get("unset"):
         levels.change(context, "cache", "dir", params.get("value"))
         return {"path": ""}
@@ -73,7 +74,7 @@ def cache_dir(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
     return {"path": wirepath.encode(os.path.join(levels.require_root(), DVC_DIR, "cache"))}
 
 
-class _Levels:
+class Levels:
     """The levels that a request is about, and their files."""
 
     def __init__(self, level: str | None) -> None:
@@ -120,25 +121,38 @@ class _Levels:
 
     def change(self, context: VerbContext, section: str, key: str, value: str | None) -> None:
         """Set an option (`value` in wire form), or unset it (None), durably. Raises TargetError; nothing changed then."""
-        level = self.level or "project"
+
+        def edit(sections: Sections, folder: str) -> None:
+            if value is not None:
+                text = relative(section, key, wirepath.decode(value), os.getcwd(), folder)
+                sections.setdefault(section, {})[key] = text
+            elif key not in sections.get(section, {}):
+                raise _missing(sections, section, key)
+            else:
+                del sections[section][key]
+
+        self.edit(context, self.level or "project", edit)
+
+    def sections(self, level: str) -> Sections:
+        """What one level's file says, as written. Raises InvalidFileError."""
+        return _load(self.files[level]) if level in self.files else {}
+
+    def edit(self, context: VerbContext, level: str, change: Callable[[Sections, str], None]) -> None:
+        """Have `change` alter a level's sections, given its folder, and write the file durably. Raises what that raises, and
+        TargetError where DVC would refuse the file; nothing changed then."""
         if level in _REPO_LEVELS:
             self.require_root()
         # The file itself, where it is reached by a link.
         path = self.files[level]
         with context.lock((self.root if level in _REPO_LEVELS else None) or os.path.dirname(path), "write"):
             sections = _load(path)
-            if value is not None:
-                text = _relative(section, key, wirepath.decode(value), os.getcwd(), os.path.dirname(path))
-                sections.setdefault(section, {})[key] = text
-            elif key not in sections.get(section, {}):
-                raise _missing(sections, section, key)
-            else:
-                del sections[section][key]
             folder = os.path.dirname(path)
+            before = {name: dict(values) for name, values in sections.items()}
+            change(sections, folder)
             for name, values in sections.items():
                 for other, kept in values.items():
-                    if (name, other) != (section, key) and isinstance(kept, str):
-                        values[other] = _relative(name, other, kept, folder, folder)
+                    if isinstance(kept, str) and before.get(name, {}).get(other) == kept:
+                        values[other] = relative(name, other, kept, folder, folder)
             written = render(sections)
             self._check(level, sections, written)
             try:
@@ -221,7 +235,7 @@ def _resolved(section: str, key: str, value: Value, folder: str) -> Value:
     return expanded if os.path.isabs(expanded) else os.path.abspath(os.path.join(folder, value))
 
 
-def _relative(section: str, key: str, value: str, base: str, folder: str) -> str:
+def relative(section: str, key: str, value: str, base: str, folder: str) -> str:
     """A value as it is written: a path relative to `base` becomes relative to the file's folder."""
     if not _is_path(section, key, value) or os.path.expanduser(value) != value or os.path.isabs(value):
         return value

@@ -33,6 +33,7 @@ from millpond.daemon.project.merge import merge
 from millpond.daemon.project.move import move
 from millpond.daemon.project.purge import purge
 from millpond.daemon.project.push import push
+from millpond.daemon.project.remoteconfig import remote
 from millpond.daemon.project.remove import remove
 from millpond.daemon.project.repo import find_root
 from millpond.daemon.project.status import status
@@ -59,6 +60,7 @@ VERBS: dict[str, Verb] = {
     "diff": diff,
     "data.status": data_status,
     "commit": commit,
+    "remote": remote,
     "remove": remove,
     "export": export,
     "config": config_verb,

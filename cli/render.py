@@ -199,11 +199,21 @@ def mounts_lines(
     for mount in mounts:
         if mount.get("error"):
             yield f"{path(mount['mountpoint'])}: {text.printable(str(mount['error']))}"
+        if mount.get("remote_requests"):
+            yield f"{path(mount['mountpoint'])}: {_remote_line(mount)}"
         if verbose and mount.get("engine_why"):
             yield f"{path(mount['mountpoint'])}: engine {mount['engine']}: {text.printable(mount['engine_why'])}"
         if verbose and (state := mount.get("passthrough")):
             files, size = text.plural(mount["passthrough_files"], "file"), text.size(mount["passthrough_bytes"])
             yield f"{path(mount['mountpoint'])}: passthrough {text.printable(str(state))}: {files}, {size}"
+
+
+def _remote_line(mount: dict[str, Any]) -> str:
+    """What a mount brought from remotes, and what that cost its readers."""
+    moved, requests = text.size(mount["remote_bytes"]), text.plural(mount["remote_requests"], "request")
+    here = 100 * (1 - min(1.0, mount["waits"] / max(mount["opens"], 1)))
+    waits = text.plural(mount["waits"], "time")
+    return f"{moved} from the remote in {requests}; readers waited {mount['waited_s']:.1f} s in all, {waits}; {here:.0f} % were read from here"
 
 
 def restore_lines(result: dict[str, Any]) -> Iterator[str]:

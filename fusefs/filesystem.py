@@ -191,7 +191,9 @@ class Filesystem:
         if folder is not None:
             entry = self._lookups.lookup(folder, name)
             if entry is not None:
-                self._last_folder = folder
+                if folder is not self._last_folder:
+                    self._last_folder = folder
+                    self._walks.looked(folder)
                 return self.attributes_of(parent, entry)
         if parent == ROOT and name == HIDDEN:  # unless the data itself has this name
             return self._hidden()
@@ -269,6 +271,7 @@ class Filesystem:
         if node.folder is None:
             return [(name, None, start + n + 1) for n, name in enumerate((await self.list_special(node))[start:])]
         self._map.looked(_PAGE_LOOKS)
+        self._walks.looked(node.folder)
         page = self.folders.list(node.folder, start, _PAGE)
         return [(entry.name, entry, start + number + 1) for number, entry in enumerate(page)]
 
@@ -382,7 +385,7 @@ class Filesystem:
             name = record.name
             if self._source is None or name is None:
                 raise FileError(errno.EIO)
-            source, near = self._source, self._walks.missed(self._last_folder)
+            source, near = self._source, self._walks.missed(record.size)
             with self.waits:
                 fd, size, whole = await self.ask_source(lambda each: source.open(each, record.size, near), name)
             try:

@@ -11,12 +11,14 @@ from typing import Any
 import trio
 
 from millpond.daemon.names import ObjectName
-from millpond.daemon.store.folders import FILE, FolderReader
+from millpond.daemon.store.folders import FILE, Entry, FolderReader
 from millpond.daemon.store.reader import Bytes, StoreReader
 from millpond.fusefs.asking import SourceClient
 
-# Files of a folder that are told ahead at once, from the third on that was not here.
-_NEAR, _AFTER = 256, 2
+# Files that are told ahead at once, from the third on that was not here, and entries looked at together.
+_NEAR, _AFTER, _PAGE = 256, 2, 64
+# Bytes that may be brought ahead at first, and for each byte that was not here.
+_FIRST_BYTES, _FACTOR = 8 << 20, 8
 # What is larger is read by its blocks, when it is read.
 _SMALL = 4 << 20
 _FOLDERS = 256
@@ -100,33 +102,59 @@ class Waits:
 
 
 class Walks:
-    """Sees that a folder is being walked, and tells which of its files are not here yet, a part at a time."""
+    """Sees which folders are looked into, and tells which of their files are not here yet: some with each file that was not here.
+
+    What is told ahead is bounded by what was asked for: `_FIRST_BYTES`, and `_FACTOR` times the bytes of files that were not here. So who
+    reads a few files of many does not bring them all, and who reads all of them waits for one in some.
+    """
 
     def __init__(self, folders: FolderReader, reader: StoreReader, uid: int) -> None:
         self._folders = folders
         self._reader = reader
         self._uid = uid
-        # Folder -> (files that were not here, the next entry to be told).
-        self._seen: OrderedDict[bytes, tuple[int, int]] = OrderedDict()
+        self._misses = 0
+        self._left = _FIRST_BYTES
+        # Folders that were looked into, the last one at the end, and each one's next entry to be told.
+        self._seen: OrderedDict[bytes, int] = OrderedDict()
 
-    def missed(self, folder: bytes | None) -> list[ObjectName]:
-        """A file of this folder was not here: others of it that may be wanted soon."""
-        if folder is None:
-            return []
-        misses, start = self._seen.pop(folder, (0, 0))
-        found: list[ObjectName] = []
-        if misses >= _AFTER:
-            page = self._folders.list(folder, start, _NEAR)
-            start += len(page)
-            names = []
-            for entry in page:
-                if entry.type == FILE and entry.size <= _SMALL:
-                    record = self._folders.inode(entry.inode)
-                    if record is not None and record.name is not None:
-                        names.append(record.name)
-            contents = self._reader.resolve(names, self._uid)
-            found = [name for name, content in zip(names, contents, strict=True) if content is None]
-        self._seen[folder] = misses + 1, start
-        while len(self._seen) > _FOLDERS:
+    def looked(self, folder: bytes) -> None:
+        """A folder was listed, or a name looked up in it."""
+        if folder in self._seen:
+            self._seen.move_to_end(folder)
+            return
+        self._seen[folder] = 0
+        if len(self._seen) > _FOLDERS:
             self._seen.popitem(last=False)
+
+    def missed(self, size: int) -> list[ObjectName]:
+        """A file of `size` bytes was not here: others that may be wanted soon."""
+        self._misses += 1
+        self._left += size * _FACTOR
+        found: list[ObjectName] = []
+        if self._misses <= _AFTER:
+            return found
+        for folder in reversed(list(self._seen)):
+            while self._left > 0 and len(found) < _NEAR:
+                start = self._seen[folder]
+                page = self._folders.list(folder, start, _PAGE)
+                if not page:
+                    break
+                self._seen[folder] = start + len(page)
+                found += self._lacking(page)
+            if self._left <= 0 or len(found) >= _NEAR:
+                break
         return found
+
+    def _lacking(self, page: list[Entry]) -> list[ObjectName]:
+        """The small files of a page that are not in the store, paid for."""
+        names, sizes = [], []
+        for entry in page:
+            if entry.type == FILE and entry.size <= _SMALL:
+                record = self._folders.inode(entry.inode)
+                if record is not None and record.name is not None:
+                    names.append(record.name)
+                    sizes.append(entry.size)
+        contents = self._reader.resolve(names, self._uid)
+        lacking = [number for number, content in enumerate(contents) if content is None]
+        self._left -= sum(sizes[number] for number in lacking)
+        return [names[number] for number in lacking]

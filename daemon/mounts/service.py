@@ -48,6 +48,8 @@ RESTORE_WINDOW_S = 600.0
 _CONTROL_S = 1.0
 # Of a holder's statistics, where it hands files to the kernel.
 _PASSTHROUGH = ("passthrough", "passthrough_files", "passthrough_bytes")
+# What a holder tells of files that were not here.
+_REMOTE = ("opens", "waits", "waited_s", "remote_requests", "remote_bytes")
 # What a holder's and a source's context keeps of the caller's environment.
 _KEPT = ("HOME", "PATH", "USER", "LOGNAME", "LANG", "TMPDIR")
 _KEPT_PREFIXES = ("XDG_", "GIT_", "DVC_", "LC_", "MILLPOND_")
@@ -294,7 +296,7 @@ class MountService:
                     "since": record.made,
                     "reads": stats.get("reads", 0),
                     "read_bytes": stats.get("read_bytes", 0),
-                    **{key: stats[key] for key in _PASSTHROUGH if key in stats},
+                    **{key: stats[key] for key in (*_PASSTHROUGH, *_REMOTE) if key in stats},
                     "rss": state.get("rss"),
                     "error": mount.error or stats.get("last_error") or None,
                 }

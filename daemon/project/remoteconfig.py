@@ -65,8 +65,6 @@ class _Editing:
                 values.pop(option, None)
             else:
                 values[option] = relative(section, option, self._text("value"), os.getcwd(), folder)
-            if not values:
-                del sections[section]
 
         self._levels.edit(self._context, self._level, edit)
         return {}

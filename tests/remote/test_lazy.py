@@ -83,7 +83,8 @@ def test_a_version_that_is_on_a_remote_alone_is_read(team: Team) -> None:
     bob.run("umount", str(place))
     eventually(lambda: "is clean" in bob.run("fsck", "--deep").stdout, "what was read is stored")
     said = bob.run("fetch").stdout
-    assert said == "1 file fetched (0 B)\n", "what was read is here now, and granted; of the empty file nothing was"
+    # Of an empty file nothing is read; it may have come with the others of its folder.
+    assert said in ("1 file fetched (0 B)\n", "Everything is up to date.\n"), "what was read is here now, and granted"
     bob.run("checkout", "-q")
     assert contents(bob.repo / "data") == expected
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from millpond.cli import exits, render
+from millpond.cli import exits, render, text
 from millpond.cli.connection import verb
 from millpond.cli.console import Console
 from millpond.cli.group import Verb, json_option, refused
@@ -179,20 +179,33 @@ data.dvc:
 @click.option(
     "--no-updates", is_flag=True, expose_value=False, help="Do not look at sources of imports (it never does)."
 )
-@refused("-c", "--cloud", is_flag=True, reason=_REMOTES)
-@refused("-r", "--remote", metavar="NAME", reason=_REMOTES)
-@refused("-a", "--all-branches", is_flag=True, reason="it compares with a remote, and " + _REMOTES)
-@refused("-T", "--all-tags", is_flag=True, reason="it compares with a remote, and " + _REMOTES)
-@refused("-A", "--all-commits", is_flag=True, reason="it compares with a remote, and " + _REMOTES)
-@refused("-j", "--jobs", metavar="NUMBER", reason="it is about transfers, and " + _REMOTES)
+@click.option("-c", "--cloud", is_flag=True, help="Compare what is here with the remote instead.")
+@click.option("-r", "--remote", metavar="NAME", help="With -c: this remote instead of the default one.")
+@click.option("-a", "--all-branches", is_flag=True, help="With -c: what all branches need.")
+@click.option("-T", "--all-tags", is_flag=True, help="With -c: what all tags need.")
+@click.option("-A", "--all-commits", is_flag=True, help="With -c: what all commits need.")
+@click.option(
+    "-j", "--jobs", type=click.IntRange(1), metavar="NUMBER", help="With -c: at most so many requests at once."
+)
 @json_option
 @click.pass_obj
-def status(console: Console, targets: tuple[str, ...], recursive: bool, as_json: bool) -> int:
-    """Show what differs between the workspace and the .dvc files.
+def status(
+    console: Console,
+    /,
+    targets: tuple[str, ...],
+    recursive: bool,
+    as_json: bool,
+    cloud: bool,
+    **sharing: Any,
+) -> int:
+    """Show what differs between the workspace and the .dvc files, or with -c between this machine and the remote.
 
-    With -q nothing is printed: the exit code is 0 when nothing differs, else 1.
+    With -q nothing is printed: the exit code is 0 when nothing differs, else 1. With -c, `new` is what is here and not on the remote,
+    `deleted` the reverse, `missing` what is in neither place.
     """
     params = {"targets": _wire(targets), "recursive": recursive}
+    if cloud or any(sharing.values()):  # as in DVC, each of these means -c
+        return _cloud_status(console, {**params, **sharing}, as_json)
     result = verb(console, "status", params)
     found: dict[str, Any] = result["status"]
     if console.quiet:
@@ -202,6 +215,22 @@ def status(console: Console, targets: tuple[str, ...], recursive: bool, as_json:
     else:
         for line in render.status_lines(found, tracked=result.get("tracked")):
             console.say(line)
+    return exits.OK
+
+
+def _cloud_status(console: Console, params: dict[str, Any], as_json: bool) -> int:
+    result = verb(console, "status.cloud", params)
+    found = {wirepath.decode(path): state for path, state in result["status"].items()}
+    if console.quiet:
+        return exits.DIFFERENT if found else exits.OK
+    if as_json:
+        console.write(json.dumps(found))
+        return exits.OK
+    for path, state in found.items():
+        console.say(f"\t{state + ':':<20}{text.printable(path)}")
+    if not found:
+        names = ", ".join(f"'{name}'" for name in result["remotes"])
+        console.say(f"Cache and remote {names} are in sync.")
     return exits.OK
 
 

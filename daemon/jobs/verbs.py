@@ -55,6 +55,7 @@ VERBS = (
         "fetch",
         "pull",
         "remote",
+        "status.cloud",
     ),
     *("mount", "umount", "tree", "fsck", "gc", "pin", "unpin", "forget-project"),
 )

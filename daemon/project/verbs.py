@@ -15,6 +15,7 @@ from millpond.daemon.project.cacheinfo import cache_info
 from millpond.daemon.project.cachemigrate import migrate
 from millpond.daemon.project.cacheverify import verify
 from millpond.daemon.project.checkignore import check_ignore
+from millpond.daemon.project.cloudstatus import cloud_status
 from millpond.daemon.project.commit import commit
 from millpond.daemon.project.configedit import cache_dir, config_verb
 from millpond.daemon.project.context import VerbContext
@@ -56,6 +57,7 @@ VERBS: dict[str, Verb] = {
     "add": add,
     "checkout": checkout,
     "status": status,
+    "status.cloud": cloud_status,
     "root": root,
     "diff": diff,
     "data.status": data_status,

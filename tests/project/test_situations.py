@@ -26,6 +26,7 @@ PARAMS: dict[str, dict[str, Any]] = {
     "push": {"remote": "r"},
     "fetch": {"remote": "r"},
     "pull": {"remote": "r"},
+    "status.cloud": {"remote": "r"},
     "cache.import": {},
     "cache.verify": {},
     "cache.migrate": {},

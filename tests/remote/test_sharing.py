@@ -70,6 +70,31 @@ def test_what_vanished_from_the_remote_is_pushed_again(team: Team) -> None:
     assert team.keys() == there
 
 
+def test_status_of_the_cloud_is_as_dvc_s(team: Team) -> None:
+    ann = team.begin()
+    ann.run("cache", "export", "-A")
+
+    def both(home: Home, *options: str) -> dict[str, str]:
+        expected = json.loads(home.dvc("status", "-c", "--json", *options).stdout)
+        found = json.loads(home.run("status", "-c", "--json", *options).stdout)
+        assert found == expected
+        return dict(found)
+
+    assert set(both(ann).values()) == {"new"}
+    ann.run("push", "one.csv")
+    both(ann)
+    assert "data/a.txt" in ann.run("status", "-c").stdout and ann.run("status", "-c", "-q", code=1).stdout == ""
+    ann.run("push")
+    assert both(ann) == {}
+    assert ann.run("status", "-c").stdout == ann.dvc("status", "-c").stdout
+    assert both(ann, "-T")
+    bob = team.person("bob", ann)
+    assert set(both(bob).values()) == {"deleted"}
+    value = hashlib.md5(sample(5, 300_000)).hexdigest()
+    team.put(key_of(value), None)
+    assert json.loads(bob.run("status", "--cloud", "--json", "data").stdout)["data/a.txt"] == "missing"
+
+
 def test_parts_are_pushed_and_pulled(team: Team) -> None:
     ann = team.begin()
     assert ann.run("push", "data/sub/deep").stdout.startswith("2 files pushed")

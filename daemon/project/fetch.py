@@ -76,7 +76,7 @@ def _fetch(context: VerbContext, repo: Repo, chosen: Sequence[Choice], params: d
     objects = Objects(context.store, repo.cache)
     with Links(repo, params.get("remote"), params.get("jobs"), os.environ) as links:
         if params.get("remote") is not None:
-            links.remote_of(params["remote"])
+            links.of(links.remote_of(None))  # one that cannot be used is told of, though nothing may be lacking
         lacking = [each for each in chosen if each.output.name and (each.inner or not objects.whole(each.output.name))]
         if lacking:
             for group in _by_remote(links, objects, lacking, done):

@@ -11,6 +11,7 @@ import errno
 import os
 import secrets
 import stat
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NoReturn
 
@@ -38,6 +39,7 @@ class LocalBackend:
         self._folders: set[str] = set()
         # Folders that were made here and are perhaps not on the disk yet.
         self._made: set[str] = set()
+        self._seen_there = float("-inf")
 
     def head(self, key: str) -> Entry | None:
         try:
@@ -168,7 +170,11 @@ class LocalBackend:
         return os.path.join(self.url, key)
 
     def _check_there(self) -> None:
-        """A disk that is not mounted must not look like a remote without objects; one that was never written to is empty."""
+        """A disk that is not mounted must not look like a remote without objects; one that was never written to is empty. Looked
+        at once a second: ten thousand objects that are not there are no reason to ask more often."""
+        now = time.monotonic()
+        if now - self._seen_there < 1.0:
+            return
         parent = os.path.dirname(self.url.rstrip("/")) or "/"
         if not os.path.isdir(self.url) and not os.path.isdir(parent):
             raise RemoteError(
@@ -177,6 +183,7 @@ class LocalBackend:
                 hint="mount its disk, or change the url: millpond remote modify",
                 details=_FINAL,
             )
+        self._seen_there = now
 
     def _begin(self, key: str) -> tuple[int, str]:
         path = self._path(key)

@@ -16,7 +16,22 @@ if TYPE_CHECKING:
     from millpond.daemon.project.config import Config
 
 # What DVC has and this has not.
-_ELSEWHERE = ("gs", "azure", "adl", "abfs", "abfss", "gdrive", "hdfs", "webhdfs", "oss", "webdav", "webdavs")
+_ELSEWHERE = (
+    "ssh",
+    "http",
+    "https",
+    "gs",
+    "azure",
+    "adl",
+    "abfs",
+    "abfss",
+    "gdrive",
+    "hdfs",
+    "webhdfs",
+    "oss",
+    "webdav",
+    "webdavs",
+)
 _DEPTH = 8
 
 

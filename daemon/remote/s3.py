@@ -6,8 +6,8 @@ roles, container and instance credentials, and DVC's users have all of them. Wha
 
 from __future__ import annotations
 
-import contextlib
 import os
+import re
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -36,7 +36,9 @@ _TTL = timedelta(minutes=5)
 _MANY = 32
 _LIST_PAGE = 1000
 _DENIED = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError)
-_SECRET_WORDS = ("signature", "credential=", "x-amz-security-token")
+# In the debugging form of Rust's errors: what the system, the resolver or TLS said.
+_CAUSE = re.compile(r'(?:message|error): "([^"]+)"')
+_STATUS = re.compile(r"status: (\d{3})")
 
 
 class S3Backend:
@@ -197,10 +199,12 @@ class S3Backend:
             expired = "ExpiredToken" in text or "TokenRefreshRequired" in text
             reason = "its credentials have expired" if expired else _code(text) or "access is denied"
             raise CredentialsError(
-                f"{what}: {reason}", path=key, hint="renew them, or see what is missing: millpond remote check"
+                f"{what}: {reason}", path=key, hint="renew them, or ask for the permission"
             ) from error
         raise RemoteError(
-            f"{what}: {_reason(text)}", path=key, hint="try again; `millpond remote check` tells more"
+            f"{what}: {_reason(text)}",
+            path=key,
+            hint="see its url and endpointurl in `millpond config --list`, then try again",
         ) from error
 
 
@@ -299,8 +303,15 @@ def _client(settings: S3Settings) -> ClientConfig:
     if settings.verify is False:
         options["allow_invalid_certificates"] = True
     elif isinstance(settings.verify, str):
-        with open(os.path.expanduser(settings.verify), "rb") as file:
-            options["root_certificate"] = file.read()
+        try:
+            with open(os.path.expanduser(settings.verify), "rb") as file:
+                options["root_certificate"] = file.read()
+        except OSError as error:
+            raise RemoteConfigError(
+                f"cannot read ssl_verify's file '{settings.verify}': {error.strerror}",
+                path=settings.verify,
+                hint="it is a file of certificates, or true or false",
+            ) from error
     return options  # type: ignore[return-value]
 
 
@@ -311,12 +322,12 @@ def _code(text: str) -> str | None:
 
 
 def _reason(text: str) -> str:
+    """Why a request failed, from what obstore tells; its text is long, and may hold signed urls."""
     code = _code(text)
     if code is not None:
         return code
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    with contextlib.suppress(IndexError):
-        for line in (lines[0], lines[-1]):
-            if not any(word in line.lower() for word in _SECRET_WORDS):
-                return line[:200]
-    return "the request failed"
+    if found := _CAUSE.findall(text):
+        return str(found[-1])[:200]
+    if status := _STATUS.search(text):
+        return f"HTTP status {status[1]}"
+    return "it did not answer in time" if "imed" in text and "out" in text else "the request failed"

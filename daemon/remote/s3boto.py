@@ -193,10 +193,10 @@ class BotoBackend:
             ) from error
         what = f"cannot {doing} '{key}' on remote '{self.name}' ({self.url}): {code or type(error).__name__}"
         if code in _DENIED or isinstance(error, NoCredentialsError):
-            raise CredentialsError(
-                what, path=key, hint="renew the credentials, or see what is missing: millpond remote check"
-            ) from error
-        raise RemoteError(what, path=key, hint="try again; `millpond remote check` tells more") from error
+            raise CredentialsError(what, path=key, hint="renew the credentials, or ask for the permission") from error
+        raise RemoteError(
+            what, path=key, hint="see its url and endpointurl in `millpond config --list`, then try again"
+        ) from error
 
 
 def _entry(key: str, answer: Any) -> Entry:

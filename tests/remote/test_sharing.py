@@ -11,13 +11,18 @@ import signal
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from tests.cli.helpers import Home
 from tests.faults.test_limits import sentence
 from tests.mounts.conftest import fill
+from tests.remote.servers import KEY, SECRET, S3Server
 from tests.remote.shared import Team, data_of, key_of
 from tests.store.helpers import sample
+
+from millpond.daemon.errors import RemoteConfigError, RemoteError
+from millpond.daemon.remote.remotes import Remote, connect
 
 
 def test_what_is_pushed_real_dvc_pulls(team: Team) -> None:
@@ -227,12 +232,20 @@ def test_settings_that_cannot_work_are_named(team: Team) -> None:
     cases = {
         "there is no remote 'nope'": ("push", "-r", "nope"),
         "'gs' is a kind of remote that DVC has": ("push", "-r", "cloud"),
+        "'wat' is no kind of remote": ("fetch", "-r", "typo"),
+        "names no bucket": ("push", "-r", "bare"),
+        "there is no remote 'nobody'": ("push", "-r", "chain"),
+        "cannot read ssl_verify's file": ("push", "-r", "tls"),
         "is the repository itself": ("push", "-r", "self"),
         "this project's own cache": ("fetch", "-r", "own"),
         "cannot be reached": ("push", "-r", "away"),
     }
     for name, url in (
         ("cloud", "gs://x/y"),
+        ("typo", "wat://x"),
+        ("bare", "s3://"),
+        ("chain", "remote://nobody/x"),
+        ("tls", "s3://bucket/x\n    endpointurl = https://127.0.0.1:9\n    ssl_verify = /no/file"),
         ("self", str(ann.repo)),
         ("own", str(ann.repo / ".dvc/cache")),
         ("away", "/no/where/at/all"),
@@ -249,6 +262,21 @@ def test_settings_that_cannot_work_are_named(team: Team) -> None:
     done = bob.run("pull", code=251)
     sentence(done)
     assert "'data' (md5:" in done.stderr and "remote add" in done.stderr
+
+
+def test_a_service_that_is_not_there_or_refuses_is_told_in_a_line(s3: S3Server, tmp_path: Path) -> None:
+    """Each names the remote and the reason, and nothing of a secret."""
+    cases = {
+        "Connection refused": ("bucket", "http://127.0.0.1:9", RemoteError),
+        "there is no bucket": ("not-there", s3.endpoint, RemoteConfigError),
+    }
+    for text, (bucket, endpoint, kind) in cases.items():
+        values = {"endpointurl": endpoint, "access_key_id": KEY, "secret_access_key": SECRET}
+        backend = connect(Remote("team", f"s3://{bucket}/x", values), {})
+        with pytest.raises(kind, match=text) as raised:
+            backend.get("files/md5/ab/cd", 0, 10)
+        assert "'team'" in str(raised.value) and "\n" not in str(raised.value)
+        assert SECRET not in str(raised.value) and "Signature" not in str(raised.value)
 
 
 def test_outputs_with_a_remote_of_their_own(team: Team) -> None:

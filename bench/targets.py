@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bench.figures import OURS, Figures
-from bench.sections import versions
+from bench.sections import share, versions
 
 COLD = ("squashfuse", "squashfs (kernel)", "borg", "restic")
 
@@ -47,6 +47,8 @@ def targets(disk: str) -> list[Target]:
         *(Target(f"{work}, warm, handed over", 0.95, disk) for work in streams),
         Target("small files in order, warm", 0.95, disk),
         *(Target(work, 1, tool) for work in cold for tool in COLD),
+        Target(share.PUSH, 3, "dvc"),
+        Target(share.PULL, 3, "dvc"),
         *_versions(),
         Target("mount until ls", 0.3),
         Target("first mount until ls", 2),

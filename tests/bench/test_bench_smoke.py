@@ -24,6 +24,7 @@ SECTIONS = {
     "startup": ("small", "start-up"),
     "add": ("small", "add, status, checkout"),
     "versions": ("csv", "versions"),
+    "share": ("small", "push, pull"),
     "mount": ("small", "mount"),
     "reads": ("small,shard,shards,csv", "reads"),
     "disk": ("csv", "disk"),
@@ -79,7 +80,7 @@ def _who(section: str, tools: set[str]) -> None:
     """Every peer that is installed was measured."""
     if section == "add":
         assert tools == {"millpond", "millpond, no fsync", "dvc"}
-    elif section == "versions":
+    elif section in ("versions", "share"):
         assert tools == {"millpond", "dvc"}
     elif section == "startup":
         assert tools == {"millpond", "python", "dvc"}

@@ -53,6 +53,7 @@ ENTRIES: dict[str, Entry] = {
     "pull": Entry("sharing", "pull", "Bring tracked data from a remote into the workspace.", _REMOTES),
     "remote": Entry("remotes", "remote", "Add, list and change remotes.", _REMOTES),
     "root": Entry("project", "root", "Print the path to the repository's root.", _PROJECT),
+    "warm": Entry("sharing", "warm", "Bring what a mount would show here, before it is read.", _REMOTES),
     "mount": Entry("mounts", "mount", "Show a version of the data as a read-only directory.", _MOUNTS),
     "umount": Entry("mounts", "umount", "End a mount, or all of them.", _MOUNTS),
     "mounts": Entry("mounts", "mounts", "List mounts; mount again what is gone.", _MOUNTS),

@@ -132,6 +132,32 @@ def fetch(console: Console, /, as_json: bool, **common: Any) -> int:
 @click.command(
     cls=Verb,
     example="""
+$ millpond warm data@v1
+1,402 files fetched (435 kB)
+""",
+)
+@click.argument("targets", nargs=-1, metavar="[TARGET[@REV]]...", type=click.Path())
+@click.option("-r", "--remote", metavar="NAME", help="This remote instead of the default one.")
+@click.option("-j", "--jobs", type=click.IntRange(1), metavar="NUMBER", help="At most so many requests at once.")
+@json_option
+@click.pass_obj
+def warm(console: Console, targets: tuple[str, ...], remote: str | None, jobs: int | None, as_json: bool) -> int:
+    """Bring what a mount of each TARGET (by default all tracked data), at REV or as the workspace has it, would show into the store.
+
+    Then it is read without waiting, also in mounts that are there already. As `fetch`, with mount's way to name versions.
+    """
+    result = verb(console, "warm", _params(targets, remote=remote, jobs=jobs))
+    if as_json:
+        console.write(json.dumps(_lists(result)))
+    else:
+        _say_fetched(console, result)
+    _raise_lacking(result)
+    return exits.OK
+
+
+@click.command(
+    cls=Verb,
+    example="""
 $ git pull && millpond pull
 A       data/
 1,798 files fetched (2.81 MB), 1,797 added

@@ -56,6 +56,7 @@ VERBS = (
         "pull",
         "remote",
         "status.cloud",
+        "warm",
     ),
     *("mount", "umount", "tree", "fsck", "gc", "pin", "unpin", "forget-project"),
 )

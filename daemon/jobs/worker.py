@@ -54,6 +54,7 @@ USES_STORE = frozenset(
         "pin",
         "remount",
         "remove",
+        "warm",
     }
 )
 # Bytes of a result in its frame.

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from millpond.daemon import wirepath
 from millpond.daemon.errors import RemoteConfigError
 from millpond.daemon.names import ObjectName
 from millpond.daemon.objects import Data
@@ -56,6 +57,27 @@ def fetch(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
     repo = Repo.open(os.getcwd(), os.environ)
     with context.lock(repo.root, "read"):
         return _fetch(context, repo, choices(repo, params), params)
+
+
+def warm(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
+    """Verb. {targets: [TARGET[@REV]], remote, jobs} -> as `fetch`: have what a mount of each would show in the store.
+
+    Raises as `fetch`, and RevisionError.
+    """
+    from millpond.daemon.mounts.plan import split_target
+
+    repo = Repo.open(os.getcwd(), os.environ)
+    with context.lock(repo.root, "read"):
+        chosen: dict[Choice, None] = {}
+        for text in params.get("targets") or [""]:
+            target, rev = split_target(wirepath.decode(text))
+            asked = {
+                "targets": [wirepath.encode(target)] if target else [],
+                "revs": [rev] if rev else [],
+                "recursive": True,
+            }
+            chosen.update(dict.fromkeys(choices(repo, asked)))
+        return _fetch(context, repo, list(chosen), params)
 
 
 def pull(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:

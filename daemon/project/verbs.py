@@ -23,7 +23,7 @@ from millpond.daemon.project.datastatus import data_status
 from millpond.daemon.project.diff import diff
 from millpond.daemon.project.doctor import doctor
 from millpond.daemon.project.export import export
-from millpond.daemon.project.fetch import fetch, pull
+from millpond.daemon.project.fetch import fetch, pull, warm
 from millpond.daemon.project.freeze import freeze
 from millpond.daemon.project.fsck import fsck
 from millpond.daemon.project.gc import forget_project, gc, pin, unpin
@@ -88,6 +88,7 @@ VERBS: dict[str, Verb] = {
     "gc": gc,
     "pin": pin,
     "unpin": unpin,
+    "warm": warm,
     "forget-project": forget_project,
     **MOUNT_VERBS,
 }

@@ -27,6 +27,7 @@ PARAMS: dict[str, dict[str, Any]] = {
     "fetch": {"remote": "r"},
     "pull": {"remote": "r"},
     "status.cloud": {"remote": "r"},
+    "warm": {"remote": "r"},
     "cache.import": {},
     "cache.verify": {},
     "cache.migrate": {},

@@ -269,6 +269,17 @@ def test_kill_9_of_daemon_and_source_leaves_a_mount_that_can_be_used_again(team:
     assert "is clean" in bob.run("fsck", "--deep").stdout
 
 
+def test_warm_brings_what_a_mount_would_show(team: Team) -> None:
+    bob, expected = begin(team)
+    place = mount(bob, "m", target="data@HEAD")
+    assert bob.run("warm", "data/many@HEAD").stdout.startswith("40 files fetched")
+    assert (place / "many/05").read_bytes() == expected["many/05"] and stats(place)["remote_requests"] == 0
+    bob.run("warm", "@HEAD")
+    assert bob.run("warm", "data@main").stdout == bob.run("warm").stdout == "Everything is up to date.\n"
+    assert contents(place) == expected and stats(place)["remote_requests"] == 0
+    assert "nowhere" in bob.run("warm", "data@nowhere", code=None).stderr
+
+
 def test_whole_revisions_and_all_versions(team: Team) -> None:
     bob, expected = begin(team)
     place = mount(bob, "m", target="@HEAD")

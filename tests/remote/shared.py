@@ -6,10 +6,14 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 from tests.cli.helpers import Home
 from tests.mounts.conftest import contents, fill
 from tests.remote.servers import KEY, SECRET, S3Server
 from tests.store.helpers import sample
+
+# For what does not depend on the kind of remote: over S3 it is run with the long tests.
+s3_if_long = pytest.mark.parametrize("team", ["local", pytest.param("s3", marks=pytest.mark.long)], indirect=True)
 
 
 @dataclass(slots=True)

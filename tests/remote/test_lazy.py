@@ -20,7 +20,7 @@ from tests.mounts.test_kills import processes
 from tests.remote import proxy as proxies
 from tests.remote.proxy import Proxy, proxy
 from tests.remote.servers import KEY, SECRET, S3Server
-from tests.remote.shared import Team, key_of
+from tests.remote.shared import Team, key_of, s3_if_long
 from tests.store.helpers import sample
 
 pytestmark = pytest.mark.fuse
@@ -89,6 +89,7 @@ def test_a_version_that_is_on_a_remote_alone_is_read(team: Team) -> None:
     assert contents(bob.repo / "data") == expected
 
 
+@s3_if_long
 def test_what_was_read_in_part_is_not_asked_for_again(team: Team) -> None:
     bob, expected = begin(team)
     place = mount(bob)
@@ -121,7 +122,10 @@ def some_parts(path: Path, expected: bytes) -> None:
 
 
 @pytest.mark.parametrize("team", ["s3"], indirect=True)
-@pytest.mark.parametrize("fault", ["slow_down", "broken", "truncated"])
+@pytest.mark.parametrize(
+    "fault",
+    ["truncated", pytest.param("slow_down", marks=pytest.mark.long), pytest.param("broken", marks=pytest.mark.long)],
+)
 def test_what_fails_now_and_then_is_not_seen(team: Team, far: Proxy, fault: str) -> None:
     bob, expected = begin(team)
     through(bob, far)
@@ -253,6 +257,7 @@ def test_credentials_come_with_the_mount_and_are_kept_nowhere(team: Team) -> Non
         assert SECRET.encode() not in Path(f"/proc/{daemon}/{part}").read_bytes()
 
 
+@s3_if_long
 def test_kill_9_of_daemon_and_source_leaves_a_mount_that_can_be_used_again(team: Team) -> None:
     bob, expected = begin(team)
     place = mount(bob)
@@ -269,6 +274,7 @@ def test_kill_9_of_daemon_and_source_leaves_a_mount_that_can_be_used_again(team:
     assert "is clean" in bob.run("fsck", "--deep").stdout
 
 
+@s3_if_long
 def test_warm_brings_what_a_mount_would_show(team: Team) -> None:
     bob, expected = begin(team)
     place = mount(bob, "m", target="data@HEAD")
@@ -280,6 +286,7 @@ def test_warm_brings_what_a_mount_would_show(team: Team) -> None:
     assert "nowhere" in bob.run("warm", "data@nowhere", code=None).stderr
 
 
+@s3_if_long
 def test_whole_revisions_and_all_versions(team: Team) -> None:
     bob, expected = begin(team)
     place = mount(bob, "m", target="@HEAD")

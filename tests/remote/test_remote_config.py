@@ -32,7 +32,9 @@ SEQUENCES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", SEQUENCES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long if name in ("add", "modify") else ()) for name in SEQUENCES]
+)
 def test_as_dvc(home: Home, name: str) -> None:
     import shlex
 

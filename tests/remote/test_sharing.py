@@ -18,7 +18,7 @@ from tests.cli.helpers import Home
 from tests.faults.test_limits import sentence
 from tests.mounts.conftest import fill
 from tests.remote.servers import KEY, SECRET, S3Server
-from tests.remote.shared import Team, data_of, key_of
+from tests.remote.shared import Team, data_of, key_of, s3_if_long
 from tests.store.helpers import sample
 
 from millpond.daemon.errors import RemoteConfigError, RemoteError
@@ -55,6 +55,7 @@ def test_what_dvc_pushed_is_pulled(team: Team) -> None:
     assert not (bob.repo / ".dvc/cache").exists(), "who does not use DVC here needs no copies for it"
 
 
+@s3_if_long
 def test_pushing_twice_moves_nothing_and_asks_little(team: Team) -> None:
     ann = team.begin()
     first = json.loads(ann.run("push", "--json").stdout)
@@ -64,6 +65,7 @@ def test_pushing_twice_moves_nothing_and_asks_little(team: Team) -> None:
     assert ann.run("push").stdout == "Everything is up to date.\n"
 
 
+@s3_if_long
 def test_what_vanished_from_the_remote_is_pushed_again(team: Team) -> None:
     """Notes of what a remote held are believed only while its manifest is there; a manifest goes up last."""
     ann = team.begin()
@@ -75,6 +77,7 @@ def test_what_vanished_from_the_remote_is_pushed_again(team: Team) -> None:
     assert team.keys() == there
 
 
+@s3_if_long
 def test_status_of_the_cloud_is_as_dvc_s(team: Team) -> None:
     ann = team.begin()
     ann.run("cache", "export", "-A")
@@ -100,6 +103,7 @@ def test_status_of_the_cloud_is_as_dvc_s(team: Team) -> None:
     assert json.loads(bob.run("status", "--cloud", "--json", "data").stdout)["data/a.txt"] == "missing"
 
 
+@s3_if_long
 def test_parts_are_pushed_and_pulled(team: Team) -> None:
     ann = team.begin()
     assert ann.run("push", "data/sub/deep").stdout.startswith("2 files pushed")
@@ -115,6 +119,7 @@ def test_parts_are_pushed_and_pulled(team: Team) -> None:
     )
 
 
+@s3_if_long
 def test_what_is_on_no_remote_is_named(team: Team) -> None:
     ann = team.begin()
     ann.run("push")
@@ -151,6 +156,7 @@ def test_wrong_bytes_are_never_taken_for_the_object(team: Team) -> None:
         assert data_of(bob) == data_of(ann)
 
 
+@s3_if_long
 def test_a_cut_object_is_written_again(team: Team) -> None:
     ann = team.begin()
     ann.run("push")
@@ -164,6 +170,7 @@ def test_a_cut_object_is_written_again(team: Team) -> None:
     assert team.keys()[key_of(value)] == 300_000
 
 
+@s3_if_long
 def test_without_the_data_push_names_what_is_missing(team: Team) -> None:
     ann = team.begin()
     bob = team.person("bob", ann)
@@ -175,6 +182,7 @@ def test_without_the_data_push_names_what_is_missing(team: Team) -> None:
 @pytest.mark.parametrize(
     "victim", ["worker", pytest.param("client", marks=pytest.mark.long), pytest.param("daemon", marks=pytest.mark.long)]
 )
+@s3_if_long
 def test_a_push_that_is_killed_leaves_whole_objects(team: Team, victim: str) -> None:
     ann = team.begin()
     for number in range(60):
@@ -197,6 +205,7 @@ def test_a_push_that_is_killed_leaves_whole_objects(team: Team, victim: str) -> 
 @pytest.mark.parametrize(
     "victim", ["worker", pytest.param("client", marks=pytest.mark.long), pytest.param("daemon", marks=pytest.mark.long)]
 )
+@s3_if_long
 def test_a_pull_that_is_killed_is_ended_by_the_next(team: Team, victim: str) -> None:
     ann = team.begin()
     (ann.repo / "data/large").write_bytes(sample(99, 20_000_000))
@@ -213,6 +222,7 @@ def test_a_pull_that_is_killed_is_ended_by_the_next(team: Team, victim: str) -> 
     assert data_of(bob) == data_of(ann) and "clean" in bob.run("fsck", "--deep").stdout
 
 
+@s3_if_long
 def test_two_pushes_at_once(team: Team) -> None:
     ann = team.begin()
     bob = team.person("bob", ann)
@@ -227,6 +237,7 @@ def test_two_pushes_at_once(team: Team) -> None:
     assert data_of(cat) == data_of(ann)
 
 
+@s3_if_long
 def test_settings_that_cannot_work_are_named(team: Team) -> None:
     ann = team.begin()
     cases = {
@@ -279,6 +290,7 @@ def test_a_service_that_is_not_there_or_refuses_is_told_in_a_line(s3: S3Server, 
         assert SECRET not in str(raised.value) and "Signature" not in str(raised.value)
 
 
+@s3_if_long
 def test_outputs_with_a_remote_of_their_own(team: Team) -> None:
     ann = team.begin()
     other = team.folder / "other"

@@ -27,6 +27,7 @@ from millpond.daemon.project.dvccache import DvcCache
 from millpond.daemon.project.gitrepo import GitRepo
 from millpond.daemon.project.statcache import StatCache
 from millpond.daemon.remote.fetcher import Fetcher
+from millpond.daemon.remote.partial import sweep
 from millpond.daemon.remote.places import Places, without_remote
 from millpond.daemon.remote.settling import Settler
 from millpond.daemon.rpc import framing
@@ -130,6 +131,7 @@ class SourceServer:
                 dvc_dir = os.path.join(self._repo_path, ".dvc")
                 places = Places(lambda: config.load(dvc_dir, os.environ), os.environ)
                 folder = os.path.join(os.path.dirname(StatCache.of_user(os.environ).folder), "partial")
+                sweep(folder)
                 self._fetcher = Fetcher(places, Settler.to(self._daemon_socket), folder)
             return self._fetcher
 

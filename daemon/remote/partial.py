@@ -12,6 +12,7 @@ import fcntl
 import os
 import struct
 import threading
+import time
 from array import array
 
 import xxhash
@@ -19,6 +20,8 @@ import xxhash
 from millpond.daemon.names import ObjectName
 
 BLOCK_BYTES = 1 << 20
+# What is in part and was not read on for a week goes.
+KEPT_S = 7 * 86_400.0
 # Magic, bytes of the object, length of the ETag, the ETag.
 _HEADER = struct.Struct("<8sQH110s")
 _MAGIC = b"MPpart01"
@@ -103,6 +106,17 @@ class Partial:
     def close(self) -> None:
         os.close(self.fd)
         os.close(self._map_fd)
+
+
+def sweep(folder: str, older_s: float = KEPT_S) -> None:
+    """Remove what nobody has read on for so long: its descriptors, if there are any, stay good."""
+    limit = time.time() - older_s
+    for place, _, files in os.walk(folder):
+        for file in files:
+            path = os.path.join(place, file)
+            with contextlib.suppress(OSError):
+                if os.lstat(path).st_mtime < limit:
+                    os.unlink(path)
 
 
 def _sum(data: bytes | memoryview) -> int:

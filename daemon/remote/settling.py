@@ -25,7 +25,8 @@ log = logging.getLogger("millpond.source")
 MAX_BYTES, BATCH_BYTES, BATCH_FILES = 64 << 20, 16 << 20, 2000
 # Small objects wait this long for company: a commit costs some milliseconds.
 _COMPANY_S = 0.05
-_AGAIN_S = 2.0
+# After a failure, twice as long each time.
+_AGAIN_S, _AGAIN_MOST_S = 0.5, 30.0
 
 
 class Settler:
@@ -39,6 +40,8 @@ class Settler:
         self._bytes = 0
         self._ended = False
         self._thread: threading.Thread | None = None
+        # Set when it ends: cuts a pause short.
+        self._later = threading.Event()
 
     @classmethod
     def to(cls, socket: str) -> Settler:
@@ -73,6 +76,7 @@ class Settler:
         """What waits is given over once more, then the thread ends."""
         with self._changed:
             self._ended = True
+            self._later.set()
             self._changed.notify_all()
         if self._thread is not None:
             self._thread.join(10)
@@ -84,6 +88,7 @@ class Settler:
         self._changed.notify_all()
 
     def _run(self) -> None:
+        pause = _AGAIN_S
         while True:
             with self._changed:
                 while not (self._small or self._files or self._ended):
@@ -93,12 +98,15 @@ class Settler:
             try:
                 with self._connect() as client:
                     self._hand_over(DaemonObjectStore(client))
+                pause = _AGAIN_S
             except (MillpondError, OSError) as error:
                 log.warning("what was read cannot be stored yet: %s", error)
                 with self._changed:
                     if self._ended:
                         return
-                    self._changed.wait(_AGAIN_S)
+                # Not on each change: what comes in wakes nobody before it is time.
+                self._later.wait(pause)
+                pause = min(2 * pause, _AGAIN_MOST_S)
 
     def _hand_over(self, store: DaemonObjectStore) -> None:
         """On one connection, until nothing waits."""

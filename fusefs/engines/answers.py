@@ -115,6 +115,8 @@ class Answers:
         major, minor, max_readahead, offered = protocol.INIT_IN.unpack_from(body)
         if (major, minor) < (protocol.MAJOR, protocol.MINOR):
             self._error(unique, errno.EPROTO)
+            if self.initialised:  # then it is no kernel's, and ends nothing
+                return
             raise MountError(
                 f"the kernel speaks FUSE {major}.{minor}, older than {protocol.MAJOR}.{protocol.MINOR}",
                 hint="take --engine pyfuse3, or a kernel from 5.4 on",

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import trio
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tests.fusefs.helpers import File, Node, answering, eventually, mixed, open_store, put, put_tree
 from tests.fusefs.wire import ALL_FLAGS, Kernel, entries_plus, read_body, serve
@@ -296,7 +296,7 @@ def test_the_end_of_the_mount_ends_what_waits(away: tuple[Path, Totals]) -> None
 # -- nonsense ---------------------------------------------------------------------------------------------------------
 
 INODES = st.one_of(st.integers(0, 20), st.integers(0, 2**64 - 1), st.sampled_from([2**63, 2**62, 2**64 - 1]))
-OPS = st.one_of(st.sampled_from([int(op) for op in Op if op != Op.INIT]), st.integers(0, 2**32 - 1))
+OPS = st.one_of(st.sampled_from([int(op) for op in Op]), st.integers(0, 2**32 - 1))
 NUMBERS = st.one_of(st.sampled_from([0, 1, 4096, 2**31, 2**32 - 1, 2**63, 2**64 - 1]), st.integers(0, 2**64 - 1))
 BODIES = st.one_of(
     st.binary(max_size=100),
@@ -306,6 +306,7 @@ BODIES = st.one_of(
 )
 
 
+@example(requests=[(int(Op.INIT), 0, bytes(16))], cuts=[])
 @given(
     requests=st.lists(st.tuples(OPS, INODES, BODIES), max_size=30), cuts=st.lists(st.binary(max_size=39), max_size=3)
 )

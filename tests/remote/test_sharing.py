@@ -344,3 +344,27 @@ def _is_right(team: Team, home: Home, key: str, size: int) -> None:
     if key.endswith(".dir"):
         there = team.keys()
         assert all(key_of(entry["md5"]) in there for entry in json.loads(data)), "a manifest goes up last"
+
+
+def test_objects_of_dvc_2_are_pulled(team: Team) -> None:
+    """Their names are of text without CRs: such text goes to DVC's own cache, the rest to the store."""
+    ann = team.person("ann")
+    contents = {"text": b"a\r\nb\r\n", "binary": bytes(range(256)) * 50, "plain": b"no carriage return\n"}
+    for name, data in contents.items():
+        value = hashlib.md5(data.replace(b"\r\n", b"\n") if name == "text" else data).hexdigest()
+        (ann.repo / f"{name}.dvc").write_text(f"outs:\n- md5: {value}\n  size: {len(data)}\n  path: {name}\n")
+        team.put(f"{value[:2]}/{value[2:]}", data)
+    assert "3 files fetched" in ann.run("pull").stdout
+    assert {name: (ann.repo / name).read_bytes() for name in contents} == contents
+    cached = [path for path in (ann.repo / ".dvc/cache").rglob("*") if path.is_file()]
+    assert [path.read_bytes() for path in cached] == [contents["text"]]
+    assert (
+        ann.run("fetch").stdout == "Everything is up to date.\n"
+        and "up to date" in ann.dvc("status", "text.dvc").stdout
+    )
+    value = hashlib.md5(b"a\nb\n").hexdigest()
+    bob = team.person("bob")
+    (bob.repo / "text.dvc").write_text((ann.repo / "text.dvc").read_text())
+    team.put(f"{value[:2]}/{value[2:]}", b"a\r\nc\r\n")
+    assert "not what their names say" in bob.run("pull", code=6).stderr
+    assert not (bob.repo / "text").exists() and not (bob.repo / ".dvc/cache" / value[:2] / value[2:]).exists()

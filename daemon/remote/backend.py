@@ -46,6 +46,8 @@ class Backend(Protocol):
     listable: bool
     # Whether asking for one object costs next to nothing, so that a listing never pays.
     near: bool
+    # How many requests `put_many` has under way at once.
+    many: int
 
     def head(self, key: str) -> Entry | None:
         """What is there, None if nothing."""

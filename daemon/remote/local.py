@@ -32,6 +32,7 @@ class LocalBackend:
 
     writable = listable = True
     near = True
+    many = 1
 
     def __init__(self, name: str, folder: str) -> None:
         self.name = name

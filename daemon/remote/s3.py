@@ -49,6 +49,7 @@ class S3Backend:
 
     def __init__(self, name: str, bucket: str, prefix: str, settings: S3Settings) -> None:
         self.name = name
+        self.many = _MANY
         self.url = f"s3://{bucket}/{prefix}".rstrip("/")
         self._bucket = bucket
         self._prefix = f"{prefix}/" if prefix else ""
@@ -140,7 +141,7 @@ class S3Backend:
     def put_many(self, items: Sequence[tuple[str, Data]]) -> None:
         with self._lock:
             if self._pool is None:
-                self._pool = ThreadPoolExecutor(_MANY, thread_name_prefix="s3-put")
+                self._pool = ThreadPoolExecutor(self.many, thread_name_prefix="s3-put")
         for future in [self._pool.submit(self.put, key, data) for key, data in items]:
             future.result()
 

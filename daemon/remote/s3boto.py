@@ -34,6 +34,7 @@ class BotoBackend:
         from botocore.config import Config
 
         self.name = name
+        self.many = _MANY
         self.url = f"s3://{bucket}/{prefix}".rstrip("/")
         self._bucket = bucket
         self._prefix = f"{prefix}/" if prefix else ""
@@ -139,7 +140,7 @@ class BotoBackend:
                 self._client.abort_multipart_upload(**self._at(key), UploadId=upload)
 
     def put_many(self, items: Sequence[tuple[str, Data]]) -> None:
-        with ThreadPoolExecutor(_MANY, thread_name_prefix="s3-put") as pool:
+        with ThreadPoolExecutor(self.many, thread_name_prefix="s3-put") as pool:
             for future in [pool.submit(self.put, key, data) for key, data in items]:
                 future.result()
 

@@ -67,6 +67,9 @@ class Transfer:
 
     def __init__(self, backend: Backend, *, jobs: int | None = None, rate: float | None = None) -> None:
         self.backend = backend
+        if jobs is not None:
+            backend.many = min(backend.many, jobs)
+        self._groups = min(GROUPS, jobs or GROUPS)
         self._pace = Pace(min(jobs or MOST, MOST), least=min(jobs or 2, 2))
         self._pool = ThreadPoolExecutor(self._pace.most, thread_name_prefix="transfer")
         self._budget = None if rate is None else Budget(rate)
@@ -190,7 +193,7 @@ class Transfer:
             group.append((each, b"".join(bytes(piece) for piece in each.pieces)))
             size += each.size
             if len(group) >= GROUP_FILES or size >= GROUP_BYTES:
-                send(GROUPS)
+                send(self._groups - 1)
         send(0)
 
     def delete(self, keys: Iterable[str]) -> Iterator[None]:

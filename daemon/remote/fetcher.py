@@ -27,14 +27,13 @@ from millpond.daemon.errors import (
     from_wire,
 )
 from millpond.daemon.names import ObjectName
-from millpond.daemon.remote.partial import BLOCK_BYTES, Partial
+from millpond.daemon.remote.backend import Got
+from millpond.daemon.remote.partial import BLOCK_BYTES, WHOLE_BYTES, Partial
 from millpond.daemon.remote.places import Places, check
 from millpond.daemon.remote.settling import Settler
 
 log = logging.getLogger("millpond.source")
 
-# Up to here an object comes whole.
-WHOLE_BYTES = 4 << 20
 # Requests at once for those who wait, and ahead of need.
 NOW, AHEAD = 32, 16
 # So many who wait leave nothing for what comes ahead of need.
@@ -74,6 +73,8 @@ class Fetcher:
         self._settler = settler
         self._folder = folder
         self._lock = threading.Lock()
+        # Told when fewer wait.
+        self._calmer = threading.Condition(self._lock)
         self._now = ThreadPoolExecutor(NOW, thread_name_prefix="fetch")
         self._ahead = ThreadPoolExecutor(AHEAD, thread_name_prefix="ahead")
         self._flying: dict[ObjectName, Future[bytes]] = {}
@@ -107,6 +108,8 @@ class Fetcher:
             return 0, size
         large = self._opened(name, size)
         if large.inode != inode:
+            if inode in self._stored:  # since just now
+                return 0, size
             raise _changed(name)
         if large.damaged:
             raise _damaged(name)
@@ -154,7 +157,11 @@ class Fetcher:
         data = self._settler.get(name)
         if data is not None:
             return data
-        future = self._start(name, self._now)
+        with self._lock:
+            self._hints.pop(name, None)
+            future = self._flying.get(name)
+            if future is None:
+                future = self._flying[name] = self._now.submit(self._fetch, name)
         with self._someone_waits():
             try:
                 return future.result(DEADLINE_S)
@@ -163,22 +170,9 @@ class Fetcher:
             except MillpondError as error:
                 raise from_wire(error.to_wire()) from None  # one error for each who waits
 
-    def _start(self, name: ObjectName, pool: ThreadPoolExecutor) -> Future[bytes]:
-        with self._lock:
-            self._hints.pop(name, None)
-            future = self._flying.get(name)
-            if future is None:
-                future = self._flying[name] = pool.submit(self._fetch, name)
-            return future
-
     def _fetch(self, name: ObjectName) -> bytes:
         try:
-            self._check_refused()
-            try:
-                data = bytes(self._places.get(name, 0, None).data)
-            except CredentialsError as error:
-                self._note_refusal(error)
-                raise
+            data = bytes(self._get(name, 0, None).data)
             check(name, data)
             self._settler.keep(name, data)
             return data
@@ -189,9 +183,8 @@ class Fetcher:
     def _walk(self) -> None:
         """Bring hinted objects, one after the other, while there is room and nobody waits for much else."""
         while True:
-            while self._waiting > _BUSY:
-                time.sleep(0.01)
-            with self._lock:
+            with self._calmer:
+                self._calmer.wait_for(lambda: self._waiting <= _BUSY)
                 if not self._hints or not self._settler.room():
                     self._hints.clear()
                     self._walking -= 1
@@ -216,12 +209,7 @@ class Fetcher:
                 return large
             if time.monotonic() - self._changed.get(name, -_CHANGED_S) < _CHANGED_S:
                 raise _changed(name)
-        self._check_refused()
-        try:
-            first = self._places.get(name, 0, min(BLOCK_BYTES, size))
-        except CredentialsError as error:
-            self._note_refusal(error)
-            raise
+        first = self._get(name, 0, min(BLOCK_BYTES, size))
         if first.entry.size != size:
             raise StoreDamagedError(
                 f"object {name} has {first.entry.size} bytes on the remote, and {size} were expected",
@@ -231,10 +219,8 @@ class Fetcher:
             large = self._large.get(name)
             if large is None:
                 large = self._large[name] = self._new(name, size, first.entry.etag or "")
-            while len(self._large) > _MAX_PARTIALS:
-                _, old = self._large.popitem(last=False)
-                if not old.settling:
-                    old.partial.close()
+            while len(self._large) > _MAX_PARTIALS:  # its files are closed when nobody reads or fills them any more
+                self._large.popitem(last=False)
         if not large.partial.has(0):
             large.partial.fill(0, memoryview(first.data).cast("B"))
         return large
@@ -280,7 +266,7 @@ class Fetcher:
         start = blocks[0] * BLOCK_BYTES
         size = min(partial.size, (blocks[-1] + 1) * BLOCK_BYTES) - start
         try:
-            got = self._places.get(partial.name, start, size, etag=partial.etag or None)
+            got = self._get(partial.name, start, size, etag=partial.etag or None)
             if len(got.data) != size:
                 raise RemoteError(
                     f"the remote gave {len(got.data)} bytes of object {partial.name} where {size} were asked for"
@@ -288,9 +274,6 @@ class Fetcher:
             view = memoryview(got.data).cast("B")
             for number, block in enumerate(blocks):
                 partial.fill(block, view[number * BLOCK_BYTES : (number + 1) * BLOCK_BYTES])
-        except CredentialsError as error:
-            self._note_refusal(error)
-            raise
         finally:
             with self._lock:
                 for block in blocks:
@@ -315,15 +298,20 @@ class Fetcher:
                 return
             large.settling = True
 
+        name = large.partial.name
+
         def done(is_right: bool) -> None:
             large.damaged = not is_right
             large.partial.remove()
-            if is_right:
+            if not is_right:
+                log.error("object %s on the remote is not what its name says", name)
+                return
+            with self._lock:  # who reads on has the file; the room of ours is to come back
                 self._stored.add(large.inode)
-            else:
-                log.error("object %s on the remote is not what its name says", large.partial.name)
+                if self._large.get(name) is large:
+                    del self._large[name]
 
-        self._settler.keep_file(large.partial.name, large.partial.path, done)
+        self._settler.keep_file(name, large.partial.path, done)
 
     def _drop(self, name: ObjectName) -> None:
         """The object was changed on the remote: nothing of the other one is kept."""
@@ -344,19 +332,21 @@ class Fetcher:
         try:
             yield
         finally:
-            with self._lock:
+            with self._calmer:
                 self._waiting -= 1
+                self._calmer.notify_all()
 
-    def _note_refusal(self, error: MillpondError) -> None:
-        self._refused = time.monotonic(), error
-        self._places.renew()
-
-    def _check_refused(self) -> None:
+    def _get(self, name: ObjectName, start: int, size: int | None, *, etag: str | None = None) -> Got:
+        """Ask the remotes, unless they have refused just now."""
         refused = self._refused
-        if refused is not None:
-            if time.monotonic() - refused[0] < _REFUSED_S:
-                raise from_wire(refused[1].to_wire())
-            self._refused = None
+        if refused is not None and time.monotonic() - refused[0] < _REFUSED_S:
+            raise from_wire(refused[1].to_wire())
+        try:
+            return self._places.get(name, start, size, etag=etag)
+        except CredentialsError as error:
+            self._refused = time.monotonic(), error
+            self._places.renew()
+            raise
 
 
 def _damaged(name: ObjectName) -> StoreDamagedError:

@@ -19,6 +19,8 @@ import xxhash
 
 from millpond.daemon.names import ObjectName
 
+# Up to here an object comes whole, and is never here in part.
+WHOLE_BYTES = 4 << 20
 BLOCK_BYTES = 1 << 20
 # What is in part and was not read on for a week goes.
 KEPT_S = 7 * 86_400.0
@@ -36,6 +38,7 @@ class Partial:
         self.size = size
         self.etag = etag
         self.path = os.path.join(folder, name.value)
+        self.fd = self._map_fd = -1
         self._lock = threading.Lock()
         self.blocks = -(-size // BLOCK_BYTES)
         self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -44,7 +47,7 @@ class Partial:
             # Another mount of the same user may be at it: then this one keeps to itself.
             fcntl.flock(self._map_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            os.close(self.fd)
+            self.close()
             raise
         tag = etag.encode()[:110]
         header = _HEADER.pack(_MAGIC, size, len(tag), tag)
@@ -86,16 +89,13 @@ class Partial:
 
     @property
     def is_whole(self) -> bool:
-        return all(self._sure)
+        return 0 not in self._sure
 
     def run(self, block: int) -> tuple[int, int]:
         """The bytes [start, end) around a block that are all there for certain."""
-        first = last = block
-        while first and self._sure[first - 1]:
-            first -= 1
-        while last + 1 < self.blocks and self._sure[last + 1]:
-            last += 1
-        return first * BLOCK_BYTES, min(self.size, (last + 1) * BLOCK_BYTES)
+        first = self._sure.rfind(0, 0, block) + 1
+        end = self._sure.find(0, block + 1)
+        return first * BLOCK_BYTES, self.size if end < 0 else end * BLOCK_BYTES
 
     def remove(self) -> None:
         """It is stored, or wrong: descriptors that were handed out stay good."""
@@ -104,8 +104,14 @@ class Partial:
                 os.unlink(path)
 
     def close(self) -> None:
-        os.close(self.fd)
-        os.close(self._map_fd)
+        """Let go of the files; done for whoever forgets, when nobody uses the object any more."""
+        for fd in (self.fd, self._map_fd):
+            if fd >= 0:
+                os.close(fd)
+        self.fd = self._map_fd = -1
+
+    def __del__(self) -> None:
+        self.close()
 
 
 def sweep(folder: str, older_s: float = KEPT_S) -> None:

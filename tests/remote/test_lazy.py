@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -107,7 +108,19 @@ def test_what_was_read_in_part_is_not_asked_for_again(team: Team) -> None:
     )
     assert (again / "large.bin").read_bytes() == expected["large.bin"]
     eventually(lambda: not list(partial.glob("*")), "it is stored as a whole")
+    eventually(lambda: not [path for path in open_at(bob) if "/partial/" in path], "and its room comes back")
     assert "is clean" in bob.run("fsck", "--deep").stdout
+
+
+def open_at(home: Home) -> list[str]:
+    """What the user's workers and sources have open; holders close what is read through them in their own time."""
+    holders = {mount["pid"] for mount in json.loads(home.run("mounts", "--json").stdout)["mounts"]}
+    found = []
+    for pid in set(processes(home, "worker")) - holders:
+        with contextlib.suppress(OSError):
+            found += [os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()]
+    assert found, "there is a source"
+    return found
 
 
 def some_parts(path: Path, expected: bytes) -> None:

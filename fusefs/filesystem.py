@@ -13,7 +13,7 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -344,13 +344,22 @@ class Filesystem:
         record = self._record(inode)
         if record.name is None or self._source is None:
             raise FileError(errno.EIO)
-        fd, size, _ = await self.ask_source(self._source.open, record.name)
+        fd, _ = await self._from_source(record, record.name)
+        return fd
+
+    async def _from_source(
+        self, record: InodeRecord, name: ObjectName, size: int | None = None, near: Sequence[ObjectName] = ()
+    ) -> tuple[int, bool]:
+        """A descriptor as SourceClient.open gives it, of the size it should have, and whether all is there. Raises
+        MillpondError."""
+        assert self._source is not None
+        fd, found, whole = await self.ask_source(lambda source: source.open(name, size, near), self._source)
         try:
-            _check_size(record, size)
+            _check_size(record, found)
         except StoreDamagedError:
             os.close(fd)
             raise
-        return fd
+        return fd, whole
 
     def idle(self) -> None:
         """There is nothing to answer for the moment: do a little, microseconds, of what may be asked for next."""
@@ -385,17 +394,12 @@ class Filesystem:
             name = record.name
             if self._source is None or name is None:
                 raise FileError(errno.EIO)
-            source, near = self._source, self._walks.missed(record.size)
+            size, near = record.size, self._walks.missed(record.size)
             with self.waits:
-                fd, size, whole = await self.ask_source(lambda each: source.open(each, record.size, near), name)
-            try:
-                _check_size(record, size)
-            except StoreDamagedError:
-                os.close(fd)
-                raise
+                fd, whole = await self._from_source(record, name, size, near)
             if whole:
                 return self._opened(ForeignFile(fd, size), str(name))
-            return self._opened(LazyFile(source, self.ask_source, self.waits, name, fd, size), str(name))
+            return self._opened(LazyFile(self._source, self.ask_source, self.waits, name, fd, size), str(name))
         except (MillpondError, OSError) as error:
             raise self.failed(f"cannot open {'inode ' + str(inode) if name is None else name}: {error}") from error
 

@@ -8,73 +8,53 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import trio
-
 from millpond.daemon.names import ObjectName
+from millpond.daemon.remote.partial import WHOLE_BYTES
 from millpond.daemon.store.folders import FILE, Entry, FolderReader
 from millpond.daemon.store.reader import Bytes, StoreReader
 from millpond.fusefs.asking import SourceClient
+from millpond.fusefs.reader import ForeignFile
 
 # Files that are told ahead at once, from the third on that was not here, and entries looked at together.
 _NEAR, _AFTER, _PAGE = 256, 2, 64
 # Bytes that may be brought ahead at first, and for each byte that was not here.
 _FIRST_BYTES, _FACTOR = 8 << 20, 8
-# What is larger is read by its blocks, when it is read.
-_SMALL = 4 << 20
 _FOLDERS = 256
 
 Ask = Callable[[Callable[[Any], Any], Any], Awaitable[Any]]
 
 
-class LazyFile:
-    """An open file that fills while it is read: `fd` is of the source's sparse file. What is known to be there is read at once."""
+class LazyFile(ForeignFile):
+    """An open file that fills while it is read: the descriptor is of the source's sparse file. What is known to be there is read at
+    once."""
 
     def __init__(self, source: SourceClient, ask: Ask, waits: Waits, name: ObjectName, fd: int, size: int) -> None:
+        super().__init__(fd, size)
         self._source = source
         self._ask = ask
         self._waits = waits
         self._name = name
-        self._fd = fd
         self._inode = os.fstat(fd).st_ino
-        self.size = size
         # The range that is there for certain, around where the last reader was.
         self._there = 0, 0
 
     def ready(self, offset: int, size: int) -> list[Bytes] | None:
         """What `read` gives, when it is there and in the page cache; else None."""
-        wanted = min(size, self.size - offset)
-        if wanted <= 0:
-            return []
-        if not self._is_there(offset, wanted):
-            return None
-        buffer = bytearray(wanted)
-        try:
-            done = os.preadv(self._fd, [buffer], offset, os.RWF_NOWAIT)
-        except OSError:
-            return None
-        return [memoryview(buffer)] if done == wanted else None
+        return super().ready(offset, size) if self._is_there(offset, size) else None
 
     async def read(self, offset: int, size: int) -> list[Bytes]:
         """Bytes from `offset`, fewer only at the end. Raises OSError, MillpondError."""
-        wanted = min(size, self.size - offset)
-        if wanted <= 0:
-            return []
-        if not self._is_there(offset, wanted):
+        if not self._is_there(offset, size):
+            wanted = min(size, self.size - offset)
             with self._waits:
                 self._there = await self._ask(
                     lambda source: source.ensure(self._name, self.size, self._inode, offset, wanted), self._source
                 )
-        data = await trio.to_thread.run_sync(os.pread, self._fd, wanted, offset)
-        if len(data) != wanted:
-            raise OSError(5, "the file of a remote object became shorter")
-        return [data]
-
-    def close(self) -> None:
-        os.close(self._fd)
+        return await super().read(offset, size)
 
     def _is_there(self, offset: int, size: int) -> bool:
         start, end = self._there
-        return start <= offset and offset + size <= end
+        return offset >= self.size or (start <= offset and min(offset + size, self.size) <= end)
 
 
 class Waits:
@@ -114,8 +94,8 @@ class Walks:
         self._uid = uid
         self._misses = 0
         self._left = _FIRST_BYTES
-        # Folders that were looked into, the last one at the end, and each one's next entry to be told.
-        self._seen: OrderedDict[bytes, int] = OrderedDict()
+        # Folders that were looked into, the last one at the end, and each one's next entry to be told; None: all are.
+        self._seen: OrderedDict[bytes, int | None] = OrderedDict()
 
     def looked(self, folder: bytes) -> None:
         """A folder was listed, or a name looked up in it."""
@@ -133,23 +113,18 @@ class Walks:
         found: list[ObjectName] = []
         if self._misses <= _AFTER:
             return found
-        for folder in reversed(list(self._seen)):
-            while self._left > 0 and len(found) < _NEAR:
-                start = self._seen[folder]
+        for folder, start in reversed(list(self._seen.items())):
+            while start is not None and self._left > 0 and len(found) < _NEAR:
                 page = self._folders.list(folder, start, _PAGE)
-                if not page:
-                    break
-                self._seen[folder] = start + len(page)
+                start = self._seen[folder] = start + len(page) if page else None
                 found += self._lacking(page)
-            if self._left <= 0 or len(found) >= _NEAR:
-                break
         return found
 
     def _lacking(self, page: list[Entry]) -> list[ObjectName]:
         """The small files of a page that are not in the store, paid for."""
         names, sizes = [], []
         for entry in page:
-            if entry.type == FILE and entry.size <= _SMALL:
+            if entry.type == FILE and entry.size <= WHOLE_BYTES:
                 record = self._folders.inode(entry.inode)
                 if record is not None and record.name is not None:
                     names.append(record.name)

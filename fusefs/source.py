@@ -25,7 +25,7 @@ from millpond.daemon.names import ObjectName
 from millpond.daemon.project import config
 from millpond.daemon.project.dvccache import DvcCache
 from millpond.daemon.project.gitrepo import GitRepo
-from millpond.daemon.project.statcache import StatCache
+from millpond.daemon.project.statcache import user_folder
 from millpond.daemon.remote.fetcher import Fetcher
 from millpond.daemon.remote.partial import sweep
 from millpond.daemon.remote.places import Places, without_remote
@@ -130,7 +130,7 @@ class SourceServer:
             if self._fetcher is None:
                 dvc_dir = os.path.join(self._repo_path, ".dvc")
                 places = Places(lambda: config.load(dvc_dir, os.environ), os.environ)
-                folder = os.path.join(os.path.dirname(StatCache.of_user(os.environ).folder), "partial")
+                folder = os.path.join(user_folder(os.environ), "partial")
                 sweep(folder)
                 self._fetcher = Fetcher(places, Settler.to(self._daemon_socket), folder)
             return self._fetcher

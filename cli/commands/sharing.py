@@ -121,12 +121,7 @@ def fetch(console: Console, /, as_json: bool, **common: Any) -> int:
     nor on the remote, 6 if the remote has other bytes than the name says.
     """
     result = verb(console, "fetch", _params(**common))
-    if as_json:
-        console.write(json.dumps(_lists(result)))
-    else:
-        _say_fetched(console, result)
-    _raise_lacking(result)
-    return exits.OK
+    return _tell_fetched(console, result, as_json)
 
 
 @click.command(
@@ -147,12 +142,7 @@ def warm(console: Console, targets: tuple[str, ...], remote: str | None, jobs: i
     Then it is read without waiting, also in mounts that are there already. As `fetch`, with mount's way to name versions.
     """
     result = verb(console, "warm", _params(targets, remote=remote, jobs=jobs))
-    if as_json:
-        console.write(json.dumps(_lists(result)))
-    else:
-        _say_fetched(console, result)
-    _raise_lacking(result)
-    return exits.OK
+    return _tell_fetched(console, result, as_json)
 
 
 @click.command(
@@ -187,6 +177,16 @@ def pull(console: Console, /, as_json: bool, allow_missing: bool, **common: Any)
             _say_fetched(console, result)
     if not allow_missing or result["damaged"]:
         _raise_lacking(result)
+    return exits.OK
+
+
+def _tell_fetched(console: Console, result: dict[str, Any], as_json: bool) -> int:
+    """The end of `fetch` and `warm`: what came, then an error for what did not."""
+    if as_json:
+        console.write(json.dumps(_lists(result)))
+    else:
+        _say_fetched(console, result)
+    _raise_lacking(result)
     return exits.OK
 
 

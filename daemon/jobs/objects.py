@@ -12,7 +12,8 @@ import itertools
 import os
 import stat
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -109,20 +110,14 @@ class DaemonObjectStore:
             yield from hash_files(paths, tick)
             return
         counter = _Counter(tick)
-        session, own = self._begin()
-        memory = Memory(reuse=own)
-        flying: deque[tuple[Any, Batch]] = deque()
-        try:
-            for batch in read_batches(paths, memory):
-                if len(flying) >= IN_FLIGHT:
-                    yield from self._landed(*flying.popleft(), memory, counter)
-                flying.append((self._send(session, batch), batch))
-            while flying:
-                yield from self._landed(*flying.popleft(), memory, counter)
-        finally:
-            for _, batch in flying:  # after a failure; the daemon has these files open itself
-                memory.give_back(batch)
-            memory.close()
+        with closing(self._flow(lambda memory: read_batches(paths, memory))) as flow:
+            for batch, stored in flow:
+                counter.add(len(batch.ends), batch.size)
+                if len(stored) != len(batch.ends):
+                    raise ProtocolError(f"the daemon stored {len(stored)} contents where {len(batch.ends)} were sent")
+                for file, (value, size, new_bytes) in zip(batch.ends, stored, strict=True):
+                    self.new_bytes += new_bytes
+                    yield Put(file.path, ObjectName("md5", value), size, file.stat)
 
     def put_bytes(self, data: bytes, *, is_dir: bool = False) -> ObjectName:
         """See ObjectStore.put_bytes."""
@@ -145,24 +140,15 @@ class DaemonObjectStore:
 
     def put_pieces(self, pieces: Iterable[tuple[Data, bool, bool]]) -> Iterator[tuple[ObjectName, int]]:
         """See ObjectStore.put_pieces."""
-        session, own = self._begin()
-        memory = Memory(reuse=own)
-        flying: deque[tuple[Any, Batch]] = deque()
-        whole = False
         try:
-            for batch in piece_batches(pieces, memory):
-                if len(flying) >= IN_FLIGHT:
-                    yield from self._named(*flying.popleft(), memory)
-                flying.append((self._send(session, batch), batch))
-            while flying:
-                yield from self._named(*flying.popleft(), memory)
-            whole = True
-        finally:
-            for _, batch in flying:
-                memory.give_back(batch)
-            memory.close()
-            if not whole:  # a content may have been begun and never ended
-                self._session = None
+            with closing(self._flow(lambda memory: piece_batches(pieces, memory))) as flow:
+                for _, stored in flow:
+                    for value, _, new_bytes in stored:
+                        self.new_bytes += new_bytes
+                        yield ObjectName("md5", value), new_bytes
+        except BaseException:
+            self._session = None  # a content may have been begun and never ended
+            raise
 
     def commit(self) -> None:
         """See ObjectStore.commit. Without puts it does nothing."""
@@ -228,27 +214,29 @@ class DaemonObjectStore:
             memfd.seal(batch.fd)
         return self._peer.start("store.feed", {"session": session, "pieces": batch.pieces}, fds=[batch.fd])
 
-    def _named(self, request: Any, batch: Batch, memory: Memory) -> Iterator[tuple[ObjectName, int]]:
+    def _flow(self, batches: Callable[[Memory], Iterator[Batch]]) -> Generator[tuple[Batch, list[Any]], None, None]:
+        """Send what `batches` fills, a few on their way; each batch with [md5, size, new bytes] of the contents that end in it."""
+        session, own = self._begin()
+        memory = Memory(reuse=own)
+        flying: deque[tuple[Any, Batch]] = deque()
         try:
-            reply, _ = self._peer.wait(request)
+            for batch in batches(memory):
+                if len(flying) >= IN_FLIGHT:
+                    yield self._landed(*flying.popleft(), memory)
+                flying.append((self._send(session, batch), batch))
+            while flying:
+                yield self._landed(*flying.popleft(), memory)
         finally:
-            memory.give_back(batch)
-        for value, _, new_bytes in reply["stored"]:
-            self.new_bytes += new_bytes
-            yield ObjectName("md5", value), new_bytes
+            for _, batch in flying:  # after a failure; the daemon has these files open itself
+                memory.give_back(batch)
+            memory.close()
 
-    def _landed(self, request: Any, batch: Batch, memory: Memory, counter: _Counter) -> Iterator[Put]:
+    def _landed(self, request: Any, batch: Batch, memory: Memory) -> tuple[Batch, list[Any]]:
         try:
             reply, _ = self._peer.wait(request)
         finally:
             memory.give_back(batch)
-        counter.add(len(batch.ends), batch.size)
-        stored = reply["stored"]
-        if len(stored) != len(batch.ends):
-            raise ProtocolError(f"the daemon stored {len(stored)} contents where {len(batch.ends)} were sent")
-        for file, (value, size, new_bytes) in zip(batch.ends, stored, strict=True):
-            self.new_bytes += new_bytes
-            yield Put(file.path, ObjectName("md5", value), size, file.stat)
+        return batch, reply["stored"]
 
 
 def _pieces(sent: list[ObjectName], pieces: list[list[Any]], fds: list[int]) -> Iterator[Piece]:

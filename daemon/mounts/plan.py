@@ -8,7 +8,7 @@ import re
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from millpond.daemon import memfd, wirepath
 from millpond.daemon.errors import NotARepoError, ObjectMissingError, RemoteConfigError, RevisionError, TargetError
@@ -20,9 +20,7 @@ from millpond.daemon.project.dvccache import DvcCache
 from millpond.daemon.project.gitrepo import GitRepo
 from millpond.daemon.project.ignore import IgnoreRules
 from millpond.daemon.project.outputs import GitTree, Output, WorkTree
-
-if TYPE_CHECKING:
-    from millpond.daemon.remote.places import Places
+from millpond.daemon.remote.places import Places, without_remote
 
 
 class Peer(Protocol):
@@ -56,7 +54,7 @@ class Project:
         folder = self.config.cache_dir(self.dvc_dir)
         # Objects of DVC 2 may lie in the default place although config names another now.
         self.caches = [DvcCache(path) for path in dict.fromkeys((folder, os.path.join(self.dvc_dir, "cache")))]
-        self._places: Places | None = None
+        self.places = Places(lambda: self.config, os.environ)
 
     @classmethod
     def find(cls, start: str) -> Project:
@@ -106,15 +104,6 @@ class Project:
                 return data
         return None
 
-    @property
-    def places(self) -> Places:
-        """The project's remotes. Raises ObjectMissingError where none is configured."""
-        if self._places is None:
-            from millpond.daemon.remote.places import Places
-
-            self._places = Places(lambda: self.config, os.environ)
-        return self._places
-
     def remote_sizes(self, names: Sequence[ObjectName], what: str) -> list[int | None]:
         """Sizes of objects that are not here, as the remotes tell them: None where none has it, or there is none. Raises
         RemoteError, CredentialsError, ObjectMissingError where the remote's settings are wrong."""
@@ -123,7 +112,7 @@ class Project:
         try:
             found = self.places.sizes([name for name in dict.fromkeys(names) if name.algo == "md5"])
         except RemoteConfigError as error:
-            raise _nowhere(error, what) from None
+            raise without_remote(error, what) from None
         return [found.get(name) for name in names]
 
     def remote_manifest(self, name: ObjectName, shown: str) -> bytes:
@@ -131,13 +120,7 @@ class Project:
         try:
             return self.places.read(name)
         except RemoteConfigError as error:
-            raise _nowhere(error, f"the manifest of '{shown}' ({name})") from None
-
-
-def _nowhere(error: RemoteConfigError, what: str) -> ObjectMissingError:
-    from millpond.daemon.remote.places import without_remote
-
-    return without_remote(error, what)
+            raise without_remote(error, f"the manifest of '{shown}' ({name})") from None
 
 
 class Planner:

@@ -7,7 +7,6 @@ their manifests: neighbours in a folder become neighbours in the store.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from millpond.daemon.names import ObjectName
 from millpond.daemon.project import export, manifest
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.digests import LEGACY, Objects, Place
-from millpond.daemon.project.hashing import digest_of
+from millpond.daemon.project.hashing import digest_of, is_md5
 from millpond.daemon.project.repo import Repo
 
 # Objects stored with one commit, and bytes: what a cut import has to do again.
@@ -154,7 +153,7 @@ class _Importing:
         done = self.done
         with open(self._repo.cache.path_of(place.name) or "", "rb") as file:
             raw = file.read()
-        if hashlib.md5(raw, usedforsecurity=False).hexdigest() != name.hex:
+        if not is_md5(raw, name.hex):
             done.damaged[name] = names[name]
             return
         self._context.store.put_bytes(raw, is_dir=True)

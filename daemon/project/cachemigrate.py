@@ -62,11 +62,7 @@ def migrate(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
 def _sync(folder: str) -> None:
     """Have what was linked and written on disk before anything names it."""
     if os.path.isdir(folder):
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            sync_file_system(fd)
-        finally:
-            os.close(fd)
+        sync_file_system(folder)
 
 
 def _is_old(out: Output) -> bool:

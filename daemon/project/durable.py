@@ -52,7 +52,7 @@ def write_all(texts: Mapping[str, str], *, executable: bool = False) -> None:
                 with contextlib.suppress(OSError):
                     os.unlink(each)
     for folder in folders:
-        _sync(folder, os.O_RDONLY | os.O_DIRECTORY)
+        sync_folder(folder)
 
 
 def _keep(path: str, name: str, former: dict[str, str | None]) -> None:
@@ -82,14 +82,14 @@ def remove_all(paths: Iterable[str]) -> None:
             os.unlink(path)
             folders.add(os.path.dirname(path))
     for folder in folders:
-        _sync(folder, os.O_RDONLY | os.O_DIRECTORY)
+        sync_folder(folder)
 
 
 def rename(old: str, new: str) -> None:
     """Give a file or folder another absolute path on the same disk, durably. Raises OSError."""
     os.rename(old, new)
     for folder in {os.path.dirname(old), os.path.dirname(new)}:
-        _sync(folder, os.O_RDONLY | os.O_DIRECTORY)
+        sync_folder(folder)
 
 
 @contextlib.contextmanager
@@ -100,6 +100,11 @@ def writing(path: str) -> Iterator[None]:
     except OSError as error:
         error.filename, error.filename2 = path, None
         raise
+
+
+def sync_folder(path: str) -> None:
+    """Have the names in a folder on disk. Raises OSError."""
+    _sync(path, os.O_RDONLY | os.O_DIRECTORY)
 
 
 def sync_file_system(place: int | str) -> None:

@@ -22,7 +22,8 @@ from millpond.daemon.project.durable import sync_file_system, write_error
 from millpond.daemon.project.hooks import dvc_hooks
 from millpond.daemon.project.outputs import GitTree, Output
 from millpond.daemon.project.repo import Repo
-from millpond.daemon.project.select import select
+from millpond.daemon.project.select import Choice, select
+from millpond.daemon.project.targets import expand
 
 SETTING = "MILLPOND_EXPORT"
 WHEN = ("auto", "always", "never")
@@ -61,11 +62,17 @@ def export(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
 def chosen(repo: Repo, params: dict[str, Any]) -> list[Output]:
     """The outputs that {targets, recursive, revs, all_branches, all_tags, all_commits} mean, each once. Raises RevisionError,
     TargetError, UsageError, InvalidFileError."""
+    return list(dict.fromkeys(choice.output for choice in choices(repo, params)))
+
+
+def choices(repo: Repo, params: dict[str, Any]) -> list[Choice]:
+    """As `chosen`, with the paths inside outputs that targets name; targets may be patterns (`glob`)."""
     targets = [wirepath.decode(target) for target in params.get("targets") or []]
-    found: dict[Output, None] = {}
-    for version in versions(repo, params):
-        choices = select(repo, version, targets, recursive=bool(params.get("recursive")))
-        found.update(dict.fromkeys(choice.output for choice in choices))
+    if params.get("glob"):
+        targets = expand(repo, targets)
+    found: dict[Choice, None] = {}
+    for version in _versions(repo, params):
+        found.update(dict.fromkeys(select(repo, version, targets, recursive=bool(params.get("recursive")))))
     return list(found)
 
 
@@ -123,7 +130,7 @@ def objects_of(output: Output, objects: Objects) -> Iterator[tuple[ObjectName, s
     yield name, output.path
 
 
-def versions(repo: Repo, params: dict[str, Any]) -> Iterator[list[Output]]:
+def _versions(repo: Repo, params: dict[str, Any]) -> Iterator[list[Output]]:
     """The outputs of each version that is asked for."""
     revs = [wirepath.decode(rev) for rev in params.get("revs") or []]
     commits: dict[str, None] = {}

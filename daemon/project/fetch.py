@@ -6,7 +6,6 @@ What came in is durable in parts of a few hundred MB: a fetch that was cut goes 
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -18,13 +17,14 @@ from millpond.daemon.errors import RemoteConfigError
 from millpond.daemon.names import ObjectName
 from millpond.daemon.objects import Data
 from millpond.daemon.project import export
+from millpond.daemon.project.cacheimport import rows
 from millpond.daemon.project.copying import Staged, Staging
 from millpond.daemon.project.digests import LEGACY, Objects
 from millpond.daemon.project.durable import write_error
-from millpond.daemon.project.hashing import digest_of
+from millpond.daemon.project.hashing import digest_of, is_md5
 from millpond.daemon.project.repo import Repo
 from millpond.daemon.project.select import Choice
-from millpond.daemon.project.sharing import Group, Link, Links, choices, groups, in_parts, rows
+from millpond.daemon.project.sharing import Group, Link, Links, choices, groups, in_parts
 from millpond.daemon.remote.transfer import Part
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ class _Fetching:
             for name, data in raw.items():
                 if name in self._done.missing:
                     continue
-                if hashlib.md5(data, usedforsecurity=False).hexdigest() != name.hex:
+                if not is_md5(data, name.hex):
                     self._done.damaged[name] = self._group.paths[name]
                     continue
                 self._context.store.put_bytes(bytes(data), is_dir=True)

@@ -24,6 +24,11 @@ def looks_like_text(sample: bytes) -> bool:
     return len(head.translate(None, _TEXT)) / len(head) <= _MAX_ODD
 
 
+def is_md5(data: bytes | bytearray, value: str) -> bool:
+    """Whether bytes have this MD5 (lower-case hex)."""
+    return hashlib.md5(data, usedforsecurity=False).hexdigest() == value
+
+
 def md5_of(file: Readable) -> str:
     """MD5 of the bytes, lower-case hex."""
     return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

@@ -14,10 +14,11 @@ from typing import Any
 
 from millpond.daemon.names import ObjectName
 from millpond.daemon.objects import Data, Piece
+from millpond.daemon.project.cacheimport import rows
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.digests import Objects, Place
 from millpond.daemon.project.repo import Repo
-from millpond.daemon.project.sharing import Group, Link, Links, choices, groups, rows
+from millpond.daemon.project.sharing import Group, Link, Links, choices, groups
 from millpond.daemon.remote.transfer import Upload
 
 _READ_BYTES = 1 << 20
@@ -69,6 +70,8 @@ class _Pushing:
         self._done = done
         # What is on the remote for certain.
         self._there: set[ObjectName] = set()
+        # Where those that the remote was asked for are at hand.
+        self._places: dict[ObjectName, Place | None] = {}
         self._total = 0, 0
 
     def run(self) -> None:
@@ -77,7 +80,7 @@ class _Pushing:
         files = [name for name in group.files if name not in self._there]
         # Of a folder in parts no manifest goes up: it would name what is perhaps not there.
         manifests = [name for name in group.manifests if name not in self._there and group.is_whole(name)]
-        places = dict(zip(files, self._objects.places(files), strict=True))
+        places = {name: self._places[name] for name in files}
         done.missing |= {name: group.files[name] for name, place in places.items() if place is None}
         todo = [(name, place) for name, place in places.items() if place is not None]
         self._total = done.objects + len(todo) + len(manifests), done.bytes + sum(place.size for _, place in todo)
@@ -105,13 +108,16 @@ class _Pushing:
         fresh = link.known.of([name for name in files if name in inside])
         self._there.update(fresh)
         rest = [name for name in files if name not in fresh]
-        sizes = dict(zip(rest, self._objects.sizes(rest), strict=True))
+        self._places = dict(zip(rest, self._objects.places(rest), strict=True))
 
         def tick(done: int, total: int) -> None:
             self._context.progress("looking at the remote", (done, total))
 
         for name, size in link.present(rest, tick).items():
-            if sizes[name] in (None, size):  # one of another length was cut by somebody's tool: it is written again
+            place = self._places[name]
+            if (
+                place is None or place.size == size
+            ):  # one of another length was cut by somebody's tool: it is written again
                 self._there.add(name)
         others = [name for name in manifests if name not in self._there]
         for name in link.present(others):

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from millpond.daemon import wirepath
 from millpond.daemon.errors import RemoteConfigError, UsageError
+from millpond.daemon.project import config
 from millpond.daemon.project.configedit import Levels, Sections, relative
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.paths import printable
-
-# Later ones win; a rename or removal is followed in those from the changed level on.
-_ORDER = ("system", "global", "project", "local")
 
 
 def remote(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
@@ -92,7 +91,7 @@ class _Editing:
                 raise _unknown(name)
             _follow(sections, name, None)
 
-        for level in _ORDER[_ORDER.index(self._level) + 1 :]:
+        for level in self._above():
             above = self._levels.sections(level).get(_section(name), {})
             if above and "url" not in above:
                 raise RemoteConfigError(
@@ -107,14 +106,8 @@ class _Editing:
 
     def default(self) -> dict[str, Any]:
         if not self._name and not self._params.get("unset"):
-            read = (
-                [self._levels.level] if self._levels.level else [each for each in _ORDER if each in self._levels.files]
-            )
-            for level in reversed(read):
-                found = self._levels.sections(level).get("core", {}).get("remote")
-                if found is not None:
-                    return {"name": wirepath.encode(str(found).lower())}
-            return {"name": None}
+            found = self._found_default()
+            return {"name": None if found is None else wirepath.encode(found)}
         if self._name:
             self._require(self._name)
 
@@ -129,22 +122,28 @@ class _Editing:
 
     def list(self) -> dict[str, Any]:
         rows: dict[str, dict[str, Any]] = {}
-        read = [self._levels.level] if self._levels.level else [each for each in _ORDER if each in self._levels.files]
-        for level in read:
+        for level in self._levels.read:
             for row in self._levels.rows(level):
                 kind, _, rest = wirepath.decode(row["name"]).partition(".")
                 name, _, key = rest.rpartition(".")
                 if kind == "remote" and key == "url":
                     rows[name] = {"name": wirepath.encode(name), "url": row["value"], "default": False}
-        defaults = [
-            str(found).lower()
-            for level in read
-            if (found := self._levels.sections(level).get("core", {}).get("remote"))
-        ]
-        chosen = defaults[-1] if defaults else None
+        chosen = self._found_default()
         if chosen in rows:
             rows[chosen]["default"] = True
         return {"rows": list(rows.values())}
+
+    def _found_default(self) -> str | None:
+        """What the strongest of the levels asked for says."""
+        for level in reversed(self._levels.read):
+            found = self._levels.sections(level).get("core", {}).get("remote")
+            if found is not None:
+                return str(found).lower()
+        return None
+
+    def _above(self) -> Sequence[str]:
+        """The levels that are stronger than the one being changed."""
+        return config.LEVELS[config.LEVELS.index(self._level) + 1 :]
 
     def _require(self, name: str) -> None:
         """Raise RemoteConfigError unless some level has the remote."""
@@ -153,7 +152,7 @@ class _Editing:
 
     def _follow_above(self, name: str, new: str | None) -> None:
         """Have the default of stronger levels follow."""
-        for level in _ORDER[_ORDER.index(self._level) + 1 :]:
+        for level in self._above():
             if self._levels.sections(level).get("core", {}).get("remote") == name:
                 self._levels.edit(self._context, level, lambda sections, folder: _follow(sections, name, new))
 

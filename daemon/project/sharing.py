@@ -8,15 +8,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from millpond.daemon import wirepath
 from millpond.daemon.errors import RemoteConfigError
 from millpond.daemon.names import ObjectName
-from millpond.daemon.project import manifest
+from millpond.daemon.project import export, manifest
 from millpond.daemon.project.digests import Objects
-from millpond.daemon.project.export import versions
 from millpond.daemon.project.manifest import ManifestEntry
 from millpond.daemon.project.repo import Repo
-from millpond.daemon.project.select import Choice, select
+from millpond.daemon.project.select import Choice
 from millpond.daemon.remote import remotes
 from millpond.daemon.remote.known import Known
 from millpond.daemon.remote.remotes import Remote
@@ -88,16 +86,15 @@ class Links:
         return self._links[remote.name]
 
     def _check_folder(self, remote: Remote) -> None:
-        place = os.path.realpath(remote.url)
-        if place == os.path.realpath(self._repo.cache.folder):
-            raise RemoteConfigError(
-                f"remote '{remote.name}' is this project's own cache ('{remote.url}')",
-                hint=f"give it another url: millpond remote modify {remote.name} url ...",
-            )
-        for inner, what in (("", "the repository"), (".dvc", "the folder .dvc")):
-            if place == os.path.realpath(self._repo.path(inner)):
+        own = {
+            self._repo.cache.folder: "this project's own cache",
+            self._repo.root: "the repository itself",
+            self._repo.dvc_dir: "the folder .dvc itself",
+        }
+        for folder, what in own.items():
+            if os.path.realpath(remote.url) == os.path.realpath(folder):
                 raise RemoteConfigError(
-                    f"remote '{remote.name}' is {what} itself ('{remote.url}')",
+                    f"remote '{remote.name}' is {what} ('{remote.url}')",
                     hint=f"give it another url: millpond remote modify {remote.name} url ...",
                 )
 
@@ -157,14 +154,7 @@ class Group:
 def choices(repo: Repo, params: dict[str, Any]) -> list[Choice]:
     """What {targets, recursive, glob, revs, all_branches, all_tags, all_commits} mean, each once; what is not DVC's, or was never
     committed, is left out. Raises RevisionError, TargetError, UsageError, InvalidFileError."""
-    from millpond.daemon.project import targets as expanding
-
-    targets = [wirepath.decode(target) for target in params.get("targets") or []]
-    if params.get("glob"):
-        targets = expanding.expand(repo, targets)
-    found: dict[Choice, None] = {}
-    for version in versions(repo, params):
-        found.update(dict.fromkeys(select(repo, version, targets, recursive=bool(params.get("recursive")))))
+    found = export.choices(repo, params)
     return [each for each in found if each.output.name is not None and each.output.cache]
 
 
@@ -187,11 +177,6 @@ def groups(links: Links, objects: Objects, chosen: Iterable[Choice], *, pushing:
         for name in group.paths:
             group.take(name, objects.manifest(name))
     return list(found.values())
-
-
-def rows(found: Mapping[ObjectName, str]) -> list[list[str]]:
-    """[name, path] of each, for the wire."""
-    return [[str(name), wirepath.encode(path)] for name, path in found.items()]
 
 
 def in_parts(names: Sequence[ObjectName], size: int) -> Iterator[Sequence[ObjectName]]:

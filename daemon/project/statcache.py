@@ -104,6 +104,13 @@ class Moment:
         return kept
 
 
+def user_folder(environ: Mapping[str, str]) -> str:
+    """Where what only one user believes is kept: `$XDG_CACHE_HOME/millpond-user`, else below `~/.cache`."""
+    home = environ.get("HOME") or os.path.expanduser("~")
+    base = environ.get("XDG_CACHE_HOME") or os.path.join(home, ".cache")
+    return os.path.join(base, "millpond-user")
+
+
 class StatCache:
     """The cache of one user below `folder`, which is made when first needed, for that user only (0700)."""
 
@@ -112,10 +119,8 @@ class StatCache:
 
     @classmethod
     def of_user(cls, environ: Mapping[str, str]) -> StatCache:
-        """`$XDG_CACHE_HOME/millpond-user`, else below `~/.cache`."""
-        home = environ.get("HOME") or os.path.expanduser("~")
-        base = environ.get("XDG_CACHE_HOME") or os.path.join(home, ".cache")
-        return cls(os.path.join(base, "millpond-user"))
+        """Below `user_folder`."""
+        return cls(user_folder(environ))
 
     def load(self, scope: str) -> Snapshot | None:
         """The snapshot kept for `scope` (an absolute path); None if there is none, it is damaged, or not ours."""

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from millpond.daemon.errors import ObjectMissingError, RemoteChangedError, RemoteError
+
 # A put_stream's pieces are gathered into parts of this size: S3 takes 10,000 of them, so 160 GB in one object.
 PART_BYTES = 16 << 20
 
@@ -41,9 +43,6 @@ class Backend(Protocol):
 
     name: str
     url: str
-    # Whether put and delete work, and list.
-    writable: bool
-    listable: bool
     # Whether asking for one object costs next to nothing, so that a listing never pays.
     near: bool
     # How many requests `put_many` has under way at once.
@@ -79,6 +78,45 @@ class Backend(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+class Base:
+    """What all kinds tell alike."""
+
+    name: str
+
+    def absent(self, key: str) -> ObjectMissingError:
+        """There is no such object."""
+        return ObjectMissingError(f"'{key}' is not on remote '{self.name}'", path=key)
+
+    def changed(self, key: str) -> RemoteChangedError:
+        """It is another one than was asked for."""
+        return RemoteChangedError(f"'{key}' on remote '{self.name}' was changed", path=key)
+
+
+class Counted:
+    """Pieces as they are, checked to be `size` bytes in all: RemoteError where not. `error` is what they raised: a library that is
+    given them may wrap it."""
+
+    def __init__(self, pieces: Iterable[Data], size: int, key: str) -> None:
+        self._pieces = pieces
+        self._size = size
+        self._key = key
+        self.error: Exception | None = None
+
+    def __iter__(self) -> Iterator[Data]:
+        done = 0
+        try:
+            for piece in self._pieces:
+                done += len(piece)
+                yield piece
+            if done != self._size:
+                raise RemoteError(
+                    f"'{self._key}' came to {done} bytes where {self._size} were expected", path=self._key
+                )
+        except Exception as error:
+            self.error = error
+            raise
 
 
 def parts(pieces: Iterable[Data], size: int = PART_BYTES) -> Iterator[bytes]:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 
 from millpond.daemon.names import ObjectName
+from millpond.daemon.project.statcache import user_folder
 
 # Knowledge older than this is asked for again.
 FRESH_S = 86_400.0
@@ -28,9 +29,7 @@ class Known:
     """The notes about one remote; `where` is its url and endpoint. To be closed."""
 
     def __init__(self, where: str, environ: Mapping[str, str]) -> None:
-        home = environ.get("HOME") or os.path.expanduser("~")
-        base = environ.get("XDG_CACHE_HOME") or os.path.join(home, ".cache")
-        folder = os.path.join(base, "millpond-user", "remotes")
+        folder = os.path.join(user_folder(environ), "remotes")
         os.makedirs(folder, mode=0o700, exist_ok=True)
         path = os.path.join(folder, hashlib.blake2b(where.encode(errors="surrogateescape"), digest_size=16).hexdigest())
         try:
@@ -48,16 +47,16 @@ class Known:
         db.execute("DELETE FROM known WHERE at < ?", (time.time() - _KEEP_S,))
         return db
 
-    def of(self, names: Sequence[ObjectName], fresh_s: float = FRESH_S) -> dict[ObjectName, int]:
-        """Those that were seen within `fresh_s`, with their sizes."""
-        since = time.time() - fresh_s
+    def of(self, names: Sequence[ObjectName]) -> set[ObjectName]:
+        """Those that were seen there within a day."""
+        since = time.time() - FRESH_S
         by_key = {name.key(): name for name in names}
-        keys, found = list(by_key), dict[ObjectName, int]()
+        keys, found = list(by_key), set[ObjectName]()
         for start in range(0, len(keys), _PART):
             part = keys[start : start + _PART]
             marks = ",".join("?" * len(part))
-            rows = self._db.execute(f"SELECT name, size FROM known WHERE at > ? AND name IN ({marks})", (since, *part))
-            found.update((by_key[key], size) for key, size in rows)
+            rows = self._db.execute(f"SELECT name FROM known WHERE at > ? AND name IN ({marks})", (since, *part))
+            found.update(by_key[key] for (key,) in rows)
         return found
 
     def add(self, seen: Iterable[tuple[ObjectName, int]], method: str) -> None:

@@ -15,9 +15,9 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NoReturn
 
-from millpond.daemon.errors import CredentialsError, ObjectMissingError, RemoteChangedError, RemoteError
-from millpond.daemon.project.durable import sync_file_system
-from millpond.daemon.remote.backend import Data, Entry, Got
+from millpond.daemon.errors import CredentialsError, RemoteError
+from millpond.daemon.project.durable import sync_file_system, sync_folder
+from millpond.daemon.remote.backend import Base, Counted, Data, Entry, Got
 
 _DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -27,10 +27,9 @@ _TEMPORARY = ".millpond-"
 _FINAL = {"again": False}
 
 
-class LocalBackend:
+class LocalBackend(Base):
     """See Backend. `etag` is made of inode, size and mtime: a rename brings another inode."""
 
-    writable = listable = True
     near = True
     many = 1
 
@@ -59,7 +58,7 @@ class LocalBackend:
                 if entry is None:
                     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
                 if etag is not None and entry.etag != etag:
-                    raise RemoteChangedError(f"'{key}' on remote '{self.name}' was changed", path=key)
+                    raise self.changed(key)
                 length = max(0, min(found.st_size - start, found.st_size if size is None else size))
                 data = bytearray(length)
                 view, done = memoryview(data), 0
@@ -71,14 +70,13 @@ class LocalBackend:
         except OSError as error:
             if error.errno in _ABSENT:
                 self._check_there()
-                raise ObjectMissingError(f"'{key}' is not on remote '{self.name}'", path=key) from None
+                raise self.absent(key) from None
             self._fail(error, "read", key)
 
     def put(self, key: str, data: Data, *, create: bool = False) -> bool:
         if create and self.head(key) is not None:
             return False
-        fd, temporary = self._begin(key)
-        try:
+        with self._writing(key) as (fd, temporary):
             _write(fd, data)
             os.fsync(fd)
             if not create:
@@ -86,32 +84,15 @@ class LocalBackend:
             elif not _claim(temporary, self._path(key)):
                 return False
             self._sync_up(os.path.dirname(temporary))
-            return True
-        except OSError as error:
-            self._fail(error, "write", key)
-        finally:
-            os.close(fd)
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
+        return True
 
     def put_stream(self, key: str, pieces: Iterable[Data], size: int) -> None:
-        fd, temporary = self._begin(key)
-        try:
-            done = 0
-            for piece in pieces:
+        with self._writing(key) as (fd, temporary):
+            for piece in Counted(pieces, size, key):
                 _write(fd, piece)
-                done += len(piece)
-            if done != size:
-                raise RemoteError(f"'{key}' came to {done} bytes where {size} were expected", path=key)
             os.fsync(fd)
             os.rename(temporary, self._path(key))
             self._sync_up(os.path.dirname(temporary))
-        except OSError as error:
-            self._fail(error, "write", key)
-        finally:
-            os.close(fd)
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
 
     def put_many(self, items: Sequence[tuple[str, Data]]) -> None:
         """One sync of the file system for all of them, before the first gets its name, and one after the last."""
@@ -125,11 +106,11 @@ class LocalBackend:
                     _write(fd, data)
                 finally:
                     os.close(fd)
-            self._sync()
+            sync_file_system(self.url)
             for temporary, key in written:
                 os.rename(temporary, self._path(key))
             written.clear()
-            self._sync()
+            sync_file_system(self.url)
         except OSError as error:
             self._fail(error, "write", key)
         finally:
@@ -201,21 +182,27 @@ class LocalBackend:
         except OSError as error:
             self._fail(error, "write", key)
 
-    def _sync(self) -> None:
-        fd = os.open(self.url, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    @contextlib.contextmanager
+    def _writing(self, key: str) -> Iterator[tuple[int, str]]:
+        """A temporary file for a key, and its name: what is not renamed in the block is removed."""
+        fd, temporary = self._begin(key)
         try:
-            sync_file_system(fd)
+            yield fd, temporary
+        except OSError as error:
+            self._fail(error, "write", key)
         finally:
             os.close(fd)
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
 
     def _sync_up(self, folder: str) -> None:
         """Have a folder's new names on the disk, and where it was made here its own name too."""
-        _sync_folder(folder)
+        sync_folder(folder)
         if folder in self._made:
             self._made.discard(folder)
             while len(folder) > len(self.url):
                 folder = os.path.dirname(folder)
-                _sync_folder(folder)
+                sync_folder(folder)
 
     def _fail(self, error: OSError, doing: str, key: str) -> NoReturn:
         message = f"cannot {doing} '{key}' on remote '{self.name}' ('{self.url}'): {error.strerror or error}"
@@ -247,11 +234,3 @@ def _claim(temporary: str, path: str) -> bool:
         return True
     except FileExistsError:
         return False
-
-
-def _sync_folder(folder: str) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from millpond.daemon.errors import MillpondError, ObjectMissingError, RemoteConfigError, StoreDamagedError
 from millpond.daemon.names import ObjectName
+from millpond.daemon.project.hashing import is_md5
 from millpond.daemon.remote import remotes
 from millpond.daemon.remote.backend import Got
 from millpond.daemon.remote.layout import keys_of
@@ -94,7 +94,7 @@ class Places:
 
 def check(name: ObjectName, data: bytes) -> None:
     """Raise StoreDamagedError for bytes that are not what the name says."""
-    if hashlib.md5(data, usedforsecurity=False).hexdigest() != name.hex:
+    if not is_md5(data, name.hex):
         raise StoreDamagedError(
             f"object {name} on the remote is not what its name says", hint="push it again from where it is whole"
         )

@@ -16,21 +16,23 @@ if TYPE_CHECKING:
     from millpond.daemon.project.config import Config
 
 # What DVC has and this has not.
-_ELSEWHERE = (
-    "ssh",
-    "http",
-    "https",
-    "gs",
-    "azure",
-    "adl",
-    "abfs",
-    "abfss",
-    "gdrive",
-    "hdfs",
-    "webhdfs",
-    "oss",
-    "webdav",
-    "webdavs",
+_ELSEWHERE = frozenset(
+    [
+        "ssh",
+        "http",
+        "https",
+        "gs",
+        "azure",
+        "adl",
+        "abfs",
+        "abfss",
+        "gdrive",
+        "hdfs",
+        "webhdfs",
+        "oss",
+        "webdav",
+        "webdavs",
+    ]
 )
 _DEPTH = 8
 

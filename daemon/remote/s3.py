@@ -18,14 +18,9 @@ import obstore
 from obstore import exceptions
 from obstore.store import S3Store
 
-from millpond.daemon.errors import (
-    CredentialsError,
-    ObjectMissingError,
-    RemoteChangedError,
-    RemoteConfigError,
-    RemoteError,
-)
-from millpond.daemon.remote.backend import PART_BYTES, Data, Entry, Got, parts
+from millpond.daemon.errors import CredentialsError, RemoteConfigError, RemoteError
+from millpond.daemon.remote.backend import PART_BYTES, Counted, Data, Entry, Got, parts
+from millpond.daemon.remote.s3base import S3Base
 from millpond.daemon.remote.s3settings import S3Settings
 
 if TYPE_CHECKING:
@@ -41,19 +36,11 @@ _CAUSE = re.compile(r'(?:message|error): "([^"]+)"')
 _STATUS = re.compile(r"status: (\d{3})")
 
 
-class S3Backend:
-    """See Backend. `prefix` is the key's beginning inside the bucket, without a slash at its end."""
-
-    writable = listable = True
-    near = False
+class S3Backend(S3Base):
+    """See Backend."""
 
     def __init__(self, name: str, bucket: str, prefix: str, settings: S3Settings) -> None:
-        self.name = name
-        self.many = _MANY
-        self.url = f"s3://{bucket}/{prefix}".rstrip("/")
-        self._bucket = bucket
-        self._prefix = f"{prefix}/" if prefix else ""
-        self._settings = settings
+        super().__init__(name, bucket, prefix, settings, _MANY)
         self._credentials = None if settings.anonymous else _Credentials(self, settings)
         self._store = S3Store(
             bucket,
@@ -76,7 +63,7 @@ class S3Backend:
 
     def get(self, key: str, start: int = 0, size: int | None = None, *, etag: str | None = None) -> Got:
         if size == 0:
-            return Got(b"", self._there(key))
+            return Got(b"", self.there(key, self.head(key)))
         options: dict[str, Any] = {} if etag is None else {"if_match": etag}
         if size is not None:
             options["range"] = (start, start + size)
@@ -93,14 +80,14 @@ class S3Backend:
             return Got(memoryview(data), self._entry(key, result.meta))
         except FileNotFoundError as error:
             self._check_bucket(error)
-            raise ObjectMissingError(f"'{key}' is not on remote '{self.name}'", path=key) from None
+            raise self.absent(key) from None
         except exceptions.PreconditionError as error:
-            raise RemoteChangedError(f"'{key}' on remote '{self.name}' was changed", path=key) from error
+            raise self.changed(key) from error
         except RemoteError:
             raise
         except Exception as error:
             if "416" in str(error):  # an empty object has no range, and nothing lies behind an object's end
-                entry = self._there(key)
+                entry = self.there(key, self.head(key))
                 if start >= entry.size:
                     return Got(b"", entry)
             self._fail(error, "read", key)
@@ -117,7 +104,7 @@ class S3Backend:
             self._fail(error, "write", key)
 
     def put_stream(self, key: str, pieces: Iterable[Data], size: int) -> None:
-        counted = _Counted(pieces, size, key)
+        counted = Counted(pieces, size, key)
         if size <= PART_BYTES:
             self.put(key, b"".join(bytes(piece) for piece in counted))
             return
@@ -168,25 +155,12 @@ class S3Backend:
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _there(self, key: str) -> Entry:
-        entry = self.head(key)
-        if entry is None:
-            raise ObjectMissingError(f"'{key}' is not on remote '{self.name}'", path=key)
-        return entry
-
     def _entry(self, key: str, meta: Any) -> Entry:
         return Entry(key, meta["size"], meta.get("e_tag"), meta.get("version"), meta["last_modified"].timestamp())
 
     def _check_bucket(self, error: Exception) -> None:
         if "NoSuchBucket" in str(error):
-            raise self._no_bucket() from error
-
-    def _no_bucket(self) -> RemoteConfigError:
-        return RemoteConfigError(
-            f"remote '{self.name}': there is no bucket '{self._bucket}'",
-            path=self.url,
-            hint=f"make it, or change the url: millpond remote modify {self.name} url s3://...",
-        )
+            raise self.no_bucket() from error
 
     def _fail(self, error: Exception, doing: str, key: str) -> NoReturn:
         """Raise what the caller can act on; the service's own text, which may hold signed urls, is not passed on whole."""
@@ -194,43 +168,12 @@ class S3Backend:
             raise self._credentials.error from error
         text = str(error)
         if "NoSuchBucket" in text:
-            raise self._no_bucket() from error
-        what = f"cannot {doing} '{key}' on remote '{self.name}' ({self.url})"
+            raise self.no_bucket() from error
         if isinstance(error, _DENIED) or "403" in text or "AccessDenied" in text:
             expired = "ExpiredToken" in text or "TokenRefreshRequired" in text
             reason = "its credentials have expired" if expired else _code(text) or "access is denied"
-            raise CredentialsError(
-                f"{what}: {reason}", path=key, hint="renew them, or ask for the permission"
-            ) from error
-        raise RemoteError(
-            f"{what}: {_reason(text)}",
-            path=key,
-            hint="see its url and endpointurl in `millpond config --list`, then try again",
-        ) from error
-
-
-class _Counted:
-    """Pieces as they are, checked to be `size` bytes in all; `error` is kept, because obstore wraps what an iterator raises."""
-
-    def __init__(self, pieces: Iterable[Data], size: int, key: str) -> None:
-        self._pieces = pieces
-        self._size = size
-        self._key = key
-        self.error: Exception | None = None
-
-    def __iter__(self) -> Iterator[Data]:
-        done = 0
-        try:
-            for piece in self._pieces:
-                done += len(piece)
-                yield piece
-            if done != self._size:
-                raise RemoteError(
-                    f"'{self._key}' came to {done} bytes where {self._size} were expected", path=self._key
-                )
-        except Exception as error:
-            self.error = error
-            raise
+            raise self.refused(doing, key, reason) from error
+        raise self.failed(doing, key, _reason(text)) from error
 
 
 class _Credentials:

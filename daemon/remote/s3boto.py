@@ -6,14 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn
 
-from millpond.daemon.errors import (
-    CredentialsError,
-    ObjectMissingError,
-    RemoteChangedError,
-    RemoteConfigError,
-    RemoteError,
-)
-from millpond.daemon.remote.backend import PART_BYTES, Data, Entry, Got, parts
+from millpond.daemon.errors import RemoteError
+from millpond.daemon.remote.backend import PART_BYTES, Counted, Data, Entry, Got, parts
+from millpond.daemon.remote.s3base import S3Base
 from millpond.daemon.remote.s3settings import S3Settings, key_md5
 
 _MANY = 16
@@ -23,22 +18,14 @@ _DENIED = frozenset(
 )
 
 
-class BotoBackend:
+class BotoBackend(S3Base):
     """See Backend."""
-
-    writable = listable = True
-    near = False
 
     def __init__(self, name: str, bucket: str, prefix: str, settings: S3Settings) -> None:
         from botocore import UNSIGNED
         from botocore.config import Config
 
-        self.name = name
-        self.many = _MANY
-        self.url = f"s3://{bucket}/{prefix}".rstrip("/")
-        self._bucket = bucket
-        self._prefix = f"{prefix}/" if prefix else ""
-        self._settings = settings
+        super().__init__(name, bucket, prefix, settings, _MANY)
         more: dict[str, Any] = {"signature_version": UNSIGNED} if settings.anonymous else {}
         config = Config(
             connect_timeout=settings.connect_timeout,
@@ -58,7 +45,7 @@ class BotoBackend:
                 "SSECustomerKey": settings.customer_key,
                 "SSECustomerKeyMD5": key_md5(settings.customer_key),
             }
-        self._writing: dict[str, Any] = {**self._reading, **(settings.extra or {})}
+        self._writing: dict[str, Any] = {**self._reading, **settings.extra}
         if settings.sse:
             self._writing["ServerSideEncryption"] = settings.sse
         if settings.kms_key:
@@ -77,10 +64,7 @@ class BotoBackend:
         if etag is not None:
             options["IfMatch"] = etag
         if size == 0:
-            entry = self.head(key)
-            if entry is None:
-                raise ObjectMissingError(f"'{key}' is not on remote '{self.name}'", path=key)
-            return Got(b"", entry)
+            return Got(b"", self.there(key, self.head(key)))
         if start or size is not None:
             options["Range"] = f"bytes={start}-{'' if size is None else start + size - 1}"
         try:
@@ -113,22 +97,19 @@ class BotoBackend:
             self._fail(error, "write", key)
 
     def put_stream(self, key: str, pieces: Iterable[Data], size: int) -> None:
+        counted = Counted(pieces, size, key)
         if size <= PART_BYTES:
-            data = b"".join(bytes(piece) for piece in pieces)
-            self._check(key, len(data), size)
-            self.put(key, data)
+            self.put(key, b"".join(bytes(piece) for piece in counted))
             return
         upload = None
         try:
             upload = self._client.create_multipart_upload(**self._at(key), **self._writing)["UploadId"]
-            done, tags = 0, []
-            for number, part in enumerate(parts(pieces), 1):
+            tags = []
+            for number, part in enumerate(parts(counted), 1):
                 answer = self._client.upload_part(
                     **self._at(key), UploadId=upload, PartNumber=number, Body=part, **self._reading
                 )
                 tags.append({"PartNumber": number, "ETag": answer["ETag"]})
-                done += len(part)
-            self._check(key, done, size)
             self._client.complete_multipart_upload(**self._at(key), UploadId=upload, MultipartUpload={"Parts": tags})
             upload = None
         except RemoteError:
@@ -168,17 +149,13 @@ class BotoBackend:
     def _at(self, key: str) -> dict[str, str]:
         return {"Bucket": self._bucket, "Key": self._prefix + key}
 
-    def _check(self, key: str, done: int, size: int) -> None:
-        if done != size:
-            raise RemoteError(f"'{key}' came to {done} bytes where {size} were expected", path=key)
-
     def _get_failed(self, error: Exception, key: str) -> None:
         """Raise, unless it was a range behind the object's end."""
         code = _code(error)
         if code in _ABSENT:
-            raise ObjectMissingError(f"'{key}' is not on remote '{self.name}'", path=key) from None
+            raise self.absent(key) from None
         if code in ("412", "PreconditionFailed"):
-            raise RemoteChangedError(f"'{key}' on remote '{self.name}' was changed", path=key) from error
+            raise self.changed(key) from error
         if code not in ("416", "InvalidRange"):
             self._fail(error, "read", key)
 
@@ -187,17 +164,11 @@ class BotoBackend:
 
         code = _code(error)
         if code == "NoSuchBucket":
-            raise RemoteConfigError(
-                f"remote '{self.name}': there is no bucket '{self._bucket}'",
-                path=self.url,
-                hint=f"make it, or change the url: millpond remote modify {self.name} url s3://...",
-            ) from error
-        what = f"cannot {doing} '{key}' on remote '{self.name}' ({self.url}): {code or type(error).__name__}"
+            raise self.no_bucket() from error
+        reason = code or type(error).__name__
         if code in _DENIED or isinstance(error, NoCredentialsError):
-            raise CredentialsError(what, path=key, hint="renew the credentials, or ask for the permission") from error
-        raise RemoteError(
-            what, path=key, hint="see its url and endpointurl in `millpond config --list`, then try again"
-        ) from error
+            raise self.refused(doing, key, reason) from error
+        raise self.failed(doing, key, reason) from error
 
 
 def _entry(key: str, answer: Any) -> Entry:

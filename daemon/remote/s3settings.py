@@ -14,8 +14,14 @@ from millpond.daemon.errors import RemoteConfigError
 if TYPE_CHECKING:
     import boto3
 
-# For these obstore has no setting.
-_BOTO_ONLY = ("acl", "grant_read", "grant_read_acp", "grant_write_acp", "grant_full_control", "listobjects")
+# What goes with each put and obstore has no setting for, with boto3's name.
+_BOTO_ONLY = {
+    "acl": "ACL",
+    "grant_read": "GrantRead",
+    "grant_read_acp": "GrantReadACP",
+    "grant_write_acp": "GrantWriteACP",
+    "grant_full_control": "GrantFullControl",
+}
 
 
 @dataclass(slots=True)
@@ -36,7 +42,7 @@ class S3Settings:
     sse: str | None = None
     kms_key: str | None = None
     customer_key: str | None = field(default=None, repr=False)
-    extra: dict[str, str] | None = None
+    extra: dict[str, str] = field(default_factory=dict)
     old_listing: bool = False
     connect_timeout: float = 10.0
     read_timeout: float = 20.0
@@ -70,12 +76,7 @@ class S3Settings:
             made.customer_key = _customer_key(key)
         if _flag(values.get("use_ssl"), True) is False and made.endpoint and made.endpoint.startswith("https:"):
             made.endpoint = "http:" + made.endpoint[len("https:") :]
-        grants = {key: values[key] for key in _BOTO_ONLY if key in values and key != "listobjects"}
-        names = {"acl": "ACL"}
-        made.extra = {
-            names.get(key) or "".join(part.capitalize() for part in key.split("_")).replace("Acp", "ACP"): value
-            for key, value in grants.items()
-        }
+        made.extra = {name: values[key] for key, name in _BOTO_ONLY.items() if key in values}
         return made
 
     @property

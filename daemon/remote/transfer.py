@@ -19,7 +19,7 @@ from typing import TypeVar
 
 from millpond.daemon.errors import CancelledError, ObjectMissingError, RemoteError
 from millpond.daemon.names import ObjectName
-from millpond.daemon.remote.backend import Backend, Data, Entry, Got
+from millpond.daemon.remote.backend import PART_BYTES, Backend, Data, Entry, Got
 from millpond.daemon.remote.layout import MODERN, digest_of, key_of, keys_of
 from millpond.daemon.remote.pace import Budget, Pace
 
@@ -102,7 +102,7 @@ class Transfer:
         self, names: Sequence[ObjectName], tick: Callable[[int, int], None] | None = None
     ) -> dict[ObjectName, int]:
         """Which of these are there, with their sizes: by listing where that takes fewer requests than asking for each."""
-        if len(names) > _ASK_EACH and self.backend.listable and not self.backend.near:
+        if len(names) > _ASK_EACH and not self.backend.near:
             found = self._by_listing(names)
             if found is not None:
                 return found
@@ -150,20 +150,19 @@ class Transfer:
         """The bytes of objects, one after the other."""
         asked: deque[ObjectName] = deque()
 
-        def firsts() -> Iterator[Callable[[], tuple[str, Got] | None]]:
+        def firsts() -> Iterator[Callable[[], Got | None]]:
             for name in names:
                 asked.append(name)
                 yield partial(self._first, name)
 
-        for found in self._in_order(firsts()):
+        for got in self._in_order(firsts()):
             name = asked.popleft()
-            if found is None:
+            if got is None:
                 missing = ObjectMissingError(f"object {name} is not on remote '{self.backend.name}'")
                 yield Part(name, b"", True, missing)
                 continue
-            key, got = found
             yield Part(name, got.data, len(got.data) >= got.entry.size)
-            yield from self._rest(name, key, got)
+            yield from self._rest(name, got)
 
     def upload(self, objects: Iterable[Upload], *, created: Callable[[Sequence[Upload]], None]) -> None:
         """Write objects; `created` is told of those that are there for good, in order."""
@@ -196,10 +195,6 @@ class Transfer:
                 send(self._groups - 1)
         send(0)
 
-    def delete(self, keys: Iterable[str]) -> Iterator[None]:
-        """Remove what lies under these keys."""
-        return self._in_order(partial(self.backend.delete, key) for key in keys)
-
     def _list(self, prefix: str) -> list[Entry]:
         return list(self.backend.list(prefix))
 
@@ -210,17 +205,17 @@ class Transfer:
                 return entry
         return None
 
-    def _first(self, name: ObjectName) -> tuple[str, Got] | None:
+    def _first(self, name: ObjectName) -> Got | None:
         for key in keys_of(name):
             try:
-                return key, self.backend.get(key, 0, RANGE_BYTES)
+                return self.backend.get(key, 0, RANGE_BYTES)
             except ObjectMissingError:
                 continue
         return None
 
-    def _rest(self, name: ObjectName, key: str, first: Got) -> Iterator[Part]:
+    def _rest(self, name: ObjectName, first: Got) -> Iterator[Part]:
         """The further ranges of a large object, which must not change meanwhile."""
-        etag, total = first.entry.etag, first.entry.size
+        key, etag, total = first.entry.key, first.entry.etag, first.entry.size
 
         def ask(start: int) -> Got:
             return self.backend.get(key, start, RANGE_BYTES, etag=etag)
@@ -251,7 +246,7 @@ class Transfer:
             self._put(pieces, None, task)
             if whole:
                 task.result()
-        self._count(1 + each.size // (16 << 20), each.size, pause=False)
+        self._count(1 + each.size // PART_BYTES, each.size, pause=False)
 
     def _put(self, pieces: queue.Queue[bytes | None], piece: bytes | None, task: Future[None]) -> None:
         while not task.done():
@@ -275,9 +270,7 @@ class Transfer:
                     flying.append(self._submit(call))
             if flying:
                 result = flying.popleft().result()
-                got = result[1] if isinstance(result, tuple) else result
-                size = len(got.data) if isinstance(got, Got) else 0
-                self._count(1, size)
+                self._count(1, len(result.data) if isinstance(result, Got) else 0)
                 yield result
 
     def _submit(self, call: Callable[[], T], tries: int = _TRIES) -> Future[T]:

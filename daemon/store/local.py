@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 
 from millpond.daemon.errors import BusyError, ObjectMissingError
-from millpond.daemon.jobs.objects import Memory, hash_files, piece_batches, read_batches
+from millpond.daemon.jobs.objects import Batch, Memory, hash_files, piece_batches, read_batches
 from millpond.daemon.names import ObjectName
 from millpond.daemon.objects import Data, Piece, Put, Tick
 from millpond.daemon.store.index import Content
-from millpond.daemon.store.session import IngestSession
+from millpond.daemon.store.session import IngestSession, Stored
 from millpond.daemon.store.store import Store
 
 
@@ -28,26 +29,14 @@ class LocalObjectStore:
             yield from hash_files(paths, tick)
             return
         files = total = 0
-        memory = Memory(reuse=True)
-        try:
-            for batch in read_batches(paths, memory):
-                assert batch.view is not None  # as memory is used again
-                stored = self._begin().feed(batch.view[: batch.size], batch.pieces)
-                memory.give_back(batch)
+        with closing(self._flow(lambda memory: read_batches(paths, memory))) as flow:
+            for batch, stored in flow:
                 for file, item in zip(batch.ends, stored, strict=True):
                     files, total = files + 1, total + item.size
                     self.new_bytes += item.new_bytes
                     if tick is not None:
                         tick(files, total)
                     yield Put(file.path, item.name, item.size, file.stat)
-        except BaseException:
-            # A content may have been begun and never ended: nothing more can be put behind it.
-            session, self._session = self._session, None
-            if session is not None:
-                session.abort()
-            raise
-        finally:
-            memory.close()
 
     def put_bytes(self, data: bytes, *, is_dir: bool = False) -> ObjectName:
         """See ObjectStore.put_bytes."""
@@ -55,22 +44,11 @@ class LocalObjectStore:
 
     def put_pieces(self, pieces: Iterable[tuple[Data, bool, bool]]) -> Iterator[tuple[ObjectName, int]]:
         """See ObjectStore.put_pieces."""
-        memory = Memory(reuse=True)
-        try:
-            for batch in piece_batches(pieces, memory):
-                assert batch.view is not None  # as memory is used again
-                stored = self._begin().feed(batch.view[: batch.size], batch.pieces)
-                memory.give_back(batch)
+        with closing(self._flow(lambda memory: piece_batches(pieces, memory))) as flow:
+            for _, stored in flow:
                 for item in stored:
                     self.new_bytes += item.new_bytes
                     yield item.name, item.new_bytes
-        except BaseException:
-            session, self._session = self._session, None
-            if session is not None:
-                session.abort()
-            raise
-        finally:
-            memory.close()
 
     def commit(self) -> None:
         """See ObjectStore.commit."""
@@ -106,6 +84,24 @@ class LocalObjectStore:
         for number in range(len(layout)):
             data = self._store.reader.read_chunk(layout.id(number))
             yield Piece(name, memoryview(data), number == len(layout) - 1)
+
+    def _flow(self, batches: Callable[[Memory], Iterator[Batch]]) -> Generator[tuple[Batch, list[Stored]], None, None]:
+        """Store what `batches` fills; each batch with the contents that end in it."""
+        memory = Memory(reuse=True)
+        try:
+            for batch in batches(memory):
+                assert batch.view is not None  # as memory is used again
+                stored = self._begin().feed(batch.view[: batch.size], batch.pieces)
+                memory.give_back(batch)
+                yield batch, stored
+        except BaseException:
+            # A content may have been begun and never ended: nothing more can be put behind it.
+            session, self._session = self._session, None
+            if session is not None:
+                session.abort()
+            raise
+        finally:
+            memory.close()
 
     def _begin(self) -> IngestSession:
         if self._session is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from pathlib import Path
 
@@ -36,8 +37,6 @@ SEQUENCES = {
     "name", [pytest.param(name, marks=pytest.mark.long if name in ("add", "modify") else ()) for name in SEQUENCES]
 )
 def test_as_dvc(home: Home, name: str) -> None:
-    import shlex
-
     home.git("init", "-q")
     home.run("init", "-q")
     ours, theirs = home.repo, home.path / "theirs"

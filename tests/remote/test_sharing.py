@@ -17,6 +17,7 @@ import pytest
 from tests.cli.helpers import Home
 from tests.faults.test_limits import sentence
 from tests.mounts.conftest import fill
+from tests.mounts.test_kills import processes
 from tests.remote.servers import KEY, SECRET, S3Server
 from tests.remote.shared import Team, data_of, key_of, s3_if_long
 from tests.store.helpers import sample
@@ -320,15 +321,9 @@ def _killed(home: Home, victim: str, after_s: float, *command: str) -> None:
     if victim == "client":
         process.kill()
     else:
-        for pid in _pids(home, victim):
+        for pid in processes(home, victim):
             os.kill(pid, signal.SIGKILL)
     process.wait(60)
-
-
-def _pids(home: Home, victim: str) -> list[int]:
-    from tests.mounts.test_kills import processes
-
-    return list(processes(home, victim))
 
 
 def _is_right(team: Team, home: Home, key: str, size: int) -> None:

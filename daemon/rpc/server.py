@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import itertools
@@ -18,7 +19,8 @@ from typing import Any
 
 import trio
 
-from millpond.daemon.errors import AccessError, BusyError, DaemonUnavailableError, ProtocolError
+from millpond.daemon.errors import AccessError, BusyError, DaemonUnavailableError, MillpondError, ProtocolError
+from millpond.daemon.rpc import framing
 from millpond.daemon.rpc.client import PROTOCOL, PROTOCOL_MIN
 from millpond.daemon.rpc.connection import Connection
 from millpond.daemon.rpc.messages import parse_hello
@@ -41,6 +43,12 @@ def user_name(uid: int) -> str:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
         return str(uid)
+
+
+async def _refuse(sock: trio.socket.SocketType, error: MillpondError) -> None:
+    """Say why, as far as it can be said at once, and hang up."""
+    with sock, contextlib.suppress(OSError), trio.move_on_after(1):
+        await sock.send(framing.encode({"jsonrpc": "2.0", "id": None, "error": error.to_wire()}))
 
 
 class Listener:
@@ -257,7 +265,9 @@ class Server:
             return
         if sum(1 for c in self.connections.values() if c.uid == uid and c.role == "client") >= MAX_CONNECTIONS:
             log.warning("uid %d has %d connections; one more is refused", uid, MAX_CONNECTIONS)
-            sock.close()
+            await _refuse(
+                sock, BusyError(f"{MAX_CONNECTIONS} of your connections are open already", hint="try again later")
+            )
             return
         await self.connection(sock, uid=uid, pid=pid, parent=None).serve()
 

@@ -14,6 +14,8 @@ from millpond.daemon.errors import ObjectMissingError, RemoteChangedError, Remot
 
 # A put_stream's pieces are gathered into parts of this size: S3 takes 10,000 of them, so 160 GB in one object.
 PART_BYTES = 16 << 20
+# A server that was never reached is given up after so long, in seconds: who waits shall know that the url is wrong, or the network away.
+FIRST_CONNECT_S = 2.5
 
 Data = bytes | bytearray | memoryview
 

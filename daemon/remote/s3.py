@@ -6,7 +6,6 @@ roles, container and instance credentials, and DVC's users have all of them. Wha
 
 from __future__ import annotations
 
-import os
 import re
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -248,7 +247,7 @@ def _client(settings: S3Settings) -> ClientConfig:
         options["allow_invalid_certificates"] = True
     elif isinstance(settings.verify, str):
         try:
-            with open(os.path.expanduser(settings.verify), "rb") as file:
+            with open(settings.verify, "rb") as file:
                 options["root_certificate"] = file.read()
         except OSError as error:
             raise RemoteConfigError(

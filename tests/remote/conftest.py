@@ -7,13 +7,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.remote.servers import S3Server, s3_server
+from tests.remote.servers import S3Server, SSHServer, s3_server, ssh_server
 from tests.remote.shared import Team
 
 
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     with s3_server(tmp_path_factory.mktemp("s3") / "log") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def ssh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SSHServer]:
+    with ssh_server(tmp_path_factory.mktemp("ssh")) as server:
         yield server
 
 

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.remote.servers import S3Server
+from tests.remote.servers import S3Server, SSHServer
 
 from millpond.daemon.errors import MillpondError, ObjectMissingError, RemoteChangedError, RemoteError
 from millpond.daemon.remote.backend import PART_BYTES, Backend
 from millpond.daemon.remote.remotes import Remote, connect
 
-KINDS = ["local", "s3", "s3-boto"]
+KINDS = ["local", "s3", "s3-boto", "ssh"]
 
 
 def values(kind: str, server: S3Server) -> dict[str, str]:
@@ -35,6 +35,9 @@ def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Backend]
     kind = request.param
     if kind == "local":
         made = connect(Remote("r", str(tmp_path / "remote"), {}), {})
+    elif kind == "ssh":
+        sshd: SSHServer = request.getfixturevalue("ssh")
+        made = connect(Remote("r", sshd.url(tmp_path / "remote"), sshd.values), sshd.environ)
     else:
         server: S3Server = request.getfixturevalue("s3")
         bucket = server.bucket(f"b-{random.randrange(1 << 60):x}")

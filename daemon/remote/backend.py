@@ -6,6 +6,7 @@ Calls block, and may be made from several threads at once. Keys are relative to 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -47,6 +48,8 @@ class Backend(Protocol):
     url: str
     # Whether asking for one object costs next to nothing, so that a listing never pays.
     near: bool
+    # Whether `list` can be asked at all: RemoteConfigError where not.
+    lists: bool
     # How many requests `put_many` has under way at once.
     many: int
 
@@ -86,6 +89,7 @@ class Base:
     """What all kinds tell alike."""
 
     name: str
+    lists = True
 
     def absent(self, key: str) -> ObjectMissingError:
         """There is no such object."""
@@ -131,3 +135,10 @@ def parts(pieces: Iterable[Data], size: int = PART_BYTES) -> Iterator[bytes]:
             del waiting[:size]
     if waiting:
         yield bytes(waiting)
+
+
+def write_all(fd: int, data: Data) -> None:
+    """All of it at a file's position. Raises OSError."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]

@@ -125,6 +125,11 @@ def connect(remote: Remote, environ: Mapping[str, str]) -> Backend:
         from millpond.daemon.remote.sshsettings import SSHSettings
 
         return SSHBackend(remote.name, SSHSettings.of(remote.url, Values(remote.name, remote.values), environ))
+    if remote.scheme in ("http", "https"):
+        from millpond.daemon.remote.http import HttpBackend
+        from millpond.daemon.remote.httpsettings import HttpSettings
+
+        return HttpBackend(remote.name, HttpSettings.of(remote.url, Values(remote.name, remote.values), environ))
     known = f"'{remote.scheme}' is a kind of remote that DVC has and millpond has not"
     raise RemoteConfigError(
         f"remote '{remote.name}' ({remote.url}): "

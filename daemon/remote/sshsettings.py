@@ -8,7 +8,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
-from urllib.parse import SplitResult, urlsplit
 
 from millpond.daemon.remote.backend import FIRST_CONNECT_S
 from millpond.daemon.remote.values import Values
@@ -52,7 +51,7 @@ class SSHSettings:
     @classmethod
     def of(cls, url: str, values: Values, environ: Mapping[str, str]) -> SSHSettings:
         """From the remote's url and section, which counts where both say something. Raises RemoteConfigError."""
-        parts, port = split(url, values)
+        parts, port = values.place(url)
         for secret, way in _SECRETS.items():
             # The worker that talks to the server has no terminal, and a mount that reads later has nobody to ask.
             if values.flag(f"ask_{secret}") and secret not in values:
@@ -143,15 +142,3 @@ def login_name() -> str:
         return getpass.getuser()
     except (OSError, KeyError):
         return f"uid {os.getuid()}"
-
-
-def split(url: str, values: Values) -> tuple[SplitResult, int | None]:
-    """A url's parts, with a host, and its port. Raises RemoteConfigError."""
-    parts = urlsplit(url)
-    way = f"write {parts.scheme}://[USER@]HOST[:PORT]/PATH"
-    if not parts.hostname:
-        raise values.wrong("its url names no host", way)
-    try:
-        return parts, parts.port
-    except ValueError as error:
-        raise values.wrong("the port in its url is no number from 0 to 65535", way) from error

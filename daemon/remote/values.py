@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from urllib.parse import SplitResult, urlsplit
 
 from millpond.daemon.errors import RemoteConfigError
 
@@ -56,6 +57,17 @@ class Values:
         if value is None or value.strip().lower() == "true":
             return True
         return False if value.strip().lower() == "false" else os.path.expanduser(value)
+
+    def place(self, url: str) -> tuple[SplitResult, int | None]:
+        """A url's parts, with a host, and its port."""
+        parts = urlsplit(url)
+        way = f"write {parts.scheme}://[USER@]HOST[:PORT]/PATH"
+        if not parts.hostname:
+            raise self.wrong("its url names no host", way)
+        try:
+            return parts, parts.port
+        except ValueError as error:
+            raise self.wrong("the port in its url is no number from 0 to 65535", way) from error
 
     def wrong(self, problem: str, hint: str) -> RemoteConfigError:
         """What the config says cannot be done."""

@@ -74,6 +74,19 @@ class SSHServer:
         return {"HOME": str(self.home)}
 
 
+@dataclass(frozen=True, slots=True)
+class WebServer:
+    """webserver.py: what lies in `folder`; `certificate` where it speaks TLS."""
+
+    port: int
+    folder: Path
+    certificate: Path | None = None
+
+    def url(self, kind: str = "open", path: str = "") -> str:
+        scheme, host = ("https", "localhost") if self.certificate else ("http", "127.0.0.1")
+        return f"{scheme}://{host}:{self.port}/{kind}/{path}".rstrip("/")
+
+
 def free_port() -> int:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
@@ -90,8 +103,41 @@ def s3_server(log: Path) -> Iterator[S3Server]:
             [sys.executable, program, "-H", "127.0.0.1", "-p", str(port)], stdout=output, stderr=output
         )
     try:
-        _until_it_listens(process, port, log)
+        until_it_listens(process, port, log)
         yield S3Server(f"http://127.0.0.1:{port}")
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextlib.contextmanager
+def web_server(folder: Path, *, tls: bool = False) -> Iterator[WebServer]:
+    """Serve `folder`/www until the block ends, with a certificate that nobody knows if wanted."""
+    (folder / "www").mkdir(parents=True)
+    port, certificate = free_port(), folder / "cert.pem" if tls else None
+    command = [sys.executable, str(Path(__file__).with_name("webserver.py")), str(folder / "www"), str(port)]
+    if certificate is not None:
+        key = str(folder / "key.pem")
+        made = [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+            "-nodes",
+            "-days",
+            "2",
+        ]
+        made += ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+        subprocess.run([*made, "-keyout", key, "-out", str(certificate)], check=True, capture_output=True)
+        command += [str(certificate), key]
+    with open(folder / "log", "wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output)
+    try:
+        until_it_listens(process, port, folder / "log")
+        yield WebServer(port, folder / "www", certificate)
     finally:
         process.kill()
         process.wait()
@@ -134,14 +180,14 @@ def ssh_server(folder: Path, *, config: str = "", sftp: str = "internal-sftp") -
             ["/usr/sbin/sshd", "-D", "-e", "-f", str(folder / "sshd_config")], stdout=output, stderr=output
         )
     try:
-        _until_it_listens(process, port, folder / "log")
+        until_it_listens(process, port, folder / "log")
         yield SSHServer(port, folder, home, getpass.getuser(), process.pid)
     finally:
         process.terminate()
         process.wait()
 
 
-def _until_it_listens(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+def until_it_listens(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
     deadline = time.monotonic() + 60
     while True:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):

@@ -7,6 +7,8 @@ Calls block, and may be made from several threads at once. Keys are relative to 
 from __future__ import annotations
 
 import os
+import socket
+import ssl
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -142,3 +144,18 @@ def write_all(fd: int, data: Data) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
+
+
+def why(error: BaseException) -> str:
+    """Why no connection was made, from what the system, the resolver or TLS said below a library's errors."""
+    while (deeper := error.__cause__ or error.__context__) is not None:
+        error = deeper
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not accepted ({error.verify_message})"
+    if isinstance(error, socket.gaierror):
+        return "there is no such host"
+    if isinstance(error, ssl.SSLError):
+        return f"it speaks no TLS that is known here ({error.reason})"
+    if isinstance(error, TimeoutError):
+        return "it does not answer"
+    return (error.strerror if isinstance(error, OSError) else None) or type(error).__name__

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import ssl
 import tempfile
 import threading
 import time
@@ -24,7 +23,7 @@ import urllib3
 from urllib3 import BaseHTTPResponse, exceptions
 
 from millpond.daemon.errors import CredentialsError, MillpondError, RemoteConfigError, RemoteError, from_wire
-from millpond.daemon.remote.backend import Base, Data, Entry, Got, write_all
+from millpond.daemon.remote.backend import Base, Data, Entry, Got, why, write_all
 from millpond.daemon.remote.httpsettings import HttpSettings
 
 _ABSENT = (404, 410)
@@ -326,22 +325,19 @@ class HttpBackend(Base):
 
     def _broken(self, error: Exception, doing: str, key: str) -> NoReturn:
         """No answer, or not all of it."""
-        cause: BaseException = error
-        while (deeper := cause.__cause__ or cause.__context__) is not None:
-            cause = deeper
-        if isinstance(cause, ssl.SSLError) or isinstance(error, exceptions.SSLError):
-            reason = getattr(cause, "verify_message", "") or getattr(cause, "reason", "") or "TLS failed"
-            raise RemoteError(
-                f"cannot {doing} '{key}' on remote '{self.name}' ({self.url}): its certificate is not accepted ({reason})",
-                path=key,
-                hint=f"name the authority's file: millpond remote modify {self.name} ssl_verify FILE",
-                details=_FINAL,
-            ) from error
-        final = isinstance(error, ValueError) or (not self._worked and isinstance(error, _UNREACHED))
+        reason = str(error) if isinstance(error, ValueError) else why(error)
+        certificate = "certificate" in reason
+        hint = "see its url and the network, then try again"
+        if certificate:
+            hint = f"name the authority's file: millpond remote modify {self.name} ssl_verify FILE"
+        unreached = isinstance(error, _UNREACHED)
+        final = certificate or isinstance(error, ValueError) or (unreached and not self._worked)
+        if unreached:
+            reason = f"it cannot be reached: {reason}"
         raise RemoteError(
-            f"cannot {doing} '{key}' on remote '{self.name}' ({self.url}): {_reason(error, cause)}",
+            f"cannot {doing} '{key}' on remote '{self.name}' ({self.url}): {reason}",
             path=key,
-            hint="see its url and the network, then try again",
+            hint=hint,
             details=_FINAL if final else None,
         ) from error
 
@@ -391,13 +387,3 @@ def _time(told: str | None) -> float | None:
         return parsedate_to_datetime(told).timestamp() if told else None
     except ValueError:
         return None
-
-
-def _reason(error: Exception, cause: BaseException) -> str:
-    if isinstance(error, exceptions.NameResolutionError):
-        return "there is no such host"
-    if isinstance(error, exceptions.TimeoutError):
-        return "it did not answer in time"
-    if isinstance(cause, OSError) and cause.strerror:
-        return cause.strerror
-    return str(error) if isinstance(error, ValueError) else "the connection broke"

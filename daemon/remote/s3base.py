@@ -6,6 +6,8 @@ from millpond.daemon.errors import CredentialsError, RemoteConfigError, RemoteEr
 from millpond.daemon.remote.backend import Base, Entry
 from millpond.daemon.remote.s3settings import S3Settings
 
+_HINT = "see its url and endpointurl in `millpond config --list`, then try again"
+
 
 class S3Base(Base):
     """`prefix` is the key's beginning inside the bucket, without a slash at its end."""
@@ -39,8 +41,20 @@ class S3Base(Base):
         )
 
     def failed(self, doing: str, key: str, reason: str) -> RemoteError:
-        hint = "see its url and endpointurl in `millpond config --list`, then try again"
-        return RemoteError(self._what(doing, key, reason), path=key, hint=hint)
+        return RemoteError(self._what(doing, key, reason), path=key, hint=_HINT)
+
+    def unreached(self, doing: str, key: str, reason: str) -> RemoteError:
+        """No connection has ever been made: the url is wrong, or the network is away. Not tried again."""
+        where = f"{self.url}, {self._settings.endpoint}" if self._settings.endpoint else self.url
+        return RemoteError(
+            f"cannot {doing} '{key}' on remote '{self.name}': it cannot be reached ({where}): {reason}",
+            path=key,
+            hint=self._certificate_hint() if "certificate" in reason else _HINT,
+            details={"again": False},
+        )
+
+    def _certificate_hint(self) -> str:
+        return f"name the authority's file: millpond remote modify {self.name} ssl_verify FILE"
 
     def _what(self, doing: str, key: str, reason: str) -> str:
         return f"cannot {doing} '{key}' on remote '{self.name}' ({self.url}): {reason}"

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import asyncssh
 
 from millpond.daemon.errors import CredentialsError, MillpondError, RemoteError
+from millpond.daemon.remote.backend import why
 from millpond.daemon.remote.sshsettings import SSHSettings, login_name
 
 T = TypeVar("T")
@@ -164,7 +165,7 @@ class SSHLink:
                 "see user, keyfile and ssh-agent (ssh-add -l)",
             ) from error
         except (asyncssh.Error, asyncssh.ConfigParseError, OSError, ValueError, TimeoutError) as error:
-            raise self._unreachable(_reason(error, settings)) from error
+            raise self._unreachable(_reason(error)) from error
         self._worked = True
         return _Sessions(connection, settings.sessions)
 
@@ -282,12 +283,7 @@ async def _reach(options: asyncssh.SSHClientConnectionOptions, settings: SSHSett
     return await asyncio.get_running_loop().run_in_executor(None, connect)
 
 
-def _reason(error: Exception, settings: SSHSettings) -> str:
-    """Why there is no connection."""
-    if isinstance(error, TimeoutError):
-        return f"no answer in {settings.connect_s:g} s"
-    if isinstance(error, socket.gaierror):
-        return f"there is no host '{settings.host}' ({error.strerror})"
+def _reason(error: Exception) -> str:
     if isinstance(error, asyncssh.Error):
         return str(error.reason)
-    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    return str(error) if type(error) in (ValueError, asyncssh.ConfigParseError) else why(error)

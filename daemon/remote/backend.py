@@ -84,6 +84,10 @@ class Backend(Protocol):
         """Remove an object; what is not there is no error."""
         ...
 
+    def forget(self, key: str) -> None:
+        """Remove what is kept of an object that was deleted: its old versions, where the remote keeps them."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -92,6 +96,9 @@ class Base:
 
     name: str
     lists = True
+
+    def forget(self, key: str) -> None:
+        """Nothing is kept."""
 
     def absent(self, key: str) -> ObjectMissingError:
         """There is no such object."""

@@ -22,6 +22,20 @@ class S3Base(Base):
         self._prefix = f"{prefix}/" if prefix else ""
         self._settings = settings
 
+    def forget(self, key: str) -> None:
+        """By boto3: obstore knows no old versions."""
+        client = self._settings.client(self._settings.connect_timeout, 3)
+        try:
+            found = client.list_object_versions(Bucket=self._bucket, Prefix=self._prefix + key)
+            for each in found.get("Versions", []) + found.get("DeleteMarkers", []):
+                if each["Key"] == self._prefix + key:
+                    client.delete_object(Bucket=self._bucket, Key=each["Key"], VersionId=each["VersionId"])
+        except Exception as error:
+            reason = type(error).__name__
+            raise self.refused("remove all versions of", key, reason) from error
+        finally:
+            client.close()
+
     def there(self, key: str, found: Entry | None) -> Entry:
         """What a head found. Raises ObjectMissingError."""
         if found is None:

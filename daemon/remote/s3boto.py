@@ -26,7 +26,7 @@ class BotoBackend(S3Base):
         super().__init__(name, bucket, prefix, settings, _MANY)
         self._lock = threading.Lock()
         # Until the first answer little is tried again, and not for long.
-        self._first = self._make(settings.first_timeout / 2, 2)
+        self._first = settings.client(settings.first_timeout / 2, 2, 2 * _MANY)
         self._first.meta.events.register("after-call.s3", self._answered)
         self._full: Any = None
         self._reading: dict[str, Any] = {}
@@ -42,22 +42,6 @@ class BotoBackend(S3Base):
         if settings.kms_key:
             self._writing["SSEKMSKeyId"] = settings.kms_key
 
-    def _make(self, connect_timeout: float, tries: int) -> Any:
-        from botocore import UNSIGNED
-        from botocore.config import Config
-
-        settings = self._settings
-        more: dict[str, Any] = {"signature_version": UNSIGNED} if settings.anonymous else {}
-        config = Config(
-            connect_timeout=connect_timeout,
-            read_timeout=settings.read_timeout,
-            retries={"total_max_attempts": tries, "mode": "standard"},
-            max_pool_connections=2 * _MANY,
-            s3={"addressing_style": "path" if settings.endpoint else "auto"},
-            **more,
-        )
-        return settings.session().client("s3", endpoint_url=settings.endpoint, verify=settings.verify, config=config)
-
     @property
     def _client(self) -> Any:
         return self._full or self._first
@@ -66,7 +50,8 @@ class BotoBackend(S3Base):
         """The remote is there: what breaks from now on is tried again."""
         with self._lock:
             if self._full is None:
-                self._full = self._make(self._settings.connect_timeout, self._settings.retries + 1)
+                settings = self._settings
+                self._full = settings.client(settings.connect_timeout, settings.retries + 1, 2 * _MANY)
 
     def head(self, key: str) -> Entry | None:
         try:

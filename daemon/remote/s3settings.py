@@ -6,7 +6,7 @@ import base64
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from millpond.daemon.remote.backend import FIRST_CONNECT_S
 from millpond.daemon.remote.values import Values
@@ -102,6 +102,22 @@ class S3Settings:
             aws_session_token=self.token,
             region_name=self.region,
         )
+
+    def client(self, connect_timeout: float, tries: int, connections: int = 1) -> Any:
+        """boto3's for S3, to be closed. Raises botocore's errors."""
+        from botocore import UNSIGNED
+        from botocore.config import Config
+
+        more: dict[str, Any] = {"signature_version": UNSIGNED} if self.anonymous else {}
+        config = Config(
+            connect_timeout=connect_timeout,
+            read_timeout=self.read_timeout,
+            retries={"total_max_attempts": tries, "mode": "standard"},
+            max_pool_connections=connections,
+            s3={"addressing_style": "path" if self.endpoint else "auto"},
+            **more,
+        )
+        return self.session().client("s3", endpoint_url=self.endpoint, verify=self.verify, config=config)
 
     def resolve(self) -> None:
         """Take region and endpoint from the profile where the config does not say."""

@@ -28,6 +28,7 @@ PARAMS: dict[str, dict[str, Any]] = {
     "pull": {"remote": "r"},
     "status.cloud": {"remote": "r"},
     "warm": {"remote": "r"},
+    "remote.check": {"name": "r"},
     "cache.import": {},
     "cache.verify": {},
     "cache.migrate": {},

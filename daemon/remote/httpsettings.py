@@ -60,10 +60,6 @@ class HttpSettings:
         made.connect_s = values.seconds("connect_timeout") or made.connect_s
         made.first_s = values.seconds("connect_timeout") or made.first_s
         made.read_s = values.seconds("read_timeout") or made.read_s
-        if isinstance(made.verify, str) and not os.access(made.verify, os.R_OK):
-            raise values.wrong(
-                f"cannot read ssl_verify's file '{made.verify}'", "it is a file of certificates, or true or false"
-            )
         return made
 
     def pool(self) -> urllib3.PoolManager:

@@ -17,7 +17,7 @@ import obstore
 from obstore import exceptions
 from obstore.store import S3Store
 
-from millpond.daemon.errors import CredentialsError, RemoteConfigError, RemoteError
+from millpond.daemon.errors import CredentialsError, RemoteError
 from millpond.daemon.remote.backend import PART_BYTES, Counted, Data, Entry, Got, parts
 from millpond.daemon.remote.s3base import S3Base
 from millpond.daemon.remote.s3settings import S3Settings
@@ -290,15 +290,8 @@ def _client(settings: S3Settings, connect_timeout: float) -> ClientConfig:
     if settings.verify is False:
         options["allow_invalid_certificates"] = True
     elif isinstance(settings.verify, str):
-        try:
-            with open(settings.verify, "rb") as file:
-                options["root_certificate"] = file.read()
-        except OSError as error:
-            raise RemoteConfigError(
-                f"cannot read ssl_verify's file '{settings.verify}': {error.strerror}",
-                path=settings.verify,
-                hint="it is a file of certificates, or true or false",
-            ) from error
+        with open(settings.verify, "rb") as file:
+            options["root_certificate"] = file.read()
     return options  # type: ignore[return-value]
 
 

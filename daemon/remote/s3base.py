@@ -51,7 +51,9 @@ class S3Base(Base):
 
     def refused(self, doing: str, key: str, reason: str) -> CredentialsError:
         return CredentialsError(
-            self._what(doing, key, reason), path=key, hint="renew the credentials, or ask for the permission"
+            self._what(doing, key, reason),
+            path=key,
+            hint=f"renew the credentials, or see what is allowed: millpond remote check {self.name}",
         )
 
     def failed(self, doing: str, key: str, reason: str) -> RemoteError:

@@ -56,7 +56,14 @@ class Values:
         value = self.text("ssl_verify")
         if value is None or value.strip().lower() == "true":
             return True
-        return False if value.strip().lower() == "false" else os.path.expanduser(value)
+        if value.strip().lower() == "false":
+            return False
+        path = os.path.expanduser(value)
+        if not os.access(path, os.R_OK):
+            raise self.wrong(
+                f"cannot read ssl_verify's file '{path}'", "it is a file of certificates, or true or false"
+            )
+        return path
 
     def place(self, url: str) -> tuple[SplitResult, int | None]:
         """A url's parts, with a host, and its port."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -143,9 +142,8 @@ def test_python_s_own_server(connected: Connect, tmp_path: Path) -> None:
 def test_a_certificate_that_nobody_knows(connected: Connect, tmp_path: Path) -> None:
     with web_server(tmp_path, tls=True) as server:
         (server.folder / "a").write_bytes(b"1")
-        began = time.monotonic()
         said = fails(lambda: connected(server.url()).head("a"), RemoteError)
-        assert "self-signed" in said and "ssl_verify" in said and time.monotonic() - began < 3
+        assert "self-signed" in said and "ssl_verify" in said
         assert connected(server.url(), ssl_verify=str(server.certificate)).head("a") is not None
         assert connected(server.url(), ssl_verify="false").head("a") is not None
         elsewhere = server.url().replace("localhost", "127.0.0.1")

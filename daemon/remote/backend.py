@@ -19,6 +19,8 @@ from millpond.daemon.errors import ObjectMissingError, RemoteChangedError, Remot
 PART_BYTES = 16 << 20
 # A server that was never reached is given up after so long, in seconds: who waits shall know that the url is wrong, or the network away.
 FIRST_CONNECT_S = 2.5
+# Of an error's details: the same will happen at the next try.
+FINAL = {"again": False}
 
 Data = bytes | bytearray | memoryview
 

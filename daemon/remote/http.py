@@ -23,7 +23,7 @@ import urllib3
 from urllib3 import BaseHTTPResponse, exceptions
 
 from millpond.daemon.errors import CredentialsError, MillpondError, RemoteConfigError, RemoteError, from_wire
-from millpond.daemon.remote.backend import Base, Data, Entry, Got, why, write_all
+from millpond.daemon.remote.backend import FINAL, Base, Data, Entry, Got, why, write_all
 from millpond.daemon.remote.httpsettings import HttpSettings
 
 _ABSENT = (404, 410)
@@ -39,8 +39,6 @@ _DRAIN_BYTES = 64 << 10
 _SPOOLED, _SPOOLED_S = 4, 60.0
 _ROOM_BYTES = 256 << 20
 _RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)")
-# What is the same at the next try.
-_FINAL = {"again": False}
 # No connection was made.
 _UNREACHED = (exceptions.NewConnectionError, exceptions.ConnectTimeoutError, exceptions.ProxyError, exceptions.SSLError)
 
@@ -284,7 +282,7 @@ class HttpBackend(Base):
                         f"remote '{self.name}' gives '{key}' only as a whole, and there is no room for it in '{folder}'",
                         path=folder,
                         hint="set TMPDIR to a folder with more room",
-                        details=_FINAL,
+                        details=FINAL,
                     )
                 write_all(spool.fd, piece)
             etag, modified = (told.etag, told.modified) if told else (_etag(answer, done), 0.0)
@@ -321,7 +319,7 @@ class HttpBackend(Base):
             hint = "see auth, user and password; some servers answer so for what is not there"
             raise CredentialsError(message, path=key, hint=hint)
         again = answer.status >= 500 or answer.status in (408, 425, 429)
-        raise RemoteError(message, path=key, hint="see its url, then try again", details=None if again else _FINAL)
+        raise RemoteError(message, path=key, hint="see its url, then try again", details=None if again else FINAL)
 
     def _broken(self, error: Exception, doing: str, key: str) -> NoReturn:
         """No answer, or not all of it."""
@@ -338,7 +336,7 @@ class HttpBackend(Base):
             f"cannot {doing} '{key}' on remote '{self.name}' ({self.url}): {reason}",
             path=key,
             hint=hint,
-            details=_FINAL if final else None,
+            details=FINAL if final else None,
         ) from error
 
 
@@ -363,7 +361,9 @@ def _origin(url: str) -> tuple[str, str | None, int]:
 
 
 def _entry(key: str, answer: BaseHTTPResponse) -> Entry | None:
-    """What an answer tells of its object; None where its size is not told."""
+    """What an answer tells of its object; None where its size is not told, or is that of a compressed form."""
+    if answer.headers.get("Content-Encoding", "identity") != "identity":
+        return None
     found = _RANGE.fullmatch(answer.headers.get("Content-Range", ""))
     told = found[3] if found is not None and answer.status in (206, 416) else answer.headers.get("Content-Length", "")
     if not told.isdigit():

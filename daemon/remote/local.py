@@ -17,14 +17,12 @@ from typing import NoReturn
 
 from millpond.daemon.errors import CredentialsError, RemoteError
 from millpond.daemon.project.durable import sync_file_system, sync_folder
-from millpond.daemon.remote.backend import Base, Counted, Data, Entry, Got, write_all
+from millpond.daemon.remote.backend import FINAL, Base, Counted, Data, Entry, Got, write_all
 
 _DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR})
 _TEMPORARY = ".millpond-"
-# What a file system says is not asked again.
-_FINAL = {"again": False}
 
 
 class LocalBackend(Base):
@@ -163,7 +161,7 @@ class LocalBackend(Base):
                 f"remote '{self.name}' cannot be reached: there is no folder '{self.url}'",
                 path=self.url,
                 hint="mount its disk, or change the url: millpond remote modify",
-                details=_FINAL,
+                details=FINAL,
             )
         self._seen_there = now
 
@@ -211,7 +209,7 @@ class LocalBackend(Base):
         hint = (
             "make room there, then do it again" if error.errno in _FULL else "see that it is mounted, then do it again"
         )
-        raise RemoteError(message, path=key, hint=hint, details=_FINAL) from error
+        raise RemoteError(message, path=key, hint=hint, details=FINAL) from error
 
 
 def _entry(key: str, found: os.stat_result) -> Entry | None:

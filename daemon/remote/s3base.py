@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from millpond.daemon.errors import CredentialsError, RemoteConfigError, RemoteError
-from millpond.daemon.remote.backend import Base, Entry
+from millpond.daemon.remote.backend import FINAL, Base, Entry
 from millpond.daemon.remote.s3settings import S3Settings
 
 _HINT = "see its url and endpointurl in `millpond config --list`, then try again"
@@ -66,7 +66,7 @@ class S3Base(Base):
             f"cannot {doing} '{key}' on remote '{self.name}': it cannot be reached ({where}): {reason}",
             path=key,
             hint=self._certificate_hint() if "certificate" in reason else _HINT,
-            details={"again": False},
+            details=FINAL,
         )
 
     def _certificate_hint(self) -> str:

@@ -22,7 +22,7 @@ import asyncssh
 from asyncssh import SFTPAttrs, SFTPClient, SFTPClientFile
 
 from millpond.daemon.errors import CredentialsError, MillpondError, RemoteError
-from millpond.daemon.remote.backend import Base, Counted, Data, Entry, Got, parts
+from millpond.daemon.remote.backend import FINAL, Base, Counted, Data, Entry, Got, parts
 from millpond.daemon.remote.sshlink import LOST, Session, SSHLink
 from millpond.daemon.remote.sshsettings import SSHSettings
 
@@ -41,8 +41,6 @@ _DENIED = (asyncssh.SFTPPermissionDenied, asyncssh.SFTPWriteProtect)
 _FULL = (asyncssh.SFTPNoSpaceOnFilesystem, asyncssh.SFTPQuotaExceeded)
 # Version 3 has one code for all else.
 _EXISTS = (asyncssh.SFTPFileAlreadyExists, asyncssh.SFTPFailure)
-# What a file system says is not asked again.
-_FINAL = {"again": False}
 
 # Of a folder: its objects, and the keys of the folders in it.
 _Folder = tuple[list[Entry], list[str]]
@@ -274,16 +272,22 @@ class SSHBackend(Base):
 
     async def _make(self, client: SFTPClient, folder: str) -> None:
         """A folder and those above it; others may make them at the same time."""
-        try:
-            await client.mkdir(folder)
-            self._made.add(folder)
-        except _ABSENT:
-            await self._make(client, posixpath.dirname(folder))
-            await self._make(client, folder)
-        except _EXISTS:
-            found = await _stat(client, folder)
-            if found is None or not stat.S_ISDIR(found.permissions or 0):
-                raise
+        lacking = [folder]
+        for _ in range(3 * folder.count("/") + 3):  # more would be a folder that comes and goes
+            try:
+                await client.mkdir(lacking[-1])
+                self._made.add(lacking[-1])
+            except _ABSENT:
+                lacking.append(posixpath.dirname(lacking[-1]))
+                continue
+            except _EXISTS:
+                found = await _stat(client, lacking[-1])
+                if found is None or not stat.S_ISDIR(found.permissions or 0):
+                    raise
+            lacking.pop()
+            if not lacking:
+                return
+        raise asyncssh.SFTPFailure(f"the folder '{folder}' cannot be made")
 
     async def _sync(self, keys: Sequence[str]) -> None:
         """Have the new names of these on the server's disk; where a folder was made for them, its own name too."""
@@ -292,7 +296,6 @@ class SSHBackend(Base):
             folder = posixpath.dirname(self._path(key))
             folders.add(folder)
             while folder in self._made:
-                self._made.discard(folder)
                 folder = posixpath.dirname(folder)
                 folders.add(folder)
 
@@ -307,6 +310,7 @@ class SSHBackend(Base):
                     return
 
         await _all([one(folder) for folder in sorted(folders)])
+        self._made -= folders
 
     async def _folder(self, folder: str) -> _Folder:
         """The objects of a folder, and the folders in it."""
@@ -342,7 +346,7 @@ class SSHBackend(Base):
                 f"remote '{self.name}' cannot be reached: there is no folder '{self._top}' on the server",
                 path=self.url,
                 hint="make it or mount its disk there, or change the url: millpond remote modify",
-                details=_FINAL,
+                details=FINAL,
             )
         self._seen_there = now
 
@@ -365,9 +369,9 @@ class SSHBackend(Base):
                 raise CredentialsError(f"{message}permission denied", path=key, hint=hint) from error
             if isinstance(error, _FULL) or (doing == "write" and await self._is_full(session.client)):
                 hint = "make room there, then do it again"
-                raise RemoteError(f"{message}no space is left there", path=key, hint=hint, details=_FINAL) from error
+                raise RemoteError(f"{message}no space is left there", path=key, hint=hint, details=FINAL) from error
             hint = "see the server's log, then do it again"
-            raise RemoteError(f"{message}{error.reason or 'it failed'}", path=key, hint=hint, details=_FINAL) from error
+            raise RemoteError(f"{message}{error.reason or 'it failed'}", path=key, hint=hint, details=FINAL) from error
 
     async def _is_full(self, client: SFTPClient) -> bool:
         """Version 3 does not tell a full disk from other failures."""

@@ -19,8 +19,8 @@ from typing import Any, TypeVar
 
 import asyncssh
 
-from millpond.daemon.errors import CredentialsError, MillpondError, RemoteError
-from millpond.daemon.remote.backend import why
+from millpond.daemon.errors import CredentialsError, RemoteError
+from millpond.daemon.remote.backend import FINAL, why
 from millpond.daemon.remote.sshsettings import SSHSettings, login_name
 
 T = TypeVar("T")
@@ -30,8 +30,6 @@ _SHARED = 2
 _NAMES: dict[str, Any] = {"path_errors": "surrogateescape"}
 # What ends a connection, and so all calls on it.
 LOST = (asyncssh.DisconnectError, asyncssh.SFTPConnectionLost, asyncssh.SFTPNoConnection, ConnectionError)
-# What is the same at the next try.
-_FINAL = {"again": False}
 
 
 class SSHLink:
@@ -107,8 +105,8 @@ class SSHLink:
     def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
         try:
             loop.run_forever()
-            if self._connecting is not None and self._connecting.done() and not self._connecting.cancelled():
-                self._drop(self._connecting.result() if self._connecting.exception() is None else None)
+            if self._connecting is not None and self._connecting.done() and self._connecting.exception() is None:
+                self._drop(self._connecting.result())
             while tasks := asyncio.all_tasks(loop):  # one that ends may begin another that tidies up
                 for task in tasks:
                     task.cancel()
@@ -117,7 +115,7 @@ class SSHLink:
             loop.close()
 
     def _unused(self) -> RemoteError:
-        return RemoteError(f"remote '{self._name}' is not used any more", details=_FINAL)
+        return RemoteError(f"remote '{self._name}' is not used any more", details=FINAL)
 
     async def _connected(self) -> _Sessions:
         """Of calls that come at once one connects, and the others wait for it."""
@@ -126,15 +124,13 @@ class SSHLink:
         connecting = self._connecting
         try:
             return await asyncio.shield(connecting)
-        except MillpondError:
-            if self._connecting is connecting:
+        finally:
+            failed = connecting.done() and not connecting.cancelled() and connecting.exception() is not None
+            if failed and self._connecting is connecting:
                 self._connecting = None
-            raise
 
-    def _drop(self, sessions: _Sessions | None) -> None:
-        """Have the next call connect anew."""
-        if sessions is None:
-            return
+    def _drop(self, sessions: _Sessions) -> None:
+        """Have the next call connect anew, unless one has."""
         connecting = self._connecting
         if connecting is not None and connecting.done() and connecting.result() is sessions:
             self._connecting = None
@@ -173,14 +169,15 @@ class SSHLink:
         """The server did not prove that it is the right one: nothing was sent to it."""
         if client.key is None:  # a certificate that does not fit, or a key that was revoked
             return self._unreachable(reason, final=True)
+        settings = self._settings
         host, address, port, key = client.key
-        command = (
-            f"ssh{f' -p {port}' if port != 22 else ''} {f'{self._settings.user}@' if self._settings.user else ''}{host}"
-        )
+        words = ["ssh", *(["-p", str(settings.port)] if settings.port else [])]
+        command = " ".join([*words, f"{settings.user}@{settings.host}" if settings.user else settings.host])
         told = f"{key.get_fingerprint()} ({key.get_algorithm()})"
         if any(known.match(host, address, None if port == 22 else port)[:2]):
+            entry = host if port == 22 else f"[{host}]:{port}"
             problem = f"its host key is another one than known_hosts has: {told}"
-            hint = f"ask its admin whether it was changed; if so: ssh-keygen -R '[{host}]:{port}', then `{command}`"
+            hint = f"ask its admin whether it was changed; if so: ssh-keygen -R '{entry}', then `{command}`"
         else:
             problem = f"its host key is not known here: {told}"
             hint = f"connect once with `{command}` and compare the key, then try again"
@@ -188,7 +185,7 @@ class SSHLink:
             f"remote '{self._name}' ({self._settings.url}): {problem}",
             path=self._settings.url,
             hint=hint,
-            details=_FINAL,
+            details=FINAL,
         )
 
     def _refused(self, reason: str, hint: str) -> CredentialsError:
@@ -202,7 +199,7 @@ class SSHLink:
             f"remote '{self._name}' cannot be reached ({url}): {reason}",
             path=url,
             hint="see its url and the network, then try again",
-            details=_FINAL if final or not self._worked else None,
+            details=FINAL if final or not self._worked else None,
         )
 
 

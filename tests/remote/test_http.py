@@ -108,7 +108,7 @@ def test_credentials_go_to_no_other_host(connected: Connect, web: WebServer) -> 
 
 
 def test_servers_that_can_less(connected: Connect, web: WebServer, tmp_path: Path) -> None:
-    for kind in ("nohead", "norange", "bare"):
+    for kind in ("nohead", "norange", "bare", "gzip"):
         backend = connected(web.url(kind, "x y"), {"TMPDIR": str(tmp_path)})
         entry = backend.head("ü%41")
         assert entry is not None and entry.size == len(DATA), kind

@@ -3,7 +3,7 @@
     webserver.py FOLDER PORT [CERT KEY]
 
 /open/ ranges, ETag, HEAD; /basic/, /digest/, /custom/ the same for who logs in; /nohead/ refuses HEAD; /norange/ gives no ranges;
-/bare/ gives neither length nor validators; /moved/ asks for a login and leads to another host; /loop/ leads to itself; /denied/,
+/bare/ gives neither length nor validators; /gzip/ compresses though nobody asked; /moved/ asks for a login and leads to another host; /loop/ leads to itself; /denied/,
 /failing/ answer 403 and 500.
 """
 
@@ -60,6 +60,10 @@ async def serve(request: web.Request) -> web.StreamResponse:
     if kind == "norange":
         found = path.stat()
         return web.Response(body=path.read_bytes(), headers={"ETag": f'"{found.st_ino:x}-{found.st_mtime_ns:x}"'})
+    if kind == "gzip":
+        packed = web.Response(body=path.read_bytes())
+        packed.enable_compression(web.ContentCoding.gzip)
+        return packed
     if kind == "bare":
         answer = web.StreamResponse()
         answer.enable_chunked_encoding()

@@ -74,9 +74,10 @@ class SSHLink:
         except LOST as error:
             self._drop(sessions)
             raise RemoteError(f"the connection to remote '{self._name}' ({self._settings.url}) was lost") from error
-        except asyncssh.ChannelOpenError as error:
+        except (asyncssh.ChannelOpenError, asyncssh.SFTPError) as error:
+            # Or it speaks before SFTP does: what a shell's start-up files print, a shell that lets nobody in.
             self._drop(sessions)
-            raise self._unreachable(f"the server opens no SFTP session: {error.reason}") from error
+            raise self._unreachable(f"the server opens no SFTP session ({error.reason})", final=True) from error
         except TimeoutError as error:
             self._drop(sessions)
             raise RemoteError(
@@ -111,6 +112,7 @@ class SSHLink:
                 for task in tasks:
                     task.cancel()
                 loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+            loop.run_until_complete(asyncio.sleep(0))  # the socket is closed by the loop's next round
         finally:
             loop.close()
 

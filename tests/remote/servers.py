@@ -60,9 +60,14 @@ class SSHServer:
         return f"ssh://{self.user}@127.0.0.1:{self.port}{path}"
 
     def hang_up(self) -> None:
-        """End all connections, as a network does."""
-        for child in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split():
-            os.kill(int(child), signal.SIGKILL)
+        """End all connections, as a network does: each is a process, and for a normal user one below it."""
+        waiting = [self.pid]
+        while waiting:
+            pid = waiting.pop()
+            with contextlib.suppress(OSError):
+                waiting += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+                if pid != self.pid:
+                    os.kill(pid, signal.SIGKILL)
 
     @property
     def values(self) -> dict[str, str]:

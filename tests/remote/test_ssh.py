@@ -193,6 +193,12 @@ def test_a_server_that_neither_syncs_nor_renames_over(connected: Connect, tmp_pa
         assert {entry.key: entry.size for entry in backend.list("")} == {"a/b": 100_000, "a/c": 1, "big": 3 << 20}
 
 
+def test_a_server_that_lets_in_but_speaks_no_sftp(connected: Connect, tmp_path: Path) -> None:
+    """As one whose start-up files print something."""
+    with ssh_server(tmp_path / "sshd", sftp="/bin/echo This account is not available") as server:
+        assert "opens no SFTP session" in fails(connected(server=server), RemoteError)
+
+
 def test_closing_ends_what_is_under_way(connected: Connect) -> None:
     backend = connected()
     backend.put("big", bytes(64 << 20))

@@ -54,6 +54,8 @@ class Backend(Protocol):
     near: bool
     # Whether `list` can be asked at all: RemoteConfigError where not.
     lists: bool
+    # By how many seconds the remote's clock is ahead of ours, where its answers tell.
+    clock_s: float | None
     # How many requests `put_many` has under way at once.
     many: int
 
@@ -98,6 +100,7 @@ class Base:
 
     name: str
     lists = True
+    clock_s: float | None = None
 
     def forget(self, key: str) -> None:
         """Nothing is kept."""

@@ -92,6 +92,8 @@ class _Checker:
             yield Check("read", SKIPPED, "nothing is there to be read")
         else:
             yield self._try("read", lambda: self._read(readable))
+        if (ahead := self._backend.clock_s) is not None:
+            yield Check("clock", *_clock(ahead))
 
     def writing(self) -> Iterator[Check]:
         """What changes the remote for a moment."""
@@ -185,12 +187,7 @@ class _Checker:
         entry = self._backend.head(self._probe)
         if entry is None or not entry.modified:
             return SKIPPED, "the remote tells no times"
-        ahead = entry.modified - time.time()
-        if abs(ahead) < 2:
-            return OK, "the same"
-        return OK if abs(
-            ahead
-        ) < _CLOCK_S else NO, f"{abs(ahead):,.0f} s {'ahead of' if ahead > 0 else 'behind'} this machine's"
+        return _clock(entry.modified - time.time())
 
     def _versions(self) -> str:
         entry = self._backend.head(self._probe)
@@ -243,3 +240,10 @@ class _Checker:
             return self._within(call)
         except MillpondError:
             return None
+
+
+def _clock(ahead: float) -> tuple[str, str]:
+    if abs(ahead) < 2:
+        return OK, "the same"
+    where = "ahead of" if ahead > 0 else "behind"
+    return OK if abs(ahead) < _CLOCK_S else NO, f"{abs(ahead):,.0f} s {where} this machine's"

@@ -7,12 +7,8 @@ into a nameless file, and the ranges are taken from there. Credentials go to the
 from __future__ import annotations
 
 import contextlib
-import os
 import re
-import tempfile
-import threading
 import time
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from email.utils import parsedate_to_datetime
 from http.client import HTTPException
@@ -22,9 +18,10 @@ from urllib.parse import quote, urljoin, urlsplit
 import urllib3
 from urllib3 import BaseHTTPResponse, exceptions
 
-from millpond.daemon.errors import CredentialsError, MillpondError, RemoteConfigError, RemoteError, from_wire
-from millpond.daemon.remote.backend import FINAL, Base, Data, Entry, Got, why, write_all
+from millpond.daemon.errors import CredentialsError, MillpondError, RemoteConfigError, RemoteError
+from millpond.daemon.remote.backend import FINAL, Base, Data, Entry, Got, why
 from millpond.daemon.remote.httpsettings import HttpSettings
+from millpond.daemon.remote.httpspool import Spool, Spools
 
 _ABSENT = (404, 410)
 _DENIED = (401, 403, 407)
@@ -35,9 +32,6 @@ _NO_HEAD = (400, 403, 405, 501)
 _PIECE_BYTES = 1 << 20
 # What is left of an answer that nobody needs is read up to here, so that the connection can be kept.
 _DRAIN_BYTES = 64 << 10
-# Objects of servers that give no ranges, kept as files; and the room that a disk must have left beside one.
-_SPOOLED, _SPOOLED_S = 4, 60.0
-_ROOM_BYTES = 256 << 20
 _RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)")
 # No connection was made.
 _UNREACHED = (exceptions.NewConnectionError, exceptions.ConnectTimeoutError, exceptions.ProxyError, exceptions.SSLError)
@@ -45,7 +39,7 @@ _UNREACHED = (exceptions.NewConnectionError, exceptions.ConnectTimeoutError, exc
 
 class HttpBackend(Base):
     """See Backend. `etag` is the server's, or what it says of time and size: then only as good as its clock; None where it says
-    nothing. `clock_s` is how far the server's clock is ahead of ours, as it last told."""
+    nothing."""
 
     near = False
     many = 1
@@ -54,13 +48,10 @@ class HttpBackend(Base):
     def __init__(self, name: str, settings: HttpSettings) -> None:
         self.name = name
         self.url = settings.url
-        self.clock_s: float | None = None
         self._settings = settings
         self._pool = settings.pool()
         self._worked = False
-        self._lock = threading.Lock()
-        self._spools: OrderedDict[str, _Spool] = OrderedDict()
-        self._sweeper: threading.Timer | None = None
+        self._spools = Spools(settings.scratch, self._fetch)
 
     def head(self, key: str) -> Entry | None:
         with self._asking("look at", key, "HEAD", {}) as answer:
@@ -76,7 +67,7 @@ class HttpBackend(Base):
             if answer.status not in (200, 206, 416):
                 self._fail("look at", key, answer)
             entry = _entry(key, answer)
-        return entry or self._spool(key, None, fresh=True).entry
+        return entry or self._spools.get(key, None, fresh=True).entry
 
     def get(self, key: str, start: int = 0, size: int | None = None, *, etag: str | None = None) -> Got:
         if size == 0:
@@ -84,32 +75,36 @@ class HttpBackend(Base):
             if entry is None:
                 raise self.absent(key)
             return Got(b"", entry)
-        if (spool := self._going_on(key, start, etag)) is not None:
+        if (spool := self._spools.going_on(key, start, etag)) is not None:
             if etag is not None and ((entry := self.head(key)) is None or entry.etag != etag):
                 raise self.changed(key)
-            return self._spooled(key, spool, start, size)
+            return spool.read(start, size)
         ranged = start > 0 or size is not None
         headers = {"Range": f"bytes={start}-{'' if size is None else start + size - 1}"} if ranged else {}
         if etag is not None and etag.startswith('"'):
             headers["If-Match"] = etag
         with self._asking("read", key, "GET", headers) as answer:
             entry = self._found(key, answer, etag)
-            if answer.status == 416 and entry is not None and start >= entry.size:
-                return Got(b"", entry)
-            if answer.status not in (200, 206):
+            behind = answer.status == 416
+            if answer.status not in (200, 206, 416):
                 self._fail("read", key, answer)
-            if entry is not None and (answer.status == 206 or not start):
-                wanted = max(0, min(entry.size - start, entry.size if size is None else size))
+            if entry is not None and (answer.status == 206 or (answer.status == 200 and not start)):
                 if answer.status == 206 and _begin(answer) != start:
                     raise RemoteError(
                         f"remote '{self.name}' gave another range of '{key}' than was asked for", path=key
                     )
+                wanted = max(0, min(entry.size - start, entry.size if size is None else size))
                 return Got(self._take(key, answer, wanted), entry)
+        if behind:
+            entry = entry or self.head(key)
+            if entry is None or start < entry.size:
+                raise RemoteError(f"remote '{self.name}' refuses a range of '{key}' that it has", path=key)
+            return Got(b"", entry)
         told = None if entry is None else entry.etag
-        spool = self._spool(key, told, fresh=told is None and not start)
+        spool = self._spools.get(key, told, fresh=told is None and not start)
         if etag is not None and spool.entry.etag not in (None, etag):
             raise self.changed(key)
-        return self._spooled(key, spool, start, size)
+        return spool.read(start, size)
 
     def put(self, key: str, data: Data, *, create: bool = False) -> bool:
         self._refuse()
@@ -132,10 +127,7 @@ class HttpBackend(Base):
 
     def close(self) -> None:
         self._pool.clear()
-        with self._lock:
-            self._spools.clear()
-            if self._sweeper is not None:
-                self._sweeper.cancel()
+        self._spools.close()
 
     # -- one request ----------------------------------------------------------------------------------------------
 
@@ -220,89 +212,17 @@ class HttpBackend(Base):
             raise self.changed(key)
         return entry
 
-    # -- servers that give no ranges, or no sizes -----------------------------------------------------------------
-
-    def _going_on(self, key: str, start: int, etag: str | None) -> _Spool | None:
-        """The file that a reader of an object has the further parts from. Where the server tells no versions apart, whoever begins
-        at the beginning has it asked anew."""
-        with self._lock:
-            spool = self._spools.get(key)
-        return spool if spool is not None and spool.entry.size >= 0 and spool.entry.etag == etag and start else None
-
-    def _spooled(self, key: str, spool: _Spool, start: int, size: int | None) -> Got:
-        length = max(0, min(spool.entry.size - start, spool.entry.size if size is None else size))
-        data = os.pread(spool.fd, length, start)
-        spool.used = time.monotonic()
-        if len(data) < length:
-            raise RemoteError(f"'{key}' of remote '{self.name}' cannot be read from {self._settings.scratch}", path=key)
-        return Got(data, spool.entry)
-
-    def _spool(self, key: str, told: str | None, *, fresh: bool) -> _Spool:
-        """The whole object in a file without a name; who asks for one at the same time waits for it. `told` is the ETag that the
-        object has now."""
-        with self._lock:
-            spool = self._spools.get(key)
-            if spool is None or fresh or (spool.entry.size >= 0 and spool.entry.etag != told):
-                spool = self._spools[key] = _Spool()
-                self._sweep_later()
-            self._spools.move_to_end(key)
-            while len(self._spools) > _SPOOLED:  # closed when its last reader is done
-                self._spools.popitem(last=False)
-        with spool.lock:
-            if spool.error is not None:  # one error for each who waited
-                raise from_wire(spool.error.to_wire())
-            if spool.entry.size < 0:
-                try:
-                    self._fill(key, spool)
-                except MillpondError as error:
-                    spool.error = error
-                    self._forget(key)
-                    raise
-        return spool
-
-    def _forget(self, key: str) -> None:
-        with self._lock:
-            self._spools.pop(key, None)
-
-    def _fill(self, key: str, spool: _Spool) -> None:
-        folder = self._settings.scratch
+    def _fetch(self, key: str, spool: Spool) -> Entry:
+        """All of an object, for those who want parts of it."""
         with self._asking("read", key, "GET", {}) as answer:
             told = self._found(key, answer, None)
             if answer.status != 200:
                 self._fail("read", key, answer)
-            room = os.statvfs(folder)
-            most = room.f_bavail * room.f_frsize - _ROOM_BYTES
-            spool.fd, path = tempfile.mkstemp(prefix="millpond-", dir=folder)
-            os.unlink(path)
             done = 0
             while piece := answer.read(_PIECE_BYTES):
+                spool.write(piece)
                 done += len(piece)
-                if done > most:
-                    raise RemoteError(
-                        f"remote '{self.name}' gives '{key}' only as a whole, and there is no room for it in '{folder}'",
-                        path=folder,
-                        hint="set TMPDIR to a folder with more room",
-                        details=FINAL,
-                    )
-                write_all(spool.fd, piece)
-            etag, modified = (told.etag, told.modified) if told else (_etag(answer, done), 0.0)
-            spool.entry = Entry(key, done, etag, None, modified)
-
-    def _sweep_later(self) -> None:
-        """A mount keeps its backend for days: what nobody reads on gives its room back."""
-        if self._sweeper is None:
-            self._sweeper = threading.Timer(_SPOOLED_S, self._sweep)
-            self._sweeper.daemon = True
-            self._sweeper.start()
-
-    def _sweep(self) -> None:
-        with self._lock:
-            self._sweeper = None
-            for key, spool in list(self._spools.items()):
-                if spool.entry.size >= 0 and time.monotonic() - spool.used > _SPOOLED_S:
-                    del self._spools[key]
-            if self._spools:
-                self._sweep_later()
+            return Entry(key, done, _etag(answer, done), None, told.modified if told else 0.0)
 
     # -- failures -------------------------------------------------------------------------------------------------
 
@@ -340,21 +260,6 @@ class HttpBackend(Base):
         ) from error
 
 
-class _Spool:
-    """A whole object in a nameless file; its size is below 0 until it is there. Closed by its last user."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.entry = Entry("", -1)
-        self.fd = -1
-        self.error: MillpondError | None = None
-        self.used = time.monotonic()
-
-    def __del__(self) -> None:
-        if self.fd >= 0:
-            os.close(self.fd)
-
-
 def _origin(url: str) -> tuple[str, str | None, int]:
     parts = urlsplit(url)
     return parts.scheme, parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
@@ -365,7 +270,10 @@ def _entry(key: str, answer: BaseHTTPResponse) -> Entry | None:
     if answer.headers.get("Content-Encoding", "identity") != "identity":
         return None
     found = _RANGE.fullmatch(answer.headers.get("Content-Range", ""))
-    told = found[3] if found is not None and answer.status in (206, 416) else answer.headers.get("Content-Length", "")
+    if answer.status in (206, 416):  # the length is that of a part, or of an error's text
+        told = found[3] if found is not None else ""
+    else:
+        told = answer.headers.get("Content-Length", "")
     if not told.isdigit():
         return None
     return Entry(key, int(told), _etag(answer, int(told)), None, _time(answer.headers.get("Last-Modified")) or 0.0)

@@ -90,6 +90,7 @@ def test_over_http_what_the_project_has_there_is_read(web: WebServer) -> None:
 
     found = tell()
     assert (found["list"].state, found["layout"].state, found["read"].state) == (NO, NO, SKIPPED)
+    assert found["clock"].detail == "the same"
     place = web.folder / "checked/files/md5/ab" / ("ab" * 15)
     place.parent.mkdir(parents=True)
     place.write_bytes(b"data")

@@ -142,6 +142,15 @@ def doctor_lines(checks: list[dict[str, Any]], *, paint: Paint = plain) -> Itera
             yield f"{'':<{width + 8}}{text.printable(check['hint'])}"
 
 
+def check_lines(checks: list[dict[str, Any]], *, paint: Paint = plain) -> Iterator[str]:
+    """`remote check`: one line a trial."""
+    width = max((len(check["name"]) for check in checks), default=0)
+    colors = {"ok": "green", "failed": "red"}
+    for check in checks:
+        mark = paint(f"{check['state']:<7}", colors.get(check["state"], "dim"))
+        yield f"{mark}  {check['name']:<{width}}  {text.printable(check['detail'])}".rstrip()
+
+
 def mount_line(result: dict[str, Any]) -> str:
     """After `mount`: what is where, pinned to which commit."""
     about = "" if result.get("versions") else f" ({text.plural(result['files'], 'file')}, {text.size(result['bytes'])})"

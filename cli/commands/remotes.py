@@ -7,18 +7,18 @@ from typing import Any
 
 import click
 
-from millpond.cli import exits
+from millpond.cli import exits, render
 from millpond.cli.commands.settings import level_options
 from millpond.cli.connection import verb
 from millpond.cli.console import Console
 from millpond.cli.group import Group, json_option
 from millpond.daemon import wirepath
-from millpond.daemon.errors import UsageError
+from millpond.daemon.errors import UsageError, from_wire
 
 
 @click.group(cls=Group)
 def remote() -> None:
-    """Where data is shared: directories, s3://bucket/path, and what else DVC's config may name."""
+    """Where data is shared: directories, s3://bucket/path, ssh://user@host/path, and to read from https://host/path."""
 
 
 def _ask(console: Console, action: str, level: str | None, **params: Any) -> dict[str, Any]:
@@ -40,7 +40,7 @@ Setting 'team' as a default remote.
 @click.option("-f", "--force", is_flag=True, help="Overwrite a remote of that name.")
 @click.pass_obj
 def add(console: Console, name: str, url: str, default: bool, force: bool, level: str | None = None) -> None:
-    """Add the remote NAME at URL: a directory (relative ones are seen from the config file's folder), s3://bucket/path, remote://OTHER/path."""
+    """Add the remote NAME at URL: a directory (relative ones are seen from the config file's folder), s3://bucket/path, ssh://user@host/path, https://host/path, remote://OTHER/path."""
     _ask(console, "add", level, name=name, url=url, default=default, force=force)
     if default:
         console.say(f"Setting '{name.lower()}' as a default remote.")
@@ -106,6 +106,38 @@ def modify(console: Console, name: str, option: str, value: str | None, unset: b
     if (value is None) != unset:
         raise UsageError("-u/--unset takes no value" if unset else "VALUE is required, or -u/--unset")
     _ask(console, "modify", level, name=name, option=option, value=value)
+
+
+@remote.command(
+    short_help="Try what a remote lets you do.",
+    example="""
+$ millpond remote check team
+ok    reach      answers in 14 ms
+ok    list       1000 or more objects
+...
+""",
+)
+@click.argument("name", required=False)
+@click.option("--read-only", is_flag=True, help="Write nothing there.")
+@json_option
+@click.pass_obj
+def check(console: Console, name: str | None, read_only: bool, as_json: bool) -> None:
+    """Try what can be done with the remote NAME, or with the default one: reach it, list, read, write, create, delete.
+
+    What is written is two small objects, which are removed again. The exit code is 0, or that of the first trial that failed;
+    `no` is what cannot be done and hurts nothing.
+    """
+    found = verb(
+        console, "remote.check", {"name": None if name is None else wirepath.encode(name), "read_only": read_only}
+    )
+    checks = [each | {"detail": wirepath.decode(each["detail"])} for each in found["checks"]]
+    if as_json:
+        console.write(json.dumps(found | {"url": wirepath.decode(found["url"]), "checks": checks}))
+    else:
+        for line in render.check_lines(checks, paint=console.paint):
+            console.write(line)
+    if found["error"] is not None:
+        raise from_wire(found["error"])
 
 
 @remote.command(

@@ -55,6 +55,7 @@ VERBS = (
         "fetch",
         "pull",
         "remote",
+        "remote.check",
         "status.cloud",
         "warm",
     ),

@@ -52,6 +52,7 @@ class Links:
         self._jobs = jobs
         self._environ = environ
         self._links: dict[str, Link] = {}
+        self._checked: set[str] = set()
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Links:
@@ -86,17 +87,28 @@ class Links:
         return self._links[remote.name]
 
     def _check_folder(self, remote: Remote) -> None:
-        own = {
-            self._repo.cache.folder: "this project's own cache",
-            self._repo.root: "the repository itself",
-            self._repo.dvc_dir: "the folder .dvc itself",
-        }
+        """Once for each remote: a directory where pushing would change data, or what keeps it, is refused."""
+        place, root = os.path.realpath(remote.url), os.path.realpath(self._repo.root)
+        if place in self._checked:
+            return
+        own = {self._repo.cache.folder: "this project's own cache", self._repo.dvc_dir: "the folder .dvc itself"}
+        own[os.path.join(root, ".git")] = "Git's own folder"
+        if place == root:
+            raise _misplaced(remote, "is the repository itself")
+        if place.startswith(f"{root}/"):
+            own |= {os.path.join(root, each.path): f"the tracked '{each.path}'" for each in self._repo.outputs()}
         for folder, what in own.items():
-            if os.path.realpath(remote.url) == os.path.realpath(folder):
-                raise RemoteConfigError(
-                    f"remote '{remote.name}' is {what} ('{remote.url}')",
-                    hint=f"give it another url: millpond remote modify {remote.name} url ...",
-                )
+            folder = os.path.realpath(folder)
+            if place == folder or place.startswith(f"{folder}/"):
+                raise _misplaced(remote, f"{'is' if place == folder else 'lies in'} {what}")
+        self._checked.add(place)
+
+
+def _misplaced(remote: Remote, where: str) -> RemoteConfigError:
+    return RemoteConfigError(
+        f"remote '{remote.name}' {where} ('{remote.url}')",
+        hint=f"give it another url: millpond remote modify {remote.name} url ...",
+    )
 
 
 def rate(environ: Mapping[str, str]) -> float | None:

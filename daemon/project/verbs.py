@@ -34,6 +34,7 @@ from millpond.daemon.project.merge import merge
 from millpond.daemon.project.move import move
 from millpond.daemon.project.purge import purge
 from millpond.daemon.project.push import push
+from millpond.daemon.project.remotecheck import remote_check
 from millpond.daemon.project.remoteconfig import remote
 from millpond.daemon.project.remove import remove
 from millpond.daemon.project.repo import find_root
@@ -63,6 +64,7 @@ VERBS: dict[str, Verb] = {
     "data.status": data_status,
     "commit": commit,
     "remote": remote,
+    "remote.check": remote_check,
     "remove": remove,
     "export": export,
     "config": config_verb,

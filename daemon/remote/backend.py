@@ -6,6 +6,9 @@ Calls block, and may be made from several threads at once. Keys are relative to 
 
 from __future__ import annotations
 
+import os
+import socket
+import ssl
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -14,6 +17,10 @@ from millpond.daemon.errors import ObjectMissingError, RemoteChangedError, Remot
 
 # A put_stream's pieces are gathered into parts of this size: S3 takes 10,000 of them, so 160 GB in one object.
 PART_BYTES = 16 << 20
+# A server that was never reached is given up after so long, in seconds: who waits shall know that the url is wrong, or the network away.
+FIRST_CONNECT_S = 2.5
+# Of an error's details: the same will happen at the next try.
+FINAL = {"again": False}
 
 Data = bytes | bytearray | memoryview
 
@@ -45,6 +52,10 @@ class Backend(Protocol):
     url: str
     # Whether asking for one object costs next to nothing, so that a listing never pays.
     near: bool
+    # Whether `list` can be asked at all: RemoteConfigError where not.
+    lists: bool
+    # By how many seconds the remote's clock is ahead of ours, where its answers tell.
+    clock_s: float | None
     # How many requests `put_many` has under way at once.
     many: int
 
@@ -77,6 +88,10 @@ class Backend(Protocol):
         """Remove an object; what is not there is no error."""
         ...
 
+    def forget(self, key: str) -> None:
+        """Remove what is kept of an object that was deleted: its old versions, where the remote keeps them."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -84,6 +99,11 @@ class Base:
     """What all kinds tell alike."""
 
     name: str
+    lists = True
+    clock_s: float | None = None
+
+    def forget(self, key: str) -> None:
+        """Nothing is kept."""
 
     def absent(self, key: str) -> ObjectMissingError:
         """There is no such object."""
@@ -129,3 +149,25 @@ def parts(pieces: Iterable[Data], size: int = PART_BYTES) -> Iterator[bytes]:
             del waiting[:size]
     if waiting:
         yield bytes(waiting)
+
+
+def write_all(fd: int, data: Data) -> None:
+    """All of it at a file's position. Raises OSError."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def why(error: BaseException) -> str:
+    """Why no connection was made, from what the system, the resolver or TLS said below a library's errors."""
+    while (deeper := error.__cause__ or error.__context__) is not None:
+        error = deeper
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not accepted ({error.verify_message})"
+    if isinstance(error, socket.gaierror):
+        return "there is no such host"
+    if isinstance(error, ssl.SSLError):
+        return f"it speaks no TLS that is known here ({error.reason})"
+    if isinstance(error, TimeoutError):
+        return "it does not answer"
+    return (error.strerror if isinstance(error, OSError) else None) or type(error).__name__

@@ -17,14 +17,12 @@ from typing import NoReturn
 
 from millpond.daemon.errors import CredentialsError, RemoteError
 from millpond.daemon.project.durable import sync_file_system, sync_folder
-from millpond.daemon.remote.backend import Base, Counted, Data, Entry, Got
+from millpond.daemon.remote.backend import FINAL, Base, Counted, Data, Entry, Got, write_all
 
 _DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR})
 _TEMPORARY = ".millpond-"
-# What a file system says is not asked again.
-_FINAL = {"again": False}
 
 
 class LocalBackend(Base):
@@ -77,7 +75,7 @@ class LocalBackend(Base):
         if create and self.head(key) is not None:
             return False
         with self._writing(key) as (fd, temporary):
-            _write(fd, data)
+            write_all(fd, data)
             os.fsync(fd)
             if not create:
                 os.rename(temporary, self._path(key))
@@ -89,7 +87,7 @@ class LocalBackend(Base):
     def put_stream(self, key: str, pieces: Iterable[Data], size: int) -> None:
         with self._writing(key) as (fd, temporary):
             for piece in Counted(pieces, size, key):
-                _write(fd, piece)
+                write_all(fd, piece)
             os.fsync(fd)
             os.rename(temporary, self._path(key))
             self._sync_up(os.path.dirname(temporary))
@@ -103,7 +101,7 @@ class LocalBackend(Base):
                 fd, temporary = self._begin(key)
                 written.append((temporary, key))
                 try:
-                    _write(fd, data)
+                    write_all(fd, data)
                 finally:
                     os.close(fd)
             sync_file_system(self.url)
@@ -163,7 +161,7 @@ class LocalBackend(Base):
                 f"remote '{self.name}' cannot be reached: there is no folder '{self.url}'",
                 path=self.url,
                 hint="mount its disk, or change the url: millpond remote modify",
-                details=_FINAL,
+                details=FINAL,
             )
         self._seen_there = now
 
@@ -211,7 +209,7 @@ class LocalBackend(Base):
         hint = (
             "make room there, then do it again" if error.errno in _FULL else "see that it is mounted, then do it again"
         )
-        raise RemoteError(message, path=key, hint=hint, details=_FINAL) from error
+        raise RemoteError(message, path=key, hint=hint, details=FINAL) from error
 
 
 def _entry(key: str, found: os.stat_result) -> Entry | None:
@@ -219,12 +217,6 @@ def _entry(key: str, found: os.stat_result) -> Entry | None:
         return None
     etag = f"{found.st_ino:x}-{found.st_size:x}-{found.st_mtime_ns:x}"
     return Entry(key, found.st_size, etag, None, found.st_mtime)
-
-
-def _write(fd: int, data: Data) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
 
 
 def _claim(temporary: str, path: str) -> bool:

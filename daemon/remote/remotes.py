@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from millpond.daemon.errors import RemoteConfigError
 from millpond.daemon.remote.backend import Backend
+from millpond.daemon.remote.values import Values
 
 if TYPE_CHECKING:
     from millpond.daemon.project.config import Config
@@ -18,9 +19,6 @@ if TYPE_CHECKING:
 # What DVC has and this has not.
 _ELSEWHERE = frozenset(
     [
-        "ssh",
-        "http",
-        "https",
         "gs",
         "azure",
         "adl",
@@ -35,6 +33,8 @@ _ELSEWHERE = frozenset(
     ]
 )
 _DEPTH = 8
+# Settings that are paths, seen from the folder of the file that has them.
+_PATHS = ("credentialpath", "configpath", "keyfile")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +87,7 @@ def _follow(config: Config, name: str, depth: int) -> tuple[str, dict[str, str]]
     if values is None or depth > _DEPTH:
         problem = f"there is no remote '{name}'" if values is None else f"remote '{name}' refers to itself"
         raise RemoteConfigError(problem, hint="see the urls: millpond remote list")
+    values = _with_paths(config, name, values)
     url = values.get("url", "")
     if not url:
         raise RemoteConfigError(f"remote '{name}' has no url", hint=f"millpond remote modify {name} url ...")
@@ -102,6 +103,15 @@ def _follow(config: Config, name: str, depth: int) -> tuple[str, dict[str, str]]
     return url, dict(values)
 
 
+def _with_paths(config: Config, name: str, values: Mapping[str, str]) -> dict[str, str]:
+    found = dict(values)
+    for key in _PATHS:
+        value = os.path.expanduser(found.get(key, ""))
+        if value:
+            found[key] = os.path.join(os.path.dirname(config.origin[f'remote "{name}"', key]), value)
+    return found
+
+
 def connect(remote: Remote, environ: Mapping[str, str]) -> Backend:
     """The backend of a remote; nothing is asked of it yet. Raises RemoteConfigError, CredentialsError."""
     if remote.scheme == "file":
@@ -110,11 +120,21 @@ def connect(remote: Remote, environ: Mapping[str, str]) -> Backend:
         return LocalBackend(remote.name, remote.url)
     if remote.scheme == "s3":
         return _s3(remote, environ)
+    if remote.scheme == "ssh":
+        from millpond.daemon.remote.ssh import SSHBackend
+        from millpond.daemon.remote.sshsettings import SSHSettings
+
+        return SSHBackend(remote.name, SSHSettings.of(remote.url, Values(remote.name, remote.values), environ))
+    if remote.scheme in ("http", "https"):
+        from millpond.daemon.remote.http import HttpBackend
+        from millpond.daemon.remote.httpsettings import HttpSettings
+
+        return HttpBackend(remote.name, HttpSettings.of(remote.url, Values(remote.name, remote.values), environ))
     known = f"'{remote.scheme}' is a kind of remote that DVC has and millpond has not"
     raise RemoteConfigError(
         f"remote '{remote.name}' ({remote.url}): "
         + (known if remote.scheme in _ELSEWHERE else f"'{remote.scheme}' is no kind of remote"),
-        hint="millpond knows directories and s3://",
+        hint="millpond knows directories, s3://, ssh:// and, to read from, http(s)://",
     )
 
 
@@ -122,7 +142,7 @@ def _s3(remote: Remote, environ: Mapping[str, str]) -> Backend:
     from millpond.daemon.remote.s3settings import S3Settings
 
     parts = urlsplit(remote.url)
-    settings = S3Settings.of(remote.name, remote.values, environ)
+    settings = S3Settings.of(Values(remote.name, remote.values), environ)
     if not parts.netloc:
         raise RemoteConfigError(f"remote '{remote.name}' ({remote.url}) names no bucket", hint="write s3://BUCKET/PATH")
     prefix = parts.path.strip("/")

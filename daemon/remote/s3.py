@@ -6,7 +6,6 @@ roles, container and instance credentials, and DVC's users have all of them. Wha
 
 from __future__ import annotations
 
-import os
 import re
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,7 +17,7 @@ import obstore
 from obstore import exceptions
 from obstore.store import S3Store
 
-from millpond.daemon.errors import CredentialsError, RemoteConfigError, RemoteError
+from millpond.daemon.errors import CredentialsError, RemoteError
 from millpond.daemon.remote.backend import PART_BYTES, Counted, Data, Entry, Got, parts
 from millpond.daemon.remote.s3base import S3Base
 from millpond.daemon.remote.s3settings import S3Settings
@@ -30,9 +29,21 @@ if TYPE_CHECKING:
 _TTL = timedelta(minutes=5)
 _MANY = 32
 _LIST_PAGE = 1000
+_FIRST_TRIES = 3
 _DENIED = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError)
 # In the debugging form of Rust's errors: what the system, the resolver or TLS said.
 _CAUSE = re.compile(r'(?:message|error): "([^"]+)"')
+# No connection was made; why its certificate was not taken.
+_CONNECTING = re.compile(r"legacy::Error\(\s*Connect\b")
+_CERTIFICATE = re.compile(r"InvalidCertificate\(\s*(?:Other\(\s*OtherError\(\s*)?(\w+)")
+_CERTIFICATES = {
+    "UnknownIssuer": "nobody known here has signed it",
+    "CaUsedAsEndEntity": "it is an authority's own: the server needs one of its own, with CA:FALSE",
+    "NotValidForName": "it is another host's",
+    "NotValidForNameContext": "it is another host's",
+    "Expired": "it has expired",
+    "ExpiredContext": "it has expired",
+}
 _STATUS = re.compile(r"status: (\d{3})")
 
 
@@ -42,15 +53,34 @@ class S3Backend(S3Base):
     def __init__(self, name: str, bucket: str, prefix: str, settings: S3Settings) -> None:
         super().__init__(name, bucket, prefix, settings, _MANY)
         self._credentials = None if settings.anonymous else _Credentials(self, settings)
-        self._store = S3Store(
-            bucket,
-            config=_config(settings),
-            client_options=_client(settings),
-            retry_config=_retries(settings),
-            credential_provider=self._credentials,
-        )
+        # Until the first answer little is tried again, and not for long.
+        self._first = self._make(settings.first_timeout, _FIRST_TRIES, settings.first_timeout)
+        self._full: S3Store | None = None
         self._pool: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
+
+    @property
+    def _store(self) -> S3Store:
+        return self._full or self._first
+
+    def _make(self, connect_timeout: float, retries: int, deadline: float) -> S3Store:
+        settings = self._settings
+        return S3Store(
+            self._bucket,
+            config=_config(settings),
+            client_options=_client(settings, connect_timeout),
+            retry_config=_retries(retries, deadline),
+            credential_provider=self._credentials,
+        )
+
+    def _answered(self) -> None:
+        """The remote is there: what breaks from now on is tried again."""
+        if self._full is not None:
+            return
+        with self._lock:
+            if self._full is None:
+                settings = self._settings
+                self._full = self._make(settings.connect_timeout, settings.retries, settings.deadline)
 
     def head(self, key: str) -> Entry | None:
         try:
@@ -82,11 +112,12 @@ class S3Backend(S3Base):
             self._check_bucket(error)
             raise self.absent(key) from None
         except exceptions.PreconditionError as error:
+            self._answered()
             raise self.changed(key) from error
         except RemoteError:
             raise
         except Exception as error:
-            if "416" in str(error):  # an empty object has no range, and nothing lies behind an object's end
+            if _status(str(error)) == "416":  # an empty object has no range, and nothing lies behind an object's end
                 entry = self.there(key, self.head(key))
                 if start >= entry.size:
                     return Got(b"", entry)
@@ -97,8 +128,10 @@ class S3Backend(S3Base):
             obstore.put(
                 self._store, self._prefix + key, data, mode="create" if create else "overwrite", use_multipart=False
             )
+            self._answered()
             return True
         except exceptions.AlreadyExistsError:
+            self._answered()
             return False
         except Exception as error:
             self._fail(error, "write", key)
@@ -118,6 +151,7 @@ class S3Backend(S3Base):
                 chunk_size=PART_BYTES,
                 max_concurrency=4,
             )
+            self._answered()
         except RemoteError:
             raise
         except Exception as error:
@@ -136,6 +170,7 @@ class S3Backend(S3Base):
         where = f"{self._prefix}{prefix}".rstrip("/") or None
         try:
             for page in obstore.list(self._store, where, chunk_size=_LIST_PAGE):
+                self._answered()
                 for meta in page:
                     yield self._entry(meta["path"][len(self._prefix) :], meta)
         except FileNotFoundError as error:
@@ -146,6 +181,7 @@ class S3Backend(S3Base):
     def delete(self, key: str) -> None:
         try:
             obstore.delete(self._store, self._prefix + key)
+            self._answered()
         except FileNotFoundError as error:
             self._check_bucket(error)
         except Exception as error:
@@ -156,9 +192,11 @@ class S3Backend(S3Base):
             self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _entry(self, key: str, meta: Any) -> Entry:
+        self._answered()
         return Entry(key, meta["size"], meta.get("e_tag"), meta.get("version"), meta["last_modified"].timestamp())
 
     def _check_bucket(self, error: Exception) -> None:
+        self._answered()
         if "NoSuchBucket" in str(error):
             raise self.no_bucket() from error
 
@@ -167,9 +205,14 @@ class S3Backend(S3Base):
         if self._credentials is not None and self._credentials.error is not None:
             raise self._credentials.error from error
         text = str(error)
+        if _CONNECTING.search(text):
+            if self._full is None:
+                raise self.unreached(doing, key, _reason(text)) from error
+            raise self.failed(doing, key, _reason(text)) from error
+        self._answered()
         if "NoSuchBucket" in text:
             raise self.no_bucket() from error
-        if isinstance(error, _DENIED) or "403" in text or "AccessDenied" in text:
+        if isinstance(error, _DENIED) or _status(text) == "403" or "AccessDenied" in text:
             expired = "ExpiredToken" in text or "TokenRefreshRequired" in text
             reason = "its credentials have expired" if expired else _code(text) or "access is denied"
             raise self.refused(doing, key, reason) from error
@@ -209,10 +252,10 @@ class _Credentials:
         }
 
 
-def _retries(settings: S3Settings) -> RetryConfig:
+def _retries(retries: int, deadline: float) -> RetryConfig:
     return {
-        "max_retries": settings.retries,
-        "retry_timeout": timedelta(seconds=settings.deadline),
+        "max_retries": retries,
+        "retry_timeout": timedelta(seconds=deadline),
         "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=5), "base": 2},
     }
 
@@ -235,10 +278,10 @@ def _config(settings: S3Settings) -> S3Config:
     return config  # type: ignore[return-value]
 
 
-def _client(settings: S3Settings) -> ClientConfig:
+def _client(settings: S3Settings, connect_timeout: float) -> ClientConfig:
     options: dict[str, Any] = {
         "allow_http": bool(settings.endpoint and settings.endpoint.startswith("http:")),
-        "connect_timeout": timedelta(seconds=settings.connect_timeout),
+        "connect_timeout": timedelta(seconds=connect_timeout),
         "timeout": timedelta(seconds=settings.deadline),
         "read_timeout": timedelta(seconds=settings.read_timeout),
         "pool_max_idle_per_host": "128",
@@ -247,15 +290,8 @@ def _client(settings: S3Settings) -> ClientConfig:
     if settings.verify is False:
         options["allow_invalid_certificates"] = True
     elif isinstance(settings.verify, str):
-        try:
-            with open(os.path.expanduser(settings.verify), "rb") as file:
-                options["root_certificate"] = file.read()
-        except OSError as error:
-            raise RemoteConfigError(
-                f"cannot read ssl_verify's file '{settings.verify}': {error.strerror}",
-                path=settings.verify,
-                hint="it is a file of certificates, or true or false",
-            ) from error
+        with open(settings.verify, "rb") as file:
+            options["root_certificate"] = file.read()
     return options  # type: ignore[return-value]
 
 
@@ -265,13 +301,20 @@ def _code(text: str) -> str | None:
     return text[begin + 6 : text.find("</Code>", begin)] if begin >= 0 else None
 
 
+def _status(text: str) -> str | None:
+    found = _STATUS.search(text)
+    return found[1] if found else None
+
+
 def _reason(text: str) -> str:
     """Why a request failed, from what obstore tells; its text is long, and may hold signed urls."""
     code = _code(text)
     if code is not None:
         return code
+    if refused := _CERTIFICATE.search(text):
+        return f"its certificate is not accepted ({_CERTIFICATES.get(refused[1], refused[1])})"
     if found := _CAUSE.findall(text):
         return str(found[-1])[:200]
-    if status := _STATUS.search(text):
-        return f"HTTP status {status[1]}"
+    if status := _status(text):
+        return f"HTTP status {status}"
     return "it did not answer in time" if "imed" in text and "out" in text else "the request failed"

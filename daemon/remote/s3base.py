@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from millpond.daemon.errors import CredentialsError, RemoteConfigError, RemoteError
-from millpond.daemon.remote.backend import Base, Entry
+from millpond.daemon.remote.backend import FINAL, Base, Entry
 from millpond.daemon.remote.s3settings import S3Settings
+
+_HINT = "see its url and endpointurl in `millpond config --list`, then try again"
 
 
 class S3Base(Base):
@@ -19,6 +21,20 @@ class S3Base(Base):
         self._bucket = bucket
         self._prefix = f"{prefix}/" if prefix else ""
         self._settings = settings
+
+    def forget(self, key: str) -> None:
+        """By boto3: obstore knows no old versions."""
+        client = self._settings.client(self._settings.connect_timeout, 3)
+        try:
+            found = client.list_object_versions(Bucket=self._bucket, Prefix=self._prefix + key)
+            for each in found.get("Versions", []) + found.get("DeleteMarkers", []):
+                if each["Key"] == self._prefix + key:
+                    client.delete_object(Bucket=self._bucket, Key=each["Key"], VersionId=each["VersionId"])
+        except Exception as error:
+            reason = type(error).__name__
+            raise self.refused("remove all versions of", key, reason) from error
+        finally:
+            client.close()
 
     def there(self, key: str, found: Entry | None) -> Entry:
         """What a head found. Raises ObjectMissingError."""
@@ -35,12 +51,26 @@ class S3Base(Base):
 
     def refused(self, doing: str, key: str, reason: str) -> CredentialsError:
         return CredentialsError(
-            self._what(doing, key, reason), path=key, hint="renew the credentials, or ask for the permission"
+            self._what(doing, key, reason),
+            path=key,
+            hint=f"renew the credentials, or see what is allowed: millpond remote check {self.name}",
         )
 
     def failed(self, doing: str, key: str, reason: str) -> RemoteError:
-        hint = "see its url and endpointurl in `millpond config --list`, then try again"
-        return RemoteError(self._what(doing, key, reason), path=key, hint=hint)
+        return RemoteError(self._what(doing, key, reason), path=key, hint=_HINT)
+
+    def unreached(self, doing: str, key: str, reason: str) -> RemoteError:
+        """No connection has ever been made: the url is wrong, or the network is away. Not tried again."""
+        where = f"{self.url}, {self._settings.endpoint}" if self._settings.endpoint else self.url
+        return RemoteError(
+            f"cannot {doing} '{key}' on remote '{self.name}': it cannot be reached ({where}): {reason}",
+            path=key,
+            hint=self._certificate_hint() if "certificate" in reason else _HINT,
+            details=FINAL,
+        )
+
+    def _certificate_hint(self) -> str:
+        return f"name the authority's file: millpond remote modify {self.name} ssl_verify FILE"
 
     def _what(self, doing: str, key: str, reason: str) -> str:
         return f"cannot {doing} '{key}' on remote '{self.name}' ({self.url}): {reason}"

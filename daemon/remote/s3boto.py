@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn
 
 from millpond.daemon.errors import RemoteError
-from millpond.daemon.remote.backend import PART_BYTES, Counted, Data, Entry, Got, parts
+from millpond.daemon.remote.backend import PART_BYTES, Counted, Data, Entry, Got, parts, why
 from millpond.daemon.remote.s3base import S3Base
 from millpond.daemon.remote.s3settings import S3Settings, key_md5
 
@@ -22,22 +23,12 @@ class BotoBackend(S3Base):
     """See Backend."""
 
     def __init__(self, name: str, bucket: str, prefix: str, settings: S3Settings) -> None:
-        from botocore import UNSIGNED
-        from botocore.config import Config
-
         super().__init__(name, bucket, prefix, settings, _MANY)
-        more: dict[str, Any] = {"signature_version": UNSIGNED} if settings.anonymous else {}
-        config = Config(
-            connect_timeout=settings.connect_timeout,
-            read_timeout=settings.read_timeout,
-            retries={"max_attempts": settings.retries, "mode": "standard"},
-            max_pool_connections=2 * _MANY,
-            s3={"addressing_style": "path" if settings.endpoint else "auto"},
-            **more,
-        )
-        self._client: Any = settings.session().client(
-            "s3", endpoint_url=settings.endpoint, verify=settings.verify, config=config
-        )
+        self._lock = threading.Lock()
+        # Until the first answer little is tried again, and not for long.
+        self._first = settings.client(settings.first_timeout / 2, 2, 2 * _MANY)
+        self._first.meta.events.register("after-call.s3", self._answered)
+        self._full: Any = None
         self._reading: dict[str, Any] = {}
         if settings.customer_key:
             self._reading = {
@@ -50,6 +41,17 @@ class BotoBackend(S3Base):
             self._writing["ServerSideEncryption"] = settings.sse
         if settings.kms_key:
             self._writing["SSEKMSKeyId"] = settings.kms_key
+
+    @property
+    def _client(self) -> Any:
+        return self._full or self._first
+
+    def _answered(self, **_: object) -> None:
+        """The remote is there: what breaks from now on is tried again."""
+        with self._lock:
+            if self._full is None:
+                settings = self._settings
+                self._full = settings.client(settings.connect_timeout, settings.retries + 1, 2 * _MANY)
 
     def head(self, key: str) -> Entry | None:
         try:
@@ -144,7 +146,9 @@ class BotoBackend(S3Base):
             self._fail(error, "remove", key)
 
     def close(self) -> None:
-        self._client.close()
+        for client in (self._first, self._full):
+            if client is not None:
+                client.close()
 
     def _at(self, key: str) -> dict[str, str]:
         return {"Bucket": self._bucket, "Key": self._prefix + key}
@@ -165,6 +169,8 @@ class BotoBackend(S3Base):
         code = _code(error)
         if code == "NoSuchBucket":
             raise self.no_bucket() from error
+        if self._full is None and isinstance(error, _unconnected()):
+            raise self.unreached(doing, key, why(error)) from error
         reason = code or type(error).__name__
         if code in _DENIED or isinstance(error, NoCredentialsError):
             raise self.refused(doing, key, reason) from error
@@ -175,6 +181,12 @@ def _entry(key: str, answer: Any) -> Entry:
     return Entry(
         key, answer["ContentLength"], answer.get("ETag"), answer.get("VersionId"), answer["LastModified"].timestamp()
     )
+
+
+def _unconnected() -> tuple[type[Exception], ...]:
+    from botocore.exceptions import ConnectTimeoutError, EndpointConnectionError, ProxyConnectionError, SSLError
+
+    return EndpointConnectionError, ConnectTimeoutError, ProxyConnectionError, SSLError
 
 
 def _code(error: Exception) -> str | None:

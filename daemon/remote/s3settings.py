@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from millpond.daemon.errors import RemoteConfigError
+from millpond.daemon.remote.backend import FIRST_CONNECT_S
+from millpond.daemon.remote.values import Values
 
 if TYPE_CHECKING:
     import boto3
@@ -45,38 +45,39 @@ class S3Settings:
     extra: dict[str, str] = field(default_factory=dict)
     old_listing: bool = False
     connect_timeout: float = 10.0
+    first_timeout: float = FIRST_CONNECT_S
     read_timeout: float = 20.0
     deadline: float = 180.0
     retries: int = 6
 
     @classmethod
-    def of(cls, name: str, values: Mapping[str, str], environ: Mapping[str, str]) -> S3Settings:
+    def of(cls, values: Values, environ: Mapping[str, str]) -> S3Settings:
         """From the remote's section. Raises RemoteConfigError."""
         made = cls(
-            profile=values.get("profile"),
-            credential_path=_file(values.get("credentialpath")),
-            config_path=_file(values.get("configpath")),
-            access_key=values.get("access_key_id"),
-            secret_key=values.get("secret_access_key"),
-            token=values.get("session_token"),
-            region=values.get("region") or environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION"),
-            endpoint=values.get("endpointurl") or environ.get("AWS_ENDPOINT_URL_S3") or environ.get("AWS_ENDPOINT_URL"),
-            anonymous=_flag(values.get("allow_anonymous_login")),
-            verify=_verify(values.get("ssl_verify")),
-            sse=values.get("sse"),
-            kms_key=values.get("sse_kms_key_id"),
-            old_listing=_flag(values.get("listobjects")),
+            profile=values.text("profile"),
+            credential_path=values.file("credentialpath"),
+            config_path=values.file("configpath"),
+            access_key=values.text("access_key_id"),
+            secret_key=values.text("secret_access_key"),
+            token=values.text("session_token"),
+            region=values.text("region") or environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION"),
+            endpoint=values.text("endpointurl")
+            or environ.get("AWS_ENDPOINT_URL_S3")
+            or environ.get("AWS_ENDPOINT_URL"),
+            anonymous=values.flag("allow_anonymous_login"),
+            verify=values.verify(),
+            sse=values.text("sse"),
+            kms_key=values.text("sse_kms_key_id"),
+            old_listing=values.flag("listobjects"),
         )
-        try:
-            made.connect_timeout = float(values.get("connect_timeout") or made.connect_timeout)
-            made.read_timeout = float(values.get("read_timeout") or made.read_timeout)
-        except ValueError as error:
-            raise RemoteConfigError(f"remote '{name}': a timeout is no number of seconds: {error}") from error
-        if key := values.get("sse_customer_key"):
+        made.connect_timeout = values.seconds("connect_timeout") or made.connect_timeout
+        made.first_timeout = values.seconds("connect_timeout") or made.first_timeout
+        made.read_timeout = values.seconds("read_timeout") or made.read_timeout
+        if key := values.text("sse_customer_key"):
             made.customer_key = _customer_key(key)
-        if _flag(values.get("use_ssl"), True) is False and made.endpoint and made.endpoint.startswith("https:"):
+        if not values.flag("use_ssl", True) and made.endpoint and made.endpoint.startswith("https:"):
             made.endpoint = "http:" + made.endpoint[len("https:") :]
-        made.extra = {name: values[key] for key, name in _BOTO_ONLY.items() if key in values}
+        made.extra = {name: text for key, name in _BOTO_ONLY.items() if (text := values.text(key)) is not None}
         return made
 
     @property
@@ -102,6 +103,22 @@ class S3Settings:
             region_name=self.region,
         )
 
+    def client(self, connect_timeout: float, tries: int, connections: int = 1) -> Any:
+        """boto3's for S3, to be closed. Raises botocore's errors."""
+        from botocore import UNSIGNED
+        from botocore.config import Config
+
+        more: dict[str, Any] = {"signature_version": UNSIGNED} if self.anonymous else {}
+        config = Config(
+            connect_timeout=connect_timeout,
+            read_timeout=self.read_timeout,
+            retries={"total_max_attempts": tries, "mode": "standard"},
+            max_pool_connections=connections,
+            s3={"addressing_style": "path" if self.endpoint else "auto"},
+            **more,
+        )
+        return self.session().client("s3", endpoint_url=self.endpoint, verify=self.verify, config=config)
+
     def resolve(self) -> None:
         """Take region and endpoint from the profile where the config does not say."""
         if self.region and self.endpoint:
@@ -111,20 +128,6 @@ class S3Settings:
         core = session._session  # the profile's endpoint has no public name
         scoped = core.get_scoped_config()
         self.endpoint = self.endpoint or scoped.get("endpoint_url")
-
-
-def _file(path: str | None) -> str | None:
-    return None if path is None else os.path.expanduser(path)
-
-
-def _flag(value: str | None, default: bool = False) -> bool:
-    return default if value is None else value.strip().lower() in ("true", "1", "yes", "on")
-
-
-def _verify(value: str | None) -> bool | str:
-    if value is None or value.strip().lower() == "true":
-        return True
-    return False if value.strip().lower() == "false" else value
 
 
 def _customer_key(value: str) -> str:

@@ -102,7 +102,7 @@ class Transfer:
         self, names: Sequence[ObjectName], tick: Callable[[int, int], None] | None = None
     ) -> dict[ObjectName, int]:
         """Which of these are there, with their sizes: by listing where that takes fewer requests than asking for each."""
-        if len(names) > _ASK_EACH and not self.backend.near:
+        if len(names) > _ASK_EACH and self.backend.lists and not self.backend.near:
             found = self._by_listing(names)
             if found is not None:
                 return found

@@ -11,7 +11,7 @@ from tests.cli.helpers import ROOT
 
 # Third-party code, and parts of the standard library that are as slow to import.
 _HEAVY = """
-trio msgspec rich ruamel pygit2 lmdb blake3 zstandard xxhash pyfastcdc pyfuse3 boto3 botocore psutil pathspec
+trio msgspec rich ruamel pygit2 lmdb blake3 zstandard xxhash pyfastcdc pyfuse3 boto3 botocore asyncssh psutil pathspec
 asyncio subprocess logging tempfile shutil importlib.metadata importlib.resources difflib http email ssl urllib.request
 shlex traceback concurrent multiprocessing sqlite3 configparser argparse unittest
 """

@@ -28,6 +28,7 @@ PARAMS: dict[str, dict[str, Any]] = {
     "pull": {"remote": "r"},
     "status.cloud": {"remote": "r"},
     "warm": {"remote": "r"},
+    "remote.check": {"name": "r"},
     "cache.import": {},
     "cache.verify": {},
     "cache.migrate": {},
@@ -197,8 +198,8 @@ def _fails(project: Project, verb: str) -> bool:
     return bool(found.get("failed"))
 
 
-# They look at no pointer, so a broken one does not hold them up.
-WITHOUT_POINTERS = {"root", "check-ignore", "install", "unprotect"}
+# They look at no pointer, or do without it, so a broken one does not hold them up.
+WITHOUT_POINTERS = {"root", "check-ignore", "install", "unprotect", "remote.check"}
 
 
 @pytest.mark.parametrize(

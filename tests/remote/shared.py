@@ -18,17 +18,20 @@ s3_if_long = pytest.mark.parametrize("team", ["local", pytest.param("s3", marks=
 
 @dataclass(slots=True)
 class Team:
-    """`url` of the remote; `server` where it is S3's."""
+    """`url` of the remote; `server` where it is S3's; `keys_for_all` is a folder like ~/.ssh, where it asks for keys."""
 
     folder: Path
     url: str
     server: S3Server | None
     people: list[Home]
+    keys_for_all: Path | None = None
 
     def person(self, name: str, source: Home | None = None) -> Home:
         """Somebody new, with an empty repository, or a clone of another's."""
         home = Home(self.folder / name)
         self.people.append(home)
+        if self.keys_for_all is not None:
+            shutil.copytree(self.keys_for_all, home.path / ".ssh")
         if source is None:
             home.git("init", "-q", "-b", "main")
             home.run("init", "-q")

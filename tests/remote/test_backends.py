@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,13 +12,14 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.remote.servers import S3Server
+from tests.remote.servers import S3Server, SSHServer, WebServer
 
 from millpond.daemon.errors import MillpondError, ObjectMissingError, RemoteChangedError, RemoteError
-from millpond.daemon.remote.backend import PART_BYTES, Backend
+from millpond.daemon.remote.backend import PART_BYTES, Backend, Entry, Got
+from millpond.daemon.remote.local import LocalBackend
 from millpond.daemon.remote.remotes import Remote, connect
 
-KINDS = ["local", "s3", "s3-boto"]
+KINDS = ["local", "s3", "s3-boto", "ssh", "http", "http-whole"]
 
 
 def values(kind: str, server: S3Server) -> dict[str, str]:
@@ -30,11 +32,36 @@ def values(kind: str, server: S3Server) -> dict[str, str]:
     }
 
 
+class Served(LocalBackend):
+    """A web server's folder: it is written to and listed as a folder, and read over http."""
+
+    def __init__(self, folder: Path, reader: Backend) -> None:
+        super().__init__("r", str(folder))
+        self._reader = reader
+
+    def head(self, key: str) -> Entry | None:
+        return self._reader.head(key)
+
+    def get(self, key: str, start: int = 0, size: int | None = None, *, etag: str | None = None) -> Got:
+        return self._reader.get(key, start, size, etag=etag)
+
+    def close(self) -> None:
+        self._reader.close()
+
+
 @pytest.fixture(params=KINDS)
 def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Backend]:
     kind = request.param
     if kind == "local":
         made = connect(Remote("r", str(tmp_path / "remote"), {}), {})
+    elif kind == "ssh":
+        sshd: SSHServer = request.getfixturevalue("ssh")
+        made = connect(Remote("r", sshd.url(tmp_path / "remote"), sshd.values), sshd.environ)
+    elif kind.startswith("http"):
+        web: WebServer = request.getfixturevalue("web")
+        folder = Path(tempfile.mkdtemp(dir=web.folder))
+        prefix = "open" if kind == "http" else "norange"
+        made = Served(folder, connect(Remote("r", web.url(prefix, folder.name), {}), {}))
     else:
         server: S3Server = request.getfixturevalue("s3")
         bucket = server.bucket(f"b-{random.randrange(1 << 60):x}")

@@ -37,9 +37,7 @@ class Link:
     ) -> dict[ObjectName, int]:
         """Which of these the remote holds, with their sizes, asked of it now."""
         there = self.transfer.present(names, tick)
-        self.known.drop(name for name in names if name not in there)
-        # A manifest is noted by who has seen that all it names is there too.
-        self.known.add(((name, size) for name, size in there.items() if not name.is_dir), "seen")
+        self.known.drop(name for name in names if name.is_dir and name not in there)
         return there
 
 
@@ -79,8 +77,7 @@ class Links:
             backend = remotes.connect(remote, self._environ)
             jobs = self._jobs or remote.count("jobs")
             transfer = self._stack.enter_context(Transfer(backend, jobs=jobs, rate=rate(self._environ)))
-            where = f"{remote.url}\0{remote.values.get('endpointurl', '')}"
-            known = Known(where, self._environ)
+            known = Known(place_of(remote), self._environ)
             self._stack.callback(known.close)
             self._links[remote.name] = Link(remote, transfer, known)
         return self._links[remote.name]
@@ -97,6 +94,13 @@ class Links:
                     f"remote '{remote.name}' is {what} ('{remote.url}')",
                     hint=f"give it another url: millpond remote modify {remote.name} url ...",
                 )
+
+
+def place_of(remote: Remote) -> str:
+    """What two remotes have in common that are one place."""
+    if remote.scheme == "file":
+        return os.path.realpath(remote.url)
+    return f"{remote.url.rstrip('/')}\0{remote.values.get('endpointurl', '').rstrip('/')}"
 
 
 def rate(environ: Mapping[str, str]) -> float | None:

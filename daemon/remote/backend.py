@@ -6,6 +6,7 @@ Calls block, and may be made from several threads at once. Keys are relative to 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,6 +16,8 @@ from millpond.daemon.errors import ObjectMissingError, RemoteChangedError, Remot
 # A put_stream's pieces are gathered into parts of this size: S3 takes 10,000 of them, so 160 GB in one object.
 PART_BYTES = 16 << 20
 
+# Objects that are removed by one call.
+DELETE_KEYS = 500
 Data = bytes | bytearray | memoryview
 
 
@@ -77,10 +80,14 @@ class Backend(Protocol):
         """Remove an object; what is not there is no error."""
         ...
 
+    def delete_many(self, keys: Sequence[str]) -> None:
+        """Remove objects, at most DELETE_KEYS; when it returns they are gone for good."""
+        ...
+
     def close(self) -> None: ...
 
 
-class Base:
+class Base(ABC):
     """What all kinds tell alike."""
 
     name: str
@@ -92,6 +99,14 @@ class Base:
     def changed(self, key: str) -> RemoteChangedError:
         """It is another one than was asked for."""
         return RemoteChangedError(f"'{key}' on remote '{self.name}' was changed", path=key)
+
+    @abstractmethod
+    def delete(self, key: str) -> None: ...
+
+    def delete_many(self, keys: Sequence[str]) -> None:
+        """For kinds that remove one after the other."""
+        for key in keys:
+            self.delete(key)
 
 
 class Counted:

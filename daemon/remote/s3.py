@@ -151,6 +151,12 @@ class S3Backend(S3Base):
         except Exception as error:
             self._fail(error, "remove", key)
 
+    def delete_many(self, keys: Sequence[str]) -> None:
+        try:
+            obstore.delete(self._store, [self._prefix + key for key in keys])
+        except Exception as error:
+            self._fail(error, "remove", keys[0])
+
     def close(self) -> None:
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)

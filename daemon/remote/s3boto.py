@@ -143,6 +143,16 @@ class BotoBackend(S3Base):
         except Exception as error:
             self._fail(error, "remove", key)
 
+    def delete_many(self, keys: Sequence[str]) -> None:
+        wanted = {"Objects": [{"Key": self._prefix + key} for key in keys], "Quiet": True}
+        try:
+            answer = self._client.delete_objects(Bucket=self._bucket, Delete=wanted)
+        except Exception as error:
+            self._fail(error, "remove", keys[0])
+        for failed in answer.get("Errors", ()):
+            key, code = str(failed.get("Key", ""))[len(self._prefix) :], str(failed.get("Code"))
+            raise (self.refused if code in _DENIED else self.failed)("remove", key, code)
+
     def close(self) -> None:
         self._client.close()
 

@@ -56,6 +56,14 @@ def test_what_is_put_is_there(backend: Backend) -> None:
     assert after is not None and after.etag != entry.etag
 
 
+def test_many_are_removed_at_once(backend: Backend) -> None:
+    keys = [f"a/{number}" for number in range(30)]
+    for key in [*keys, "b"]:
+        backend.put(key, b"x")
+    backend.delete_many([*keys[:20], "is/not/there"])
+    assert sorted(entry.key for entry in backend.list("")) == sorted([*keys[20:], "b"])
+
+
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(size=st.integers(0, 5000), start=st.integers(0, 6000), length=st.none() | st.integers(0, 7000))
 def test_ranges(backend: Backend, size: int, start: int, length: int | None) -> None:

@@ -97,7 +97,11 @@ class _Pushing:
                 f"garbage was collected on remote '{link.remote.name}' again and again during this push",
                 hint="push again when nobody collects there",
             )
-        link.known.add(self._whole)
+        link.known.add(self._whole, complete=True)
+        inside = {entry.name for entries in self._group.manifests.values() for entry in entries or ()}
+        link.known.add(
+            (name for name in self._group.files if name in self._there and name not in inside), complete=False
+        )
         self._done.requests += link.transfer.requests
 
     def _settled(self) -> Marks | None:

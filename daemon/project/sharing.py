@@ -37,7 +37,7 @@ class Link:
     ) -> dict[ObjectName, int]:
         """Which of these the remote holds, with their sizes, asked of it now."""
         there = self.transfer.present(names, tick)
-        self.known.drop(name for name in names if name.is_dir and name not in there)
+        self.known.drop(name for name in names if name not in there)
         return there
 
 

@@ -20,7 +20,7 @@ from millpond.daemon.project.statcache import user_folder
 FRESH_S = 86_400.0
 # Notes older than this are dropped.
 _KEEP_S = 30 * 86_400.0
-_SCHEMA = "CREATE TABLE IF NOT EXISTS complete (name BLOB PRIMARY KEY, at REAL) WITHOUT ROWID"
+_SCHEMA = "CREATE TABLE IF NOT EXISTS noted (name BLOB PRIMARY KEY, at REAL, complete INTEGER) WITHOUT ROWID"
 # Host parameters of one statement.
 _PART = 900
 
@@ -44,39 +44,50 @@ class Known:
         db.execute("PRAGMA journal_mode=WAL")
         db.execute("PRAGMA synchronous=NORMAL")
         db.execute(_SCHEMA)
-        db.execute("DELETE FROM complete WHERE at < ?", (time.time() - _KEEP_S,))
+        db.execute("DELETE FROM noted WHERE at < ?", (time.time() - _KEEP_S,))
         return db
 
     def of(self, names: Sequence[ObjectName]) -> set[ObjectName]:
-        """Those that were seen complete there within a day."""
-        since = time.time() - FRESH_S
-        by_key = {name.key(): name for name in names}
-        keys, found = list(by_key), set[ObjectName]()
-        for start in range(0, len(keys), _PART):
-            part = keys[start : start + _PART]
-            marks = ",".join("?" * len(part))
-            rows = self._db.execute(f"SELECT name FROM complete WHERE at > ? AND name IN ({marks})", (since, *part))
-            found.update(by_key[key] for (key,) in rows)
-        return found
+        """Those that were complete there within a day."""
+        return self._select(names, "complete AND at > ?", time.time() - FRESH_S)
+
+    def seen(self, names: Sequence[ObjectName]) -> set[ObjectName]:
+        """Those that were there when somebody looked last, complete or not."""
+        return self._select(names, "at > ?", 0.0)
 
     def latest(self, most: int) -> list[ObjectName]:
-        """Those that were seen complete there last, the latest first."""
-        rows = self._db.execute("SELECT name FROM complete ORDER BY at DESC LIMIT ?", (most,))
+        """Manifests that were complete there, the latest first."""
+        rows = self._db.execute("SELECT name FROM noted WHERE complete ORDER BY at DESC LIMIT ?", (most,))
         return [ObjectName.from_key(key) for (key,) in rows]
 
-    def add(self, names: Iterable[ObjectName]) -> None:
-        """These manifests are there now, and all that they name."""
+    def add(self, names: Iterable[ObjectName], *, complete: bool) -> None:
+        """These are there now; with `complete` they are manifests, and so is all that they name."""
         now = time.time()
-        rows = [(name.key(), now) for name in names]
+        rows = [(name.key(), now, complete) for name in names]
         with contextlib.suppress(sqlite3.OperationalError):  # a full disk, another's lock: then it is asked for again
             self._db.execute("BEGIN")
-            self._db.executemany("INSERT OR REPLACE INTO complete VALUES (?, ?)", rows)
+            # What was complete is so until it is dropped.
+            self._db.executemany(
+                "INSERT INTO noted VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET at = excluded.at, "
+                "complete = max(complete, excluded.complete) WHERE excluded.complete OR NOT complete",
+                rows,
+            )
             self._db.execute("COMMIT")
 
     def drop(self, names: Iterable[ObjectName]) -> None:
         """These are not there."""
         with contextlib.suppress(sqlite3.OperationalError):
-            self._db.executemany("DELETE FROM complete WHERE name = ?", [(name.key(),) for name in names])
+            self._db.executemany("DELETE FROM noted WHERE name = ?", [(name.key(),) for name in names])
+
+    def _select(self, names: Sequence[ObjectName], which: str, bound: float) -> set[ObjectName]:
+        by_key = {name.key(): name for name in names}
+        keys, found = list(by_key), set[ObjectName]()
+        for start in range(0, len(keys), _PART):
+            part = keys[start : start + _PART]
+            marks = ",".join("?" * len(part))
+            rows = self._db.execute(f"SELECT name FROM noted WHERE {which} AND name IN ({marks})", (bound, *part))
+            found.update(by_key[key] for (key,) in rows)
+        return found
 
     def close(self) -> None:
         self._db.close()

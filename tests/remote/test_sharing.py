@@ -363,3 +363,41 @@ def test_objects_of_dvc_2_are_pulled(team: Team) -> None:
     team.put(f"{value[:2]}/{value[2:]}", b"a\r\nc\r\n")
     assert "not what their names say" in bob.run("pull", code=6).stderr
     assert not (bob.repo / "text").exists() and not (bob.repo / ".dvc/cache" / value[:2] / value[2:]).exists()
+
+
+@s3_if_long
+def test_what_is_not_on_the_remote_is_as_dvc_s(team: Team) -> None:
+    ann = team.begin()
+    ann.run("cache", "export", "-A")
+
+    def both(home: Home, *options: str, code: int = 0) -> list[str]:
+        words = ["data", "status", "--not-in-remote", "--json", *options]
+        found, expected = (json.loads(run(*words, code=code).stdout) for run in (home.run, home.dvc))
+        for told in (found, expected):
+            told["not_in_cache"] = []  # that of bob is in the store
+        assert {key: sorted(value) for key, value in found.items() if isinstance(value, list)} == {
+            key: sorted(value) for key, value in expected.items() if isinstance(value, list)
+        }
+        return sorted(found.get("not_in_remote", []))
+
+    assert both(ann) == ["data/", "one.csv"]
+    assert "data/a.txt" in both(ann, "--granular")
+    ann.run("push", "one.csv")
+    assert both(ann) == ["data/"] and both(ann, "data/a.txt", "one.csv", "--granular") == ["data/a.txt"]
+    assert json.loads(ann.run("data", "status", "--not-in-remote", "--json", "--no-remote-refresh").stdout) == {
+        "not_in_remote": ["data/"]
+    }
+    said = ann.run("data", "status", "--not-in-remote").stdout.replace("millpond", "dvc")
+    assert said == ann.dvc("data", "status", "--not-in-remote").stdout and "Not in remote:" in said
+    ann.run("push")
+    assert both(ann, "--granular") == []
+    value = hashlib.md5(sample(5, 300_000)).hexdigest()
+    team.put(key_of(value), None)
+    asked = ["data", "status", "--not-in-remote", "--json", "--granular"]
+    assert "not_in_remote" not in ann.run(*asked, "--no-remote-refresh").stdout, "nobody asked"
+    bob = team.person("bob", ann)
+    assert both(bob, "--granular") == ["data/a.txt"]
+    ann.run("data", "status", "--not-in-remote", "-r", "nope", code=251)
+    with open(ann.repo / ".dvc/config", "w") as config:
+        config.write("")
+    assert both(ann) == ["data/", "one.csv"]

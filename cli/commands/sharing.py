@@ -33,12 +33,8 @@ def _common(function: Callback) -> Callback:
         click.option("-A", "--all-commits", is_flag=True, help="What all commits need."),
         click.option("-R", "--recursive", is_flag=True, help="Targets may be directories: all .dvc files below them."),
         refused("-d", "--with-deps", is_flag=True, reason=_PIPELINES),
-        refused("--run-cache", is_flag=True, reason=_PIPELINES),
         click.option(
-            "--no-run-cache",
-            is_flag=True,
-            expose_value=False,
-            help="As in DVC; the run cache is not moved in any case.",
+            "--run-cache/--no-run-cache", default=False, help="Also what stages made of what (not by default)."
         ),
     )
     for option in reversed(options):
@@ -111,7 +107,13 @@ $ millpond fetch --all-tags
 )
 @_common
 @click.option("--max-size", type=click.IntRange(0), metavar="BYTES", help="Leave larger files where they are.")
-@refused("--type", metavar="KIND", reason=_PIPELINES)
+@click.option(
+    "--type",
+    "types",
+    type=click.Choice(["metrics", "plots"]),
+    multiple=True,
+    help="Only what dvc.yaml says are metrics, or plots.",
+)
 @json_option
 @click.pass_obj
 def fetch(console: Console, /, as_json: bool, **common: Any) -> int:
@@ -193,8 +195,11 @@ def _tell_fetched(console: Console, result: dict[str, Any], as_json: bool) -> in
 def _say_fetched(console: Console, result: dict[str, Any]) -> None:
     if result["objects"]:
         console.say(f"{text.plural(result['objects'], 'file')} fetched ({text.size(result['bytes'])})")
-    elif not (result["missing"] or result["damaged"]):
+    elif not (result["missing"] or result["damaged"] or result["runs"]):
         console.say("Everything is up to date.")
+    if result["runs"]:
+        entries = "1 entry" if result["runs"] == 1 else f"{text.count(result['runs'])} entries"
+        console.say(f"{entries} of the run cache fetched")
     if result["beyond"]:
         console.say(f"{text.plural(result['beyond'], 'file')} larger than --max-size left on {_where(result)}")
 

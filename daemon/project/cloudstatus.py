@@ -29,7 +29,7 @@ def cloud_status(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]
     with context.lock(repo.root, "read"), Links(repo, params.get("remote"), params.get("jobs"), os.environ) as links:
         default = links.remote_of(None)
         objects = Objects(context.store, repo.cache)
-        made = groups(links, objects, choices(repo, params), pushing=False)
+        made = groups(links, objects, choices(repo, params), pushing=True)
         for group in made:
             found |= _compare(context, objects, links.of(group.remote), group)
     status = {wirepath.encode(path): state for path, state in found.items()}

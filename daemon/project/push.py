@@ -20,6 +20,7 @@ from millpond.daemon.project.cacheimport import rows
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.digests import Objects, Place
 from millpond.daemon.project.repo import Repo
+from millpond.daemon.project.runcache import push_runs
 from millpond.daemon.project.sharing import Group, Link, Links, choices, groups
 from millpond.daemon.remote.collecting import Marks, marks, settled
 from millpond.daemon.remote.transfer import Upload
@@ -43,7 +44,7 @@ class Pushed:
 
 
 def push(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
-    """Verb. {targets, recursive, glob, all_branches, all_tags, all_commits, remote, jobs} -> {objects, bytes, there, requests, missing,
+    """Verb. {targets, recursive, glob, all_branches, all_tags, all_commits, remote, jobs, run_cache} -> {objects, bytes, there, requests, missing,
     remotes}.
 
     Raises NotARepoError, RemoteConfigError, RemoteError, CredentialsError, TargetError, InvalidFileError, StoreDamagedError.
@@ -56,6 +57,8 @@ def push(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
         found = groups(links, objects, choices(repo, params), pushing=True)
         for group in found:
             _Pushing(context, objects, links.of(group.remote), group, done).run()
+        # As DVC counts them.
+        done.objects += push_runs(context, repo, links) if params.get("run_cache") else 0
     return {
         "objects": done.objects,
         "bytes": done.bytes,

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import TypeVar
 
 from millpond.daemon.errors import CancelledError, ObjectMissingError, RemoteError
@@ -37,6 +38,8 @@ PREFIXES = (*_PREFIXES, *(f"{number:02x}" for number in range(256)))
 _PAGE = 1000
 # Small objects written together, and how many such groups are under way.
 GROUP_FILES, GROUP_BYTES, GROUPS = 512, 16 << 20, 3
+# Small things that are no objects, written together.
+_SMALL = 64
 # Ranges of one object under way at once.
 _RANGES = 8
 _TRIES = 4
@@ -149,6 +152,24 @@ class Transfer:
         starts = range(0, len(keys), DELETE_KEYS)
         for number, _ in enumerate(self._in_order(partial(remove, start) for start in starts), 1):
             yield min(number * DELETE_KEYS, len(keys))
+
+    def put_small(self, items: Iterable[tuple[str, Data]]) -> Iterator[int]:
+        """Write small things that are no objects, some together; how many are there for good, again and again."""
+        done = 0
+        source = iter(items)
+        groups = iter(lambda: list(islice(source, _SMALL)), [])
+
+        def put(group: list[tuple[str, Data]]) -> int:
+            self.backend.put_many(group)
+            return len(group)
+
+        for count in self._in_order(partial(put, group) for group in groups):
+            done += count
+            yield done
+
+    def get_small(self, keys: Iterable[str]) -> Iterator[Data]:
+        """Things that are no objects, each whole, in order. Raises ObjectMissingError."""
+        return (got.data for got in self._in_order(partial(self.backend.get, key) for key in keys))
 
     def read(self, name: ObjectName) -> bytes:
         """A whole object that is small, or that somebody waits for. Raises ObjectMissingError."""

@@ -208,12 +208,13 @@ def _raise_lacking(result: dict[str, Any]) -> None:
     """Raise for what could not be had. Data that is damaged counts for more."""
     if result["damaged"]:
         raise StoreDamagedError(
-            f"{text.plural(len(result['damaged']), 'object')} on {_where(result)} are not what their names say: "
+            f"{text.plural(len(result['damaged']), 'object')} on {_where(result)} "
+            f"{'is not what its name says' if len(result['damaged']) == 1 else 'are not what their names say'}: "
             f"{_paths(result['damaged'])}",
             hint="remove them there, and push them again from where they are whole",
         )
     if result["missing"]:
         raise ObjectMissingError(
-            f"{text.plural(len(result['missing']), 'object')} are neither here nor on {_where(result)}: {_paths(result['missing'])}",
+            f"{text.plural(len(result['missing']), 'object')} {'is' if len(result['missing']) == 1 else 'are'} neither here nor on {_where(result)}: {_paths(result['missing'])}",
             hint="push them from where they still are, or take another remote with -r",
         )

@@ -123,7 +123,7 @@ class CloudSweep:
         wanted = [self._links.remote_of(None)]
         if self._params.get("remote") is None:
             wanted += [self._links.remote_of(out.remote) for out in outs if out.remote]
-        return [self._links.of(remote) for remote in {each.name: each for each in wanted}.values()]
+        return [self._links.of(remote) for remote in {place_of(each): each for each in wanted}.values()]
 
     def _further(self, used: Sequence[Link]) -> Iterator[Link]:
         """Other remotes that may have a manifest, as far as they can be used."""

@@ -97,7 +97,7 @@ def pull(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
 def _fetch(context: VerbContext, repo: Repo, chosen: Sequence[Choice], params: dict[str, Any]) -> dict[str, Any]:
     done, used = Fetched(), list[str]()
     objects = Objects(context.store, repo.cache)
-    with Links(repo, params.get("remote"), params.get("jobs"), os.environ) as links:
+    with Links(repo, params.get("remote"), params.get("jobs"), os.environ, reading=True) as links:
         if params.get("remote") is not None:
             links.of(links.remote_of(None))  # one that cannot be used is told of, though nothing may be lacking
         lacking = [each for each in chosen if each.output.name and (each.inner or not objects.whole(each.output.name))]
@@ -130,15 +130,24 @@ def _fetch(context: VerbContext, repo: Repo, chosen: Sequence[Choice], params: d
 
 
 def _by_remote(links: Links, objects: Objects, lacking: Sequence[Choice], done: Fetched) -> list[Group]:
-    """Groups of what is lacking. Without any remote configured, what is lacking is told by name."""
+    """Groups of what is lacking in the store. Without any remote configured, what is lacking here is told by name."""
     try:
         return groups(links, objects, lacking, pushing=False)
     except RemoteConfigError as error:
+        lacking = [each for each in lacking if not _at_hand(objects, each)]
+        if not lacking:
+            return []
         output = lacking[0].output
         more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
         raise RemoteConfigError(
             f"'{output.path}' ({output.name}){more} is not here, and {error.message}", path=output.path, hint=error.hint
         ) from error
+
+
+def _at_hand(objects: Objects, choice: Choice) -> bool:
+    """Whether all of it is here, in DVC's cache perhaps."""
+    names = [name for name, _ in export.objects_of(choice.output, objects)]
+    return None not in objects.sizes(names)
 
 
 class _Fetching:

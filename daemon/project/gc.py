@@ -157,9 +157,12 @@ def _open(path: str, skipped: list[str] | None = None) -> ProjectRoots:
 
 
 def _register(context: WorkerContext, path: str, roots: ProjectRoots) -> None:
+    everything = roots.everything()
+    if roots.skipped:
+        return  # what could not be read is kept by what was known before
     git = roots.git_dir
     params = {"path": wirepath.encode(path), "git": None if git is None else wirepath.encode(git)}
-    with memfd.sent(b"".join(sorted(roots.everything()))) as fd:
+    with memfd.sent(b"".join(sorted(everything))) as fd:
         context.client.call("gc.roots", params, fds=[fd])
 
 

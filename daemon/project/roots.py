@@ -52,7 +52,7 @@ class _Pointer:
 
 
 class ProjectRoots:
-    """Reads one project's roots, as the caller. Raises RevisionError, AccessError when something cannot be read. With `skipped`
+    """Reads one project's roots, as the caller. Raises RevisionError, AccessError when something cannot be read. With a list `skipped`
     commits that cannot be read whole are named there, and passed over."""
 
     def __init__(
@@ -60,7 +60,7 @@ class ProjectRoots:
     ) -> None:
         self._root = root
         self._git_root = git_root
-        self._skipped = skipped
+        self.skipped = skipped
         self._environ = dict(environ)
         self._repo: Any = None if git_root is None else pygit2.Repository(git_root)
         self._blobs: dict[Any, set[bytes]] = {}
@@ -122,15 +122,16 @@ class ProjectRoots:
                 f"unknown Git revision '{printable(rev)}'", hint="see `git log` or `git tag`"
             ) from error
 
-    def outputs(self, scope: Scope) -> Iterator[Output]:
+    def outputs(self, scope: Scope, text: bytes = b"") -> Iterator[Output]:
         """The project's own outputs in the workspace, Git's index and the revisions asked for, with their paths from its root; of
-        a pointer that is broken each manifest that it names, as an output without a place."""
+        a pointer that is broken each manifest that it names, as an output without a place. Only of pointers that hold `text`."""
         try:
             files = dict(WorkTree(self._root, IgnoreRules(self._root)).pointer_files())
         except InvalidFileError:
             files = dict(_all_pointers(self._root))
         for path, content in files.items():
-            yield from _parsed(path, content, files.get(_stages_beside(path)))
+            if text in content:
+                yield from _parsed(path, content, files.get(_stages_beside(path)))
         if self._repo is None:
             return
         prefix = f"{self._prefix}/" if self._prefix else ""
@@ -143,7 +144,8 @@ class ProjectRoots:
         for pointer in [*staged, *self._pointers(self._commits(scope), self._prefix)]:
             if (pointer.oid, pointer.stages) not in seen:
                 seen.add((pointer.oid, pointer.stages))
-                yield from self._outputs_of(pointer)
+                if text in bytes(self._repo[pointer.oid].data):
+                    yield from self._outputs_of(pointer)
 
     def paths(self, wanted: set[bytes]) -> dict[bytes, str]:
         """For roots that some revision of the project names as outputs, a path that they are at."""
@@ -182,13 +184,13 @@ class ProjectRoots:
             try:
                 yield from self._pointers_in(commit, prefix, seen)
             except (KeyError, ValueError, pygit2.GitError) as error:
-                if self._skipped is None:
+                if self.skipped is None:
                     raise RevisionError(
                         f"a commit of '{printable(self._root)}' cannot be read whole: {error}",
                         path=printable(self._root),
                         hint="see git fsck; a partial clone lacks contents: git fetch --refetch --no-filter",
                     ) from error
-                self._skipped.append(commit)
+                self.skipped.append(commit)
 
     def _pointers_in(self, commit: str, prefix: str, seen: set[Any]) -> Iterator[_Pointer]:
         top = self._repo[commit].peel(pygit2.Tree)

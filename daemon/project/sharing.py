@@ -19,6 +19,7 @@ from millpond.daemon.remote import remotes
 from millpond.daemon.remote.known import Known
 from millpond.daemon.remote.remotes import Remote
 from millpond.daemon.remote.transfer import Transfer
+from millpond.daemon.remote.versioned import Catalog, read_only
 
 # A bound for what is moved, in bytes a second, for those who share a line.
 RATE_SETTING = "MILLPOND_RATE"
@@ -44,7 +45,12 @@ class Link:
 class Links:
     """The remotes that a verb uses, each connected once; `default` is the one of -r, or of the config."""
 
-    def __init__(self, repo: Repo, default: str | None, jobs: int | None, environ: Mapping[str, str]) -> None:
+    def __init__(
+        self, repo: Repo, default: str | None, jobs: int | None, environ: Mapping[str, str], *, reading: bool = False
+    ) -> None:
+        """With `reading` remotes that keep versions themselves will do, too; `catalog` is to know the outputs then."""
+        self.catalog = Catalog()
+        self._reading = reading
         self._repo = repo
         self._default = default
         self._jobs = jobs
@@ -64,17 +70,14 @@ class Links:
         remote = remotes.find(self._repo.config, own or self._default)
         if remote.scheme == "file":
             self._check_folder(remote)
-        if remote.flag("worktree") or remote.flag("version_aware"):
-            key = "worktree" if remote.flag("worktree") else "version_aware"
-            raise RemoteConfigError(
-                f"remote '{remote.name}' is {key}, which this version does not have", hint="use dvc for this remote"
-            )
+        if remote.versioned and not self._reading:
+            raise read_only(remote.name, remote.versioned)
         return remote
 
     def of(self, remote: Remote) -> Link:
         """A connection to it."""
         if remote.name not in self._links:
-            backend = remotes.connect(remote, self._environ)
+            backend = remotes.connect(remote, self._environ, self.catalog)
             jobs = self._jobs or remote.count("jobs")
             transfer = self._stack.enter_context(Transfer(backend, jobs=jobs, rate=rate(self._environ)))
             known = Known(place_of(remote), self._environ)
@@ -171,6 +174,8 @@ def groups(links: Links, objects: Objects, chosen: Iterable[Choice], *, pushing:
         if pushing and not output.push:
             continue
         remote = links.remote_of(output.remote)
+        if remote.versioned:
+            links.catalog.add([output])
         group = found.setdefault(remote.name, Group(remote))
         if not output.name.is_dir:
             group.files.setdefault(output.name, output.path)

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from millpond.daemon.errors import BusyError, CredentialsError, MillpondError, RemoteConfigError, RemoteError
+from millpond.daemon.project.paths import printable
 from millpond.daemon.remote.backend import Backend, Entry
 from millpond.daemon.remote.transfer import Transfer
 
@@ -139,6 +140,6 @@ def _who(backend: Backend, entry: Entry) -> str:
     """Where a collection runs, as far as it says."""
     try:
         said = json.loads(bytes(backend.get(entry.key).data))
-        return f"process {int(said['pid'])} on {said['host']!s:.100}"
+        return printable(f"process {int(said['pid'])} on {said['host']!s:.100}")
     except (MillpondError, ValueError, TypeError, KeyError):
         return "somewhere"

@@ -12,7 +12,7 @@ from millpond.daemon.remote.s3base import S3Base
 from millpond.daemon.remote.s3settings import S3Settings, key_md5
 
 _MANY = 16
-_ABSENT = frozenset({"404", "NoSuchKey", "NotFound"})
+_ABSENT = frozenset({"404", "NoSuchKey", "NotFound", "NoSuchVersion"})
 _DENIED = frozenset(
     {"401", "403", "AccessDenied", "Forbidden", "ExpiredToken", "InvalidAccessKeyId", "SignatureDoesNotMatch"}
 )
@@ -52,19 +52,31 @@ class BotoBackend(S3Base):
             self._writing["SSEKMSKeyId"] = settings.kms_key
 
     def head(self, key: str) -> Entry | None:
+        return self._head(key, {})
+
+    def head_version(self, key: str, version: str) -> Entry | None:
+        """As `head`, of one version of the object."""
+        return self._head(key, {"VersionId": version})
+
+    def _head(self, key: str, more: dict[str, str]) -> Entry | None:
         try:
-            return _entry(key, self._client.head_object(**self._at(key), **self._reading))
+            return _entry(key, self._client.head_object(**self._at(key), **self._reading, **more))
         except Exception as error:
             if _code(error) in _ABSENT:
                 return None
             self._fail(error, "look at", key)
 
     def get(self, key: str, start: int = 0, size: int | None = None, *, etag: str | None = None) -> Got:
-        options = dict(self._reading)
-        if etag is not None:
-            options["IfMatch"] = etag
+        return self._get(key, start, size, {} if etag is None else {"IfMatch": etag}, {})
+
+    def get_version(self, key: str, version: str, start: int = 0, size: int | None = None) -> Got:
+        """As `get`, of one version of the object."""
+        return self._get(key, start, size, {}, {"VersionId": version})
+
+    def _get(self, key: str, start: int, size: int | None, only: dict[str, str], which: dict[str, str]) -> Got:
+        options = {**self._reading, **only, **which}
         if size == 0:
-            return Got(b"", self.there(key, self.head(key)))
+            return Got(b"", self.there(key, self._head(key, which)))
         if start or size is not None:
             options["Range"] = f"bytes={start}-{'' if size is None else start + size - 1}"
         try:
@@ -72,7 +84,7 @@ class BotoBackend(S3Base):
             data = answer["Body"].read()
         except Exception as error:
             self._get_failed(error, key)
-            entry = self.head(key)
+            entry = self._head(key, which)
             if entry is None or start < entry.size:
                 self._fail(error, "read", key)
             return Got(b"", entry)

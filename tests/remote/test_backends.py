@@ -16,6 +16,8 @@ from tests.remote.servers import S3Server
 from millpond.daemon.errors import MillpondError, ObjectMissingError, RemoteChangedError, RemoteError
 from millpond.daemon.remote.backend import PART_BYTES, Backend
 from millpond.daemon.remote.remotes import Remote, connect
+from millpond.daemon.remote.s3 import S3Backend
+from millpond.daemon.remote.s3boto import BotoBackend
 
 KINDS = ["local", "s3", "s3-boto"]
 
@@ -72,6 +74,28 @@ def test_ranges(backend: Backend, size: int, start: int, length: int | None) -> 
     wanted = data[start:] if length is None else data[start : start + length]
     got = backend.get("x", start, length)
     assert bytes(got.data) == wanted and got.entry.size == size
+
+
+@pytest.mark.parametrize("kind", ["s3", "s3-boto"])
+def test_versions_are_read_by_their_ids(kind: str, s3: S3Server) -> None:
+    bucket = s3.bucket(f"b-{random.randrange(1 << 60):x}")
+    s3.client().put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+    contents = [b"one" * 1000, b"", b"three"]
+    ids = [s3.client().put_object(Bucket=bucket, Key="p/a b/x", Body=data)["VersionId"] for data in contents]
+    s3.client().delete_object(Bucket=bucket, Key="p/a b/x")
+    made = connect(Remote("r", f"s3://{bucket}/p", values(kind, s3)), {})
+    assert isinstance(made, S3Backend | BotoBackend) and made.head("a b/x") is None
+    for version, data in zip(ids, contents, strict=True):
+        entry = made.head_version("a b/x", version)
+        assert entry is not None and entry.size == len(data)
+        for start, size in ((0, None), (0, 10), (2, 2), (len(data), 5), (0, 0)):
+            got = made.get_version("a b/x", version, start, size)
+            assert bytes(got.data) == data[start : None if size is None else start + size]
+            assert got.entry.size == len(data) and got.entry.etag == entry.etag
+    assert made.head_version("a b/x", "no-such-version") is None
+    with pytest.raises(ObjectMissingError):
+        made.get_version("a b/x", "no-such-version")
+    made.close()
 
 
 def test_a_changed_object_is_not_read_on(backend: Backend) -> None:

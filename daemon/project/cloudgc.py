@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -84,7 +84,12 @@ class CloudSweep:
         used = self._used(outs)
         held = self._held(used, scoped, others)
         links = [*used, *self._further(used)]
-        must = {root_of(out.name): out.path for out in outs if out.name is not None and out.name.is_dir and out.cache}
+        must = {
+            root_of(out.name): out.path
+            for out in outs
+            # Those with `files` have no manifest of their own: their pointers name all that is in them.
+            if out.name is not None and out.name.is_dir and out.cache and not out.files
+        }
         objects = Objects(self._context.store, self._repo.cache)
         follower = Follower(self._context, objects, links, must, skip=bool(self._params.get("skip_failed")))
         keep = keep | held
@@ -157,16 +162,13 @@ class CloudSweep:
 
     def _look(self, link: Link, keep: set[bytes], follower: Follower, grace_s: float) -> _Plan:
         plan = _Plan(link)
-        now: float = time.time()
-        say: Callable[[], None] | None = None
+        now = time.time()
         if not self._params.get("dry"):
             collection = self._running.enter_context(Collection(link.transfer.backend))
             self._collections[link.remote.name] = collection
-            now, say = collection.now, collection.go_on
+            now = collection.now
         found: list[_Garbage] = []
         for number, page in enumerate(link.transfer.listings(PREFIXES), 1):
-            if say is not None:
-                say()
             self._context.progress("listing the remote", (number, len(PREFIXES)))
             for entry in page:
                 value = digest_of(entry.key)

@@ -7,6 +7,7 @@ must be known of a root beside its MD5 (`outputs`, `paths`) is parsed.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import posixpath
 import stat
@@ -20,6 +21,7 @@ import pygit2
 from millpond.daemon.errors import AccessError, InvalidFileError, RevisionError, UsageError
 from millpond.daemon.names import ObjectName
 from millpond.daemon.project import yamlio
+from millpond.daemon.project.dvcfile import name_of_files
 from millpond.daemon.project.ignore import IgnoreRules
 from millpond.daemon.project.outputs import Output, WorkTree, is_pointer, outputs_of
 from millpond.daemon.project.paths import printable
@@ -218,7 +220,7 @@ class ProjectRoots:
 
     def _blob(self, oid: Any) -> set[bytes]:
         if oid not in self._blobs:
-            self._blobs[oid] = roots_in(bytes(self._repo[oid].data))
+            self._blobs[oid] = _named_in(bytes(self._repo[oid].data))
         return self._blobs[oid]
 
     def _staged(self, tree: str) -> set[bytes]:
@@ -262,7 +264,7 @@ def _workspace(root: str) -> set[bytes]:
         contents = [content for _, content in WorkTree(root, IgnoreRules(root)).pointer_files()]
     except InvalidFileError:
         contents = [content for _, content in _all_pointers(root)]
-    return {found for content in contents for found in roots_in(content)}
+    return {found for content in contents for found in _named_in(content)}
 
 
 def _all_pointers(root: str) -> Iterator[tuple[str, bytes]]:
@@ -274,6 +276,21 @@ def _all_pointers(root: str) -> Iterator[tuple[str, bytes]]:
             if is_pointer(name) and os.path.isfile(path):
                 with open(path, "rb") as file:
                     yield os.path.relpath(path, root), yamlio.read(file)
+
+
+def _named_in(content: bytes) -> set[bytes]:
+    """The roots in a pointer, with the manifests of directories that have their files in it (see fileversions.py)."""
+    found = roots_in(content)
+    if b"files:" in content and b"relpath:" in content:
+        with contextlib.suppress(InvalidFileError):
+            todo: list[Any] = [yamlio.load(yamlio.decode(content, ""), "")]
+            while todo:
+                each = todo.pop()
+                if isinstance(each, dict) and isinstance(each.get("files"), list):
+                    name = name_of_files(each["files"])
+                    found |= set() if name is None else {root_of(name)}
+                todo += each.values() if isinstance(each, dict) else each if isinstance(each, list) else ()
+    return found
 
 
 def _stages_beside(path: str) -> str:

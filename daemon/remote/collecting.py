@@ -76,12 +76,14 @@ class Collection:
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._key = f"{FOLDER}/{secrets.token_hex(8)}"
-        self._said = 0.0
-        self._lock = threading.Lock()
+        self._said = _now()
+        self._ended = threading.Event()
+        self._saying = threading.Thread(target=self._say_on, name="collecting", daemon=True)
         self.now = 0.0
 
     def __enter__(self) -> Collection:
         self._say()
+        self._saying.start()
         try:
             own = self._backend.head(self._key)
             self.now = time.time() if own is None else own.modified
@@ -105,27 +107,34 @@ class Collection:
         self._end()
 
     def go_on(self) -> None:
-        """Say that it is still under way, from time to time; called before each request, from any thread. Raises RemoteError where that
-        could not be said for so long that a push may have taken it for dead."""
-        with self._lock:
-            before = self._said
-            if _now() - before > _SAY_S:
+        """Called before each request that removes, from any thread. Raises RemoteError where it could not be said for so long that it
+        goes on that a push may have taken it for dead."""
+        if self._silent():
+            raise RemoteError(
+                f"the collection on remote '{self._backend.name}' was stopped: for too long it could not say that it goes on",
+                hint="run it again: what is left goes then",
+                details={"again": False},
+            )
+
+    def _silent(self) -> bool:
+        return _now() - self._said > _SILENT_S
+
+    def _say_on(self) -> None:
+        """Say it from time to time, whatever else is done meanwhile. Once it is too late nothing is said any more."""
+        while not self._ended.wait(_SAY_S) and not self._silent():
+            with contextlib.suppress(MillpondError):
                 self._say()
-            if self._said - before > _SILENT_S:
-                self._said = before
-                raise RemoteError(
-                    f"the collection on remote '{self._backend.name}' was stopped: for too long it could not say that it goes on",
-                    hint="run it again: what is left goes then",
-                    details={"again": False},
-                )
 
     def _say(self) -> None:
+        began = _now()
         text = {"host": socket.gethostname(), "pid": os.getpid(), "said": time.time()}
         self._backend.put(self._key, json.dumps(text).encode())
-        self._said = _now()
+        self._said = began
 
     def _end(self) -> None:
         """Where this fails the collection looks as if it had died."""
+        self._ended.set()
+        self._saying.join()
         with contextlib.suppress(MillpondError):
             self._backend.put(_LAST, secrets.token_hex(16).encode())
             self._backend.delete(self._key)

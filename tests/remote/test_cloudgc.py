@@ -360,3 +360,11 @@ def test_two_people_at_once(team: Team, rounds: int) -> None:
             shutil.copy(home.repo / pointer, reader.repo)
         reader.run("pull")
         assert data_of(reader) == data_of(home)
+
+
+@s3_if_long
+def test_a_remote_that_was_never_pushed_to(team: Team) -> None:
+    ann = team.begin()
+    assert "Nothing goes from remote 'team'" in ann.run("gc", "-cA", "--dry").stdout
+    assert "Nothing to remove on remote 'team'." in ann.run("gc", "-cAf").stdout
+    assert ann.run("push").stdout.startswith("7 files pushed")

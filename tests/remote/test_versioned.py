@@ -64,6 +64,11 @@ def test_both_versions_are_pulled(made: tuple[Team, Home, dict[str, dict[str, by
     bob.run("pull", "-T")
     assert data_of(bob) == versions["v1"]
     assert json.loads(bob.run("data", "status", "--not-in-remote", "--granular", "--json").stdout) == {}
+    # The pointer has the directory's files, not its manifest's name, which stays nevertheless.
+    bob.run("gc", "-wf", "--grace", "0")
+    shutil.rmtree(bob.repo / "data")
+    bob.run("checkout")
+    assert data_of(bob) == versions["v1"]
 
 
 def test_mounts_read_lazily_by_version(made: tuple[Team, Home, dict[str, dict[str, bytes]]]) -> None:

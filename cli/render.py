@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -317,6 +318,34 @@ def gc_lines(report: dict[str, Any]) -> Iterator[str]:
             yield f"\t{_objects(report['other'])} of no project"
     if report["young"]["objects"]:
         yield f"{_objects(report['young'])} stay only because they were stored a short while ago (--grace)."
+    for remote in report["remotes"]:
+        yield from _gc_remote_lines(remote)
+
+
+def _gc_remote_lines(remote: dict[str, Any]) -> Iterator[str]:
+    """What would go from a remote."""
+    where = f"remote '{text.printable(remote['name'])}' ({text.printable(remote['url'])})"
+    removed = remote["removed"]
+    if not removed["objects"]:
+        yield f"Nothing goes from {where}; {_objects(remote['kept'])} stay."
+    else:
+        yield f"From {where} this removes {_objects(removed)} and keeps {_objects(remote['kept'])}:"
+        files = removed["objects"] - remote["directories"]
+        kinds = [text.plural(remote["directories"], "manifest"), text.plural(files, "file")]
+        yield f"\t{' and '.join(kinds)}, there since {_day(remote['oldest'])} to {_day(remote['newest'])}"
+        for name, place in remote["shown"]:
+            yield f"\t{name}{'' if place is None else f' of {path(place)}'}"
+        if removed["objects"] > len(remote["shown"]):
+            yield f"\tand {removed['objects'] - len(remote['shown']):,} more"
+        yield "\tProjects of other people and machines are not known here: what only they need of these goes, too."
+    if remote["young"]["objects"]:
+        yield f"{_objects(remote['young'])} stay there only because they came a short while ago (--grace)."
+    for place in remote["shared"]:
+        yield f"{path(place)} uses this remote, too, and keeps all that it needs there."
+
+
+def _day(when: float) -> str:
+    return time.strftime("%Y-%m-%d", time.localtime(when))
 
 
 def gc_done_lines(report: dict[str, Any]) -> Iterator[str]:
@@ -325,10 +354,13 @@ def gc_done_lines(report: dict[str, Any]) -> Iterator[str]:
     removed = report["removed"]
     if not removed["objects"] and not report["records"]:
         yield f"Nothing to remove; {_objects(report['kept'])} stay."
-        return
-    yield f"Removed {_objects(removed)}; {text.size(report['freed'])} on disk are given back in the background."
+    else:
+        yield f"Removed {_objects(removed)}; {text.size(report['freed'])} on disk are given back in the background."
     if report["granted"]:
         yield f"{text.plural(report['granted'], 'object')} of them stay for other users."
+    for remote in report["remotes"]:
+        gone = remote["removed"]
+        yield f"{'Removed ' + _objects(gone) if gone['objects'] else 'Nothing to remove'} on remote '{text.printable(remote['name'])}'."
 
 
 def unreadable_lines(report: dict[str, Any]) -> Iterator[str]:

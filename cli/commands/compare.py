@@ -11,16 +11,16 @@ import click
 from millpond.cli import text
 from millpond.cli.connection import verb
 from millpond.cli.console import Console
-from millpond.cli.group import Group, Verb, json_option, refused
+from millpond.cli.group import Group, Verb, json_option
 from millpond.daemon import wirepath
 
 # In the order in which they are shown, with their colours.
 _STATES = {"added": "green", "deleted": "red", "renamed": "green", "modified": "yellow", "not in cache": "yellow"}
 Found = dict[str, list[dict[str, Any]]]
-_REMOTES = "there are no remotes yet"
 # Sections of `data status`: label, hints, colour.
 _SECTIONS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "not_in_cache": ("Not in cache", ('use "dvc fetch <file>..." to download files',), "red"),
+    "not_in_remote": ("Not in remote", ('use "millpond push <file>..." to upload files',), "red"),
     "committed": (
         "DVC committed changes",
         ("git commit the corresponding dvc files to update the repo",),
@@ -190,9 +190,14 @@ DVC uncommitted changes:
     default="no",
     help="Show files that neither Git nor a .dvc file tracks.",
 )
-@refused("--not-in-remote", is_flag=True, reason=_REMOTES)
-@refused("-r", "--remote", metavar="NAME", reason=_REMOTES)
-@refused("--no-remote-refresh", is_flag=True, reason=_REMOTES)
+@click.option("--not-in-remote", is_flag=True, help="Show what is not on the remote.")
+@click.option("-r", "--remote", metavar="NAME", help="With --not-in-remote: this remote instead of the default one.")
+@click.option(
+    "--remote-refresh/--no-remote-refresh",
+    "refresh",
+    default=True,
+    help="Ask the remote, or go by what was seen there last.",
+)
 @json_option
 @click.pass_obj
 def data_status(
@@ -201,6 +206,9 @@ def data_status(
     granular: bool,
     unchanged: bool,
     untracked_files: str,
+    not_in_remote: bool,
+    remote: str | None,
+    refresh: bool,
     as_json: bool,
 ) -> None:
     """Show tracked data that changed: committed, with the .dvc files, since the last Git commit, and uncommitted, in the
@@ -211,6 +219,9 @@ def data_status(
         "granular": granular,
         "untracked": untracked,
         "unchanged": unchanged,
+        "not_in_remote": not_in_remote,
+        "remote": remote,
+        "refresh": refresh,
     }
     found = verb(console, "data.status", params)
     git = found.pop("git")

@@ -13,12 +13,11 @@ import click
 from millpond.cli import render, text
 from millpond.cli.connection import request, verb
 from millpond.cli.console import Console
-from millpond.cli.group import Verb, json_option, refused
+from millpond.cli.group import Verb, json_option
 from millpond.cli.target import parse_target
 from millpond.daemon import wirepath
 from millpond.daemon.errors import UsageError
 
-_REMOTES = "there are no remotes yet"
 _PIN_PATHS = frozenset({"project", "target", "path"})
 
 
@@ -53,11 +52,13 @@ Removed 312 objects (208 MB); 187 MB on disk are given back in the background.
 )
 @click.option("--dry", is_flag=True, help="Say what would go, and remove nothing.")
 @click.option("-f", "--force", is_flag=True, help="Do not ask.")
-@refused("--not-in-remote", is_flag=True, reason=_REMOTES)
-@refused("-c", "--cloud", is_flag=True, reason=_REMOTES)
-@refused("-r", "--remote", metavar="NAME", reason=_REMOTES)
-@refused("-j", "--jobs", metavar="NUMBER", reason=_REMOTES)
-@refused("--skip-failed", is_flag=True, reason="a revision that cannot be read may need what would be removed")
+@click.option("--not-in-remote", is_flag=True, help="Keep of these only what no remote has.")
+@click.option("-c", "--cloud", is_flag=True, help="Remove from the remote, too, what these do not need.")
+@click.option(
+    "-r", "--remote", metavar="NAME", help="With -c or --not-in-remote: this remote instead of the default one."
+)
+@click.option("-j", "--jobs", type=click.IntRange(1), metavar="NUMBER", help="At most so many requests at once.")
+@click.option("--skip-failed", is_flag=True, help="Pass over revisions that cannot be read: what only they name goes.")
 @json_option
 @click.pass_obj
 def gc(console: Console, /, grace: float, dry: bool, force: bool, as_json: bool, **options: Any) -> None:
@@ -65,13 +66,16 @@ def gc(console: Console, /, grace: float, dry: bool, force: bool, as_json: bool,
 
     The options say which of its revisions are kept. All other projects in which millpond was used keep all of their
     revisions, and so do pins, mounts, other users, and what was stored a moment ago. DVC's own cache is not touched.
+
+    With --cloud the same goes from the remote. Projects that are not on this machine are not known: what only they need there goes
+    too.
     """
     params = _parameters(options, grace)
     if not dry and not force:
         plan = verb(console, "gc", {**params, "dry": True})
         for line in render.gc_lines(plan):
             console.say(line)
-        if not plan["removed"]["objects"] and not plan["records"]:
+        if not plan["removed"]["objects"] and not plan["records"] and not any(_goes(each) for each in plan["remotes"]):
             return
         if not _agreed(console):
             raise UsageError("nothing was removed", hint="say yes, or use --force")
@@ -83,10 +87,18 @@ def gc(console: Console, /, grace: float, dry: bool, force: bool, as_json: bool,
         console.say(line)
 
 
+def _goes(remote: dict[str, Any]) -> bool:
+    return bool(remote["removed"]["objects"])
+
+
 def _parameters(options: dict[str, Any], grace: float) -> dict[str, Any]:
     date, num = options.pop("date"), options.pop("num")
     if num is not None and not options["revs"] and not options["all_branches"] and not options["all_tags"]:
         raise UsageError("-n/--num goes with --rev, --all-branches or --all-tags")
+    if options["cloud"] and options["not_in_remote"]:
+        raise UsageError("--cloud and --not-in-remote are not allowed together")
+    if options["remote"] is not None and not options["cloud"] and not options["not_in_remote"]:
+        raise UsageError("-r/--remote goes with -c/--cloud or --not-in-remote")
     if num is not None and num != -1 and num < 1:
         raise UsageError("-n/--num is a number of commits from 1, or -1 for all")
     since = None
@@ -110,7 +122,15 @@ def _agreed(console: Console) -> bool:
 
 def _decoded(report: dict[str, Any]) -> dict[str, Any]:
     projects = {wirepath.decode(path): part for path, part in report["projects"].items()}
-    return {**render.decoded(report, _PIN_PATHS), "projects": projects}
+    remotes = [
+        {
+            **each,
+            "shown": [[name, None if path is None else wirepath.decode(path)] for name, path in each["shown"]],
+            "shared": [wirepath.decode(path) for path in each["shared"]],
+        }
+        for each in report["remotes"]
+    ]
+    return {**render.decoded(report, _PIN_PATHS), "projects": projects, "remotes": remotes}
 
 
 @click.command(

@@ -33,12 +33,8 @@ def _common(function: Callback) -> Callback:
         click.option("-A", "--all-commits", is_flag=True, help="What all commits need."),
         click.option("-R", "--recursive", is_flag=True, help="Targets may be directories: all .dvc files below them."),
         refused("-d", "--with-deps", is_flag=True, reason=_PIPELINES),
-        refused("--run-cache", is_flag=True, reason=_PIPELINES),
         click.option(
-            "--no-run-cache",
-            is_flag=True,
-            expose_value=False,
-            help="As in DVC; the run cache is not moved in any case.",
+            "--run-cache/--no-run-cache", default=False, help="Also what stages made of what (not by default)."
         ),
     )
     for option in reversed(options):
@@ -111,7 +107,13 @@ $ millpond fetch --all-tags
 )
 @_common
 @click.option("--max-size", type=click.IntRange(0), metavar="BYTES", help="Leave larger files where they are.")
-@refused("--type", metavar="KIND", reason=_PIPELINES)
+@click.option(
+    "--type",
+    "types",
+    type=click.Choice(["metrics", "plots"]),
+    multiple=True,
+    help="Only what dvc.yaml says are metrics, or plots.",
+)
 @json_option
 @click.pass_obj
 def fetch(console: Console, /, as_json: bool, **common: Any) -> int:
@@ -193,8 +195,11 @@ def _tell_fetched(console: Console, result: dict[str, Any], as_json: bool) -> in
 def _say_fetched(console: Console, result: dict[str, Any]) -> None:
     if result["objects"]:
         console.say(f"{text.plural(result['objects'], 'file')} fetched ({text.size(result['bytes'])})")
-    elif not (result["missing"] or result["damaged"]):
+    elif not (result["missing"] or result["damaged"] or result["runs"]):
         console.say("Everything is up to date.")
+    if result["runs"]:
+        entries = "1 entry" if result["runs"] == 1 else f"{text.count(result['runs'])} entries"
+        console.say(f"{entries} of the run cache fetched")
     if result["beyond"]:
         console.say(f"{text.plural(result['beyond'], 'file')} larger than --max-size left on {_where(result)}")
 
@@ -203,12 +208,13 @@ def _raise_lacking(result: dict[str, Any]) -> None:
     """Raise for what could not be had. Data that is damaged counts for more."""
     if result["damaged"]:
         raise StoreDamagedError(
-            f"{text.plural(len(result['damaged']), 'object')} on {_where(result)} are not what their names say: "
+            f"{text.plural(len(result['damaged']), 'object')} on {_where(result)} "
+            f"{'is not what its name says' if len(result['damaged']) == 1 else 'are not what their names say'}: "
             f"{_paths(result['damaged'])}",
             hint="remove them there, and push them again from where they are whole",
         )
     if result["missing"]:
         raise ObjectMissingError(
-            f"{text.plural(len(result['missing']), 'object')} are neither here nor on {_where(result)}: {_paths(result['missing'])}",
+            f"{text.plural(len(result['missing']), 'object')} {'is' if len(result['missing']) == 1 else 'are'} neither here nor on {_where(result)}: {_paths(result['missing'])}",
             hint="push them from where they still are, or take another remote with -r",
         )

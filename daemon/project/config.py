@@ -30,11 +30,13 @@ _ITEM = re.compile(r"""\s*(".*?"|'.*?'|[^'",#][^,#]*?)\s*(?:(,)|(?=#)|\Z)""")
 
 @dataclass(slots=True)
 class Config:
-    """Merged settings: `values[section][key]`, `remotes[name][key]`; `origin[section, key]` is the file that said it."""
+    """Merged settings: `values[section][key]`, `remotes[name][key]`; `origin[section, key]` is the file that said it; `dvc_dir` of the
+    project."""
 
     values: dict[str, dict[str, str]] = field(default_factory=dict)
     remotes: dict[str, dict[str, str]] = field(default_factory=dict)
     origin: dict[tuple[str, str], str] = field(default_factory=dict)
+    dvc_dir: str = ""
 
     def get(self, section: str, key: str) -> str | None:
         return self.values.get(section, {}).get(key)
@@ -74,7 +76,7 @@ def level_paths(dvc_dir: str, environ: Mapping[str, str]) -> dict[str, str]:
 
 def load(dvc_dir: str, environ: Mapping[str, str]) -> Config:
     """All levels merged. Raises InvalidFileError with file and line."""
-    config = Config()
+    config = Config(dvc_dir=dvc_dir)
     for path in level_paths(dvc_dir, environ).values():
         try:
             with open(path, "rb") as file:

@@ -9,6 +9,7 @@ from millpond.daemon import wirepath
 from millpond.daemon.project import sides
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.digests import Objects
+from millpond.daemon.project.notinremote import not_in_remote
 from millpond.daemon.project.repo import Repo
 from millpond.daemon.project.sides import Change, Entries, Side, Wanted
 from millpond.daemon.project.workspace import Workspace
@@ -19,11 +20,13 @@ Found = dict[str, list[Any]]
 
 
 def data_status(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
-    """Verb. {targets, granular, untracked, unchanged} -> {not_in_cache, committed, uncommitted, untracked, unchanged, git}.
+    """Verb. {targets, granular, untracked, unchanged, not_in_remote, remote, refresh} -> {not_in_cache, not_in_remote, committed,
+    uncommitted, untracked, unchanged, git}.
 
     DVC's JSON, paths relative to the project's root, but `untracked` from the caller's folder. `committed` and `uncommitted`:
-    {state: [path, or {old, new} of a rename]}; `git`: {is_empty, is_dirty}; `unchanged` is empty unless asked for. Raises NotARepoError, InvalidFileError,
-    TargetError, NotMountedError.
+    {state: [path, or {old, new} of a rename]}; `git`: {is_empty, is_dirty}; `unchanged` and `not_in_remote` are empty unless asked for. Raises
+    NotARepoError, InvalidFileError, TargetError, NotMountedError; for `not_in_remote` also RemoteConfigError, RemoteError,
+    CredentialsError.
     """
     repo = Repo.open(os.getcwd(), os.environ)
     targets = [wirepath.decode(target) for target in params.get("targets") or []]
@@ -42,9 +45,13 @@ def data_status(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
         if repo.git is not None:
             committed, same = compared.of(head, recorded)
             unchanged &= same
+        absent: list[str] = []
+        if params.get("not_in_remote"):
+            absent = not_in_remote(context, repo, workspace.objects, wanted, params)
         git = _git(repo, "all" if params.get("untracked") else "no")
     return {
         "not_in_cache": [wirepath.encode(path) for path in sorted(missing)],
+        "not_in_remote": [wirepath.encode(path) for path in absent],
         "committed": committed,
         "uncommitted": uncommitted,
         "untracked": [repo.wire(path) for path in git.pop("untracked") if wanted.entry(path)],

@@ -160,13 +160,13 @@ def _out(entry: dict[str, Any]) -> Out:
     if value and algo in (None, "md5"):
         name = ObjectName(algo or "md5-dos2unix", value)
     elif not value and entry.get("files"):
-        name = _name_of_files(entry["files"])
+        name = name_of_files(entry["files"])
     size, nfiles, isexec = entry.get("size"), entry.get("nfiles"), entry.get("isexec", False)
     extra = {key: entry[key] for key in entry if key not in _HASH_KEYS and key not in ("path", "cache")}
     return Out(entry["path"], name, size, nfiles, isexec, entry.get("cache", True), extra)
 
 
-def _name_of_files(files: list[Any]) -> ObjectName | None:
+def name_of_files(files: list[Any]) -> ObjectName | None:
     """A version_aware directory has its files in the pointer, and the name of the manifest that they would make."""
     try:
         rows = sorted((str(file["relpath"]), str(file["md5"])) for file in files)

@@ -20,7 +20,8 @@ from millpond.daemon.project.copying import Staged, Staging
 from millpond.daemon.project.digests import Objects
 from millpond.daemon.project.durable import sync_file_system, write_error
 from millpond.daemon.project.hooks import dvc_hooks
-from millpond.daemon.project.outputs import GitTree, Output
+from millpond.daemon.project.outkinds import OutKinds
+from millpond.daemon.project.outputs import GitTree, Output, Tree, WorkTree
 from millpond.daemon.project.repo import Repo
 from millpond.daemon.project.select import Choice, select
 from millpond.daemon.project.targets import expand
@@ -66,13 +67,21 @@ def chosen(repo: Repo, params: dict[str, Any]) -> list[Output]:
 
 
 def choices(repo: Repo, params: dict[str, Any]) -> list[Choice]:
-    """As `chosen`, with the paths inside outputs that targets name; targets may be patterns (`glob`)."""
+    """As `chosen`, with the paths inside outputs that targets name; targets may be patterns (`glob`). With `types` only metrics, plots."""
     targets = [wirepath.decode(target) for target in params.get("targets") or []]
     if params.get("glob"):
         targets = expand(repo, targets)
     found: dict[Choice, None] = {}
-    for version in _versions(repo, params):
-        found.update(dict.fromkeys(select(repo, version, targets, recursive=bool(params.get("recursive")))))
+    for tree in _trees(repo, params):
+        files = dict(tree.pointer_files())
+        version = outputs.collect_from(files)
+        if isinstance(tree, WorkTree):
+            version = [output for output in version if not output.stale]
+        meant = select(repo, version, targets, recursive=bool(params.get("recursive")))
+        if params.get("types"):
+            kinds = OutKinds(files, params["types"])
+            meant = [choice for choice in meant if kinds.has(choice.output)]
+        found.update(dict.fromkeys(meant))
     return list(found)
 
 
@@ -130,8 +139,8 @@ def objects_of(output: Output, objects: Objects) -> Iterator[tuple[ObjectName, s
     yield name, output.path
 
 
-def _versions(repo: Repo, params: dict[str, Any]) -> Iterator[list[Output]]:
-    """The outputs of each version that is asked for."""
+def _trees(repo: Repo, params: dict[str, Any]) -> Iterator[Tree]:
+    """The versions that are asked for; the workspace where none is."""
     revs = [wirepath.decode(rev) for rev in params.get("revs") or []]
     commits: dict[str, None] = {}
     git = repo.git
@@ -146,12 +155,12 @@ def _versions(repo: Repo, params: dict[str, Any]) -> Iterator[list[Output]]:
         if params.get("all_tags"):
             commits.update(dict.fromkeys(git.tags().values()))
     if not commits:
-        yield repo.outputs()
+        yield WorkTree(repo.root, repo.rules)
         return
     assert git is not None
     prefix = repo.git_path("")
     for commit in commits:
-        yield outputs.collect(GitTree(git, commit, "" if prefix == "." else prefix))
+        yield GitTree(git, commit, "" if prefix == "." else prefix)
 
 
 def _bring(context: VerbContext, repo: Repo, wanted: dict[ObjectName, int], done: Exported) -> None:

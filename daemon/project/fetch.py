@@ -23,6 +23,7 @@ from millpond.daemon.project.digests import LEGACY, Objects
 from millpond.daemon.project.durable import write_error
 from millpond.daemon.project.hashing import digest_of, is_md5
 from millpond.daemon.project.repo import Repo
+from millpond.daemon.project.runcache import fetch_runs
 from millpond.daemon.project.select import Choice
 from millpond.daemon.project.sharing import Group, Link, Links, choices, groups, in_parts
 from millpond.daemon.remote.transfer import Part
@@ -49,8 +50,8 @@ class Fetched:
 
 
 def fetch(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
-    """Verb. {targets, recursive, all_branches, all_tags, all_commits, revs, remote, jobs, max_size} -> {objects, bytes, requests, beyond,
-    missing, damaged, remotes}.
+    """Verb. {targets, recursive, all_branches, all_tags, all_commits, revs, remote, jobs, max_size, types, run_cache} -> {objects, bytes,
+    requests, beyond, missing, damaged, remotes, runs}; `runs` are entries of the run cache that came.
 
     Raises NotARepoError, RemoteConfigError, RemoteError, CredentialsError, TargetError, InvalidFileError, DiskFullError.
     """
@@ -96,7 +97,7 @@ def pull(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
 def _fetch(context: VerbContext, repo: Repo, chosen: Sequence[Choice], params: dict[str, Any]) -> dict[str, Any]:
     done, used = Fetched(), list[str]()
     objects = Objects(context.store, repo.cache)
-    with Links(repo, params.get("remote"), params.get("jobs"), os.environ) as links:
+    with Links(repo, params.get("remote"), params.get("jobs"), os.environ, reading=True) as links:
         if params.get("remote") is not None:
             links.of(links.remote_of(None))  # one that cannot be used is told of, though nothing may be lacking
         lacking = [each for each in chosen if each.output.name and (each.inner or not objects.whole(each.output.name))]
@@ -104,6 +105,13 @@ def _fetch(context: VerbContext, repo: Repo, chosen: Sequence[Choice], params: d
             for group in _by_remote(links, objects, lacking, done):
                 used.append(group.remote.name)
                 _Fetching(context, repo, objects, links.of(group.remote), group, done, params.get("max_size")).run()
+        # What one remote lacks may have come from another.
+        came = [
+            name for name, size in zip(done.missing, objects.sizes(list(done.missing)), strict=True) if size is not None
+        ]
+        for name in came:
+            del done.missing[name]
+        runs = fetch_runs(context, repo, links) if params.get("run_cache") else 0
     git = repo.git
     names = [each.output.name for each in chosen if each.output.name is not None]
     context.seen(repo.root, None if git is None else git.git_dir, names)
@@ -117,19 +125,29 @@ def _fetch(context: VerbContext, repo: Repo, chosen: Sequence[Choice], params: d
         "missing": rows(done.missing),
         "damaged": rows(done.damaged),
         "remotes": used,
+        "runs": runs,
     }
 
 
 def _by_remote(links: Links, objects: Objects, lacking: Sequence[Choice], done: Fetched) -> list[Group]:
-    """Groups of what is lacking. Without any remote configured, what is lacking is told by name."""
+    """Groups of what is lacking in the store. Without any remote configured, what is lacking here is told by name."""
     try:
         return groups(links, objects, lacking, pushing=False)
     except RemoteConfigError as error:
+        lacking = [each for each in lacking if not _at_hand(objects, each)]
+        if not lacking:
+            return []
         output = lacking[0].output
         more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
         raise RemoteConfigError(
             f"'{output.path}' ({output.name}){more} is not here, and {error.message}", path=output.path, hint=error.hint
         ) from error
+
+
+def _at_hand(objects: Objects, choice: Choice) -> bool:
+    """Whether all of it is here, in DVC's cache perhaps."""
+    names = [name for name, _ in export.objects_of(choice.output, objects)]
+    return None not in objects.sizes(names)
 
 
 class _Fetching:

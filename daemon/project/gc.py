@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -12,10 +13,12 @@ import pygit2
 from millpond.daemon import memfd, wirepath
 from millpond.daemon.errors import AccessError, MillpondError, NotARepoError, RevisionError, TargetError
 from millpond.daemon.project import outputs
+from millpond.daemon.project.cloudgc import CloudSweep, not_in_remote
 from millpond.daemon.project.outputs import GitTree, Output, WorkTree
 from millpond.daemon.project.repo import Repo, find_root
 from millpond.daemon.project.roots import ProjectRoots, scope_of
 from millpond.daemon.project.select import select
+from millpond.daemon.project.sharing import Links
 
 if TYPE_CHECKING:
     from millpond.daemon.jobs.worker import WorkerContext
@@ -27,41 +30,79 @@ GRACE_S = 86_400.0
 
 
 def gc(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
-    """Verb. {workspace, all_branches, all_tags, all_commits, all_experiments, revs, num, since, projects, grace_s, dry} -> the
-    sweep's report (store/gc.py) and `unreadable` [{path, reason}], `never_kept` the projects in scope.
+    """Verb. {workspace, all_branches, all_tags, all_commits, all_experiments, revs, num, since, projects, grace_s, dry, skip_failed, cloud,
+    not_in_remote, remote, jobs} -> the sweep's report (store/gc.py), `unreadable` [{path, reason}], and `remotes`
+    (CloudSweep.report), empty without `cloud`.
 
     The scope holds for the project that the caller is in and for `projects`; of all other projects that he has registered
     everything is kept. One that cannot be read keeps what it was last known to name; after the index was made anew that
-    is not enough, and nothing is removed. Raises NotARepoError, UsageError, RevisionError, StoreDamagedError.
+    is not enough, and nothing is removed. Raises NotARepoError, UsageError, RevisionError, StoreDamagedError; with `cloud` or
+    `not_in_remote` also RemoteConfigError, RemoteError, CredentialsError, ObjectMissingError, BusyError.
     """
     scope = scope_of(params)
     here = find_root(os.getcwd())
     asked = [find_root(os.path.join(os.getcwd(), wirepath.decode(path))) for path in params.get("projects") or ()]
     scoped = list(dict.fromkeys([here, *asked]))
-    with context.lock(STORE_LOCK, "write"):
-        keep, unreadable = kept(context, scoped, lambda roots: roots.scoped(scope))
-        grace_s = GRACE_S if params.get("grace_s") is None else float(params["grace_s"])
-        report = sweep(context, scoped, keep, grace_s=grace_s, dry=bool(params.get("dry")))
-    return {**report, "unreadable": unreadable}
+    dry, elsewhere = bool(params.get("dry")), bool(params.get("cloud") or params.get("not_in_remote"))
+    grace_s = GRACE_S if params.get("grace_s") is None else float(params["grace_s"])
+    skipped: list[str] | None = [] if params.get("skip_failed") else None
+    outs: list[Output] = []
+
+    def roots_of(roots: ProjectRoots) -> set[bytes]:
+        if elsewhere:
+            outs.extend(roots.outputs(scope))
+        return roots.scoped(scope)
+
+    with contextlib.ExitStack() as stack:
+        with context.lock(STORE_LOCK, "write"):
+            opened, keep, unreadable = kept(context, scoped, roots_of, skipped)
+            cloud = None
+            if elsewhere:
+                repo = Repo.open(here, os.environ)
+                links = stack.enter_context(Links(repo, params.get("remote"), params.get("jobs"), os.environ))
+                if params.get("cloud"):
+                    cloud = CloudSweep(context, repo, links, params)
+                    stack.callback(cloud.close)
+                    cloud.plan(keep, outs, opened, others(context, scoped), grace_s)
+                else:
+                    keep = not_in_remote(context, repo, links, keep, outs)
+            report = sweep(context, scoped, keep, grace_s=grace_s, dry=dry)
+        on_remotes = [] if cloud is None else cloud.report(opened[here])
+        if cloud is not None and not dry:
+            cloud.remove()
+    if skipped:
+        context.log("warning", f"{len(set(skipped))} commits that cannot be read whole were passed over")
+    return {**report, "unreadable": unreadable, "remotes": on_remotes}
+
+
+def others(context: WorkerContext, scoped: Iterable[str]) -> list[str]:
+    """The caller's registered projects that are not in scope."""
+    known, _ = context.client.call("gc.projects", {})
+    paths = [wirepath.decode(row["path"]) for row in known["projects"]]
+    return [path for path in paths if path not in scoped]
 
 
 def kept(
-    context: WorkerContext, scoped: Sequence[str], roots_of: Callable[[ProjectRoots], set[bytes]]
-) -> tuple[set[bytes], list[dict[str, str]]]:
-    """The roots that `roots_of` gives of the projects in scope, and what could not be read of the others: [{path, reason}]. All
-    of them are registered anew. The store's lock is held. Raises as `gc`."""
+    context: WorkerContext,
+    scoped: Sequence[str],
+    roots_of: Callable[[ProjectRoots], set[bytes]],
+    skipped: list[str] | None = None,
+) -> tuple[dict[str, ProjectRoots], set[bytes], list[dict[str, str]]]:
+    """The projects in scope, the roots that `roots_of` gives of them, and what could not be read of the others: [{path, reason}]. All
+    of them are registered anew. With `skipped` commits that cannot be read are named there. The store's lock is held. Raises as `gc`."""
     known, _ = context.client.call("gc.projects", {})
     keep: set[bytes] = set()
+    opened: dict[str, ProjectRoots] = {}
     unreadable: list[dict[str, str]] = []
     for path in scoped:
-        roots = _open(path)
+        roots = opened[path] = _open(path, skipped)
         _register(context, path, roots)
         keep |= roots_of(roots)
     for row in known["projects"]:
         path = wirepath.decode(row["path"])
         if path not in scoped:
             _read_other(context, row, path, int(known["rebuilt"]), unreadable)
-    return keep, unreadable
+    return opened, keep, unreadable
 
 
 def sweep(
@@ -101,7 +142,7 @@ def _read_other(
         unreadable.append({"path": row["path"], "reason": str(error)})
 
 
-def _open(path: str) -> ProjectRoots:
+def _open(path: str, skipped: list[str] | None = None) -> ProjectRoots:
     if not path or not os.path.isdir(os.path.join(path, ".dvc")):
         raise NotARepoError("there is no DVC repository there any more")
     found = pygit2.discover_repository(path)
@@ -112,13 +153,16 @@ def _open(path: str) -> ProjectRoots:
         except pygit2.GitError as error:
             raise AccessError(f"Git refuses the repository of '{path}': {error}", path=path) from error
         root = os.path.realpath(repo.workdir) if repo.workdir else repo.path
-    return ProjectRoots(path, root, os.environ)
+    return ProjectRoots(path, root, os.environ, skipped)
 
 
 def _register(context: WorkerContext, path: str, roots: ProjectRoots) -> None:
+    everything = roots.everything()
+    if roots.skipped:
+        return  # what could not be read is kept by what was known before
     git = roots.git_dir
     params = {"path": wirepath.encode(path), "git": None if git is None else wirepath.encode(git)}
-    with memfd.sent(b"".join(sorted(roots.everything()))) as fd:
+    with memfd.sent(b"".join(sorted(everything))) as fd:
         context.client.call("gc.roots", params, fds=[fd])
 
 

@@ -13,6 +13,7 @@ from millpond.daemon.errors import RevisionError, UsageError
 from millpond.daemon.names import ObjectName
 from millpond.daemon.project import dvcfile, yamlio
 from millpond.daemon.project.dvcfile import DvcFile
+from millpond.daemon.project.fileversions import FileVersions, of_output
 from millpond.daemon.project.gitrepo import GitRepo
 from millpond.daemon.project.ignore import FolderRules, IgnoreRules
 from millpond.daemon.project.paths import printable
@@ -27,7 +28,7 @@ class Output:
     """One tracked output. `path` and `pointer` are relative to the project's root, with `/`; `name` None before its first
     commit; `cache` False when the data is Git's; `stage` for an out of dvc.lock, `stale` when dvc.yaml does not have it
     any more: data that can be had, but no part of the workspace; `remote` the only one that it goes to and comes from, `push` False
-    when it goes to none."""
+    when it goes to none; `files` where they are on remotes that keep versions themselves."""
 
     path: str
     pointer: str
@@ -40,6 +41,7 @@ class Output:
     stale: bool = False
     remote: str | None = None
     push: bool = True
+    files: tuple[FileVersions, ...] = ()
 
     @property
     def is_dir(self) -> bool:
@@ -190,7 +192,7 @@ def _lock_output(path: str, stage: str, out: Any, known: Stage | None) -> Output
     if not isinstance(out, dict) or not isinstance(out.get("path"), str):
         raise yamlio.invalid(path, f"an out of stage '{stage}' has no path", 1, 1)
     value = out.get("md5")
-    name = None
+    name = dvcfile.name_of_files(out["files"]) if value is None and isinstance(out.get("files"), list) else None
     if value is not None:
         if not _MD5.fullmatch(str(value)):
             raise yamlio.invalid(path, f"an out of stage '{stage}' has an MD5 that is none: {value}", 1, 1)
@@ -202,13 +204,15 @@ def _lock_output(path: str, stage: str, out: Any, known: Stage | None) -> Output
     cache = None if known is None else known.caches(out["path"])
     isexec, stale = bool(out.get("isexec")), cache is None
     output = Output(where, path, name, out.get("size"), out.get("nfiles"), isexec, cache is not False, stage, stale)
+    output = replace(output, files=of_output(out, name, output.size))
     return output if known is None else _sharing(output, known.options(out["path"]))
 
 
 def _sharing(output: Output, options: Mapping[str, Any]) -> Output:
     """With what its pointer's or stage's entry says of remotes."""
     remote, push = options.get("remote"), options.get("push") is not False
-    return replace(output, remote=str(remote), push=push) if remote else replace(output, push=push)
+    files = output.files or of_output(options, output.name, output.size)
+    return replace(output, remote=str(remote) if remote else None, push=push, files=files)
 
 
 def _inside(path: str) -> str | None:

@@ -45,7 +45,7 @@ def purge(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
         names = list({name: None for out in outs for name, _ in objects_of(out, objects)})
         scoped, going = [repo.root], _roots(outs)
         staying = _roots(output for output in outputs if output not in set(outs))
-        keep, unreadable = kept(context, scoped, lambda roots: (roots.everything() - going) | staying)
+        _, keep, unreadable = kept(context, scoped, lambda roots: (roots.everything() - going) | staying)
         # What the sweep of these alone would remove is nowhere afterwards.
         lost = {"objects": 0, "bytes": 0}
         if lacking := _lacking(context, repo, names):

@@ -12,16 +12,24 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
+from millpond.daemon.errors import RemoteError
 from millpond.daemon.names import ObjectName
 from millpond.daemon.objects import Data, Piece
+from millpond.daemon.project import manifest
 from millpond.daemon.project.cacheimport import rows
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.digests import Objects, Place
 from millpond.daemon.project.repo import Repo
+from millpond.daemon.project.runcache import push_runs
 from millpond.daemon.project.sharing import Group, Link, Links, choices, groups
+from millpond.daemon.remote.collecting import Marks, marks, settled
 from millpond.daemon.remote.transfer import Upload
 
 _READ_BYTES = 1 << 20
+# Earlier manifests that are asked for to learn what is there.
+_EARLIER = 8
+# Times that a push looks again because garbage was collected meanwhile.
+_ROUNDS = 5
 
 
 @dataclass(slots=True)
@@ -36,7 +44,7 @@ class Pushed:
 
 
 def push(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
-    """Verb. {targets, recursive, glob, all_branches, all_tags, all_commits, remote, jobs} -> {objects, bytes, there, requests, missing,
+    """Verb. {targets, recursive, glob, all_branches, all_tags, all_commits, remote, jobs, run_cache} -> {objects, bytes, there, requests, missing,
     remotes}.
 
     Raises NotARepoError, RemoteConfigError, RemoteError, CredentialsError, TargetError, InvalidFileError, StoreDamagedError.
@@ -49,6 +57,8 @@ def push(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
         found = groups(links, objects, choices(repo, params), pushing=True)
         for group in found:
             _Pushing(context, objects, links.of(group.remote), group, done).run()
+        # As DVC counts them.
+        done.objects += push_runs(context, repo, links) if params.get("run_cache") else 0
     return {
         "objects": done.objects,
         "bytes": done.bytes,
@@ -70,13 +80,41 @@ class _Pushing:
         self._done = done
         # What is on the remote for certain.
         self._there: set[ObjectName] = set()
+        # Manifests that are complete there, to be noted.
+        self._whole: set[ObjectName] = set()
         # Where those that the remote was asked for are at hand.
         self._places: dict[ObjectName, Place | None] = {}
         self._total = 0, 0
 
     def run(self) -> None:
-        group, done = self._group, self._done
+        """Push; and again what a collection on the remote may have removed meanwhile. Raises RemoteError when collections do not end."""
+        link, before = self._link, self._settled()
+        for number in range(_ROUNDS):
+            if self._once(before, first=number == 0):
+                break
+            self._context.log("info", f"garbage was collected on remote '{link.remote.name}' meanwhile: looking again")
+            link.known.drop(self._group.manifests)
+            before = self._settled()
+        else:
+            raise RemoteError(
+                f"garbage was collected on remote '{link.remote.name}' again and again during this push",
+                hint="push again when nobody collects there",
+            )
+        link.known.add(self._whole, complete=True)
+        inside = {entry.name for entries in self._group.manifests.values() for entry in entries or ()}
+        link.known.add(
+            (name for name in self._group.files if name in self._there and name not in inside), complete=False
+        )
+        self._done.requests += link.transfer.requests
+
+    def _settled(self) -> Marks | None:
+        return settled(self._link.transfer, lambda why: self._context.progress("pushing", note=why))
+
+    def _once(self, before: Marks | None, *, first: bool) -> bool:
+        """Look, and send what is not there; False where what was seen there may have been removed since `before`."""
+        group, done, sent = self._group, self._done, self._done.objects
         self._look()
+        done.there += len(self._there) if first else 0
         files = [name for name in group.files if name not in self._there]
         # Of a folder in parts no manifest goes up: it would name what is perhaps not there.
         manifests = [name for name in group.manifests if name not in self._there and group.is_whole(name)]
@@ -84,14 +122,20 @@ class _Pushing:
         done.missing |= {name: group.files[name] for name, place in places.items() if place is None}
         todo = [(name, place) for name, place in places.items() if place is not None]
         self._total = done.objects + len(todo) + len(manifests), done.bytes + sum(place.size for _, place in todo)
-        done.there += len(self._there)
         self._send(todo)
+        if manifests and self._collected(before):
+            return False
         self._send_manifests(manifests)
-        done.requests += self._link.transfer.requests
+        return done.objects == sent or not self._collected(before)
+
+    def _collected(self, before: Marks | None) -> bool:
+        return before is not None and marks(self._link.transfer) != before
 
     def _look(self) -> None:
         """Ask what is there: first for the manifests, which prove what they name when it was seen there before."""
         link, group = self._link, self._group
+        self._there.clear()
+        self._whole.clear()
         manifests = [name for name in group.manifests if group.is_whole(name)]
         seen = link.known.of(manifests)
         asked = link.present(list(seen))
@@ -100,14 +144,9 @@ class _Pushing:
             if name in asked and entries is not None:
                 self._there.add(name)
                 self._there.update(entry.name for entry in entries)
-        gone = [name for name in seen if name not in asked]
-        link.known.drop(entry.name for name in gone for entry in group.manifests[name] or ())
-        files = [name for name in group.files if name not in self._there]
+        self._look_at_earlier({entry.name for entries in group.manifests.values() for entry in entries or ()})
         # Single files are asked for each time, as manifests are.
-        inside = {entry.name for entries in group.manifests.values() for entry in entries or ()}
-        fresh = link.known.of([name for name in files if name in inside])
-        self._there.update(fresh)
-        rest = [name for name in files if name not in fresh]
+        rest = [name for name in group.files if name not in self._there]
         self._places = dict(zip(rest, self._objects.places(rest), strict=True))
 
         def tick(done: int, total: int) -> None:
@@ -124,16 +163,27 @@ class _Pushing:
             entries = group.manifests[name]
             if entries is None or all(entry.name in self._there for entry in entries):
                 self._there.add(name)
-        link.known.add(
-            ((name, 0) for name in others if name in self._there and group.manifests[name] is not None), "seen"
-        )
+        self._whole.update(name for name in others if name in self._there and group.manifests[name] is not None)
+
+    def _look_at_earlier(self, inside: set[ObjectName]) -> None:
+        """Have earlier versions that are complete there prove those of `inside`, what manifests name, that they name as well."""
+        link = self._link
+        lacking = inside & (self._group.files.keys() - self._there)
+        if not lacking:
+            return
+        earlier = [name for name in link.known.latest(_EARLIER) if name not in self._group.manifests]
+        for name in link.present(earlier) if earlier else ():
+            raw = self._objects.manifest(name)
+            if raw is not None and lacking:
+                named = {entry.name for entry in manifest.parse(raw, source=str(name), algo=name.algo)} & lacking
+                self._there |= named
+                lacking -= named
 
     def _send(self, todo: Sequence[tuple[ObjectName, Place]]) -> None:
         def created(sent: Sequence[Upload]) -> None:
             self._done.objects += len(sent)
             self._done.bytes += sum(each.size for each in sent)
             self._there.update(each.name for each in sent)
-            self._link.known.add(((each.name, each.size) for each in sent), "put")
             self._context.progress("pushing", (self._done.objects, self._total[0]), (self._done.bytes, self._total[1]))
 
         self._link.transfer.upload(self._uploads(todo), created=created)
@@ -154,7 +204,8 @@ class _Pushing:
         def created(sent: Sequence[Upload]) -> None:
             done.objects += len(sent)
             done.bytes += sum(each.size for each in sent)
-            self._link.known.add(((each.name, each.size) for each in sent), "put")
+            self._there.update(each.name for each in sent)
+            self._whole.update(each.name for each in sent)
 
         self._link.transfer.upload(uploads, created=created)
 

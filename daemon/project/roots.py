@@ -1,28 +1,34 @@
 """The MD5s that a project's pointers name: in all of its revisions, or in those that were asked for.
 
-Nothing is parsed: every MD5 in a pointer or lock file counts (ledger.roots_in), so a broken file keeps what it names. What
-Git holds is read from all branches, tags, stashes, experiments and other references, all reflogs and all work trees.
+Nothing is parsed for them: every MD5 in a pointer or lock file counts (ledger.roots_in), so a broken file keeps what it names. What
+Git holds is read from all branches, tags, stashes, experiments and other references, all reflogs and all work trees. Only what
+must be known of a root beside its MD5 (`outputs`, `paths`) is parsed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import posixpath
 import stat
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pygit2
 
 from millpond.daemon.errors import AccessError, InvalidFileError, RevisionError, UsageError
+from millpond.daemon.names import ObjectName
 from millpond.daemon.project import yamlio
+from millpond.daemon.project.dvcfile import name_of_files
 from millpond.daemon.project.ignore import IgnoreRules
-from millpond.daemon.project.outputs import WorkTree, is_pointer
+from millpond.daemon.project.outputs import Output, WorkTree, is_pointer, outputs_of
 from millpond.daemon.project.paths import printable
-from millpond.daemon.store.ledger import roots_in
+from millpond.daemon.project.stages import STAGES_FILE
+from millpond.daemon.store.ledger import MANIFEST, root_of, roots_in
 
-_NAMES = ("*.dvc", "*dvc.lock")
+_NAMES = ("*.dvc", "*dvc.lock", "*dvc.yaml")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +44,25 @@ class Scope:
     since: float | None = None
 
 
-class ProjectRoots:
-    """Reads one project's roots, as the caller. Raises RevisionError, AccessError when something cannot be read."""
+@dataclass(frozen=True, slots=True)
+class _Pointer:
+    """A pointer in Git: its path, its blob, and that of the dvc.yaml beside it."""
 
-    def __init__(self, root: str, git_root: str | None, environ: Mapping[str, str]) -> None:
+    path: str
+    oid: Any
+    stages: Any = None
+
+
+class ProjectRoots:
+    """Reads one project's roots, as the caller. Raises RevisionError, AccessError when something cannot be read. With a list `skipped`
+    commits that cannot be read whole are named there, and passed over."""
+
+    def __init__(
+        self, root: str, git_root: str | None, environ: Mapping[str, str], skipped: list[str] | None = None
+    ) -> None:
         self._root = root
         self._git_root = git_root
+        self.skipped = skipped
         self._environ = dict(environ)
         self._repo: Any = None if git_root is None else pygit2.Repository(git_root)
         self._blobs: dict[Any, set[bytes]] = {}
@@ -105,46 +124,121 @@ class ProjectRoots:
                 f"unknown Git revision '{printable(rev)}'", hint="see `git log` or `git tag`"
             ) from error
 
-    def _of(self, commits: Iterable[str]) -> set[bytes]:
-        """Roots in commits; a tree that several of them share is looked into once."""
-        found: set[bytes] = set()
-        seen: set[Any] = set()
+    def outputs(self, scope: Scope, text: bytes = b"") -> Iterator[Output]:
+        """The project's own outputs in the workspace, Git's index and the revisions asked for, with their paths from its root; of
+        a pointer that is broken each manifest that it names, as an output without a place. Only of pointers that hold `text`."""
         try:
-            for commit in commits:
-                todo = [self._repo[commit].peel(pygit2.Tree)]
-                while todo:
-                    tree = todo.pop()
-                    if tree.id in seen:
-                        continue
-                    seen.add(tree.id)
-                    for entry in tree:
-                        mode = int(entry.filemode)
-                        if mode == stat.S_IFDIR:
-                            todo.append(entry)
-                        elif stat.S_ISREG(mode) and is_pointer(entry.name) and entry.id not in seen:
-                            seen.add(entry.id)
-                            found |= self._blob(entry.id)
-        except (KeyError, ValueError, pygit2.GitError) as error:
-            raise RevisionError(
-                f"a commit of '{printable(self._root)}' cannot be read whole: {error}",
-                path=printable(self._root),
-                hint="see git fsck; a partial clone lacks contents: git fetch --refetch --no-filter",
-            ) from error
+            files = dict(WorkTree(self._root, IgnoreRules(self._root)).pointer_files())
+        except InvalidFileError:
+            files = dict(_all_pointers(self._root))
+        for path, content in files.items():
+            if text in content:
+                yield from _parsed(path, content, files.get(_stages_beside(path)))
+        if self._repo is None:
+            return
+        prefix = f"{self._prefix}/" if self._prefix else ""
+        staged = [
+            replace(each, path=each.path[len(prefix) :])
+            for each in self._index_of(self._git_root or self._root)
+            if each.path.startswith(prefix)
+        ]
+        seen: set[tuple[Any, Any]] = set()
+        for pointer in [*staged, *self._pointers(self._commits(scope), self._prefix)]:
+            if (pointer.oid, pointer.stages) not in seen:
+                seen.add((pointer.oid, pointer.stages))
+                if text in bytes(self._repo[pointer.oid].data):
+                    yield from self._outputs_of(pointer)
+
+    def paths(self, wanted: set[bytes]) -> dict[bytes, str]:
+        """For roots that some revision of the project names as outputs, a path that they are at."""
+        found: dict[bytes, str] = {}
+        if self._repo is None:
+            return found
+        for pointer in self._pointers(self._lines("rev-list", "--all", "--reflog"), self._prefix):
+            if self._blob(pointer.oid) & wanted:
+                for output in self._outputs_of(pointer):
+                    if output.name is not None and output.path and (root := root_of(output.name)) in wanted:
+                        found.setdefault(root, output.path)
         return found
+
+    @property
+    def _prefix(self) -> str:
+        """The project's root, from Git's; "" where it is that."""
+        prefix = os.path.relpath(self._root, os.path.realpath(self._git_root or self._root))
+        return "" if prefix == "." else prefix
+
+    def _outputs_of(self, pointer: _Pointer) -> Iterator[Output]:
+        stages = None if pointer.stages is None else bytes(self._repo[pointer.stages].data)
+        return _parsed(pointer.path, bytes(self._repo[pointer.oid].data), stages)
+
+    def _of(self, commits: Iterable[str]) -> set[bytes]:
+        """Roots in commits."""
+        found: set[bytes] = set()
+        for pointer in self._pointers(commits):
+            found |= self._blob(pointer.oid)
+        return found
+
+    def _pointers(self, commits: Iterable[str], prefix: str = "") -> Iterator[_Pointer]:
+        """The pointers below `prefix` in commits, and their paths from there; a tree that several of them share is looked into
+        once."""
+        seen: set[Any] = set()
+        for commit in commits:
+            try:
+                yield from self._pointers_in(commit, prefix, seen)
+            except (KeyError, ValueError, pygit2.GitError) as error:
+                if self.skipped is None:
+                    raise RevisionError(
+                        f"a commit of '{printable(self._root)}' cannot be read whole: {error}",
+                        path=printable(self._root),
+                        hint="see git fsck; a partial clone lacks contents: git fetch --refetch --no-filter",
+                    ) from error
+                self.skipped.append(commit)
+
+    def _pointers_in(self, commit: str, prefix: str, seen: set[Any]) -> Iterator[_Pointer]:
+        top = self._repo[commit].peel(pygit2.Tree)
+        if prefix:
+            if prefix not in top or not isinstance(top[prefix], pygit2.Tree):
+                return
+            top = top[prefix]
+        todo = [("", top)]
+        while todo:
+            folder, tree = todo.pop()
+            if tree.id in seen:
+                continue
+            stages = None
+            pointers: list[tuple[str, Any]] = []
+            for entry in tree:
+                mode, path = int(entry.filemode), posixpath.join(folder, entry.name)
+                if mode == stat.S_IFDIR:
+                    todo.append((path, entry))
+                elif stat.S_ISREG(mode) and is_pointer(entry.name):
+                    stages = entry.id if entry.name == STAGES_FILE else stages
+                    pointers.append((path, entry.id))
+                    self._blob(entry.id)
+            seen.add(tree.id)
+            yield from (_Pointer(path, oid, stages) for path, oid in pointers)
 
     def _blob(self, oid: Any) -> set[bytes]:
         if oid not in self._blobs:
-            self._blobs[oid] = roots_in(bytes(self._repo[oid].data))
+            self._blobs[oid] = _named_in(bytes(self._repo[oid].data))
         return self._blobs[oid]
 
     def _staged(self, tree: str) -> set[bytes]:
         """Roots in Git's index of a work tree."""
         found: set[bytes] = set()
-        for row in self._command("ls-files", "--stage", "-z", "--", *_NAMES, cwd=tree).split("\0"):
-            fields = row.split(" ", 2)
-            if len(fields) == 3 and fields[0].startswith("100"):
-                found |= self._blob(pygit2.Oid(hex=fields[1])) if fields[1] in self._repo else set()
+        for pointer in self._index_of(tree):
+            found |= self._blob(pointer.oid)
         return found
+
+    def _index_of(self, tree: str) -> list[_Pointer]:
+        """The pointers in Git's index of a work tree."""
+        blobs: dict[tuple[str, str], Any] = {}
+        for row in self._command("ls-files", "--full-name", "--stage", "-z", "--", *_NAMES, cwd=tree).split("\0"):
+            head, _, path = row.partition("\t")
+            fields = head.split(" ")
+            if fields[0].startswith("100") and fields[1] in self._repo:
+                blobs[path, fields[2]] = pygit2.Oid(hex=fields[1])
+        return [_Pointer(path, oid, blobs.get((_stages_beside(path), "0"))) for (path, _), oid in blobs.items()]
 
     def _work_trees(self) -> list[str]:
         rows = self._command("worktree", "list", "--porcelain", "-z").split("\0")
@@ -169,11 +263,11 @@ def _workspace(root: str) -> set[bytes]:
     try:
         contents = [content for _, content in WorkTree(root, IgnoreRules(root)).pointer_files()]
     except InvalidFileError:
-        contents = list(_all_pointers(root))
-    return {found for content in contents for found in roots_in(content)}
+        contents = [content for _, content in _all_pointers(root)]
+    return {found for content in contents for found in _named_in(content)}
 
 
-def _all_pointers(root: str) -> Iterator[bytes]:
+def _all_pointers(root: str) -> Iterator[tuple[str, bytes]]:
     """Pointers of a workspace in which one is broken, so that it is not known what is tracked and what is ignored."""
     for folder, folders, files in os.walk(root):
         folders[:] = [name for name in folders if name not in (".git", ".dvc")]
@@ -181,7 +275,36 @@ def _all_pointers(root: str) -> Iterator[bytes]:
             path = os.path.join(folder, name)
             if is_pointer(name) and os.path.isfile(path):
                 with open(path, "rb") as file:
-                    yield yamlio.read(file)
+                    yield os.path.relpath(path, root), yamlio.read(file)
+
+
+def _named_in(content: bytes) -> set[bytes]:
+    """The roots in a pointer, with the manifests of directories that have their files in it (see fileversions.py)."""
+    found = roots_in(content)
+    if b"files:" in content and b"relpath:" in content:
+        with contextlib.suppress(InvalidFileError):
+            todo: list[Any] = [yamlio.load(yamlio.decode(content, ""), "")]
+            while todo:
+                each = todo.pop()
+                if isinstance(each, dict) and isinstance(each.get("files"), list):
+                    name = name_of_files(each["files"])
+                    found |= set() if name is None else {root_of(name)}
+                todo += each.values() if isinstance(each, dict) else each if isinstance(each, list) else ()
+    return found
+
+
+def _stages_beside(path: str) -> str:
+    return posixpath.join(posixpath.dirname(path), STAGES_FILE)
+
+
+def _parsed(path: str, content: bytes, stages: bytes | None) -> Iterator[Output]:
+    """The outputs of a pointer; of a broken one the manifests that it names."""
+    try:
+        yield from outputs_of(path, content, stages)
+    except InvalidFileError:
+        for root in sorted(roots_in(content)):
+            if root[0] == MANIFEST:
+                yield Output("", path, ObjectName("md5", f"{root[1:].hex()}.dir"), None, None, False)
 
 
 def scope_of(params: Mapping[str, Any]) -> Scope:

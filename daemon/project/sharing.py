@@ -19,6 +19,7 @@ from millpond.daemon.remote import remotes
 from millpond.daemon.remote.known import Known
 from millpond.daemon.remote.remotes import Remote
 from millpond.daemon.remote.transfer import Transfer
+from millpond.daemon.remote.versioned import Catalog, read_only
 
 # A bound for what is moved, in bytes a second, for those who share a line.
 RATE_SETTING = "MILLPOND_RATE"
@@ -38,15 +39,18 @@ class Link:
         """Which of these the remote holds, with their sizes, asked of it now."""
         there = self.transfer.present(names, tick)
         self.known.drop(name for name in names if name not in there)
-        # A manifest is noted by who has seen that all it names is there too.
-        self.known.add(((name, size) for name, size in there.items() if not name.is_dir), "seen")
         return there
 
 
 class Links:
     """The remotes that a verb uses, each connected once; `default` is the one of -r, or of the config."""
 
-    def __init__(self, repo: Repo, default: str | None, jobs: int | None, environ: Mapping[str, str]) -> None:
+    def __init__(
+        self, repo: Repo, default: str | None, jobs: int | None, environ: Mapping[str, str], *, reading: bool = False
+    ) -> None:
+        """With `reading` remotes that keep versions themselves will do, too; `catalog` is to know the outputs then."""
+        self.catalog = Catalog()
+        self._reading = reading
         self._repo = repo
         self._default = default
         self._jobs = jobs
@@ -67,21 +71,17 @@ class Links:
         remote = remotes.find(self._repo.config, own or self._default)
         if remote.scheme == "file":
             self._check_folder(remote)
-        if remote.flag("worktree") or remote.flag("version_aware"):
-            key = "worktree" if remote.flag("worktree") else "version_aware"
-            raise RemoteConfigError(
-                f"remote '{remote.name}' is {key}, which this version does not have", hint="use dvc for this remote"
-            )
+        if remote.versioned and not self._reading:
+            raise read_only(remote.name, remote.versioned)
         return remote
 
     def of(self, remote: Remote) -> Link:
         """A connection to it."""
         if remote.name not in self._links:
-            backend = remotes.connect(remote, self._environ)
+            backend = remotes.connect(remote, self._environ, self.catalog)
             jobs = self._jobs or remote.count("jobs")
             transfer = self._stack.enter_context(Transfer(backend, jobs=jobs, rate=rate(self._environ)))
-            where = f"{remote.url}\0{remote.values.get('endpointurl', '')}"
-            known = Known(where, self._environ)
+            known = Known(place_of(remote), self._environ)
             self._stack.callback(known.close)
             self._links[remote.name] = Link(remote, transfer, known)
         return self._links[remote.name]
@@ -109,6 +109,13 @@ def _misplaced(remote: Remote, where: str) -> RemoteConfigError:
         f"remote '{remote.name}' {where} ('{remote.url}')",
         hint=f"give it another url: millpond remote modify {remote.name} url ...",
     )
+
+
+def place_of(remote: Remote) -> str:
+    """What two remotes have in common that are one place."""
+    if remote.scheme == "file":
+        return os.path.realpath(remote.url)
+    return f"{remote.url.rstrip('/')}\0{remote.values.get('endpointurl', '').rstrip('/')}"
 
 
 def rate(environ: Mapping[str, str]) -> float | None:
@@ -179,6 +186,8 @@ def groups(links: Links, objects: Objects, chosen: Iterable[Choice], *, pushing:
         if pushing and not output.push:
             continue
         remote = links.remote_of(output.remote)
+        if remote.versioned:
+            links.catalog.add([output])
         group = found.setdefault(remote.name, Group(remote))
         if not output.name.is_dir:
             group.files.setdefault(output.name, output.path)

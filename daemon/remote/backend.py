@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import ssl
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -22,6 +23,8 @@ FIRST_CONNECT_S = 2.5
 # Of an error's details: the same will happen at the next try.
 FINAL = {"again": False}
 
+# Objects that are removed by one call.
+DELETE_KEYS = 500
 Data = bytes | bytearray | memoryview
 
 
@@ -92,10 +95,14 @@ class Backend(Protocol):
         """Remove what is kept of an object that was deleted: its old versions, where the remote keeps them."""
         ...
 
+    def delete_many(self, keys: Sequence[str]) -> None:
+        """Remove objects, at most DELETE_KEYS; when it returns they are gone for good."""
+        ...
+
     def close(self) -> None: ...
 
 
-class Base:
+class Base(ABC):
     """What all kinds tell alike."""
 
     name: str
@@ -112,6 +119,14 @@ class Base:
     def changed(self, key: str) -> RemoteChangedError:
         """It is another one than was asked for."""
         return RemoteChangedError(f"'{key}' on remote '{self.name}' was changed", path=key)
+
+    @abstractmethod
+    def delete(self, key: str) -> None: ...
+
+    def delete_many(self, keys: Sequence[str]) -> None:
+        """For kinds that remove one after the other."""
+        for key in keys:
+            self.delete(key)
 
 
 class Counted:

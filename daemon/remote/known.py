@@ -1,7 +1,7 @@
-"""What a remote was seen to hold: kept per user and remote, so that a second push asks little.
+"""Which manifests were complete on a remote: kept per user and remote, so that a second push asks little.
 
-It is the caller's own note, never proof: a manifest that was complete is asked for again each time, what it names is asked for
-again after a day, and what is read is checked in any case. A file that cannot be used is thrown away.
+It is the caller's own note, never proof: such a manifest is asked for again each time, and only while it is there what it names counts as
+there, for a collection, ours or DVC's, removes manifests first. A file that cannot be used is thrown away.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from millpond.daemon.names import ObjectName
 from millpond.daemon.project.statcache import user_folder
 
-# Knowledge older than this is asked for again.
+# What a manifest names is asked for again after this.
 FRESH_S = 86_400.0
 # Notes older than this are dropped.
 _KEEP_S = 30 * 86_400.0
-_SCHEMA = "CREATE TABLE IF NOT EXISTS known (name BLOB PRIMARY KEY, size INTEGER, at REAL, method TEXT) WITHOUT ROWID"
+_SCHEMA = "CREATE TABLE IF NOT EXISTS noted (name BLOB PRIMARY KEY, at REAL, complete INTEGER) WITHOUT ROWID"
 # Host parameters of one statement.
 _PART = 900
 
@@ -44,34 +44,50 @@ class Known:
         db.execute("PRAGMA journal_mode=WAL")
         db.execute("PRAGMA synchronous=NORMAL")
         db.execute(_SCHEMA)
-        db.execute("DELETE FROM known WHERE at < ?", (time.time() - _KEEP_S,))
+        db.execute("DELETE FROM noted WHERE at < ?", (time.time() - _KEEP_S,))
         return db
 
     def of(self, names: Sequence[ObjectName]) -> set[ObjectName]:
-        """Those that were seen there within a day."""
-        since = time.time() - FRESH_S
-        by_key = {name.key(): name for name in names}
-        keys, found = list(by_key), set[ObjectName]()
-        for start in range(0, len(keys), _PART):
-            part = keys[start : start + _PART]
-            marks = ",".join("?" * len(part))
-            rows = self._db.execute(f"SELECT name FROM known WHERE at > ? AND name IN ({marks})", (since, *part))
-            found.update(by_key[key] for (key,) in rows)
-        return found
+        """Those that were complete there within a day."""
+        return self._select(names, "complete AND at > ?", time.time() - FRESH_S)
 
-    def add(self, seen: Iterable[tuple[ObjectName, int]], method: str) -> None:
-        """These are there now; `method` tells how that is known: put, seen (asked for)."""
+    def seen(self, names: Sequence[ObjectName]) -> set[ObjectName]:
+        """Those that were there when somebody looked last, complete or not."""
+        return self._select(names, "at > ?", 0.0)
+
+    def latest(self, most: int) -> list[ObjectName]:
+        """Manifests that were complete there, the latest first."""
+        rows = self._db.execute("SELECT name FROM noted WHERE complete ORDER BY at DESC LIMIT ?", (most,))
+        return [ObjectName.from_key(key) for (key,) in rows]
+
+    def add(self, names: Iterable[ObjectName], *, complete: bool) -> None:
+        """These are there now; with `complete` they are manifests, and so is all that they name."""
         now = time.time()
-        rows = [(name.key(), size, now, method) for name, size in seen]
+        rows = [(name.key(), now, complete) for name in names]
         with contextlib.suppress(sqlite3.OperationalError):  # a full disk, another's lock: then it is asked for again
             self._db.execute("BEGIN")
-            self._db.executemany("INSERT OR REPLACE INTO known VALUES (?, ?, ?, ?)", rows)
+            # What was complete is so until it is dropped.
+            self._db.executemany(
+                "INSERT INTO noted VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET at = excluded.at, "
+                "complete = max(complete, excluded.complete) WHERE excluded.complete OR NOT complete",
+                rows,
+            )
             self._db.execute("COMMIT")
 
     def drop(self, names: Iterable[ObjectName]) -> None:
         """These are not there."""
         with contextlib.suppress(sqlite3.OperationalError):
-            self._db.executemany("DELETE FROM known WHERE name = ?", [(name.key(),) for name in names])
+            self._db.executemany("DELETE FROM noted WHERE name = ?", [(name.key(),) for name in names])
+
+    def _select(self, names: Sequence[ObjectName], which: str, bound: float) -> set[ObjectName]:
+        by_key = {name.key(): name for name in names}
+        keys, found = list(by_key), set[ObjectName]()
+        for start in range(0, len(keys), _PART):
+            part = keys[start : start + _PART]
+            marks = ",".join("?" * len(part))
+            rows = self._db.execute(f"SELECT name FROM noted WHERE {which} AND name IN ({marks})", (bound, *part))
+            found.update(by_key[key] for (key,) in rows)
+        return found
 
     def close(self) -> None:
         self._db.close()

@@ -143,6 +143,10 @@ class LocalBackend(Base):
             if error.errno not in _ABSENT:
                 self._fail(error, "remove", key)
 
+    def delete_many(self, keys: Sequence[str]) -> None:
+        super().delete_many(keys)
+        sync_file_system(self.url)
+
     def close(self) -> None:
         """Nothing is open."""
 
@@ -216,7 +220,8 @@ def _entry(key: str, found: os.stat_result) -> Entry | None:
     if not stat.S_ISREG(found.st_mode):
         return None
     etag = f"{found.st_ino:x}-{found.st_size:x}-{found.st_mtime_ns:x}"
-    return Entry(key, found.st_size, etag, None, found.st_mtime)
+    # A copy may have kept an older mtime.
+    return Entry(key, found.st_size, etag, None, max(found.st_mtime, found.st_ctime))
 
 
 def _claim(temporary: str, path: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
@@ -13,6 +14,7 @@ from millpond.daemon.remote import remotes
 from millpond.daemon.remote.backend import Got
 from millpond.daemon.remote.layout import keys_of
 from millpond.daemon.remote.transfer import Transfer
+from millpond.daemon.remote.versioned import Catalog
 
 if TYPE_CHECKING:
     from millpond.daemon.project.config import Config
@@ -82,14 +84,27 @@ class Places:
     def _connect(self) -> list[Transfer]:
         config = self._load()
         first = remotes.find(config)
-        made = [Transfer(remotes.connect(first, self._environ))]
+        catalog = self._catalog(config)
+        made = [Transfer(remotes.connect(first, self._environ, catalog))]
         for name in sorted(config.remotes):
             if name != first.name:
                 try:
-                    made.append(Transfer(remotes.connect(remotes.find(config, name), self._environ)))
+                    made.append(Transfer(remotes.connect(remotes.find(config, name), self._environ, catalog)))
                 except MillpondError:  # a kind that is not served here, a folder that is not there: others may have it
                     continue
         return made
+
+    def _catalog(self, config: Config) -> Catalog:
+        """Where the files of all versions of the project are on remotes that keep versions themselves; empty where there is none."""
+        from millpond.daemon.project.repo import Repo
+        from millpond.daemon.project.roots import ProjectRoots, Scope
+
+        catalog = Catalog()
+        if any({"version_aware", "worktree"} & values.keys() for values in config.remotes.values()):
+            repo = Repo.open(os.path.dirname(config.dvc_dir), self._environ)
+            roots = ProjectRoots(repo.root, None if repo.git is None else repo.git.root, self._environ, [])
+            catalog.add(roots.outputs(Scope(all_commits=repo.git is not None), b"version_id"))
+        return catalog
 
 
 def check(name: ObjectName, data: bytes) -> None:

@@ -15,6 +15,9 @@ from millpond.daemon.remote.values import Values
 
 if TYPE_CHECKING:
     from millpond.daemon.project.config import Config
+    from millpond.daemon.remote.s3 import S3Backend
+    from millpond.daemon.remote.s3boto import BotoBackend
+    from millpond.daemon.remote.versioned import Catalog
 
 # What DVC has and this has not.
 _ELSEWHERE = frozenset(
@@ -50,6 +53,11 @@ class Remote:
         """`file` for a directory."""
         found = urlsplit(self.url).scheme
         return "file" if len(found) < 2 else found
+
+    @property
+    def versioned(self) -> str | None:
+        """The flag that makes it a remote that keeps versions itself: `version_aware` or `worktree`."""
+        return next((key for key in ("worktree", "version_aware") if self.flag(key)), None)
 
     def flag(self, key: str) -> bool:
         return self.values.get(key, "").lower() == "true"
@@ -112,8 +120,19 @@ def _with_paths(config: Config, name: str, values: Mapping[str, str]) -> dict[st
     return found
 
 
-def connect(remote: Remote, environ: Mapping[str, str]) -> Backend:
-    """The backend of a remote; nothing is asked of it yet. Raises RemoteConfigError, CredentialsError."""
+def connect(remote: Remote, environ: Mapping[str, str], catalog: Catalog | None = None) -> Backend:
+    """The backend of a remote; nothing is asked of it yet. One that keeps versions itself is read by `catalog`. Raises RemoteConfigError,
+    CredentialsError."""
+    kind = remote.versioned
+    if kind is not None and catalog is not None:
+        from millpond.daemon.remote.versioned import VersionedBackend
+
+        if remote.scheme != "s3":
+            raise RemoteConfigError(
+                f"remote '{remote.name}' ({remote.url}) is {kind}, which millpond reads on s3:// only",
+                hint="use dvc for it",
+            )
+        return VersionedBackend(_s3(remote, environ), kind, catalog)
     if remote.scheme == "file":
         from millpond.daemon.remote.local import LocalBackend
 
@@ -138,7 +157,7 @@ def connect(remote: Remote, environ: Mapping[str, str]) -> Backend:
     )
 
 
-def _s3(remote: Remote, environ: Mapping[str, str]) -> Backend:
+def _s3(remote: Remote, environ: Mapping[str, str]) -> S3Backend | BotoBackend:
     from millpond.daemon.remote.s3settings import S3Settings
 
     parts = urlsplit(remote.url)

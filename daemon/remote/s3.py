@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -92,9 +92,28 @@ class S3Backend(S3Base):
             self._fail(error, "look at", key)
 
     def get(self, key: str, start: int = 0, size: int | None = None, *, etag: str | None = None) -> Got:
+        return self._get(key, start, size, {} if etag is None else {"if_match": etag}, lambda: self.head(key))
+
+    def head_version(self, key: str, version: str) -> Entry | None:
+        """As `head`, of one version of the object."""
+        try:
+            options: Any = {"version": version, "head": True}
+            return self._entry(key, obstore.get(self._store, self._prefix + key, options=options).meta)
+        except FileNotFoundError as error:
+            self._check_bucket(error)
+            return None
+        except Exception as error:
+            self._fail(error, f"look at version {version} of", key)
+
+    def get_version(self, key: str, version: str, start: int = 0, size: int | None = None) -> Got:
+        """As `get`, of one version of the object."""
+        return self._get(key, start, size, {"version": version}, lambda: self.head_version(key, version))
+
+    def _get(
+        self, key: str, start: int, size: int | None, options: dict[str, Any], head: Callable[[], Entry | None]
+    ) -> Got:
         if size == 0:
-            return Got(b"", self.there(key, self.head(key)))
-        options: dict[str, Any] = {} if etag is None else {"if_match": etag}
+            return Got(b"", self.there(key, head()))
         if size is not None:
             options["range"] = (start, start + size)
         elif start:
@@ -118,7 +137,7 @@ class S3Backend(S3Base):
             raise
         except Exception as error:
             if _status(str(error)) == "416":  # an empty object has no range, and nothing lies behind an object's end
-                entry = self.there(key, self.head(key))
+                entry = self.there(key, head())
                 if start >= entry.size:
                     return Got(b"", entry)
             self._fail(error, "read", key)
@@ -186,6 +205,12 @@ class S3Backend(S3Base):
             self._check_bucket(error)
         except Exception as error:
             self._fail(error, "remove", key)
+
+    def delete_many(self, keys: Sequence[str]) -> None:
+        try:
+            obstore.delete(self._store, [self._prefix + key for key in keys])
+        except Exception as error:
+            self._fail(error, "remove", keys[0])
 
     def close(self) -> None:
         if self._pool is not None:

@@ -13,7 +13,7 @@ from millpond.daemon.remote.s3base import S3Base
 from millpond.daemon.remote.s3settings import S3Settings, key_md5
 
 _MANY = 16
-_ABSENT = frozenset({"404", "NoSuchKey", "NotFound"})
+_ABSENT = frozenset({"404", "NoSuchKey", "NotFound", "NoSuchVersion"})
 _DENIED = frozenset(
     {"401", "403", "AccessDenied", "Forbidden", "ExpiredToken", "InvalidAccessKeyId", "SignatureDoesNotMatch"}
 )
@@ -54,19 +54,31 @@ class BotoBackend(S3Base):
                 self._full = settings.client(settings.connect_timeout, settings.retries + 1, 2 * _MANY)
 
     def head(self, key: str) -> Entry | None:
+        return self._head(key, {})
+
+    def head_version(self, key: str, version: str) -> Entry | None:
+        """As `head`, of one version of the object."""
+        return self._head(key, {"VersionId": version})
+
+    def _head(self, key: str, more: dict[str, str]) -> Entry | None:
         try:
-            return _entry(key, self._client.head_object(**self._at(key), **self._reading))
+            return _entry(key, self._client.head_object(**self._at(key), **self._reading, **more))
         except Exception as error:
             if _code(error) in _ABSENT:
                 return None
             self._fail(error, "look at", key)
 
     def get(self, key: str, start: int = 0, size: int | None = None, *, etag: str | None = None) -> Got:
-        options = dict(self._reading)
-        if etag is not None:
-            options["IfMatch"] = etag
+        return self._get(key, start, size, {} if etag is None else {"IfMatch": etag}, {})
+
+    def get_version(self, key: str, version: str, start: int = 0, size: int | None = None) -> Got:
+        """As `get`, of one version of the object."""
+        return self._get(key, start, size, {}, {"VersionId": version})
+
+    def _get(self, key: str, start: int, size: int | None, only: dict[str, str], which: dict[str, str]) -> Got:
+        options = {**self._reading, **only, **which}
         if size == 0:
-            return Got(b"", self.there(key, self.head(key)))
+            return Got(b"", self.there(key, self._head(key, which)))
         if start or size is not None:
             options["Range"] = f"bytes={start}-{'' if size is None else start + size - 1}"
         try:
@@ -74,7 +86,7 @@ class BotoBackend(S3Base):
             data = answer["Body"].read()
         except Exception as error:
             self._get_failed(error, key)
-            entry = self.head(key)
+            entry = self._head(key, which)
             if entry is None or start < entry.size:
                 self._fail(error, "read", key)
             return Got(b"", entry)
@@ -144,6 +156,16 @@ class BotoBackend(S3Base):
             self._client.delete_object(**self._at(key))
         except Exception as error:
             self._fail(error, "remove", key)
+
+    def delete_many(self, keys: Sequence[str]) -> None:
+        wanted = {"Objects": [{"Key": self._prefix + key} for key in keys], "Quiet": True}
+        try:
+            answer = self._client.delete_objects(Bucket=self._bucket, Delete=wanted)
+        except Exception as error:
+            self._fail(error, "remove", keys[0])
+        for failed in answer.get("Errors", ()):
+            key, code = str(failed.get("Key", ""))[len(self._prefix) :], str(failed.get("Code"))
+            raise (self.refused if code in _DENIED else self.failed)("remove", key, code)
 
     def close(self) -> None:
         for client in (self._first, self._full):

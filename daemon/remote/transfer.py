@@ -15,11 +15,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import TypeVar
 
 from millpond.daemon.errors import CancelledError, ObjectMissingError, RemoteError
 from millpond.daemon.names import ObjectName
-from millpond.daemon.remote.backend import PART_BYTES, Backend, Data, Entry, Got
+from millpond.daemon.remote.backend import DELETE_KEYS, PART_BYTES, Backend, Data, Entry, Got
 from millpond.daemon.remote.layout import MODERN, digest_of, key_of, keys_of
 from millpond.daemon.remote.pace import Budget, Pace
 
@@ -31,10 +32,14 @@ MOST = 48
 # More objects than this are looked for by listing, where that takes fewer requests than asking for each.
 _ASK_EACH = 1000
 _PREFIXES = tuple(f"{MODERN}/{number:02x}" for number in range(256))
+# All places where objects are: DVC 3's and those of DVC 1 and 2.
+PREFIXES = (*_PREFIXES, *(f"{number:02x}" for number in range(256)))
 # Names in one page of a listing.
 _PAGE = 1000
 # Small objects written together, and how many such groups are under way.
 GROUP_FILES, GROUP_BYTES, GROUPS = 512, 16 << 20, 3
+# Small things that are no objects, written together.
+_SMALL = 64
 # Ranges of one object under way at once.
 _RANGES = 8
 _TRIES = 4
@@ -136,6 +141,35 @@ class Transfer:
     def listings(self, prefixes: Iterable[str]) -> Iterator[list[Entry]]:
         """All that lies below each prefix."""
         return self._in_order(partial(self._list, prefix) for prefix in prefixes)
+
+    def delete(self, keys: Sequence[str], before: Callable[[], None]) -> Iterator[int]:
+        """Remove objects, `before` being called ahead of each request; how many are gone for good, again and again."""
+
+        def remove(start: int) -> None:
+            before()
+            self.backend.delete_many(keys[start : start + DELETE_KEYS])
+
+        starts = range(0, len(keys), DELETE_KEYS)
+        for number, _ in enumerate(self._in_order(partial(remove, start) for start in starts), 1):
+            yield min(number * DELETE_KEYS, len(keys))
+
+    def put_small(self, items: Iterable[tuple[str, Data]]) -> Iterator[int]:
+        """Write small things that are no objects, some together; how many are there for good, again and again."""
+        done = 0
+        source = iter(items)
+        groups = iter(lambda: list(islice(source, _SMALL)), [])
+
+        def put(group: list[tuple[str, Data]]) -> int:
+            self.backend.put_many(group)
+            return len(group)
+
+        for count in self._in_order(partial(put, group) for group in groups):
+            done += count
+            yield done
+
+    def get_small(self, keys: Iterable[str]) -> Iterator[Data]:
+        """Things that are no objects, each whole, in order. Raises ObjectMissingError."""
+        return (got.data for got in self._in_order(partial(self.backend.get, key) for key in keys))
 
     def read(self, name: ObjectName) -> bytes:
         """A whole object that is small, or that somebody waits for. Raises ObjectMissingError."""

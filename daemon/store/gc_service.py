@@ -33,6 +33,7 @@ log = logging.getLogger("millpond.store")
 
 # Bytes a second that rewriting copies.
 _RATE = 64 << 20
+_NAMED_BY_MD5 = ("md5", "md5-dos2unix")
 # Notes of projects that wait to be written.
 _MAX_NOTES = 64
 _MAX_NAMES = 4096
@@ -63,7 +64,7 @@ class GarbageService:
         names = params.get("names")
         if not isinstance(names, list) or len(names) > _MAX_NAMES:
             raise ProtocolError(f"'names' must be a list of at most {_MAX_NAMES} object names")
-        roots = [ledger.root_of(name) for name in map(parse_name, names) if name.algo in ("md5", "md5-dos2unix")]
+        roots = [ledger.root_of(name) for name in map(parse_name, names) if name.algo in _NAMED_BY_MD5]
 
         async def write() -> None:
             try:
@@ -151,6 +152,28 @@ class GarbageService:
         if not dry:
             self._daemon.nursery.start_soon(self.compact)
         return report
+
+    async def held(self, call: Call, params: dict[str, Any]) -> Reply:
+        """{projects} -> {whole: [path]} + memfd of roots: what the caller's pins and mounts show, and what `projects` were last known to
+        need. `whole` are projects all versions of which are mounted."""
+        uid, asked = call.uid, [str(path) for path in params.get("projects") or ()]
+        shown = [mount for mount in self._daemon.mounts.records() if mount.uid == uid]
+
+        def work() -> bytes:
+            book = self._store.ledger
+            found = {root for path in asked for root in book.roots(uid, path)}
+            found.update(bytes.fromhex(root) for pin in book.pins(uid) for root in pin.roots)
+            for mount in shown:
+                if mount.root:
+                    names = self._tree(bytes.fromhex(mount.root))
+                    found.update(ledger.root_of(name) for name in names if name.algo in _NAMED_BY_MD5)
+            return b"".join(found)
+
+        data = await self._in_thread(work)
+        if len(data) > memfd.MAX_BYTES:
+            raise BusyError("pins and mounts hold more objects than can be told of", hint="end some mounts first")
+        whole = sorted({wirepath.encode(mount.repo) for mount in shown if mount.versions})
+        return Reply({"whole": whole}, fds=[memfd.from_bytes(data)])
 
     async def compact(self) -> None:
         """Rewrite segments, one round at a time."""
@@ -262,6 +285,7 @@ def register(registry: Registry, daemon: Daemon) -> GarbageService:
     registry.register("gc.objects", service.objects, who="worker")
     registry.register("gc.roots", service.roots, who="worker")
     registry.register("gc.sweep", service.sweep, who="worker")
+    registry.register("gc.held", service.held, who="worker")
     registry.register("pins.add", service.pin, who="worker")
     registry.register("pins.remove", service.unpin, who="worker")
     registry.register("pins.list", service.pins, who="worker")

@@ -35,11 +35,11 @@ def processes(home: Home, what: str) -> list[int]:
     daemon = int(json.loads(status.stdout)["pid"])
     if what == "daemon":
         return [daemon]
-    zygotes = _children(daemon)
-    return [child for zygote in zygotes for child in _children(zygote)] if what == "worker" else zygotes
+    zygotes = children(daemon)
+    return [child for zygote in zygotes for child in children(zygote)] if what == "worker" else zygotes
 
 
-def _children(pid: int) -> list[int]:
+def children(pid: int) -> list[int]:
     try:
         return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except OSError:

@@ -256,7 +256,9 @@ def test_it_asks_first_and_refuses_what_it_cannot_do(home: Home) -> None:
     done = home.run("gc", "-w", "--grace", "0", code=254)
     assert "removes 1 object (1.50 kB)" in done.stdout and "--force" in done.stderr
     for option in ("--cloud", "--not-in-remote"):
-        assert "no remotes" in home.run("gc", "-w", option, code=254).stderr
+        assert "no remote is configured" in home.run("gc", "-w", option, code=251).stderr
+    assert "not allowed together" in home.run("gc", "-w", "-c", "--not-in-remote", code=254).stderr
+    assert "--cloud" in home.run("gc", "-w", "-r", "x", code=254).stderr
     home.run("gc", "-f", "--rev", "nothing", code=255)
     home.run("gc", "-f", "--date", "yesterday", code=254)
     home.run("gc", "-f", "-w", "-n", "3", code=254)

@@ -18,6 +18,8 @@ from millpond.daemon.errors import MillpondError, ObjectMissingError, RemoteChan
 from millpond.daemon.remote.backend import PART_BYTES, Backend, Entry, Got
 from millpond.daemon.remote.local import LocalBackend
 from millpond.daemon.remote.remotes import Remote, connect
+from millpond.daemon.remote.s3 import S3Backend
+from millpond.daemon.remote.s3boto import BotoBackend
 
 KINDS = ["local", "s3", "s3-boto", "ssh", "http", "http-whole"]
 
@@ -83,6 +85,14 @@ def test_what_is_put_is_there(backend: Backend) -> None:
     assert after is not None and after.etag != entry.etag
 
 
+def test_many_are_removed_at_once(backend: Backend) -> None:
+    keys = [f"a/{number}" for number in range(30)]
+    for key in [*keys, "b"]:
+        backend.put(key, b"x")
+    backend.delete_many([*keys[:20], "is/not/there"])
+    assert sorted(entry.key for entry in backend.list("")) == sorted([*keys[20:], "b"])
+
+
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(size=st.integers(0, 5000), start=st.integers(0, 6000), length=st.none() | st.integers(0, 7000))
 def test_ranges(backend: Backend, size: int, start: int, length: int | None) -> None:
@@ -91,6 +101,28 @@ def test_ranges(backend: Backend, size: int, start: int, length: int | None) -> 
     wanted = data[start:] if length is None else data[start : start + length]
     got = backend.get("x", start, length)
     assert bytes(got.data) == wanted and got.entry.size == size
+
+
+@pytest.mark.parametrize("kind", ["s3", "s3-boto"])
+def test_versions_are_read_by_their_ids(kind: str, s3: S3Server) -> None:
+    bucket = s3.bucket(f"b-{random.randrange(1 << 60):x}")
+    s3.client().put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+    contents = [b"one" * 1000, b"", b"three"]
+    ids = [s3.client().put_object(Bucket=bucket, Key="p/a b/x", Body=data)["VersionId"] for data in contents]
+    s3.client().delete_object(Bucket=bucket, Key="p/a b/x")
+    made = connect(Remote("r", f"s3://{bucket}/p", values(kind, s3)), {})
+    assert isinstance(made, S3Backend | BotoBackend) and made.head("a b/x") is None
+    for version, data in zip(ids, contents, strict=True):
+        entry = made.head_version("a b/x", version)
+        assert entry is not None and entry.size == len(data)
+        for start, size in ((0, None), (0, 10), (2, 2), (len(data), 5), (0, 0)):
+            got = made.get_version("a b/x", version, start, size)
+            assert bytes(got.data) == data[start : None if size is None else start + size]
+            assert got.entry.size == len(data) and got.entry.etag == entry.etag
+    assert made.head_version("a b/x", "no-such-version") is None
+    with pytest.raises(ObjectMissingError):
+        made.get_version("a b/x", "no-such-version")
+    made.close()
 
 
 def test_a_changed_object_is_not_read_on(backend: Backend) -> None:

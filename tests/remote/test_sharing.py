@@ -18,6 +18,7 @@ from tests.cli.helpers import Home
 from tests.faults.test_limits import sentence
 from tests.mounts.conftest import fill
 from tests.mounts.test_kills import processes
+from tests.project.realdvc import real_dvc
 from tests.remote.servers import KEY, SECRET, S3Server
 from tests.remote.shared import Team, data_of, key_of, s3_if_long
 from tests.store.helpers import sample
@@ -62,7 +63,7 @@ def test_pushing_twice_moves_nothing_and_asks_little(team: Team) -> None:
     first = json.loads(ann.run("push", "--json").stdout)
     again = json.loads(ann.run("push", "--json").stdout)
     assert (first["objects"], again["objects"], again["there"]) == (7, 0, 7)
-    assert again["requests"] == 2, "one for the manifest, one for the single file"
+    assert again["requests"] == 3, "whether garbage is collected there, the manifest, the single file"
     assert ann.run("push").stdout == "Everything is up to date.\n"
 
 
@@ -361,5 +362,59 @@ def test_objects_of_dvc_2_are_pulled(team: Team) -> None:
     bob = team.person("bob")
     (bob.repo / "text.dvc").write_text((ann.repo / "text.dvc").read_text())
     team.put(f"{value[:2]}/{value[2:]}", b"a\r\nc\r\n")
-    assert "not what their names say" in bob.run("pull", code=6).stderr
+    assert "not what" in bob.run("pull", code=6).stderr
     assert not (bob.repo / "text").exists() and not (bob.repo / ".dvc/cache" / value[:2] / value[2:]).exists()
+
+
+@s3_if_long
+def test_what_is_not_on_the_remote_is_as_dvc_s(team: Team) -> None:
+    ann = team.begin()
+    ann.run("cache", "export", "-A")
+
+    def both(home: Home, *options: str) -> list[str]:
+        words = ["data", "status", "--not-in-remote", "--json", *options]
+        found = json.loads(home.run(*words).stdout)
+        expected = json.loads(real_dvc().ok(*words, cwd=home.repo))
+        for told in (found, expected):
+            told["not_in_cache"] = []  # that of bob is in the store
+        assert {key: sorted(value) for key, value in found.items() if isinstance(value, list)} == {
+            key: sorted(value) for key, value in expected.items() if isinstance(value, list)
+        }
+        return sorted(found.get("not_in_remote", []))
+
+    assert both(ann) == ["data/", "one.csv"]
+    assert "data/a.txt" in both(ann, "--granular")
+    ann.run("push", "one.csv")
+    assert both(ann) == ["data/"] and both(ann, "data/a.txt", "one.csv", "--granular") == ["data/a.txt"]
+    assert json.loads(ann.run("data", "status", "--not-in-remote", "--json", "--no-remote-refresh").stdout) == {
+        "not_in_remote": ["data/"]
+    }
+    said = ann.run("data", "status", "--not-in-remote").stdout.replace("millpond", "dvc")
+    assert said == real_dvc().ok("data", "status", "--not-in-remote", cwd=ann.repo) and "Not in remote:" in said
+    ann.run("push")
+    assert both(ann, "--granular") == []
+    value = hashlib.md5(sample(5, 300_000)).hexdigest()
+    team.put(key_of(value), None)
+    asked = ["data", "status", "--not-in-remote", "--json", "--granular"]
+    assert "not_in_remote" not in ann.run(*asked, "--no-remote-refresh").stdout, "nobody asked"
+    bob = team.person("bob", ann)
+    assert both(bob, "--granular") == ["data/a.txt"]
+    ann.run("data", "status", "--not-in-remote", "-r", "nope", code=251)
+    with open(ann.repo / ".dvc/config", "w") as config:
+        config.write("")
+    assert both(ann) == ["data/", "one.csv"]
+
+
+@pytest.mark.parametrize("team", ["local"], indirect=True)
+def test_what_is_in_dvc_s_cache_needs_no_remote(team: Team) -> None:
+    ann = team.begin()
+    ann.run("cache", "export")
+    bob = team.person("bob", ann)
+    shutil.copytree(ann.repo / ".dvc/cache", bob.repo / ".dvc/cache")
+    (bob.repo / ".dvc/config").write_text("")
+    assert bob.run("fetch").stdout == "Everything is up to date.\n"
+    value = hashlib.md5(sample(5, 300_000)).hexdigest()
+    (bob.repo / ".dvc/cache" / key_of(value)).unlink()
+    done = bob.run("fetch", code=251)
+    sentence(done)
+    assert "'data'" in done.stderr and "no remote is configured" in done.stderr and "one.csv" not in done.stderr

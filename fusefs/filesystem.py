@@ -20,7 +20,7 @@ from typing import Any, Protocol, TypeVar
 
 import trio
 
-from millpond.daemon.errors import MillpondError, StoreDamagedError
+from millpond.daemon.errors import MillpondError, RemoteChangedError, StoreDamagedError
 from millpond.daemon.names import ObjectName
 from millpond.daemon.store.folders import (
     FILE,
@@ -35,10 +35,11 @@ from millpond.daemon.store.folders import (
 from millpond.daemon.store.index import Content
 from millpond.daemon.store.reader import Bytes, StoreReader
 from millpond.daemon.store.scrubstate import state_of
-from millpond.fusefs.asking import SourceClient
+from millpond.fusefs.asking import Told
 from millpond.fusefs.lazy import LazyFile, Waits, Walks
 from millpond.fusefs.memory import MapTrimmer
 from millpond.fusefs.reader import ChunkCache, ForeignFile, StoredFile
+from millpond.fusefs.sources import Sources
 
 log = logging.getLogger("millpond.fusefs")
 A = TypeVar("A")
@@ -133,12 +134,13 @@ class Filesystem:
         self,
         reader: StoreReader,
         chunks: ChunkCache,
-        source: SourceClient | None,
+        source: Sources | None,
         *,
         root: bytes | None,
         uid: int,
         totals: tuple[int, int],
         xattrs: bool = False,
+        verify: str = "blocks",
     ) -> None:
         self.folders = FolderReader(reader.index)
         self._lookups = FolderCache(self.folders)
@@ -150,6 +152,7 @@ class Filesystem:
         self._source_threads = trio.CapacityLimiter(SOURCE_REQUESTS)
         self._totals = totals
         self._xattrs = xattrs
+        self._verify = verify
         self.root = Node(ROOT, (ROOT, b""), root)
         self._nodes: dict[int, Node] = {ROOT: self.root}
         self._by_key: dict[tuple[int, bytes], Node] = {}
@@ -415,11 +418,25 @@ class Filesystem:
         """Bytes of an open file, in pieces. Raises FileError: EIO for what is damaged (logged), never wrong bytes."""
         file, name = self._open[handle]
         try:
-            parts = await file.read(offset, size)
+            try:
+                parts = await file.read(offset, size)
+            except RemoteChangedError:
+                # Its source is another one, which knows nothing of a file that was stored, checked, by the one before.
+                if not isinstance(file, LazyFile) or not self._go_on_stored(file):
+                    raise
+                parts = await file.read(offset, size)
         except (MillpondError, OSError) as error:
             raise self._unreadable(name, offset, size, error) from error
         self._counted(parts)
         return parts
+
+    def _go_on_stored(self, file: LazyFile) -> bool:
+        """Have an open file read from the store, if its content is there now."""
+        content = self._reader.resolve([file.name], self.uid)[0]
+        if content is None or content.size != file.size:
+            return False
+        file.stored = StoredFile(self._chunks, self._reader, content)
+        return True
 
     def _unreadable(self, name: str, offset: int, size: int, error: Exception) -> FileError:
         return self.failed(f"cannot read {name}, {size} bytes from {offset}: {error}")
@@ -458,12 +475,22 @@ class Filesystem:
             "last_error": self.last_error,
             "waits": self.waits.count,
             "waited_s": round(self.waits.seconds, 3),
-            "remote_requests": self._source.moved[0] if self._source is not None else 0,
-            "remote_bytes": self._source.moved[1] if self._source is not None else 0,
+            **self._source_statistics(),
             "up_s": round(time.time() - self._started, 1),
             **self.more_statistics(),
             "store_checked": scrub.passed,
             "store_damaged": scrub.passed_damaged + scrub.damaged,
+        }
+
+    def _source_statistics(self) -> dict[str, Any]:
+        told, starts = (Told(), 0) if self._source is None else (self._source.told, self._source.started)
+        return {
+            "remote_requests": told.requests,
+            "remote_bytes": told.bytes,
+            "needs_credentials": told.refused,
+            "verify": self._verify,
+            "unverified": told.unverified,
+            "source_starts": starts,
         }
 
     async def ask_source(self, work: Callable[[A], T], argument: A) -> T:

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from io import BytesIO
 from typing import TYPE_CHECKING, TypeVar
 
 from millpond.daemon.errors import MillpondError, ObjectMissingError, RemoteConfigError, StoreDamagedError
 from millpond.daemon.names import ObjectName
-from millpond.daemon.project.hashing import is_md5
+from millpond.daemon.project.hashing import digest_of
 from millpond.daemon.remote import remotes
 from millpond.daemon.remote.backend import Got
-from millpond.daemon.remote.layout import keys_of
+from millpond.daemon.remote.layout import MODERN, keys_of
 from millpond.daemon.remote.transfer import Transfer
 
 if TYPE_CHECKING:
     from millpond.daemon.project.config import Config
 
 T = TypeVar("T")
+# The key of no object: who may ask for it may ask for others.
+_NOTHING = f"{MODERN}/00/{'0' * 30}"
 
 
 class Places:
@@ -29,12 +32,14 @@ class Places:
         self._environ = environ
         self._lock = threading.Lock()
         self._transfers: list[Transfer] | None = None
+        # What was moved by those before.
+        self._before = 0, 0
 
     @property
     def moved(self) -> tuple[int, int]:
         """Requests and bytes so far."""
-        found = self._transfers or []
-        return sum(each.requests for each in found), sum(each.bytes for each in found)
+        with self._lock:
+            return self._moved()
 
     def transfers(self) -> list[Transfer]:
         """One for each remote that can be used. Raises RemoteConfigError where the default one cannot."""
@@ -46,7 +51,12 @@ class Places:
     def renew(self) -> None:
         """Connect anew: settings or credentials may have changed."""
         with self._lock:
+            self._before = self._moved()
             self._transfers = None
+
+    def check(self) -> None:
+        """Ask the default remote for something, and do not mind the answer. Raises CredentialsError, RemoteError, RemoteConfigError."""
+        self.transfers()[0].backend.head(_NOTHING)
 
     def sizes(self, names: Sequence[ObjectName]) -> dict[ObjectName, int]:
         """Those that are there, with their sizes, as the remotes tell them."""
@@ -79,6 +89,11 @@ class Places:
             f"object {name} is neither here nor on remote {shown}", hint="push it from where it still is"
         )
 
+    def _moved(self) -> tuple[int, int]:
+        found = self._transfers or []
+        requests, size = self._before
+        return requests + sum(each.requests for each in found), size + sum(each.bytes for each in found)
+
     def _connect(self) -> list[Transfer]:
         config = self._load()
         first = remotes.find(config)
@@ -94,7 +109,8 @@ class Places:
 
 def check(name: ObjectName, data: bytes) -> None:
     """Raise StoreDamagedError for bytes that are not what the name says."""
-    if not is_md5(data, name.hex):
+    # A manifest is named by its bytes under both algorithms.
+    if digest_of(BytesIO(data), "md5" if name.is_dir else name.algo) != name.hex:
         raise StoreDamagedError(
             f"object {name} on the remote is not what its name says", hint="push it again from where it is whole"
         )

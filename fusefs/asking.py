@@ -36,12 +36,13 @@ _Answer = tuple[dict[str, Any], list[int]]
 @dataclass(frozen=True, slots=True)
 class Told:
     """What a source tells of itself with each answer: requests to remotes and bytes from them so far; large objects that it has in
-    part, which nobody has checked as a whole yet; and why the remotes refuse it, empty if they do not."""
+    part, which nobody has checked as a whole yet; why the remotes refuse it, empty if they do not; and for which object they did."""
 
     requests: int = 0
     bytes: int = 0
     unverified: int = 0
     refused: str = ""
+    wanted: str = ""
 
     @classmethod
     def of(cls, answer: dict[str, Any], before: Told) -> Told:
@@ -51,7 +52,7 @@ class Told:
             return before
         try:
             requests, size, unverified = (int(told[key]) for key in ("requests", "bytes", "unverified"))
-            return cls(requests, size, unverified, str(told["refused"])[:_MAX_REASON])
+            return cls(requests, size, unverified, str(told["refused"])[:_MAX_REASON], str(told["wanted"])[:100])
         except (KeyError, TypeError, ValueError):
             return before
 

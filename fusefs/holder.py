@@ -7,8 +7,7 @@ Its control socket answers one JSON line a connection. None of its requests touc
     {"op": "abort"}                  ends the mount at once
     {"op": "source"} + a socket      -> {}: the source behind it follows the one that died
     {"op": "credentials"} + memory   -> {}, or {"error"}: the source asks remotes with the environment in that file (source.py)
-    {"op": "watch"}                  -> a line now and with each change: {"gone": no source is there, "refused": why remotes
-                                        refuse it, or ""}; until the other side hangs up
+    {"op": "watch"}                  -> a line now and with each change (Sources.state), until the other side hangs up
 """
 
 from __future__ import annotations
@@ -194,7 +193,7 @@ class Holder:
             nursery.start_soon(until_gone)
             while True:
                 changed = self._changed
-                state = {"gone": False, "refused": ""} if self._source is None else self._source.state
+                state: dict[str, object] = {"gone": False} if self._source is None else self._source.state
                 if state != told:
                     told = state
                     await stream.send_all(json.dumps(state).encode() + b"\n")

@@ -17,6 +17,7 @@ import os
 import socket
 import sys
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -90,13 +91,18 @@ class SourceServer:
         finally:
             framing.close_all(given)
         try:
-            with self._sending:
-                told = {} if self._fetcher is None else {"told": self._fetcher.told()}
-                framing.send(self._sock, framing.encode({"id": request.get("id"), **answer, **told}, fds), fds)
-        except OSError:  # nobody listens any more; serve ends too
-            log.debug("the holder hung up")
+            self._send({"id": request.get("id"), **answer}, fds)
         finally:
             framing.close_all(fds)
+
+    def _send(self, answer: dict[str, Any], fds: Sequence[int] = ()) -> None:
+        """An answer, or with an id that is no request's what there is to be told; with it what the fetcher tells."""
+        try:
+            with self._sending:
+                told = {} if self._fetcher is None else {"told": self._fetcher.told()}
+                framing.send(self._sock, framing.encode({**answer, **told}, fds), fds)
+        except OSError:  # nobody listens any more; serve ends too
+            log.debug("the holder hung up")
 
     def _perform(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         if request["op"] == "open":
@@ -144,7 +150,9 @@ class SourceServer:
                 places = Places(lambda: config.load(dvc_dir, os.environ), os.environ)
                 partials = Partials(os.path.join(user_folder(os.environ), "partial"), self._id)
                 settler = Settler.to(self._daemon_socket, self._caches[0] if self._caches else None)
-                self._fetcher = Fetcher(places, settler, partials, check_first=self._check_first)
+                self._fetcher = Fetcher(
+                    places, settler, partials, check_first=self._check_first, changed=lambda: self._send({"id": 0})
+                )
             return self._fetcher
 
     def _take_credentials(self, given: list[int]) -> None:

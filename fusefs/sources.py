@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 from millpond.daemon.errors import MillpondError
@@ -44,9 +45,14 @@ class Sources:
 
     @property
     def state(self) -> dict[str, object]:
-        """{gone, refused}: whether there is a source, and why remotes refuse it ("")."""
+        """{gone, refused, wanted}: whether there is a source, why remotes refuse it (""), and for which object they did."""
         with self._came:
-            return {"gone": self._client.ended and not self._closed, "refused": self._client.told.refused}
+            told = self._client.told
+            return {
+                "gone": self._client.ended and not self._closed,
+                "refused": told.refused,
+                "wanted": told.wanted,
+            }
 
     def replace(self, sock: socket.socket) -> None:
         """Another source is there."""
@@ -98,7 +104,7 @@ class Sources:
 
     def _sum(self) -> Told:
         before, told = self._before, self._client.told
-        return Told(before.requests + told.requests, before.bytes + told.bytes, told.unverified, told.refused)
+        return replace(told, requests=before.requests + told.requests, bytes=before.bytes + told.bytes)
 
     def _ask(self, work: Callable[[SourceClient], T]) -> T:
         until: float | None = None

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import logging
 import os
+import re
 import signal
 import socket
 import time
@@ -27,6 +28,7 @@ from millpond.daemon.errors import (
     MountError,
     NotMountedError,
     ProtocolError,
+    StoreDamagedError,
     from_wire,
 )
 from millpond.daemon.jobs.zygotes import Child
@@ -34,6 +36,7 @@ from millpond.daemon.mounts import engines, listings
 from millpond.daemon.mounts.records import MountRecord, MountRecords, new_id
 from millpond.daemon.rpc import framing
 from millpond.daemon.rpc.methods import Call, Registry
+from millpond.daemon.store.folders import FolderReader
 
 if TYPE_CHECKING:
     from millpond.daemon.main import Daemon
@@ -58,10 +61,19 @@ _MAX_LINE = 1 << 20
 # Of a holder's statistics, where it hands files to the kernel.
 _PASSTHROUGH = ("passthrough", "passthrough_files", "passthrough_bytes")
 # What a holder tells of files that were not here.
-_REMOTE = ("opens", "waits", "waited_s", "remote_requests", "remote_bytes")
-# What a holder's and a source's context keeps of the caller's environment.
-_KEPT = ("HOME", "PATH", "USER", "LOGNAME", "LANG", "TMPDIR")
+_REMOTE = ("opens", "waits", "waited_s", "remote_requests", "remote_bytes", "verify", "unverified", "source_starts")
+# The state of a mount that is served, and that remotes refuse.
+NEEDS_CREDENTIALS = "needs-credentials"
+# What a mount's record keeps of the caller's environment: where things are, also files with credentials; never a secret itself.
+_KEPT = frozenset(
+    ("HOME", "PATH", "USER", "LOGNAME", "LANG", "TMPDIR", "SSH_AUTH_SOCK", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
+    + ("AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE", "AWS_CA_BUNDLE")
+    + ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
+    + ("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_ROLE_ARN", "AWS_ROLE_SESSION_NAME")
+)
 _KEPT_PREFIXES = ("XDG_", "GIT_", "DVC_", "LC_", "MILLPOND_")
+# Of those with such a prefix: DVC_STUDIO_TOKEN, a header in GIT_CONFIG_VALUE_0.
+_SECRET = re.compile("TOKEN|SECRET|PASSW|CREDENTIAL|GIT_CONFIG_(KEY|VALUE|COUNT|PARAMETERS)")
 
 
 @dataclass(slots=True)
@@ -76,8 +88,9 @@ class Mount:
     ending: bool = False
     ended: trio.Event = field(default_factory=trio.Event)
     mending: trio.Lock = field(default_factory=trio.Lock)
-    # Why remotes refuse its source: they want other credentials.
+    # Why remotes refuse its source: they want other credentials; and the object that was asked for.
     refused: str = ""
+    wanted: str = ""
 
 
 class MountService:
@@ -268,7 +281,7 @@ class MountService:
                 async with await self._connect(mount) as stream:
                     await stream.send_all(b'{"op": "watch"}\n')
                     async for state in _lines(stream):
-                        mount.refused = str(state.get("refused") or "")
+                        mount.refused, mount.wanted = (str(state.get(key) or "") for key in ("refused", "wanted"))
                         if state.get("gone"):
                             if time.monotonic() - started > _SETTLED_S:
                                 pause = _PAUSE_S
@@ -331,6 +344,7 @@ class MountService:
             record = mount.record
             state = await self._ask(mount)
             stats = state.get("stats") or {}
+            refused = str(stats.get("needs_credentials") or "")
             found.append(
                 {
                     **{
@@ -340,7 +354,7 @@ class MountService:
                     "mountpoint": wirepath.encode(record.mountpoint),
                     "target": wirepath.encode(record.target),
                     "diff": record.options.get("diff"),
-                    "state": mount.state,
+                    "state": NEEDS_CREDENTIALS if refused and mount.state == "mounted" else mount.state,
                     "engine": state.get("engine"),
                     "engine_why": state.get("engine_why"),
                     "pid": record.pid if mount.child else None,
@@ -349,7 +363,7 @@ class MountService:
                     "read_bytes": stats.get("read_bytes", 0),
                     **{key: stats[key] for key in (*_PASSTHROUGH, *_REMOTE) if key in stats},
                     "rss": state.get("rss"),
-                    "error": mount.error or stats.get("last_error") or None,
+                    "error": mount.error or refused or stats.get("last_error") or None,
                 }
             )
         return {"mounts": found}
@@ -379,6 +393,34 @@ class MountService:
             raise NotMountedError(f"'{place}' is not a mount of yours", path=place, hint="see `millpond mounts`")
         system = self._daemon.system is not None
         return {"mounts": [record.to_json() for record in found], "system": system}
+
+    def refused(self, uid: int) -> list[tuple[str, str, str]]:
+        """Id, project and wanted object of this user's mounts that need other credentials."""
+        return [
+            (each.record.id, wirepath.encode(each.record.repo), each.wanted)
+            for each in self._mounts.values()
+            if each.refused and each.record.uid == uid
+        ]
+
+    async def credentials(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
+        """{id} + an environment (environs.py), which only the mount's source reads -> {} when its remotes answer to that. Raises
+        CredentialsError, RemoteError, RemoteConfigError, MountError."""
+        mount = self._mine(call, params)
+        environ = call.take_fd()
+        try:
+            await self._control(mount, {"op": "credentials"}, [environ], _CREDENTIALS_S)
+        finally:
+            os.close(environ)
+        return {}
+
+    async def tree(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
+        """{root} -> {there}: whether the index has this folder (hex)."""
+        reader = FolderReader(self._store.reader.index)
+        try:
+            await self._in_thread(lambda: reader.count(bytes.fromhex(str(params["root"]))))
+        except (StoreDamagedError, ValueError):
+            return {"there": False}
+        return {"there": True}
 
     async def ending(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
         """{id, ending} -> {}: the caller's worker is about to unmount (or could not): its end is wanted."""
@@ -488,7 +530,11 @@ async def _lines(stream: trio.SocketStream) -> AsyncIterator[dict[str, Any]]:
 def _kept_context(context: dict[str, Any]) -> dict[str, Any]:
     """What may lie in a record: no credentials."""
     env = context.get("env") or {}
-    kept = {key: value for key, value in env.items() if key in _KEPT or key.startswith(_KEPT_PREFIXES)}
+    kept = {
+        key: value
+        for key, value in env.items()
+        if key in _KEPT or (key.startswith(_KEPT_PREFIXES) and not _SECRET.search(key.upper()))
+    }
     return {"env": kept, "umask": context.get("umask", 0o022)}
 
 
@@ -512,6 +558,8 @@ def register(registry: Registry, daemon: Daemon) -> MountService:
     listings.register(registry, daemon)
     registry.register("mounts.create", service.create, who="worker")
     registry.register("mounts.find", service.find, who="worker")
+    registry.register("mounts.credentials", service.credentials, who="worker")
+    registry.register("mounts.tree", service.tree, who="worker")
     registry.register("mounts.ending", service.ending, who="worker")
     registry.register("mounts.detach", service.detach, who="worker")
     registry.register("mounts.removed", service.removed, who="worker")

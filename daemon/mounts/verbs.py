@@ -11,11 +11,12 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from millpond.daemon import environs, wirepath
-from millpond.daemon.errors import MountBusyError, MountError, RevisionError
+from millpond.daemon.errors import CredentialsError, MountBusyError, MountError, RemoteError, RevisionError
 from millpond.daemon.mounts import busy, place
 from millpond.daemon.mounts.differences import DiffPlanner
 from millpond.daemon.mounts.plan import Plan, Planner, Project
 from millpond.daemon.mounts.records import MountRecord
+from millpond.daemon.mounts.revival import login
 from millpond.daemon.names import ObjectName
 from millpond.daemon.project.destroy import destroy as project_destroy
 from millpond.daemon.project.repo import find_root
@@ -114,8 +115,13 @@ def remount(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
     project = Project.find(record.repo)
     if not record.versions:
         # The index may have been made anew since: make sure that the tree is there.
-        plan = _plan(context, project, record.target, record.commit, record.options.get("diff"))
-        values |= {"root": plan.root, "files": plan.files, "bytes": plan.bytes}
+        try:
+            plan = _plan(context, project, record.target, record.commit, record.options.get("diff"))
+            values |= {"root": plan.root, "files": plan.files, "bytes": plan.bytes}
+        except (CredentialsError, RemoteError):
+            # Sizes are asked of a remote, which may not let this environment in. The tree of before is as good, if it is there.
+            if not context.client.call("mounts.tree", {"root": record.root})[0]["there"]:
+                raise
     values["context"] = params["record"]["context"]
     values["caches"] = _caches(project)
     create(context, record.mountpoint, values)
@@ -274,4 +280,5 @@ VERBS: dict[str, Callable[[Any, dict[str, Any]], dict[str, Any]]] = {
     "remount": remount,
     "destroy": destroy,
     "tree": tree,
+    "remote.login": login,
 }

@@ -11,7 +11,7 @@ import contextlib
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from millpond.daemon import memfd
@@ -32,9 +32,17 @@ _MAX_HINTS = 4096
 
 class Fetcher:
     """For one mount. `partials` are for what is read in part; with `check_first` large objects are checked as a whole before a byte of
-    them is given out."""
+    them is given out; `changed` is called when there is something to be `told` that no request led to."""
 
-    def __init__(self, places: Places, settler: Settler, partials: Partials, *, check_first: bool = False) -> None:
+    def __init__(
+        self,
+        places: Places,
+        settler: Settler,
+        partials: Partials,
+        *,
+        check_first: bool = False,
+        changed: Callable[[], None] = lambda: None,
+    ) -> None:
         self._gate = Gate(places)
         self._settler = settler
         self._lock = threading.Lock()
@@ -43,7 +51,13 @@ class Fetcher:
         self._now = ThreadPoolExecutor(NOW, thread_name_prefix="fetch")
         self._ahead = ThreadPoolExecutor(AHEAD, thread_name_prefix="ahead")
         self._large = LargeObjects(
-            self._gate, settler, partials, now=self._now, ahead=self._ahead, check_first=check_first
+            self._gate,
+            settler,
+            partials,
+            now=self._now,
+            ahead=self._ahead,
+            check_first=check_first,
+            changed=changed,
         )
         self._flying: dict[ObjectName, Future[bytes]] = {}
         self._hints: OrderedDict[ObjectName, None] = OrderedDict()
@@ -52,14 +66,16 @@ class Fetcher:
         self._closed = False
 
     def told(self) -> dict[str, int | str]:
-        """{requests, bytes, unverified, refused}: what was moved so far, large objects that are here in part and that nobody has checked
-        as a whole, and why remotes refuse to be asked ("": they do not)."""
+        """{requests, bytes, unverified, refused, wanted}: what was moved so far, large objects that are here in part and that nobody has
+        checked as a whole, why remotes refuse to be asked ("": they do not), and for which object they did last."""
         requests, size = self._gate.moved
+        wanted = self._gate.wanted
         return {
             "requests": requests,
             "bytes": size,
             "unverified": self._large.unverified,
             "refused": self._gate.refused,
+            "wanted": "" if wanted is None else str(wanted),
         }
 
     def renew(self) -> None:

@@ -23,6 +23,7 @@ class Gate:
         # When a remote refused to be asked, and why, until one answers; and how often credentials were renewed: a refusal of those
         # before does not count.
         self._refused: tuple[float, CredentialsError] | None = None
+        self._wanted: ObjectName | None = None
         self._generation = 0
 
     @property
@@ -36,6 +37,12 @@ class Gate:
         with self._lock:
             return "" if self._refused is None else self._refused[1].message
 
+    @property
+    def wanted(self) -> ObjectName | None:
+        """What was asked for when they last refused."""
+        with self._lock:
+            return self._wanted
+
     def get(self, name: ObjectName, start: int, size: int | None, *, etag: str | None = None) -> Got:
         """As Places.get; a refusal of just now is told again, without asking."""
         with self._lock:
@@ -45,7 +52,7 @@ class Gate:
         try:
             got = self._places.get(name, start, size, etag=etag)
         except CredentialsError as error:
-            self._refuse(error, generation)
+            self._refuse(error, generation, name)
             self._places.renew()
             raise
         if refused is not None:
@@ -56,19 +63,19 @@ class Gate:
         """The environment is another one: ask the remotes with it. Raises CredentialsError, RemoteError, RemoteConfigError."""
         with self._lock:
             self._generation += 1
-            generation = self._generation
+            generation, wanted = self._generation, self._wanted
         self._places.renew()
         try:
-            self._places.check()
+            self._places.check(wanted)
         except CredentialsError as error:
-            self._refuse(error, generation)
+            self._refuse(error, generation, wanted)
             raise
         self._admit(generation)
 
-    def _refuse(self, error: CredentialsError, generation: int) -> None:
+    def _refuse(self, error: CredentialsError, generation: int, name: ObjectName | None) -> None:
         with self._lock:
             if generation == self._generation:
-                self._refused = time.monotonic(), error
+                self._refused, self._wanted = (time.monotonic(), error), name
 
     def _admit(self, generation: int) -> None:
         with self._lock:

@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -76,7 +76,8 @@ class _Large:
 
 
 class LargeObjects:
-    """Those of one mount. `now` are threads for those who wait, `ahead` for what comes ahead of need."""
+    """Those of one mount. `now` are threads for those who wait, `ahead` for what comes ahead of need; `changed` is called when one that
+    was here in part is checked."""
 
     def __init__(
         self,
@@ -87,6 +88,7 @@ class LargeObjects:
         now: ThreadPoolExecutor,
         ahead: ThreadPoolExecutor,
         check_first: bool = False,
+        changed: Callable[[], None] = lambda: None,
     ) -> None:
         self._gate = gate
         self._settler = settler
@@ -95,6 +97,7 @@ class LargeObjects:
         self._ahead = ahead
         self._filling = ThreadPoolExecutor(FILLED, thread_name_prefix="whole")
         self._check_first = check_first
+        self._tell = changed
         self._lock = threading.Lock()
         self._opening: dict[ObjectName, Future[_Large]] = {}
         self._large: OrderedDict[ObjectName, _Large] = OrderedDict()
@@ -109,7 +112,11 @@ class LargeObjects:
     def unverified(self) -> int:
         """Objects of which bytes may have been given out, and that nobody has checked as a whole yet."""
         with self._lock:
-            return sum(1 for name, each in self._large.items() if not (each.checked or self._is_first(name)))
+            return sum(
+                1
+                for name, each in self._large.items()
+                if not (each.checked or each.damaged is not None or self._is_first(name))
+            )
 
     def open(self, name: ObjectName, size: int) -> int:
         """A descriptor of the file that `ensure` fills. Raises as `ensure`."""
@@ -343,12 +350,14 @@ class LargeObjects:
                 if self._large.get(name) is large:
                     del self._large[name]
             large.partial.remove()
+            self._tell()
 
         self._settler.keep_file(name, large.partial.path, done)
 
     def _is_damaged(self, large: _Large) -> None:
         large.damaged = time.monotonic()
         large.partial.remove()
+        self._tell()
         log.error("object %s on the remote is not what its name says", large.partial.name)
 
     def _drop(self, large: _Large) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
@@ -12,15 +13,15 @@ from millpond.daemon.names import ObjectName
 from millpond.daemon.project.hashing import digest_of
 from millpond.daemon.remote import remotes
 from millpond.daemon.remote.backend import Got
-from millpond.daemon.remote.layout import MODERN, keys_of
+from millpond.daemon.remote.layout import keys_of
 from millpond.daemon.remote.transfer import Transfer
 
 if TYPE_CHECKING:
     from millpond.daemon.project.config import Config
 
 T = TypeVar("T")
-# The key of no object: who may ask for it may ask for others.
-_NOTHING = f"{MODERN}/00/{'0' * 30}"
+# An object that nobody has.
+NOTHING = ObjectName("md5", "0" * 32)
 
 
 class Places:
@@ -30,6 +31,8 @@ class Places:
     def __init__(self, load: Callable[[], Config], environ: Mapping[str, str]) -> None:
         self._load = load
         self._environ = environ
+        # One thread connects; others may look at what was moved meanwhile.
+        self._connecting = threading.Lock()
         self._lock = threading.Lock()
         self._transfers: list[Transfer] | None = None
         # What was moved by those before.
@@ -43,20 +46,25 @@ class Places:
 
     def transfers(self) -> list[Transfer]:
         """One for each remote that can be used. Raises RemoteConfigError where the default one cannot."""
-        with self._lock:
-            if self._transfers is None:
-                self._transfers = self._connect()
-            return self._transfers
+        with self._connecting:
+            found = self._transfers
+            if found is None:
+                found = self._connect()
+                with self._lock:
+                    self._transfers = found
+            return found
 
     def renew(self) -> None:
         """Connect anew: settings or credentials may have changed."""
-        with self._lock:
+        with self._connecting, self._lock:
             self._before = self._moved()
             self._transfers = None
 
-    def check(self) -> None:
-        """Ask the default remote for something, and do not mind the answer. Raises CredentialsError, RemoteError, RemoteConfigError."""
-        self.transfers()[0].backend.head(_NOTHING)
+    def check(self, name: ObjectName | None) -> None:
+        """Ask for a byte of an object, best of one that is there: S3 refuses those who may read, but not list, what is not. Raises
+        CredentialsError, RemoteError, RemoteConfigError."""
+        with contextlib.suppress(ObjectMissingError):
+            self.get(name or NOTHING, 0, 1)
 
     def sizes(self, names: Sequence[ObjectName]) -> dict[ObjectName, int]:
         """Those that are there, with their sizes, as the remotes tell them."""

@@ -15,8 +15,10 @@ from millpond.daemon.project.digests import Objects
 from millpond.daemon.project.manifest import ManifestEntry
 from millpond.daemon.project.repo import Repo
 from millpond.daemon.project.select import Choice
+from millpond.daemon.project.statcache import user_folder
 from millpond.daemon.remote import remotes
 from millpond.daemon.remote.known import Known
+from millpond.daemon.remote.partial import Partials
 from millpond.daemon.remote.remotes import Remote
 from millpond.daemon.remote.transfer import Transfer
 
@@ -78,7 +80,9 @@ class Links:
         if remote.name not in self._links:
             backend = remotes.connect(remote, self._environ)
             jobs = self._jobs or remote.count("jobs")
-            transfer = self._stack.enter_context(Transfer(backend, jobs=jobs, rate=rate(self._environ)))
+            partials = Partials(os.path.join(user_folder(self._environ), "partial"), "fetch")
+            made = Transfer(backend, jobs=jobs, rate=rate(self._environ), partials=partials)
+            transfer = self._stack.enter_context(made)
             where = f"{remote.url}\0{remote.values.get('endpointurl', '')}"
             known = Known(where, self._environ)
             self._stack.callback(known.close)

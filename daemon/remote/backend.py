@@ -47,6 +47,8 @@ class Backend(Protocol):
     near: bool
     # How many requests `put_many` has under way at once.
     many: int
+    # Whether writing small objects one by one, many at once, costs no more than `put_many`.
+    singly: bool
 
     def head(self, key: str) -> Entry | None:
         """What is there, None if nothing."""
@@ -84,6 +86,7 @@ class Base:
     """What all kinds tell alike."""
 
     name: str
+    singly = False
 
     def absent(self, key: str) -> ObjectMissingError:
         """There is no such object."""

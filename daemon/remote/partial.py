@@ -138,14 +138,13 @@ class Partials:
         self._own = os.path.join(folder, own)
         self._lock = threading.Lock()
         self._opened = 0
-        sweep(folder)
 
     def open(self, name: ObjectName, size: int, etag: str) -> Partial:
         """An object's file. Raises OSError."""
         with self._lock:
-            self._opened += 1
             if self._opened % _SWEEP_EVERY == 0:
                 sweep(self._folder)
+            self._opened += 1
         if not os.path.lexists(os.path.join(self._own, name.value)):
             with contextlib.suppress(BlockingIOError):
                 return Partial(self._folder, name, size, etag)

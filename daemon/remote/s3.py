@@ -19,8 +19,9 @@ from obstore import exceptions
 from obstore.store import S3Store
 
 from millpond.daemon.errors import CredentialsError, RemoteConfigError, RemoteError
-from millpond.daemon.remote.backend import PART_BYTES, Counted, Data, Entry, Got, parts
+from millpond.daemon.remote.backend import PART_BYTES, Counted, Data, Entry, Got
 from millpond.daemon.remote.s3base import S3Base
+from millpond.daemon.remote.s3boto import BotoBackend
 from millpond.daemon.remote.s3settings import S3Settings
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ class S3Backend(S3Base):
             credential_provider=self._credentials,
         )
         self._pool: ThreadPoolExecutor | None = None
+        # For objects of several parts: obstore cannot go on with an upload that was cut.
+        self._large: BotoBackend | None = None
         self._lock = threading.Lock()
 
     def head(self, key: str) -> Entry | None:
@@ -108,22 +111,10 @@ class S3Backend(S3Base):
         if size <= PART_BYTES:
             self.put(key, b"".join(bytes(piece) for piece in counted))
             return
-        try:
-            # Nothing appears under the key before the last part is in: an upload that fails is aborted.
-            obstore.put(
-                self._store,
-                self._prefix + key,
-                parts(counted),
-                use_multipart=True,
-                chunk_size=PART_BYTES,
-                max_concurrency=4,
-            )
-        except RemoteError:
-            raise
-        except Exception as error:
-            if counted.error is not None:
-                raise counted.error from error
-            self._fail(error, "write", key)
+        with self._lock:
+            if self._large is None:
+                self._large = BotoBackend(self.name, self._bucket, self._prefix.rstrip("/"), self._settings)
+        self._large.put_stream(key, counted, size)
 
     def put_many(self, items: Sequence[tuple[str, Data]]) -> None:
         with self._lock:
@@ -154,6 +145,8 @@ class S3Backend(S3Base):
     def close(self) -> None:
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
+        if self._large is not None:
+            self._large.close()
 
     def _entry(self, key: str, meta: Any) -> Entry:
         return Entry(key, meta["size"], meta.get("e_tag"), meta.get("version"), meta["last_modified"].timestamp())

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from millpond.daemon.errors import RemoteConfigError
+from millpond.daemon.project.statcache import user_folder
 
 if TYPE_CHECKING:
     import boto3
@@ -27,7 +28,7 @@ _BOTO_ONLY = {
 @dataclass(slots=True)
 class S3Settings:
     """Settings of one remote; times in seconds. `verify` is False, or a file of certificates; `extra` is what goes with each
-    put by boto3 (s3boto.py), with boto3's names."""
+    put by boto3 (s3boto.py), with boto3's names; `notes` is the folder where uploads in parts are noted."""
 
     profile: str | None = None
     credential_path: str | None = None
@@ -48,6 +49,7 @@ class S3Settings:
     read_timeout: float = 20.0
     deadline: float = 180.0
     retries: int = 6
+    notes: str | None = None
 
     @classmethod
     def of(cls, name: str, values: Mapping[str, str], environ: Mapping[str, str]) -> S3Settings:
@@ -76,6 +78,8 @@ class S3Settings:
             made.customer_key = _customer_key(key)
         if _flag(values.get("use_ssl"), True) is False and made.endpoint and made.endpoint.startswith("https:"):
             made.endpoint = "http:" + made.endpoint[len("https:") :]
+        if environ.get("HOME") or environ.get("XDG_CACHE_HOME"):
+            made.notes = os.path.join(user_folder(environ), "uploads")
         made.extra = {name: values[key] for key, name in _BOTO_ONLY.items() if key in values}
         return made
 

@@ -204,6 +204,8 @@ def mounts_lines(
             yield f"{path(mount['mountpoint'])}: {text.printable(str(mount['error']))}"
         if mount.get("remote_requests"):
             yield f"{path(mount['mountpoint'])}: {_remote_line(mount)}"
+        if verbose and mount.get("waited_disk_s") is not None:
+            yield f"{path(mount['mountpoint'])}: {_waited_line(mount)}"
         if verbose and mount.get("verify"):
             unverified = text.plural(mount.get("unverified") or 0, "object")
             yield f"{path(mount['mountpoint'])}: large objects are checked {_VERIFY[mount['verify']]}; {unverified} in part now"
@@ -215,6 +217,12 @@ def mounts_lines(
 
 
 _VERIFY = {"blocks": "when their last byte is here", "whole": "before they are read"}
+
+
+def _waited_line(mount: dict[str, Any]) -> str:
+    """What readers of a mount waited for."""
+    parts = [("remotes", "waited_s"), ("the disk", "waited_disk_s"), ("unpacking", "waited_unpacking_s")]
+    return "readers waited " + ", ".join(f"{mount[key]:.1f} s for {what}" for what, key in parts)
 
 
 def _remote_line(mount: dict[str, Any]) -> str:

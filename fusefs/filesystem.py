@@ -459,7 +459,8 @@ class Filesystem:
         return self._chunks.working
 
     def statistics(self) -> dict[str, Any]:
-        """Counters of this mount; and when the store was last read as a whole (0: never), and how many damaged records were
+        """Counters of this mount, `waited_*` being how long readers waited in all: `waited_s` for what was not here, the others for
+        what was; `hit_rate` is the part of all opens that did not wait for what was not here. And when the store was last read as a whole (0: never), and how many damaged records were
         found then and since."""
         scrub = state_of(self._reader.index)
         return {
@@ -475,6 +476,9 @@ class Filesystem:
             "last_error": self.last_error,
             "waits": self.waits.count,
             "waited_s": round(self.waits.seconds, 3),
+            "waited_unpacking_s": round(self._chunks.waited_unpacking_s, 3),
+            "waited_disk_s": round(self._chunks.waited_disk_s, 3),
+            "hit_rate": round(1 - min(1.0, self.waits.count / max(self.opens, 1)), 4),
             **self._source_statistics(),
             "up_s": round(time.time() - self._started, 1),
             **self.more_statistics(),

@@ -61,7 +61,10 @@ _MAX_LINE = 1 << 20
 # Of a holder's statistics, where it hands files to the kernel.
 _PASSTHROUGH = ("passthrough", "passthrough_files", "passthrough_bytes")
 # What a holder tells of files that were not here.
-_REMOTE = ("opens", "waits", "waited_s", "remote_requests", "remote_bytes", "verify", "unverified", "source_starts")
+_REMOTE = (
+    *("opens", "hit_rate", "waits", "waited_s", "waited_unpacking_s", "waited_disk_s"),
+    *("remote_requests", "remote_bytes", "verify", "unverified", "source_starts"),
+)
 # The state of a mount that is served, and that remotes refuse.
 NEEDS_CREDENTIALS = "needs-credentials"
 # What a mount's record keeps of the caller's environment: where things are, also files with credentials; never a secret itself.

@@ -42,7 +42,8 @@ def test_with_verify_whole_no_byte_of_a_wrong_object_is_given_out(team: Team, fa
         part_of(place / "large.bin", 0, 100)
     assert "not what its name says" in str(stats(place)["last_error"])
     assert shown(bob)["verify"] == "whole" and stats(place)["unverified"] == 0
-    assert "before they are read; 0 objects in part" in bob.run("mounts", "-v").stdout
+    said = bob.run("mounts", "-v").stdout
+    assert "before they are read; 0 objects in part" in said and "s for remotes, 0.0 s for the disk, 0.0 s for" in said
     bob.run("umount", str(place))
     team.put(key, expected["large.bin"])
     again = mount(bob, "n", "--verify", "whole")
@@ -64,6 +65,11 @@ def test_what_is_here_in_part_is_counted_until_it_is_checked(team: Team) -> None
     assert shown(bob)["unverified"] == 1 == stats(place)["unverified"]
     assert (place / "large.bin").read_bytes() == expected["large.bin"]
     eventually(lambda: shown(bob)["unverified"] == 0, "it is checked")
+    assert contents(place) == expected == contents(place)
+    now = shown(bob)
+    assert (
+        now["waited_s"] > 0 and now["waited_disk_s"] >= 0 and now["waited_unpacking_s"] > 0 and 0 < now["hit_rate"] < 1
+    )
 
 
 @pytest.mark.parametrize("team", ["local", pytest.param("s3", marks=pytest.mark.long)], indirect=True)

@@ -36,13 +36,15 @@ _Answer = tuple[dict[str, Any], list[int]]
 @dataclass(frozen=True, slots=True)
 class Told:
     """What a source tells of itself with each answer: requests to remotes and bytes from them so far; large objects that it has in
-    part, which nobody has checked as a whole yet; why the remotes refuse it, empty if they do not; and for which object they did."""
+    part, which nobody has checked as a whole yet; why the remotes refuse it, empty if they do not; for which object they did; and what
+    it says of the last large object that was found to be damaged, perhaps after bytes of it were read."""
 
     requests: int = 0
     bytes: int = 0
     unverified: int = 0
     refused: str = ""
     wanted: str = ""
+    damaged: str = ""
 
     @classmethod
     def of(cls, answer: dict[str, Any], before: Told) -> Told:
@@ -52,7 +54,8 @@ class Told:
             return before
         try:
             requests, size, unverified = (int(told[key]) for key in ("requests", "bytes", "unverified"))
-            return cls(requests, size, unverified, str(told["refused"])[:_MAX_REASON], str(told["wanted"])[:100])
+            texts = (str(told[key])[:_MAX_REASON] for key in ("refused", "wanted", "damaged"))
+            return cls(requests, size, unverified, *texts)
         except (KeyError, TypeError, ValueError):
             return before
 

@@ -463,6 +463,7 @@ class Filesystem:
         what was; `hit_rate` is the part of all opens that did not wait for what was not here. And when the store was last read as a whole (0: never), and how many damaged records were
         found then and since."""
         scrub = state_of(self._reader.index)
+        told = Told() if self._source is None else self._source.told
         return {
             "opens": self.opens,
             "reads": self.reads,
@@ -473,28 +474,23 @@ class Filesystem:
             "open_files": len(self._open),
             "known_directories": len(self._nodes),
             "errors": self.errors,
-            "last_error": self.last_error,
+            "last_error": self.last_error or told.damaged,
             "waits": self.waits.count,
             "waited_s": round(self.waits.seconds, 3),
             "waited_unpacking_s": round(self._chunks.waited_unpacking_s, 3),
             "waited_disk_s": round(self._chunks.waited_disk_s, 3),
             "hit_rate": round(1 - min(1.0, self.waits.count / max(self.opens, 1)), 4),
-            **self._source_statistics(),
-            "up_s": round(time.time() - self._started, 1),
-            **self.more_statistics(),
-            "store_checked": scrub.passed,
-            "store_damaged": scrub.passed_damaged + scrub.damaged,
-        }
-
-    def _source_statistics(self) -> dict[str, Any]:
-        told, starts = (Told(), 0) if self._source is None else (self._source.told, self._source.started)
-        return {
             "remote_requests": told.requests,
             "remote_bytes": told.bytes,
             "needs_credentials": told.refused,
             "verify": self._verify,
             "unverified": told.unverified,
-            "source_starts": starts,
+            "damaged": told.damaged,
+            "source_starts": self._source.started if self._source is not None else 0,
+            "up_s": round(time.time() - self._started, 1),
+            **self.more_statistics(),
+            "store_checked": scrub.passed,
+            "store_damaged": scrub.passed_damaged + scrub.damaged,
         }
 
     async def ask_source(self, work: Callable[[A], T], argument: A) -> T:

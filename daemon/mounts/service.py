@@ -366,7 +366,7 @@ class MountService:
                     "read_bytes": stats.get("read_bytes", 0),
                     **{key: stats[key] for key in (*_PASSTHROUGH, *_REMOTE) if key in stats},
                     "rss": state.get("rss"),
-                    "error": mount.error or refused or stats.get("last_error") or None,
+                    "error": mount.error or refused or stats.get("damaged") or stats.get("last_error") or None,
                 }
             )
         return {"mounts": found}

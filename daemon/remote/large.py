@@ -105,6 +105,8 @@ class LargeObjects:
         self._stored: OrderedDict[int, None] = OrderedDict()
         # When objects were found changed, the last few of them.
         self._changed: OrderedDict[ObjectName, float] = OrderedDict()
+        # What is to be said of the last object that was not what its name says.
+        self.last_damaged = ""
         # Blocks that came, of objects that are brought as a whole.
         self._came = 0
 
@@ -357,8 +359,9 @@ class LargeObjects:
     def _is_damaged(self, large: _Large) -> None:
         large.damaged = time.monotonic()
         large.partial.remove()
+        self.last_damaged = str(damaged(large.partial.name))
         self._tell()
-        log.error("object %s on the remote is not what its name says", large.partial.name)
+        log.error("%s", self.last_damaged)
 
     def _drop(self, large: _Large) -> None:
         """The object was changed on the remote: nothing of the other one is kept."""

@@ -207,15 +207,32 @@ def mounts_lines(
     for mount, line in zip(mounts, lines[1:], strict=True):
         yield line if mount["state"] == "mounted" else paint(line, "red" if mount["state"] == "dead" else "yellow")
     for mount in mounts:
-        if mount.get("error"):
+        if mount["state"] == "needs-credentials":
+            hint = "run a command in its project with credentials that are let in, or: millpond remote login"
+            yield f"{path(mount['mountpoint'])}: {text.printable(str(mount['error']))}; {hint}"
+        elif mount.get("error"):
             yield f"{path(mount['mountpoint'])}: {text.printable(str(mount['error']))}"
         if mount.get("remote_requests"):
             yield f"{path(mount['mountpoint'])}: {_remote_line(mount)}"
+        if verbose and mount.get("waited_disk_s") is not None:
+            yield f"{path(mount['mountpoint'])}: {_waited_line(mount)}"
+        if verbose and mount.get("verify"):
+            unverified = text.plural(mount.get("unverified") or 0, "object")
+            yield f"{path(mount['mountpoint'])}: large objects are checked {_VERIFY[mount['verify']]}; {unverified} in part now"
         if verbose and mount.get("engine_why"):
             yield f"{path(mount['mountpoint'])}: engine {mount['engine']}: {text.printable(mount['engine_why'])}"
         if verbose and (state := mount.get("passthrough")):
             files, size = text.plural(mount["passthrough_files"], "file"), text.size(mount["passthrough_bytes"])
             yield f"{path(mount['mountpoint'])}: passthrough {text.printable(str(state))}: {files}, {size}"
+
+
+_VERIFY = {"blocks": "when their last byte is here", "whole": "before they are read"}
+
+
+def _waited_line(mount: dict[str, Any]) -> str:
+    """What readers of a mount waited for."""
+    parts = [("remotes", "waited_s"), ("the disk", "waited_disk_s"), ("unpacking", "waited_unpacking_s")]
+    return "readers waited " + ", ".join(f"{mount[key]:.1f} s for {what}" for what, key in parts)
 
 
 def _remote_line(mount: dict[str, Any]) -> str:

@@ -12,8 +12,9 @@ import os
 import socket
 import stat
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any
 
 from millpond.daemon import wirepath
@@ -26,13 +27,46 @@ log = logging.getLogger("millpond.source")
 # A source that does not answer in this time is taken for gone: EIO.
 DEADLINE_S = 60.0
 
+# What a source may say of why it is refused, in characters.
+_MAX_REASON = 1000
+
 _Answer = tuple[dict[str, Any], list[int]]
 
 
-class SourceClient:
-    """Asks a source over a connected socket. Blocking; used from any number of threads, which the caller bounds."""
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a source tells of itself with each answer: requests to remotes and bytes from them so far; large objects that it has in
+    part, which nobody has checked as a whole yet; why the remotes refuse it, empty if they do not; for which object they did; and what
+    it says of the last large object that was found to be damaged, perhaps after bytes of it were read."""
 
-    def __init__(self, sock: socket.socket, *, deadline_s: float = DEADLINE_S) -> None:
+    requests: int = 0
+    bytes: int = 0
+    unverified: int = 0
+    refused: str = ""
+    wanted: str = ""
+    damaged: str = ""
+
+    @classmethod
+    def of(cls, answer: dict[str, Any], before: Told) -> Told:
+        """From an answer; what `before` was where it tells nothing, or nonsense."""
+        told = answer.get("told")
+        if not isinstance(told, dict):
+            return before
+        try:
+            requests, size, unverified = (int(told[key]) for key in ("requests", "bytes", "unverified"))
+            texts = (str(told[key])[:_MAX_REASON] for key in ("refused", "wanted", "damaged"))
+            return cls(requests, size, unverified, *texts)
+        except (KeyError, TypeError, ValueError):
+            return before
+
+
+class SourceClient:
+    """Asks a source over a connected socket. Blocking; used from any number of threads, which the caller bounds. `changed` is
+    called, from any thread, when the source is gone, and when remotes begin or end to refuse it."""
+
+    def __init__(
+        self, sock: socket.socket, *, deadline_s: float = DEADLINE_S, changed: Callable[[], None] = lambda: None
+    ) -> None:
         self._sock = sock
         self._sock.settimeout(deadline_s)
         self._deadline_s = deadline_s
@@ -43,8 +77,19 @@ class SourceClient:
         self._number = 0
         self._ended: MillpondError | None = None
         self._receiver: threading.Thread | None = None
-        # Requests to remotes and bytes from them, as the source last told.
-        self.moved = 0, 0
+        self._changed = changed
+        self.told = Told()
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing can be asked any more."""
+        with self._lock:
+            return self._ended is not None
+
+    def listen(self) -> None:
+        """Know of the source's end before anything is asked."""
+        with self._lock:
+            self._start_receiver()
 
     def open(self, name: ObjectName, size: int | None = None, near: Sequence[ObjectName] = ()) -> tuple[int, int, bool]:
         """(descriptor, size, whether all is there) of an object: a regular file of that size, and where not all of it is there,
@@ -63,11 +108,11 @@ class SourceClient:
         except BaseException:
             framing.close_all(fds)
             raise
-        self._note_moved(answer)
         return fds[0], found.st_size, answer.get("whole") is not False
 
-    def ensure(self, name: ObjectName, size: int, inode: int, offset: int, length: int) -> tuple[int, int]:
-        """Have a range of a file of `open` filled; the range [start, end) around it that is. Raises as `open`, RemoteChangedError."""
+    def ensure(self, name: ObjectName, size: int, inode: int, offset: int, length: int) -> tuple[int, int] | int:
+        """Have a range of a file of `open` filled; the range [start, end) around it that is. Or, of an object that is checked as a whole
+        first and is still coming, how much came so far: ask again. Raises as `open`, RemoteChangedError."""
         answer = self._plain(
             {
                 "op": "ensure",
@@ -78,16 +123,17 @@ class SourceClient:
                 "length": length,
             }
         )
-        self._note_moved(answer)
+        if "coming" in answer:
+            return int(answer["coming"])
         start, end = int(answer["start"]), int(answer["end"])
         if not 0 <= start <= offset or not min(offset + length, size) <= end <= size:
             raise ProtocolError(f"the source filled another range of object {name} than was asked for")
         return start, end
 
-    def _note_moved(self, answer: dict[str, Any]) -> None:
-        moved = answer.get("moved")
-        if isinstance(moved, list) and len(moved) == 2:
-            self.moved = int(moved[0]), int(moved[1])
+    def credentials(self, environ: int) -> None:
+        """Have the remotes asked with another environment, which a memory file holds (`environ`, a descriptor): nobody but the source
+        reads it. Raises CredentialsError, RemoteError, RemoteConfigError when they do not answer to that either."""
+        self._plain({"op": "credentials"}, [environ])
 
     def refs(self) -> dict[str, str]:
         """Branches and tags with their commits."""
@@ -108,17 +154,17 @@ class SourceClient:
             receiver.join()
         self._sock.close()
 
-    def _plain(self, request: dict[str, Any]) -> dict[str, Any]:
+    def _plain(self, request: dict[str, Any], given: Sequence[int] = ()) -> dict[str, Any]:
         """The answer to a request that takes no descriptors."""
-        answer, fds = self._ask(request)
+        answer, fds = self._ask(request, given)
         framing.close_all(fds)
         return answer
 
-    def _ask(self, request: dict[str, Any]) -> _Answer:
+    def _ask(self, request: dict[str, Any], given: Sequence[int] = ()) -> _Answer:
         number, future = self._expect()
         try:
             with self._sending:
-                framing.send(self._sock, framing.encode({"id": number, **request}))
+                framing.send(self._sock, framing.encode({"id": number, **request}, given), given)
         except OSError as error:
             # Half a frame may be on its way: nothing can be sent behind it.
             self._end(_gone(f"it takes no more requests ({error.strerror or error})"))
@@ -139,13 +185,16 @@ class SourceClient:
         with self._lock:
             if self._ended is not None:
                 raise _again(self._ended)
-            if self._receiver is None:
-                self._receiver = threading.Thread(target=self._receive, name="source-answers", daemon=True)
-                self._receiver.start()
+            self._start_receiver()
             self._number += 1
             future: Future[_Answer] = Future()
             self._waiting[self._number] = future
             return self._number, future
+
+    def _start_receiver(self) -> None:
+        if self._receiver is None:
+            self._receiver = threading.Thread(target=self._receive, name="source-answers", daemon=True)
+            self._receiver.start()
 
     def _receive(self) -> None:
         decoder = framing.Decoder(framing.parse_json)
@@ -168,6 +217,9 @@ class SourceClient:
 
     def _deliver(self, answer: dict[str, Any], fds: list[int]) -> None:
         number = answer.get("id")
+        told, self.told = self.told, Told.of(answer, self.told)
+        if told.refused != self.told.refused:
+            self._changed()
         with self._lock:
             future = self._waiting.pop(number, None) if type(number) is int else None
         if future is None:  # too late
@@ -184,6 +236,7 @@ class SourceClient:
             self._sock.shutdown(socket.SHUT_RDWR)
         for future in waiting.values():
             future.set_exception(_again(reason))
+        self._changed()
 
 
 def _again(error: MillpondError) -> MillpondError:

@@ -20,7 +20,7 @@ from typing import Any, Protocol, TypeVar
 
 import trio
 
-from millpond.daemon.errors import MillpondError, StoreDamagedError
+from millpond.daemon.errors import MillpondError, RemoteChangedError, StoreDamagedError
 from millpond.daemon.names import ObjectName
 from millpond.daemon.store.folders import (
     FILE,
@@ -35,10 +35,11 @@ from millpond.daemon.store.folders import (
 from millpond.daemon.store.index import Content
 from millpond.daemon.store.reader import Bytes, StoreReader
 from millpond.daemon.store.scrubstate import state_of
-from millpond.fusefs.asking import SourceClient
+from millpond.fusefs.asking import Told
 from millpond.fusefs.lazy import LazyFile, Waits, Walks
 from millpond.fusefs.memory import MapTrimmer
 from millpond.fusefs.reader import ChunkCache, ForeignFile, StoredFile
+from millpond.fusefs.sources import Sources
 
 log = logging.getLogger("millpond.fusefs")
 A = TypeVar("A")
@@ -133,12 +134,13 @@ class Filesystem:
         self,
         reader: StoreReader,
         chunks: ChunkCache,
-        source: SourceClient | None,
+        source: Sources | None,
         *,
         root: bytes | None,
         uid: int,
         totals: tuple[int, int],
         xattrs: bool = False,
+        verify: str = "blocks",
     ) -> None:
         self.folders = FolderReader(reader.index)
         self._lookups = FolderCache(self.folders)
@@ -150,6 +152,7 @@ class Filesystem:
         self._source_threads = trio.CapacityLimiter(SOURCE_REQUESTS)
         self._totals = totals
         self._xattrs = xattrs
+        self._verify = verify
         self.root = Node(ROOT, (ROOT, b""), root)
         self._nodes: dict[int, Node] = {ROOT: self.root}
         self._by_key: dict[tuple[int, bytes], Node] = {}
@@ -415,11 +418,25 @@ class Filesystem:
         """Bytes of an open file, in pieces. Raises FileError: EIO for what is damaged (logged), never wrong bytes."""
         file, name = self._open[handle]
         try:
-            parts = await file.read(offset, size)
+            try:
+                parts = await file.read(offset, size)
+            except RemoteChangedError:
+                # Its source is another one, which knows nothing of a file that was stored, checked, by the one before.
+                if not isinstance(file, LazyFile) or not self._go_on_stored(file):
+                    raise
+                parts = await file.read(offset, size)
         except (MillpondError, OSError) as error:
             raise self._unreadable(name, offset, size, error) from error
         self._counted(parts)
         return parts
+
+    def _go_on_stored(self, file: LazyFile) -> bool:
+        """Have an open file read from the store, if its content is there now."""
+        content = self._reader.resolve([file.name], self.uid)[0]
+        if content is None or content.size != file.size:
+            return False
+        file.stored = StoredFile(self._chunks, self._reader, content)
+        return True
 
     def _unreadable(self, name: str, offset: int, size: int, error: Exception) -> FileError:
         return self.failed(f"cannot read {name}, {size} bytes from {offset}: {error}")
@@ -442,9 +459,11 @@ class Filesystem:
         return self._chunks.working
 
     def statistics(self) -> dict[str, Any]:
-        """Counters of this mount; and when the store was last read as a whole (0: never), and how many damaged records were
+        """Counters of this mount, `waited_*` being how long readers waited in all: `waited_s` for what was not here, the others for
+        what was; `hit_rate` is the part of all opens that did not wait for what was not here. And when the store was last read as a whole (0: never), and how many damaged records were
         found then and since."""
         scrub = state_of(self._reader.index)
+        told = Told() if self._source is None else self._source.told
         return {
             "opens": self.opens,
             "reads": self.reads,
@@ -455,11 +474,19 @@ class Filesystem:
             "open_files": len(self._open),
             "known_directories": len(self._nodes),
             "errors": self.errors,
-            "last_error": self.last_error,
+            "last_error": self.last_error or told.damaged,
             "waits": self.waits.count,
             "waited_s": round(self.waits.seconds, 3),
-            "remote_requests": self._source.moved[0] if self._source is not None else 0,
-            "remote_bytes": self._source.moved[1] if self._source is not None else 0,
+            "waited_unpacking_s": round(self._chunks.waited_unpacking_s, 3),
+            "waited_disk_s": round(self._chunks.waited_disk_s, 3),
+            "hit_rate": round(1 - min(1.0, self.waits.count / max(self.opens, 1)), 4),
+            "remote_requests": told.requests,
+            "remote_bytes": told.bytes,
+            "needs_credentials": told.refused,
+            "verify": self._verify,
+            "unverified": told.unverified,
+            "damaged": told.damaged,
+            "source_starts": self._source.started if self._source is not None else 0,
             "up_s": round(time.time() - self._started, 1),
             **self.more_statistics(),
             "store_checked": scrub.passed,

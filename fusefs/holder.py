@@ -1,8 +1,13 @@
 """The holder: the process that serves one mount. It reads the store by itself, needs no daemon once it runs, and ends when
 the mount is gone.
 
-Its control socket answers one JSON line a connection: `{"op": "state"}` (who it is, its counters) and `{"op": "abort"}`
-(end the mount at once). Neither touches the mount.
+Its control socket answers one JSON line a connection. None of its requests touches the mount:
+
+    {"op": "state"}                  -> who it is, its counters
+    {"op": "abort"}                  ends the mount at once
+    {"op": "source"} + a socket      -> {}: the source behind it follows the one that died
+    {"op": "credentials"} + memory   -> {}, or {"error"}: the source asks remotes with the environment in that file (source.py)
+    {"op": "watch"}                  -> a line now and with each change (Sources.state), until the other side hangs up
 """
 
 from __future__ import annotations
@@ -21,19 +26,22 @@ from typing import Any
 import trio
 
 from millpond.daemon import wirepath
-from millpond.daemon.errors import BusyError, InternalError, MillpondError, from_system
+from millpond.daemon.errors import BusyError, InternalError, MillpondError, ProtocolError, from_system
 from millpond.daemon.mounts.engines import AUTO, choose
+from millpond.daemon.rpc import framing
 from millpond.daemon.store.reader import StoreReader
 from millpond.fusefs import engines
-from millpond.fusefs.asking import SourceClient
 from millpond.fusefs.engines import EngineSettings, direct_engine
 from millpond.fusefs.filesystem import Filesystem
 from millpond.fusefs.reader import BUFFER_BYTES, ChunkCache
+from millpond.fusefs.sources import Sources
 from millpond.fusefs.versions import VersionsFilesystem
 
 log = logging.getLogger("millpond.holder")
 
 _LOG_BYTES = 4 << 20
+# Who connects to the control socket must ask, and take the answer, in this time.
+_CONTROL_S = 5.0
 # How often a holder looks for segments that were removed.
 _LET_GO_S = 5
 # Imported here, so that a holder forked from a process that has this module need not.
@@ -43,7 +51,8 @@ PRELOADED = (direct_engine,)
 @dataclass(frozen=True, slots=True)
 class HolderSettings:
     """What a holder is told. `root` is hex, None with `versions`; `uid` the caller's; `control` the socket's path; `device`
-    a /dev/fuse descriptor that is mounted already (system mode), else -1."""
+    a /dev/fuse descriptor that is mounted already (system mode), else -1; `successor_s` how long a reader waits for another
+    source when the one there was has died (0: none comes); `verify` is told on."""
 
     id: str
     store: str
@@ -61,21 +70,27 @@ class HolderSettings:
     read_ahead_kb: int = engines.READ_AHEAD_KB
     materialize: int = 0
     device: int = -1
+    successor_s: float = 0.0
+    verify: str = "blocks"
 
 
 class Holder:
     """One mount being served. Raises MountError when its engine is not there."""
 
-    def __init__(self, settings: HolderSettings, source: SourceClient | None) -> None:
+    def __init__(self, settings: HolderSettings, source: Sources | None) -> None:
         self._settings = settings
         self._choice = choose(settings.engine)
         self._source = source
         self._filesystem: Filesystem | None = None
+        # Set, and replaced, when the source's state changes.
+        self._changed = trio.Event()
 
     async def serve(self, ready: socket.socket) -> None:
         """Mount, say so on `ready`, serve, return when the mount is gone. Raises MountError."""
         settings = self._settings
         reader = StoreReader.open(Path(settings.store), BUFFER_BYTES)
+        if self._source is not None:
+            self._listen_to(self._source)
         try:
             async with trio.open_nursery() as nursery:
                 chunks = ChunkCache(reader, nursery)
@@ -88,6 +103,7 @@ class Holder:
                     uid=settings.uid,
                     totals=(settings.files, settings.bytes),
                     xattrs=settings.xattrs,
+                    verify=settings.verify,
                 )
                 listener = await _listen(settings.control)
                 nursery.start_soon(self._control, listener)
@@ -120,23 +136,81 @@ class Holder:
         await trio.serve_listeners(self._answer, [listener])
 
     async def _answer(self, stream: trio.SocketStream) -> None:
-        with contextlib.suppress(trio.BrokenResourceError, ValueError), trio.move_on_after(5):
-            request = json.loads(await stream.receive_some(4096))
-            if not isinstance(request, dict):
-                raise ValueError("no request")
-            if request.get("op") == "abort":
-                os.kill(os.getpid(), signal.SIGKILL)
-            assert self._filesystem is not None
-            answer = {
-                "id": self._settings.id,
-                "pid": os.getpid(),
-                "rss": _rss_bytes(),
-                "engine": self._choice.engine,
-                "engine_why": self._choice.why,
-                "stats": self._filesystem.statistics(),
-            }
-            await stream.send_all(json.dumps(answer).encode() + b"\n")
-        await stream.aclose()
+        fds: list[int] = []
+        try:
+            async with stream:
+                request: dict[str, Any] | None = None
+                with trio.move_on_after(_CONTROL_S):
+                    data, control, flags, _ = await stream.socket.recvmsg(
+                        4096, framing.ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
+                    )
+                    fds = framing.taken_in(data, control, flags) or []
+                    request, _ = framing.parse_json(data)
+                if request is not None and request.get("op") == "watch":
+                    await self._tell_changes(stream)
+                elif request is not None:
+                    answer = await self._perform(str(request.get("op")), fds)
+                    with trio.move_on_after(_CONTROL_S):
+                        await stream.send_all(json.dumps(answer).encode() + b"\n")
+        except* (OSError, trio.BrokenResourceError, MillpondError) as group:
+            log.info("a request on the control socket failed: %s", group.exceptions[0])
+        finally:
+            framing.close_all(fds)
+
+    async def _perform(self, op: str, fds: list[int]) -> dict[str, Any]:
+        if op == "abort":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if op in ("source", "credentials"):
+            if self._source is None or len(fds) != 1:
+                raise ProtocolError(f"{op} takes one descriptor, and a mount with a source")
+            if op == "source":
+                await trio.to_thread.run_sync(self._source.replace, socket.socket(fileno=fds.pop()))
+                return {}
+            try:
+                await trio.to_thread.run_sync(self._source.credentials, fds[0])
+                return {}
+            except MillpondError as error:
+                return {"error": error.to_wire()}
+        assert self._filesystem is not None
+        return {
+            "id": self._settings.id,
+            "pid": os.getpid(),
+            "rss": _rss_bytes(),
+            "engine": self._choice.engine,
+            "engine_why": self._choice.why,
+            "stats": self._filesystem.statistics(),
+        }
+
+    async def _tell_changes(self, stream: trio.SocketStream) -> None:
+        """A line for each state of the source, until the other side hangs up."""
+        told: dict[str, object] | None = None
+        async with trio.open_nursery() as nursery:
+
+            async def until_gone() -> None:
+                await stream.receive_some(1)
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(until_gone)
+            while True:
+                changed = self._changed
+                state: dict[str, object] = {"gone": False} if self._source is None else self._source.state
+                if state != told:
+                    told = state
+                    await stream.send_all(json.dumps(state).encode() + b"\n")
+                await changed.wait()
+
+    def _listen_to(self, source: Sources) -> None:
+        token = trio.lowlevel.current_trio_token()
+
+        def change() -> None:
+            self._changed.set()
+            self._changed = trio.Event()
+
+        def changed() -> None:
+            with contextlib.suppress(trio.RunFinishedError):
+                token.run_sync_soon(change)
+
+        source.changed = changed
 
 
 async def _let_go(reader: StoreReader) -> None:
@@ -170,7 +244,7 @@ def run(request: dict[str, Any], fds: list[int]) -> int:
     settings = HolderSettings(**values)
     _log_to(settings.log)
     ready = socket.socket(fileno=fds[0])
-    source = SourceClient(socket.socket(fileno=fds[1]))
+    source = Sources(socket.socket(fileno=fds[1]), successor_s=settings.successor_s)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):  # only an unmount ends it
         signal.signal(number, signal.SIG_IGN)
     try:

@@ -8,18 +8,23 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import trio
+
+from millpond.daemon.errors import RemoteError
 from millpond.daemon.names import ObjectName
 from millpond.daemon.remote.partial import WHOLE_BYTES
 from millpond.daemon.store.folders import FILE, Entry, FolderReader
 from millpond.daemon.store.reader import Bytes, StoreReader
-from millpond.fusefs.asking import SourceClient
-from millpond.fusefs.reader import ForeignFile
+from millpond.fusefs.reader import ForeignFile, StoredFile
+from millpond.fusefs.sources import Sources
 
 # Files that are told ahead at once, from the third on that was not here, and entries looked at together.
 _NEAR, _AFTER, _PAGE = 256, 2, 64
 # Bytes that may be brought ahead at first, and for each byte that was not here.
 _FIRST_BYTES, _FACTOR = 8 << 20, 8
 _FOLDERS = 256
+# A large object that is checked before it is read is given up when nothing comes for so long.
+_SILENCE_S = 45.0
 
 Ask = Callable[[Callable[[Any], Any], Any], Awaitable[Any]]
 
@@ -28,29 +33,52 @@ class LazyFile(ForeignFile):
     """An open file that fills while it is read: the descriptor is of the source's sparse file. What is known to be there is read at
     once."""
 
-    def __init__(self, source: SourceClient, ask: Ask, waits: Waits, name: ObjectName, fd: int, size: int) -> None:
+    def __init__(self, source: Sources, ask: Ask, waits: Waits, name: ObjectName, fd: int, size: int) -> None:
         super().__init__(fd, size)
         self._source = source
         self._ask = ask
         self._waits = waits
-        self._name = name
+        self.name = name
         self._inode = os.fstat(fd).st_ino
+        # What is read in place of the file once it is known to be stored.
+        self.stored: StoredFile | None = None
         # The range that is there for certain, around where the last reader was.
         self._there = 0, 0
 
     def ready(self, offset: int, size: int) -> list[Bytes] | None:
         """What `read` gives, when it is there and in the page cache; else None."""
+        if self.stored is not None:
+            return self.stored.ready(offset, size)
         return super().ready(offset, size) if self._is_there(offset, size) else None
 
     async def read(self, offset: int, size: int) -> list[Bytes]:
         """Bytes from `offset`, fewer only at the end. Raises OSError, MillpondError."""
+        if self.stored is not None:
+            return await self.stored.read(offset, size)
         if not self._is_there(offset, size):
-            wanted = min(size, self.size - offset)
             with self._waits:
-                self._there = await self._ask(
-                    lambda source: source.ensure(self._name, self.size, self._inode, offset, wanted), self._source
-                )
+                self._there = await self._brought(offset, min(size, self.size - offset))
         return await super().read(offset, size)
+
+    def close(self) -> None:
+        """No more reads come."""
+        if self.stored is not None:
+            self.stored.close()
+        super().close()
+
+    async def _brought(self, offset: int, size: int) -> tuple[int, int]:
+        """The range around what is asked for that is there. What comes as a whole is waited for as long as more of it comes."""
+        seen, since = -1, trio.current_time()
+        while True:
+            found: tuple[int, int] | int = await self._ask(
+                lambda source: source.ensure(self.name, self.size, self._inode, offset, size), self._source
+            )
+            if not isinstance(found, int):
+                return found
+            if found != seen:
+                seen, since = found, trio.current_time()
+            elif trio.current_time() - since > _SILENCE_S:
+                raise RemoteError(f"nothing of object {self.name} came from the remote in {_SILENCE_S:g} s")
 
     def _is_there(self, offset: int, size: int) -> bool:
         start, end = self._there

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import TypeVar
@@ -72,6 +73,8 @@ class ChunkCache:
         self.hits = 0
         self.misses = 0
         self.bytes_read = 0
+        # How long readers waited in all for chunks to be checked and unpacked, and for the disk that they lie on.
+        self.waited_unpacking_s = self.waited_disk_s = 0.0
 
     @property
     def window(self) -> int:
@@ -112,7 +115,11 @@ class ChunkCache:
             if self.has(chunk_id):
                 return self.take(chunk_id)
             load = self._loading.get(chunk_id) or self._start([chunk_id], drop=False)
+            began = time.monotonic()
             await load.done.wait()
+            waited = time.monotonic() - began
+            self.waited_unpacking_s += waited * load.busy
+            self.waited_disk_s += waited * (1.0 - load.busy)
             if chunk_id in load.found:
                 return load.found[chunk_id]
             if load.error is not None and load.alone:
@@ -125,9 +132,11 @@ class ChunkCache:
         if chunk_id in self._loading:
             return False
         # One reader is served best without a change of threads; several are unpacked for in parallel.
+        began = time.monotonic()
         data = self._reader.read_chunk_nowait(chunk_id, INLINE_BYTES if self.is_shared else ALONE_BYTES)
         if data is None:
             return False
+        self.waited_unpacking_s += time.monotonic() - began
         self._lucky += 1
         self._keep(chunk_id, data)
         return True
@@ -171,7 +180,7 @@ class ChunkCache:
 
     async def _run(self, ids: list[bytes], load: _Load, drop: bool, around: int) -> None:
         try:
-            found = await trio.to_thread.run_sync(self._read, ids, drop, around, limiter=self._threads)
+            found, load.busy = await trio.to_thread.run_sync(self._read, ids, drop, around, limiter=self._threads)
             load.found = dict(zip(ids, found, strict=True))
             for chunk_id, data in load.found.items():
                 self._keep(chunk_id, data)
@@ -183,10 +192,13 @@ class ChunkCache:
                 del self._loading[chunk_id]
             load.done.set()
 
-    def _read(self, ids: list[bytes], drop: bool, around: int) -> list[Bytes]:
+    def _read(self, ids: list[bytes], drop: bool, around: int) -> tuple[list[Bytes], float]:
+        """The chunks; and for which part of the time the processor was at work, the rest being the disk's."""
+        began, busy = time.monotonic(), time.thread_time()
         if around:
             self._reader.will_need(ids[0], around)
-        return self._reader.read_chunks(ids, drop=drop)
+        found = self._reader.read_chunks(ids, drop=drop)
+        return found, min(1.0, (time.thread_time() - busy) / max(time.monotonic() - began, 1e-9))
 
     def _keep(self, chunk_id: bytes, data: Bytes) -> None:
         self.bytes_read += len(data)
@@ -218,12 +230,14 @@ def _buffer_of(data: Bytes) -> Bytes | bytearray:
 
 
 class _Load:
-    """Chunks under way in one thread; when `done`, what was `found`, or the `error`."""
+    """Chunks under way in one thread; when `done`, what was `found`, or the `error`, and for which part of the time it was not the disk
+    that was waited for (`busy`)."""
 
-    __slots__ = ("alone", "done", "error", "found")
+    __slots__ = ("alone", "busy", "done", "error", "found")
 
     def __init__(self, *, alone: bool) -> None:
         self.alone = alone
+        self.busy = 0.0
         self.done = trio.Event()
         self.found: dict[bytes, Bytes] = {}
         self.error: Exception | None = None

@@ -2,9 +2,10 @@
 
 The source runs as the caller, beside the holder, and outlives the daemon as it does. It opens objects of the project's
 DVC cache (checked against their names) and blobs of its Git repository, brings what only its remotes have (daemon/remote/fetcher.py),
-and passes descriptors; it also tells branches
-and tags, and asks the daemon, as its user, for the tree of a revision. It answers JSON lines on a socket pair; the other
-side is asking.py.
+and passes descriptors; it also tells branches and tags, and asks the daemon, as its user, for the tree of a revision. It answers
+JSON lines on a socket pair; the other side is asking.py.
+
+Its environment, which may hold credentials, comes in a memory file that nobody on the way reads, and is kept nowhere else.
 """
 
 from __future__ import annotations
@@ -16,18 +17,20 @@ import os
 import socket
 import sys
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from millpond.daemon import memfd, wirepath
-from millpond.daemon.errors import InternalError, MillpondError, ObjectMissingError, RemoteConfigError
+from millpond.daemon import environs, memfd, wirepath
+from millpond.daemon.errors import InternalError, MillpondError, ObjectMissingError, ProtocolError, RemoteConfigError
 from millpond.daemon.names import ObjectName
 from millpond.daemon.project import config
 from millpond.daemon.project.dvccache import DvcCache
 from millpond.daemon.project.gitrepo import GitRepo
 from millpond.daemon.project.statcache import user_folder
 from millpond.daemon.remote.fetcher import Fetcher
-from millpond.daemon.remote.partial import sweep
+from millpond.daemon.remote.layout import LEGACY
+from millpond.daemon.remote.partial import Partials
 from millpond.daemon.remote.places import Places, without_remote
 from millpond.daemon.remote.settling import Settler
 from millpond.daemon.rpc import framing
@@ -38,6 +41,8 @@ log = logging.getLogger("millpond.source")
 # Requests answered at once: most of them wait for a remote; one that is slow (a large object is checked, a revision
 # listed) holds up no other.
 THREADS = 40
+# What `verify` of a mount may be: large objects are checked when their last block is there, or before their first byte is given out.
+BLOCKS, WHOLE = "blocks", "whole"
 
 
 class SourceServer:
@@ -49,7 +54,9 @@ class SourceServer:
         self._repo_path = wirepath.decode(settings["repo"])
         self._target = settings.get("target") or ""
         self._daemon_socket = settings["socket"]
-        self._context = settings["context"]
+        self._id = str(settings.get("id") or os.getpid())
+        self._check_first = settings.get("verify") == WHOLE
+        self._umask = settings.get("umask", 0o022)
         self._caches = [DvcCache(wirepath.decode(folder)) for folder in settings["caches"]]
         # libgit2's objects are not for two threads at once.
         self._git_lock = threading.Lock()
@@ -63,28 +70,39 @@ class SourceServer:
         with ThreadPoolExecutor(THREADS, thread_name_prefix="source") as pool:
             while framing.receive(self._sock, decoder):
                 while (item := decoder.next()) is not None:
-                    request, fds = item
-                    framing.close_all(fds)
-                    pool.submit(self._answer, request)
-        if self._fetcher is not None:
-            self._fetcher.close()
+                    pool.submit(self._answer, *item)
+            # Whoever follows this source is to find what it has in part free.
+            if self._fetcher is not None:
+                self._fetcher.close()
 
-    def _answer(self, request: dict[str, Any]) -> None:
+    def _answer(self, request: dict[str, Any], given: list[int]) -> None:
         fds: list[int] = []
         try:
-            answer = self._perform(request, fds)
+            if request["op"] == "credentials":
+                self._take_credentials(given)
+                answer = {}
+            else:
+                answer = self._perform(request, fds)
         except MillpondError as error:
             answer = {"error": error.to_wire()}
         except Exception as error:  # whatever it is, who asked must not wait for ever
             log.exception("request %r failed", request.get("op"))
             answer = {"error": InternalError(f"the source failed: {error!r}").to_wire()}
+        finally:
+            framing.close_all(given)
         try:
-            with self._sending:
-                framing.send(self._sock, framing.encode({"id": request.get("id"), **answer}, fds), fds)
-        except OSError:  # nobody listens any more; serve ends too
-            log.debug("the holder hung up")
+            self._send({"id": request.get("id"), **answer}, fds)
         finally:
             framing.close_all(fds)
+
+    def _send(self, answer: dict[str, Any], fds: Sequence[int] = ()) -> None:
+        """An answer, or with an id that is no request's what there is to be told; with it what the fetcher tells."""
+        try:
+            with self._sending:
+                told = {} if self._fetcher is None else {"told": self._fetcher.told()}
+                framing.send(self._sock, framing.encode({**answer, **told}, fds), fds)
+        except OSError:  # nobody listens any more; serve ends too
+            log.debug("the holder hung up")
 
     def _perform(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         if request["op"] == "open":
@@ -92,12 +110,12 @@ class SourceServer:
             fds.append(fd)
             if request.get("near") and self._fetcher is not None:
                 self._fetcher.hint([ObjectName(algo, value) for algo, value in request["near"]])
-            return {"size": size, "whole": whole, "moved": self._moved()}
+            return {"size": size, "whole": whole}
         if request["op"] == "ensure":
             name, size = ObjectName(*request["name"]), int(request["size"])
             inode, offset, length = (int(request[key]) for key in ("inode", "offset", "length"))
-            start, end = self._remote().ensure(name, size, inode, offset, length)
-            return {"start": start, "end": end, "moved": self._moved()}
+            found = self._remote().ensure(name, size, inode, offset, length)
+            return {"coming": found} if isinstance(found, int) else {"start": found[0], "end": found[1]}
         if request["op"] == "refs":
             with self._git_lock:
                 return {"refs": {wirepath.encode(name): commit for name, commit in self._repo().refs().items()}}
@@ -117,7 +135,7 @@ class SourceServer:
             if found is not None:
                 return *found, True
         what = f"object {name}"
-        if size is None or name.algo != "md5":
+        if size is None or name.algo not in ("md5", LEGACY):
             raise ObjectMissingError(f"{what} is neither in the store nor in the project's cache")
         try:
             fd, whole = self._remote().open(name, size)
@@ -130,13 +148,20 @@ class SourceServer:
             if self._fetcher is None:
                 dvc_dir = os.path.join(self._repo_path, ".dvc")
                 places = Places(lambda: config.load(dvc_dir, os.environ), os.environ)
-                folder = os.path.join(user_folder(os.environ), "partial")
-                sweep(folder)
-                self._fetcher = Fetcher(places, Settler.to(self._daemon_socket), folder)
+                partials = Partials(os.path.join(user_folder(os.environ), "partial"), self._id)
+                settler = Settler.to(self._daemon_socket, self._caches[0] if self._caches else None)
+                self._fetcher = Fetcher(
+                    places, settler, partials, check_first=self._check_first, changed=lambda: self._send({"id": 0})
+                )
             return self._fetcher
 
-    def _moved(self) -> tuple[int, int]:
-        return (0, 0) if self._fetcher is None else self._fetcher.moved
+    def _take_credentials(self, given: list[int]) -> None:
+        """Ask the remotes with another environment, that of a command which its user ran just now. Raises CredentialsError, RemoteError,
+        RemoteConfigError when they do not answer to that either."""
+        if len(given) != 1:
+            raise ProtocolError("credentials come with one descriptor")
+        _take_environ(environs.read(os.dup(given[0])))
+        self._remote().renew()
 
     def _repo(self) -> GitRepo:
         if self._git is None:
@@ -150,26 +175,37 @@ class SourceServer:
         from pathlib import Path
 
         with Client.connect(Path(self._daemon_socket), name="source") as client:
-            params = {"target": self._target, "rev": revision, "context": self._context}
+            context = {
+                "env": environs.to_wire(os.environ),
+                "cwd": wirepath.encode(self._repo_path),
+                "umask": self._umask,
+            }
+            params = {"target": self._target, "rev": revision, "context": context}
             result, _ = client.call("tree", params)
         return {"commit": result["commit"], "root": result["root"]}
 
 
+def _take_environ(environ: dict[str, str]) -> None:
+    """Make this the process's own. Other threads may look at it: nothing that stays is away in between."""
+    os.environ.update(environ)
+    for key in set(os.environ) - set(environ):
+        del os.environ[key]
+
+
 def run(request: dict[str, Any], fds: list[int]) -> int:
-    """A zygote's child: serve on `fds[0]` with the request's settings."""
-    os.environ.clear()
-    for key, value in (request["settings"]["context"].get("env") or {}).items():
-        os.environ[wirepath.decode(key)] = wirepath.decode(value)
+    """A zygote's child: serve on `fds[0]` with the request's settings and the environment in the memory file `fds[1]`."""
+    _take_environ(environs.read(os.dup(fds[1])))
     sock = socket.socket(fileno=os.dup(fds[0]))
-    os.close(fds[0])
+    framing.close_all(fds)
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         SourceServer(sock, request["settings"]).serve()
     return 0
 
 
 def main() -> None:
-    """`python -m millpond.fusefs.source FD SETTINGS`: the same on an inherited socket, with the settings as JSON."""
-    run({"settings": json.loads(sys.argv[2])}, [int(sys.argv[1])])
+    """`python -m millpond.fusefs.source FD SETTINGS`: the same on an inherited socket, with the settings as JSON, and in the
+    environment that there is."""
+    run({"settings": json.loads(sys.argv[2])}, [int(sys.argv[1]), environs.to_file(os.environ)])
 
 
 if __name__ == "__main__":

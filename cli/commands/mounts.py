@@ -51,6 +51,13 @@ $ millpond mount --diff v1 HEAD data /mnt/changes && ls /mnt/changes/added
     metavar="SIZE",
     help="Large files that are opened again are written out, up to SIZE (20GB), for the kernel to read as fast as others.",
 )
+@click.option(
+    "--verify",
+    type=click.Choice(["blocks", "whole"]),
+    default="blocks",
+    help="Large files that only a remote has: read as their blocks come, and checked when all are here (blocks, the default), "
+    "or brought and checked before their first byte is read (whole).",
+)
 @click.option("--xattrs", is_flag=True, help="Tell each file's digest as an extended attribute, user.millpond.md5.")
 @json_option
 @click.pass_obj
@@ -63,6 +70,7 @@ def mount(
     engine: str | None,
     allow_other: bool,
     materialize: str | None,
+    verify: str,
     xattrs: bool,
     as_json: bool,
 ) -> None:
@@ -91,6 +99,7 @@ def mount(
         "options": {
             "allow_other": allow_other,
             "xattrs": xattrs,
+            "verify": verify,
             "diff": list(diff) if diff else None,
             "materialize": 0 if materialize is None else text.parsed_size(materialize),
         },

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from millpond.cli import exits, render
+from millpond.cli import exits, render, text
 from millpond.cli.commands.settings import level_options
 from millpond.cli.connection import verb
 from millpond.cli.console import Console
@@ -167,3 +167,35 @@ $ millpond remote rename team datasets
 def rename(console: Console, name: str, new: str, level: str | None = None) -> None:
     """Rename the remote NAME to NEW; a default remote stays the default one."""
     _ask(console, "rename", level, name=name, new=new)
+
+
+@remote.command(
+    short_help="Give mounts the credentials of now.",
+    example="""
+$ aws sso login && millpond remote login
+Remote 'team' lets you in.
+1 mount has these credentials now: /mnt/data
+""",
+)
+@click.argument("name", required=False)
+@json_option
+@click.pass_obj
+def login(console: Console, name: str | None, as_json: bool) -> int:
+    """Ask the remote NAME (the default one) whether it lets you in, and have your mounts of this project use what it let in: the
+    environment of this command, and the files that it names. Nothing is kept but in the memory of the mounts' own processes.
+
+    A mount that says `needs-credentials` is revived like this; any other command in the project does so too.
+    """
+    result = verb(console, "remote.login", {"name": None if name is None else wirepath.encode(name)})
+    mounts = [wirepath.decode(each) for each in result["mounts"]]
+    failed = [{**each, "mountpoint": wirepath.decode(each["mountpoint"])} for each in result["failed"]]
+    if as_json:
+        console.write(json.dumps({"remote": wirepath.decode(result["remote"]), "mounts": mounts, "failed": failed}))
+        return exits.DIFFERENT if failed else exits.OK
+    console.say(f"Remote '{text.printable(wirepath.decode(result['remote']))}' lets you in.")
+    if mounts:
+        have = "mount has" if len(mounts) == 1 else "mounts have"
+        console.say(f"{len(mounts)} {have} these credentials now: {', '.join(map(text.printable, mounts))}")
+    for each in failed:
+        console.say(f"{text.printable(each['mountpoint'])}: {text.printable(each['error'])}")
+    return exits.DIFFERENT if failed else exits.OK

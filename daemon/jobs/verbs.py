@@ -56,6 +56,7 @@ VERBS = (
         "pull",
         "remote",
         "remote.check",
+        "remote.login",
         "status.cloud",
         "warm",
     ),
@@ -124,7 +125,7 @@ class VerbRunner:
         zygote = self._daemon.zygotes.of(call.uid)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with theirs:
-            request = {"verbs": self._daemon.settings.verbs}
+            request = {"verbs": self._daemon.settings.verbs, "refused": self._daemon.mounts.refused(call.uid)}
             try:
                 fds = [theirs.fileno(), self._daemon.listener.work_lock]
                 child = await zygote.fork("worker", request, fds)

@@ -14,7 +14,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,10 +135,13 @@ def run(request: dict[str, Any], fds: list[int]) -> int:
         result = _perform(client, method, message.get("params") or {}, request["verbs"])
         _deaf()
         _answer(client, number, result)
+        _revive(client, request.get("refused") or [])
         return 0
     except MillpondError as error:
         _deaf()
-        return _fail(client, number, error)
+        code = _fail(client, number, error)
+        _revive(client, request.get("refused") or [])
+        return code
     except MemoryError:
         _deaf()
         return _fail(client, number, InternalError(f"{method} ran out of memory", hint="free some and try again"))
@@ -151,6 +154,14 @@ def run(request: dict[str, Any], fds: list[int]) -> int:
         _trace(client)
         hint = "please report it with the log: millpond daemon logs"
         return _fail(client, number, InternalError(f"internal error in {method}: {error!r}", hint=hint))
+
+
+def _revive(client: Client, refused: Sequence[tuple[str, str, str]]) -> None:
+    """The caller has his answer; mounts of his that want credentials may have the ones of this command."""
+    if refused:
+        from millpond.daemon.mounts.revival import revive
+
+        revive(client, refused)
 
 
 def _trace(client: Client) -> None:

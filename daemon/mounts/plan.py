@@ -16,6 +16,7 @@ from millpond.daemon.mounts.listing import UNKNOWN, WireEntry, pack_entries
 from millpond.daemon.names import ObjectName
 from millpond.daemon.objects import ObjectStore
 from millpond.daemon.project import config, outputs
+from millpond.daemon.project.digests import LEGACY, as_md5
 from millpond.daemon.project.dvccache import DvcCache
 from millpond.daemon.project.gitrepo import GitRepo
 from millpond.daemon.project.ignore import IgnoreRules
@@ -110,7 +111,7 @@ class Project:
         if not self.config.remotes:
             return [None] * len(names)
         try:
-            found = self.places.sizes([name for name in dict.fromkeys(names) if name.algo == "md5"])
+            found = self.places.sizes([name for name in dict.fromkeys(names) if name.algo in ("md5", LEGACY)])
         except RemoteConfigError as error:
             raise without_remote(error, what) from None
         return [found.get(name) for name in names]
@@ -179,7 +180,13 @@ class Planner:
 
     def _file(self, output: Output, path: str) -> WireEntry:
         assert output.name is not None
-        size = self._store.sizes([output.name])[0]
+        name = output.name
+        size = self._store.sizes([name])[0]
+        if (
+            size is None and name.algo == LEGACY
+        ):  # text without CRLF, and whatever is no text, has the same digest both ways
+            size = self._store.sizes([as_md5(name)])[0]
+            name = name if size is None else as_md5(name)
         if size is None:
             size = self._project.size(output.name)
         if size is None:
@@ -191,7 +198,7 @@ class Planner:
                 hint="push it from where it still is, then: millpond fetch",
                 details={"paths": [wirepath.encode(output.path)], "count": 1},
             )
-        return WireEntry(os.fsencode(path), output.isexec, size, str(output.name), None, None)
+        return WireEntry(os.fsencode(path), output.isexec, size, str(name), None, None)
 
     def _git_entries(self, commit: str, target: str) -> list[WireEntry]:
         git = self._git()

@@ -10,16 +10,17 @@ import dataclasses
 import json
 import logging
 import os
+import re
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 
-from millpond.daemon import wirepath
+from millpond.daemon import memfd, wirepath
 from millpond.daemon.errors import (
     AccessError,
     InternalError,
@@ -27,12 +28,15 @@ from millpond.daemon.errors import (
     MountError,
     NotMountedError,
     ProtocolError,
+    StoreDamagedError,
     from_wire,
 )
 from millpond.daemon.jobs.zygotes import Child
 from millpond.daemon.mounts import engines, listings
 from millpond.daemon.mounts.records import MountRecord, MountRecords, new_id
+from millpond.daemon.rpc import framing
 from millpond.daemon.rpc.methods import Call, Registry
+from millpond.daemon.store.folders import FolderReader
 
 if TYPE_CHECKING:
     from millpond.daemon.main import Daemon
@@ -46,13 +50,33 @@ MOUNT_S = 30.0
 RESTORE_TRIES = 3
 RESTORE_WINDOW_S = 600.0
 _CONTROL_S = 1.0
+# Readers wait so long for another source when theirs has died; one that dies again and again is started with pauses.
+SUCCESSOR_S = 20.0
+_PAUSE_S, _MOST_PAUSE_S = 0.1, 30.0
+# A source that has lived so long begins anew with short pauses.
+_SETTLED_S = 60.0
+# A remote that is asked with other credentials must answer in this time.
+_CREDENTIALS_S = 60.0
+_MAX_LINE = 1 << 20
 # Of a holder's statistics, where it hands files to the kernel.
 _PASSTHROUGH = ("passthrough", "passthrough_files", "passthrough_bytes")
 # What a holder tells of files that were not here.
-_REMOTE = ("opens", "waits", "waited_s", "remote_requests", "remote_bytes")
-# What a holder's and a source's context keeps of the caller's environment.
-_KEPT = ("HOME", "PATH", "USER", "LOGNAME", "LANG", "TMPDIR")
+_REMOTE = (
+    *("opens", "hit_rate", "waits", "waited_s", "waited_unpacking_s", "waited_disk_s"),
+    *("remote_requests", "remote_bytes", "verify", "unverified", "source_starts"),
+)
+# The state of a mount that is served, and that remotes refuse.
+NEEDS_CREDENTIALS = "needs-credentials"
+# What a mount's record keeps of the caller's environment: where things are, also files with credentials; never a secret itself.
+_KEPT = frozenset(
+    ("HOME", "PATH", "USER", "LOGNAME", "LANG", "TMPDIR", "SSH_AUTH_SOCK", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
+    + ("AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE", "AWS_CA_BUNDLE")
+    + ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
+    + ("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_ROLE_ARN", "AWS_ROLE_SESSION_NAME")
+)
 _KEPT_PREFIXES = ("XDG_", "GIT_", "DVC_", "LC_", "MILLPOND_")
+# Of those with such a prefix: DVC_STUDIO_TOKEN, a header in GIT_CONFIG_VALUE_0.
+_SECRET = re.compile("TOKEN|SECRET|PASSW|CREDENTIAL|GIT_CONFIG_(KEY|VALUE|COUNT|PARAMETERS)")
 
 
 @dataclass(slots=True)
@@ -67,6 +91,9 @@ class Mount:
     ending: bool = False
     ended: trio.Event = field(default_factory=trio.Event)
     mending: trio.Lock = field(default_factory=trio.Lock)
+    # Why remotes refuse its source: they want other credentials; and the object that was asked for.
+    refused: str = ""
+    wanted: str = ""
 
 
 class MountService:
@@ -94,8 +121,9 @@ class MountService:
     # -- making ---------------------------------------------------------------------------------------------------
 
     async def create(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
-        """{mountpoint, repo, target, commit, name, root, versions, files, bytes, mode, engine, options, caches,
-        context, id?} [+ the directory, system mode] -> {id, pid, engine}. Returns when the mount answers."""
+        """{mountpoint, repo, target, commit, name, root, versions, files, bytes, mode, engine, options, caches, context, id?} + the
+        directory, and the source's environment (environs.py), which nobody but the source reads -> {id, pid, engine}. Returns when
+        the mount answers."""
         choice = engines.choose(params.get("engine"))
         known = self._mounts.get(str(params.get("id") or ""))
         if known is not None and known.record.uid != call.uid:
@@ -112,17 +140,15 @@ class MountService:
         mount.record = record
         self._mounts[record.id] = mount
         await self._in_thread(lambda: self._records.save(record))
-        directory = call.fds.pop() if call.fds else -1
         try:
-            child = await self._start(record, params, directory)
+            if len(call.fds) != 2:
+                raise ProtocolError(f"mounts.create takes two descriptors, {len(call.fds)} came")
+            child = await self._start(record, *call.fds)
         except BaseException:
             if known is None:
                 with trio.CancelScope(shield=True):
                     await self._forget(mount)
             raise
-        finally:
-            if directory >= 0:
-                os.close(directory)
         mount.record = dataclasses.replace(record, pid=child.pid, start=_start_ticks(child.pid), made=time.time())
         mount.child, mount.state, mount.error, mount.ended = child, "mounted", None, trio.Event()
         await self._in_thread(lambda: self._records.save(mount.record))
@@ -147,7 +173,7 @@ class MountService:
             raise ProtocolError(f"mounts.create lacks something: {error}") from error
         return dataclasses.replace(record, mode=known.record.mode) if known else record
 
-    async def _start(self, record: MountRecord, params: dict[str, Any], directory: int) -> Child:
+    async def _start(self, record: MountRecord, directory: int, environ: int) -> Child:
         """Fork source and holder, wait until the mount answers. Raises the holder's error."""
         system = self._daemon.system
         runtime = self._daemon.settings.runtime / "mounts"
@@ -161,8 +187,7 @@ class MountService:
         try:
             if system is not None:
                 device = await system.mount(record.uid, directory, "millpond")
-            source = await self._fork_source(record, params.get("context") or record.context, source_b)
-            source.close()
+            await self._fork_source(record, source_b, environ)
             owner = system.holder_uid if system is not None else record.uid
             fds = [ready.fileno(), source_a.fileno(), *([device] if device >= 0 else [])]
             request = {"settings": self._holder_settings(record, os.fspath(runtime / f"{record.id}.sock"))}
@@ -184,16 +209,20 @@ class MountService:
             raise
         return child
 
-    async def _fork_source(self, record: MountRecord, context: dict[str, Any], sock: socket.socket) -> Child:
-        """`context` is the client's, with his credentials if they are in his environment: they are handed on, and kept nowhere."""
+    async def _fork_source(self, record: MountRecord, sock: socket.socket, environ: int) -> None:
+        """`environ` is a memory file that only the source reads: there may be credentials in it."""
         settings = {
+            "id": record.id,
             "repo": wirepath.encode(record.repo),
             "target": wirepath.encode(record.target),
             "socket": os.fspath(self._daemon.settings.socket),
-            "context": {**context, "cwd": wirepath.encode(record.repo)},
+            "umask": record.context.get("umask", 0o022),
             "caches": record.options.get("caches") or [],
+            "verify": record.options.get("verify"),
         }
-        return await self._daemon.zygotes.of(record.uid).fork("source", {"settings": settings}, [sock.fileno()])
+        zygote = self._daemon.zygotes.of(record.uid)
+        child = await zygote.fork("source", {"settings": settings}, [sock.fileno(), environ])
+        child.close()
 
     def _holder_settings(self, record: MountRecord, control: str) -> dict[str, Any]:
         options = record.options
@@ -212,6 +241,8 @@ class MountService:
             "xattrs": bool(options.get("xattrs")),
             "materialize": int(options.get("materialize") or 0),
             "allow_other": bool(options.get("allow_other")),
+            "verify": record.options.get("verify") or "blocks",
+            "successor_s": SUCCESSOR_S,
         }
 
     # -- watching -------------------------------------------------------------------------------------------------
@@ -230,8 +261,12 @@ class MountService:
 
     async def _watch(self, mount: Mount, child: Child) -> None:
         """Until the holder ends; then, unless that was wanted, mount again."""
-        await child.wait()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._attend, mount)
+            await child.wait()
+            nursery.cancel_scope.cancel()
         child.close()
+        mount.refused = ""
         mount.ended.set()
         if mount.child is child:
             mount.child = None
@@ -240,6 +275,38 @@ class MountService:
             mount.state, mount.error = "dead", "its process ended"
             log.error("mount %s on '%s' is gone (pid %d)", mount.record.id, mount.record.mountpoint, mount.record.pid)
             await self._restore_quietly(mount)
+
+    async def _attend(self, mount: Mount) -> None:
+        """Hear from a holder how its source is, and start another one when there is none any more."""
+        pause, started = _PAUSE_S, 0.0
+        while True:
+            try:
+                async with await self._connect(mount) as stream:
+                    await stream.send_all(b'{"op": "watch"}\n')
+                    async for state in _lines(stream):
+                        mount.refused, mount.wanted = (str(state.get(key) or "") for key in ("refused", "wanted"))
+                        if state.get("gone"):
+                            if time.monotonic() - started > _SETTLED_S:
+                                pause = _PAUSE_S
+                            await trio.sleep(pause)
+                            pause, started = min(2 * pause, _MOST_PAUSE_S), time.monotonic()
+                            log.warning("the source of mount %s is gone: another one is started", mount.record.id)
+                            await self._succeed(mount)
+            except (OSError, ValueError, trio.BrokenResourceError, MillpondError) as error:
+                log.warning("the holder of mount %s is not heard: %s", mount.record.id, error)
+            # It is not there yet, is of an older version, or no source could be started.
+            await trio.sleep(1.0)
+
+    async def _succeed(self, mount: Mount) -> None:
+        """Start another source, with what files say of credentials: those of the caller's environment are kept nowhere."""
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            environ = memfd.from_bytes(json.dumps(mount.record.context.get("env") or {}).encode())
+            try:
+                await self._fork_source(mount.record, theirs, environ)
+            finally:
+                os.close(environ)
+            await self._control(mount, {"op": "source"}, [ours.fileno()], _CONTROL_S)
 
     async def _restore_quietly(self, mount: Mount) -> None:
         now = time.monotonic()
@@ -280,6 +347,7 @@ class MountService:
             record = mount.record
             state = await self._ask(mount)
             stats = state.get("stats") or {}
+            refused = str(stats.get("needs_credentials") or "")
             found.append(
                 {
                     **{
@@ -289,7 +357,7 @@ class MountService:
                     "mountpoint": wirepath.encode(record.mountpoint),
                     "target": wirepath.encode(record.target),
                     "diff": record.options.get("diff"),
-                    "state": mount.state,
+                    "state": NEEDS_CREDENTIALS if refused and mount.state == "mounted" else mount.state,
                     "engine": state.get("engine"),
                     "engine_why": state.get("engine_why"),
                     "pid": record.pid if mount.child else None,
@@ -298,7 +366,7 @@ class MountService:
                     "read_bytes": stats.get("read_bytes", 0),
                     **{key: stats[key] for key in (*_PASSTHROUGH, *_REMOTE) if key in stats},
                     "rss": state.get("rss"),
-                    "error": mount.error or stats.get("last_error") or None,
+                    "error": mount.error or refused or stats.get("damaged") or stats.get("last_error") or None,
                 }
             )
         return {"mounts": found}
@@ -328,6 +396,34 @@ class MountService:
             raise NotMountedError(f"'{place}' is not a mount of yours", path=place, hint="see `millpond mounts`")
         system = self._daemon.system is not None
         return {"mounts": [record.to_json() for record in found], "system": system}
+
+    def refused(self, uid: int) -> list[tuple[str, str, str]]:
+        """Id, project and wanted object of this user's mounts that need other credentials."""
+        return [
+            (each.record.id, wirepath.encode(each.record.repo), each.wanted)
+            for each in self._mounts.values()
+            if each.refused and each.record.uid == uid
+        ]
+
+    async def credentials(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
+        """{id} + an environment (environs.py), which only the mount's source reads -> {} when its remotes answer to that. Raises
+        CredentialsError, RemoteError, RemoteConfigError, MountError."""
+        mount = self._mine(call, params)
+        environ = call.take_fd()
+        try:
+            await self._control(mount, {"op": "credentials"}, [environ], _CREDENTIALS_S)
+        finally:
+            os.close(environ)
+        return {}
+
+    async def tree(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
+        """{root} -> {there}: whether the index has this folder (hex)."""
+        reader = FolderReader(self._store.reader.index)
+        try:
+            await self._in_thread(lambda: reader.count(bytes.fromhex(str(params["root"]))))
+        except (StoreDamagedError, ValueError):
+            return {"there": False}
+        return {"there": True}
 
     async def ending(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
         """{id, ending} -> {}: the caller's worker is about to unmount (or could not): its end is wanted."""
@@ -362,21 +458,31 @@ class MountService:
 
     async def _ask(self, mount: Mount) -> dict[str, Any]:
         """A holder's state, {} when it does not say it in time."""
-        path = self._daemon.settings.runtime / "mounts" / f"{mount.record.id}.sock"
-        with trio.move_on_after(_CONTROL_S):
-            try:
-                async with await trio.open_unix_socket(path) as stream:
-                    await stream.send_all(b'{"op": "state"}\n')
-                    answer = b""
-                    while not answer.endswith(b"\n"):
-                        part = await stream.receive_some(65536)
-                        if not part:
-                            break
-                        answer += part
-                return dict(json.loads(answer or b"{}"))
-            except (OSError, ValueError, trio.BrokenResourceError):
-                return {}
-        return {}
+        try:
+            return await self._control(mount, {"op": "state"}, [], _CONTROL_S)
+        except MountError:
+            return {}
+
+    async def _control(
+        self, mount: Mount, request: dict[str, Any], fds: Sequence[int], seconds: float
+    ) -> dict[str, Any]:
+        """A holder's answer. Raises MountError when there is none in time, and the error that it answers with."""
+        try:
+            with trio.fail_after(seconds):
+                async with await self._connect(mount) as stream:
+                    await stream.socket.sendmsg([json.dumps(request).encode() + b"\n"], framing.ancillary(fds))
+                    answers = [answer async for answer in _lines(stream)]
+        except (OSError, ValueError, trio.BrokenResourceError, trio.TooSlowError) as error:
+            answers = []
+            log.info("mount %s did not answer %s: %r", mount.record.id, request["op"], error)
+        if not answers:
+            raise MountError(f"the process of the mount on '{mount.record.mountpoint}' does not answer")
+        if "error" in answers[0]:
+            raise from_wire(answers[0]["error"])
+        return answers[0]
+
+    async def _connect(self, mount: Mount) -> trio.SocketStream:
+        return await trio.open_unix_socket(self._daemon.settings.runtime / "mounts" / f"{mount.record.id}.sock")
 
     def _of(self, call: Call) -> list[Mount]:
         return [mount for mount in self._mounts.values() if call.uid in (mount.record.uid, 0)]
@@ -413,10 +519,25 @@ async def _await_ready(sock: socket.socket, record: MountRecord) -> None:
     )
 
 
+async def _lines(stream: trio.SocketStream) -> AsyncIterator[dict[str, Any]]:
+    """What comes, JSON line by line, until the other side hangs up. Raises ValueError, OSError, BrokenResourceError."""
+    waiting = b""
+    while part := await stream.receive_some(65536):
+        *lines, waiting = (waiting + part).split(b"\n")
+        if len(waiting) > _MAX_LINE:
+            raise ValueError("a line without an end")
+        for line in lines:
+            yield dict(json.loads(line))
+
+
 def _kept_context(context: dict[str, Any]) -> dict[str, Any]:
     """What may lie in a record: no credentials."""
     env = context.get("env") or {}
-    kept = {key: value for key, value in env.items() if key in _KEPT or key.startswith(_KEPT_PREFIXES)}
+    kept = {
+        key: value
+        for key, value in env.items()
+        if key in _KEPT or (key.startswith(_KEPT_PREFIXES) and not _SECRET.search(key.upper()))
+    }
     return {"env": kept, "umask": context.get("umask", 0o022)}
 
 
@@ -440,6 +561,8 @@ def register(registry: Registry, daemon: Daemon) -> MountService:
     listings.register(registry, daemon)
     registry.register("mounts.create", service.create, who="worker")
     registry.register("mounts.find", service.find, who="worker")
+    registry.register("mounts.credentials", service.credentials, who="worker")
+    registry.register("mounts.tree", service.tree, who="worker")
     registry.register("mounts.ending", service.ending, who="worker")
     registry.register("mounts.detach", service.detach, who="worker")
     registry.register("mounts.removed", service.removed, who="worker")

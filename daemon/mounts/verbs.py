@@ -10,15 +10,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from millpond.daemon import wirepath
-from millpond.daemon.errors import MountBusyError, MountError, RevisionError
+from millpond.daemon import environs, wirepath
+from millpond.daemon.errors import CredentialsError, MountBusyError, MountError, RemoteError, RevisionError
 from millpond.daemon.mounts import busy, place
 from millpond.daemon.mounts.differences import DiffPlanner
 from millpond.daemon.mounts.plan import Plan, Planner, Project
 from millpond.daemon.mounts.records import MountRecord
+from millpond.daemon.mounts.revival import login
 from millpond.daemon.names import ObjectName
 from millpond.daemon.project.destroy import destroy as project_destroy
 from millpond.daemon.project.repo import find_root
+from millpond.daemon.rpc import framing
 
 if TYPE_CHECKING:
     from millpond.daemon.jobs.worker import WorkerContext
@@ -68,11 +70,12 @@ def create(context: WorkerContext, mountpoint: str, values: dict[str, Any]) -> d
     version = "all versions" if values["versions"] else values["commit"] or "as the workspace's pointers name it"
     with place.prepared(mountpoint, target=target, version=version) as mode:
         values = {**values, "mountpoint": wirepath.encode(mountpoint), "mode": mode}
-        directory = os.open(mountpoint, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        fds = [os.open(mountpoint, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)]
         try:
-            result, _ = context.client.call("mounts.create", values, fds=[directory])
+            fds.append(environs.to_file(os.environ))
+            result, _ = context.client.call("mounts.create", values, fds=fds)
         finally:
-            os.close(directory)
+            framing.close_all(fds)
     return result
 
 
@@ -112,8 +115,13 @@ def remount(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
     project = Project.find(record.repo)
     if not record.versions:
         # The index may have been made anew since: make sure that the tree is there.
-        plan = _plan(context, project, record.target, record.commit, record.options.get("diff"))
-        values |= {"root": plan.root, "files": plan.files, "bytes": plan.bytes}
+        try:
+            plan = _plan(context, project, record.target, record.commit, record.options.get("diff"))
+            values |= {"root": plan.root, "files": plan.files, "bytes": plan.bytes}
+        except (CredentialsError, RemoteError):
+            # Sizes are asked of a remote, which may not let this environment in. The tree of before is as good, if it is there.
+            if not context.client.call("mounts.tree", {"root": record.root})[0]["there"]:
+                raise
     values["context"] = params["record"]["context"]
     values["caches"] = _caches(project)
     create(context, record.mountpoint, values)
@@ -158,7 +166,7 @@ def mount_values(project: Project, params: dict[str, Any], target: str) -> dict[
         "engine": params.get("engine"),
         "options": _pinned(project, params.get("options") or {}),
         "caches": _caches(project),
-        "context": {"env": {wirepath.encode(k): wirepath.encode(v) for k, v in os.environ.items()}},
+        "context": {"env": environs.to_wire(os.environ)},
         "commit": None,
         "name": None,
         "root": "",
@@ -272,4 +280,5 @@ VERBS: dict[str, Callable[[Any, dict[str, Any]], dict[str, Any]]] = {
     "remount": remount,
     "destroy": destroy,
     "tree": tree,
+    "remote.login": login,
 }

@@ -222,6 +222,7 @@ class _Fetching:
                 wanted, size = sizes.popleft()
                 self._count(wanted, found.hex == wanted.hex, size)
             self._context.store.commit()
+            self._link.transfer.stored()
             ended = portion.ended
 
     def _absent(self, part: Part) -> None:
@@ -264,6 +265,7 @@ class _Fetching:
                 if staged is not None:
                     staging.drop(staged)
         self._context.store.commit()
+        self._link.transfer.stored()
 
     def _keep(self, staging: Staging, staged: Staged, name: ObjectName) -> bool:
         """Whether the file is what its name says; then it has its place."""

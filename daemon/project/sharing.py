@@ -15,8 +15,10 @@ from millpond.daemon.project.digests import Objects
 from millpond.daemon.project.manifest import ManifestEntry
 from millpond.daemon.project.repo import Repo
 from millpond.daemon.project.select import Choice
+from millpond.daemon.project.statcache import user_folder
 from millpond.daemon.remote import remotes
 from millpond.daemon.remote.known import Known
+from millpond.daemon.remote.partial import Partials
 from millpond.daemon.remote.remotes import Remote
 from millpond.daemon.remote.transfer import Transfer
 from millpond.daemon.remote.versioned import Catalog, read_only
@@ -80,7 +82,9 @@ class Links:
         if remote.name not in self._links:
             backend = remotes.connect(remote, self._environ, self.catalog)
             jobs = self._jobs or remote.count("jobs")
-            transfer = self._stack.enter_context(Transfer(backend, jobs=jobs, rate=rate(self._environ)))
+            partials = Partials(os.path.join(user_folder(self._environ), "partial"), "fetch")
+            made = Transfer(backend, jobs=jobs, rate=rate(self._environ), partials=partials)
+            transfer = self._stack.enter_context(made)
             known = Known(place_of(remote), self._environ)
             self._stack.callback(known.close)
             self._links[remote.name] = Link(remote, transfer, known)

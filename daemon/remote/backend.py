@@ -61,6 +61,8 @@ class Backend(Protocol):
     clock_s: float | None
     # How many requests `put_many` has under way at once.
     many: int
+    # Whether writing small objects one by one, many at once, costs no more than `put_many`.
+    singly: bool
 
     def head(self, key: str) -> Entry | None:
         """What is there, None if nothing."""
@@ -107,10 +109,11 @@ class Base(ABC):
 
     name: str
     lists = True
+    singly = False
     clock_s: float | None = None
 
-    def forget(self, key: str) -> None:
-        """Nothing is kept."""
+    def forget(self, key: str) -> None:  # noqa: B027 - most kinds keep nothing of what was deleted
+        """Nothing is kept of what was deleted."""
 
     def absent(self, key: str) -> ObjectMissingError:
         """There is no such object."""

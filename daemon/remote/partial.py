@@ -8,6 +8,7 @@ is synced: a block of an earlier process counts when it hashes to its entry. The
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import struct
@@ -27,6 +28,9 @@ KEPT_S = 7 * 86_400.0
 # Magic, bytes of the object, length of the ETag, the ETag.
 _HEADER = struct.Struct("<8sQH110s")
 _MAGIC = b"MPpart01"
+_MAP = ".map"
+# Objects opened between two looks at how much there is.
+_SWEEP_EVERY = 32
 
 
 class Partial:
@@ -43,9 +47,11 @@ class Partial:
         self.blocks = -(-size // BLOCK_BYTES)
         self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
-            self._map_fd = os.open(f"{self.path}.map", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            self._map_fd = os.open(f"{self.path}{_MAP}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             # Another mount of the same user may be at it: then this one keeps to itself.
             fcntl.flock(self._map_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not (os.fstat(self.fd).st_nlink and os.fstat(self._map_fd).st_nlink):
+                raise BlockingIOError(errno.EWOULDBLOCK, "it was removed just now")
         except OSError:
             self.close()
             raise
@@ -76,6 +82,10 @@ class Partial:
         self._sure[block] = 1
         return True
 
+    def is_sure(self, block: int) -> bool:
+        """Whether a block is known to be there, without a look at the disk."""
+        return bool(self._sure[block])
+
     def fill(self, block: int, data: memoryview) -> None:
         """Put a block in place. Raises OSError."""
         start, rest = block * BLOCK_BYTES, data
@@ -99,9 +109,14 @@ class Partial:
 
     def remove(self) -> None:
         """It is stored, or wrong: descriptors that were handed out stay good."""
-        for path in (self.path, f"{self.path}.map"):
+        for path in (self.path, f"{self.path}{_MAP}"):
             with contextlib.suppress(OSError):
                 os.unlink(path)
+
+    def unlock(self) -> None:
+        """Let another process go on with it."""
+        with contextlib.suppress(OSError):
+            fcntl.flock(self._map_fd, fcntl.LOCK_UN)
 
     def close(self) -> None:
         """Let go of the files; done for whoever forgets, when nobody uses the object any more."""
@@ -114,15 +129,68 @@ class Partial:
         self.close()
 
 
-def sweep(folder: str, older_s: float = KEPT_S) -> None:
-    """Remove what nobody has read on for so long: its descriptors, if there are any, stay good."""
+class Partials:
+    """The folder of what is here in part, for one mount. Another mount of the same user may be at the same object: then this one has a
+    file of its own, below `own`, which whoever follows it in this mount finds again."""
+
+    def __init__(self, folder: str, own: str) -> None:
+        self._folder = folder
+        self._own = os.path.join(folder, own)
+        self._lock = threading.Lock()
+        self._opened = 0
+
+    def open(self, name: ObjectName, size: int, etag: str) -> Partial:
+        """An object's file. Raises OSError."""
+        with self._lock:
+            if self._opened % _SWEEP_EVERY == 0:
+                sweep(self._folder)
+            self._opened += 1
+        if not os.path.lexists(os.path.join(self._own, name.value)):
+            with contextlib.suppress(BlockingIOError):
+                return Partial(self._folder, name, size, etag)
+        return Partial(self._own, name, size, etag)
+
+
+def sweep(folder: str, older_s: float = KEPT_S, most_bytes: int | None = None) -> None:
+    """Remove what nobody has read on for so long; and of the rest, the oldest first, what is beyond a quarter of the disk's room, unless
+    somebody is at it."""
     limit = time.time() - older_s
+    found: list[tuple[float, int, str]] = []
     for place, _, files in os.walk(folder):
         for file in files:
             path = os.path.join(place, file)
             with contextlib.suppress(OSError):
-                if os.lstat(path).st_mtime < limit:
-                    os.unlink(path)
+                seen = os.lstat(path)
+                if seen.st_mtime < limit:
+                    os.unlink(path)  # its descriptors, if there are any, stay good
+                elif not file.endswith(_MAP):
+                    found.append((seen.st_mtime, seen.st_blocks * 512, path))
+    held = sum(size for _, size, _ in found)
+    if most_bytes is None and found:
+        room = os.statvfs(folder)
+        most_bytes = (room.f_bavail * room.f_frsize + held) // 4
+    for _, size, path in sorted(found):
+        if held <= (most_bytes or 0):
+            return
+        if _remove_unused(path):
+            held -= size
+
+
+def _remove_unused(path: str) -> bool:
+    """Remove a file and its map, unless a process fills it."""
+    try:
+        map_fd = os.open(f"{path}{_MAP}", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(map_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.unlink(path)
+        os.unlink(f"{path}{_MAP}")
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(map_fd)
 
 
 def _sum(data: bytes | memoryview) -> int:

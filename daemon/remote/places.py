@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from io import BytesIO
 from typing import TYPE_CHECKING, TypeVar
 
 from millpond.daemon.errors import MillpondError, ObjectMissingError, RemoteConfigError, StoreDamagedError
 from millpond.daemon.names import ObjectName
-from millpond.daemon.project.hashing import is_md5
+from millpond.daemon.project.hashing import digest_of
 from millpond.daemon.remote import remotes
 from millpond.daemon.remote.backend import Got
 from millpond.daemon.remote.layout import keys_of
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from millpond.daemon.project.config import Config
 
 T = TypeVar("T")
+# An object that nobody has.
+NOTHING = ObjectName("md5", "0" * 32)
 
 
 class Places:
@@ -29,26 +33,40 @@ class Places:
     def __init__(self, load: Callable[[], Config], environ: Mapping[str, str]) -> None:
         self._load = load
         self._environ = environ
+        # One thread connects; others may look at what was moved meanwhile.
+        self._connecting = threading.Lock()
         self._lock = threading.Lock()
         self._transfers: list[Transfer] | None = None
+        # What was moved by those before.
+        self._before = 0, 0
 
     @property
     def moved(self) -> tuple[int, int]:
         """Requests and bytes so far."""
-        found = self._transfers or []
-        return sum(each.requests for each in found), sum(each.bytes for each in found)
+        with self._lock:
+            return self._moved()
 
     def transfers(self) -> list[Transfer]:
         """One for each remote that can be used. Raises RemoteConfigError where the default one cannot."""
-        with self._lock:
-            if self._transfers is None:
-                self._transfers = self._connect()
-            return self._transfers
+        with self._connecting:
+            found = self._transfers
+            if found is None:
+                found = self._connect()
+                with self._lock:
+                    self._transfers = found
+            return found
 
     def renew(self) -> None:
         """Connect anew: settings or credentials may have changed."""
-        with self._lock:
+        with self._connecting, self._lock:
+            self._before = self._moved()
             self._transfers = None
+
+    def check(self, name: ObjectName | None) -> None:
+        """Ask for a byte of an object, best of one that is there: S3 refuses those who may read, but not list, what is not. Raises
+        CredentialsError, RemoteError, RemoteConfigError."""
+        with contextlib.suppress(ObjectMissingError):
+            self.get(name or NOTHING, 0, 1)
 
     def sizes(self, names: Sequence[ObjectName]) -> dict[ObjectName, int]:
         """Those that are there, with their sizes, as the remotes tell them."""
@@ -81,6 +99,11 @@ class Places:
             f"object {name} is neither here nor on remote {shown}", hint="push it from where it still is"
         )
 
+    def _moved(self) -> tuple[int, int]:
+        found = self._transfers or []
+        requests, size = self._before
+        return requests + sum(each.requests for each in found), size + sum(each.bytes for each in found)
+
     def _connect(self) -> list[Transfer]:
         config = self._load()
         first = remotes.find(config)
@@ -109,7 +132,8 @@ class Places:
 
 def check(name: ObjectName, data: bytes) -> None:
     """Raise StoreDamagedError for bytes that are not what the name says."""
-    if not is_md5(data, name.hex):
+    # A manifest is named by its bytes under both algorithms.
+    if digest_of(BytesIO(data), "md5" if name.is_dir else name.algo) != name.hex:
         raise StoreDamagedError(
             f"object {name} on the remote is not what its name says", hint="push it again from where it is whole"
         )

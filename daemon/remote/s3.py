@@ -18,8 +18,9 @@ from obstore import exceptions
 from obstore.store import S3Store
 
 from millpond.daemon.errors import CredentialsError, RemoteError
-from millpond.daemon.remote.backend import PART_BYTES, Counted, Data, Entry, Got, parts
+from millpond.daemon.remote.backend import PART_BYTES, Counted, Data, Entry, Got
 from millpond.daemon.remote.s3base import S3Base
+from millpond.daemon.remote.s3boto import BotoBackend
 from millpond.daemon.remote.s3settings import S3Settings
 
 if TYPE_CHECKING:
@@ -57,6 +58,8 @@ class S3Backend(S3Base):
         self._first = self._make(settings.first_timeout, _FIRST_TRIES, settings.first_timeout)
         self._full: S3Store | None = None
         self._pool: ThreadPoolExecutor | None = None
+        # For objects of several parts: obstore cannot go on with an upload that was cut.
+        self._large: BotoBackend | None = None
         self._lock = threading.Lock()
 
     @property
@@ -160,23 +163,10 @@ class S3Backend(S3Base):
         if size <= PART_BYTES:
             self.put(key, b"".join(bytes(piece) for piece in counted))
             return
-        try:
-            # Nothing appears under the key before the last part is in: an upload that fails is aborted.
-            obstore.put(
-                self._store,
-                self._prefix + key,
-                parts(counted),
-                use_multipart=True,
-                chunk_size=PART_BYTES,
-                max_concurrency=4,
-            )
-            self._answered()
-        except RemoteError:
-            raise
-        except Exception as error:
-            if counted.error is not None:
-                raise counted.error from error
-            self._fail(error, "write", key)
+        with self._lock:
+            if self._large is None:
+                self._large = BotoBackend(self.name, self._bucket, self._prefix.rstrip("/"), self._settings)
+        self._large.put_stream(key, counted, size)
 
     def put_many(self, items: Sequence[tuple[str, Data]]) -> None:
         with self._lock:
@@ -215,6 +205,8 @@ class S3Backend(S3Base):
     def close(self) -> None:
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
+        if self._large is not None:
+            self._large.close()
 
     def _entry(self, key: str, meta: Any) -> Entry:
         self._answered()

@@ -13,6 +13,7 @@ class S3Base(Base):
     """`prefix` is the key's beginning inside the bucket, without a slash at its end."""
 
     near = False
+    singly = True
 
     def __init__(self, name: str, bucket: str, prefix: str, settings: S3Settings, many: int) -> None:
         self.name = name

@@ -1,4 +1,5 @@
-"""S3 by boto3 alone, for settings that obstore has not: canned ACLs and grants, and servers that list by version 1 only."""
+"""S3 by boto3 alone, for what obstore has not: canned ACLs and grants, servers that list by version 1 only, and uploads in parts that
+are gone on with."""
 
 from __future__ import annotations
 
@@ -8,8 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn
 
 from millpond.daemon.errors import RemoteError
-from millpond.daemon.remote.backend import PART_BYTES, Counted, Data, Entry, Got, parts, why
+from millpond.daemon.remote.backend import PART_BYTES, Counted, Data, Entry, Got, why
 from millpond.daemon.remote.s3base import S3Base
+from millpond.daemon.remote.s3multipart import Uploads, code_of
 from millpond.daemon.remote.s3settings import S3Settings, key_md5
 
 _MANY = 16
@@ -41,6 +43,14 @@ class BotoBackend(S3Base):
             self._writing["ServerSideEncryption"] = settings.sse
         if settings.kms_key:
             self._writing["SSEKMSKeyId"] = settings.kms_key
+        self._uploads = Uploads(
+            lambda: self._client,
+            bucket,
+            folder=settings.notes,
+            where=settings.endpoint or "",
+            reading=self._reading,
+            writing=self._writing,
+        )
 
     @property
     def _client(self) -> Any:
@@ -64,7 +74,7 @@ class BotoBackend(S3Base):
         try:
             return _entry(key, self._client.head_object(**self._at(key), **self._reading, **more))
         except Exception as error:
-            if _code(error) in _ABSENT:
+            if code_of(error) in _ABSENT:
                 return None
             self._fail(error, "look at", key)
 
@@ -106,7 +116,7 @@ class BotoBackend(S3Base):
             self._client.put_object(**self._at(key), Body=bytes(data), **self._writing, **more)
             return True
         except Exception as error:
-            if create and _code(error) in ("412", "PreconditionFailed"):
+            if create and code_of(error) in ("412", "PreconditionFailed"):
                 return False
             self._fail(error, "write", key)
 
@@ -115,24 +125,12 @@ class BotoBackend(S3Base):
         if size <= PART_BYTES:
             self.put(key, b"".join(bytes(piece) for piece in counted))
             return
-        upload = None
         try:
-            upload = self._client.create_multipart_upload(**self._at(key), **self._writing)["UploadId"]
-            tags = []
-            for number, part in enumerate(parts(counted), 1):
-                answer = self._client.upload_part(
-                    **self._at(key), UploadId=upload, PartNumber=number, Body=part, **self._reading
-                )
-                tags.append({"PartNumber": number, "ETag": answer["ETag"]})
-            self._client.complete_multipart_upload(**self._at(key), UploadId=upload, MultipartUpload={"Parts": tags})
-            upload = None
-        except RemoteError:
-            raise
+            self._uploads.put(self._prefix + key, counted, size)
         except Exception as error:
+            if counted.error is not None:
+                raise counted.error from error
             self._fail(error, "write", key)
-        finally:
-            if upload is not None:
-                self._client.abort_multipart_upload(**self._at(key), UploadId=upload)
 
     def put_many(self, items: Sequence[tuple[str, Data]]) -> None:
         with ThreadPoolExecutor(self.many, thread_name_prefix="s3-put") as pool:
@@ -177,7 +175,7 @@ class BotoBackend(S3Base):
 
     def _get_failed(self, error: Exception, key: str) -> None:
         """Raise, unless it was a range behind the object's end."""
-        code = _code(error)
+        code = code_of(error)
         if code in _ABSENT:
             raise self.absent(key) from None
         if code in ("412", "PreconditionFailed"):
@@ -188,7 +186,7 @@ class BotoBackend(S3Base):
     def _fail(self, error: Exception, doing: str, key: str) -> NoReturn:
         from botocore.exceptions import NoCredentialsError
 
-        code = _code(error)
+        code = code_of(error)
         if code == "NoSuchBucket":
             raise self.no_bucket() from error
         if self._full is None and isinstance(error, _unconnected()):
@@ -209,8 +207,3 @@ def _unconnected() -> tuple[type[Exception], ...]:
     from botocore.exceptions import ConnectTimeoutError, EndpointConnectionError, ProxyConnectionError, SSLError
 
     return EndpointConnectionError, ConnectTimeoutError, ProxyConnectionError, SSLError
-
-
-def _code(error: Exception) -> str | None:
-    response = getattr(error, "response", None)
-    return str(response["Error"].get("Code")) if isinstance(response, dict) and "Error" in response else None

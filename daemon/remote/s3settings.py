@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from millpond.daemon.project.statcache import user_folder
 from millpond.daemon.remote.backend import FIRST_CONNECT_S
 from millpond.daemon.remote.values import Values
 
@@ -27,7 +29,7 @@ _BOTO_ONLY = {
 @dataclass(slots=True)
 class S3Settings:
     """Settings of one remote; times in seconds. `verify` is False, or a file of certificates; `extra` is what goes with each
-    put by boto3 (s3boto.py), with boto3's names."""
+    put by boto3 (s3boto.py), with boto3's names; `notes` is the folder where uploads in parts are noted."""
 
     profile: str | None = None
     credential_path: str | None = None
@@ -49,6 +51,7 @@ class S3Settings:
     read_timeout: float = 20.0
     deadline: float = 180.0
     retries: int = 6
+    notes: str | None = None
 
     @classmethod
     def of(cls, values: Values, environ: Mapping[str, str]) -> S3Settings:
@@ -77,6 +80,8 @@ class S3Settings:
             made.customer_key = _customer_key(key)
         if not values.flag("use_ssl", True) and made.endpoint and made.endpoint.startswith("https:"):
             made.endpoint = "http:" + made.endpoint[len("https:") :]
+        if environ.get("HOME") or environ.get("XDG_CACHE_HOME"):
+            made.notes = os.path.join(user_folder(environ), "uploads")
         made.extra = {name: text for key, name in _BOTO_ONLY.items() if (text := values.text(key)) is not None}
         return made
 

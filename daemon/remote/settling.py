@@ -1,4 +1,5 @@
-"""What lazy reads brought is given to the daemon, as the caller: it hashes it, and grants what it finds to him.
+"""What lazy reads brought is given to the daemon, as the caller: it hashes it, and grants what it finds to him. What only DVC 2 has
+names for goes to the project's DVC cache, as `fetch` has it.
 
 Whole small objects wait in bounded memory, large ones in their files. While the daemon is away they wait, and once the bound is
 reached what is read is answered but not kept.
@@ -6,23 +7,27 @@ reached what is read is answered but not kept.
 
 from __future__ import annotations
 
-import contextlib
 import logging
+import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from millpond.daemon.errors import MillpondError
+from millpond.daemon.errors import MillpondError, TargetError
 from millpond.daemon.jobs.objects import DaemonObjectStore
 from millpond.daemon.names import ObjectName
+from millpond.daemon.project.copying import Staging
+from millpond.daemon.project.dvccache import DvcCache
+from millpond.daemon.remote.layout import LEGACY
 from millpond.daemon.rpc.client import Client
 
 log = logging.getLogger("millpond.source")
 
 # Bytes that wait, and what is given over at once.
 MAX_BYTES, BATCH_BYTES, BATCH_FILES = 64 << 20, 16 << 20, 2000
+_COPY_BYTES = 1 << 20
 # Small objects wait this long for company: a commit costs some milliseconds.
 _COMPANY_S = 0.05
 # After a failure, twice as long each time.
@@ -30,10 +35,11 @@ _AGAIN_S, _AGAIN_MOST_S = 0.5, 30.0
 
 
 class Settler:
-    """One thread that hands over. `connect` gives a connection to the daemon."""
+    """One thread that hands over. `connect` gives a connection to the daemon; `cache` is the project's own DVC cache."""
 
-    def __init__(self, connect: Callable[[], Client]) -> None:
+    def __init__(self, connect: Callable[[], Client], cache: DvcCache | None = None) -> None:
         self._connect = connect
+        self._cache = cache
         self._changed = threading.Condition()
         self._small: OrderedDict[ObjectName, bytes] = OrderedDict()
         self._files: OrderedDict[ObjectName, tuple[str, Callable[[bool], None]]] = OrderedDict()
@@ -44,9 +50,9 @@ class Settler:
         self._later = threading.Event()
 
     @classmethod
-    def to(cls, socket: str) -> Settler:
+    def to(cls, socket: str, cache: DvcCache | None = None) -> Settler:
         """For the daemon that listens there."""
-        return cls(lambda: Client.connect(Path(socket), name="source"))
+        return cls(lambda: Client.connect(Path(socket), name="source"), cache)
 
     def get(self, name: ObjectName) -> bytes | None:
         """A small object that waits."""
@@ -67,7 +73,7 @@ class Settler:
                 self._start()
 
     def keep_file(self, name: ObjectName, path: str, done: Callable[[bool], None]) -> None:
-        """Have a file that is whole stored; `done` is told whether its bytes were what the name says."""
+        """Have a file that is whole stored; `done` is told whether its bytes were what the name says. Not told where it is gone."""
         with self._changed:
             self._files.setdefault(name, (path, done))
             self._start()
@@ -96,6 +102,7 @@ class Settler:
                 if self._ended and not (self._small or self._files):
                     return
             try:
+                self._to_cache()
                 with self._connect() as client:
                     self._hand_over(DaemonObjectStore(client))
                 pause = _AGAIN_S
@@ -113,6 +120,7 @@ class Settler:
         while True:
             if self._bytes < BATCH_BYTES and not self._ended:
                 time.sleep(_COMPANY_S)
+            self._to_cache()
             with self._changed:
                 batch, size = [], 0
                 for name, data in self._small.items():
@@ -126,22 +134,65 @@ class Settler:
             if batch:
                 list(store.put_pieces((data, True, False) for _, data in batch))
                 store.commit()
-                with self._changed:
-                    for name, data in batch:
-                        del self._small[name]
-                        self._bytes -= len(data)
+                self._forget(batch)
             for name, (path, done) in files:
                 self._hand_over_file(store, name, path, done)
 
     def _hand_over_file(
         self, store: DaemonObjectStore, name: ObjectName, path: str, done: Callable[[bool], None]
     ) -> None:
-        is_right = False
-        with contextlib.suppress(FileNotFoundError):
+        try:
             [put] = store.put_files([path])
-            is_right = put.name.hex == name.hex
-            if is_right:
-                store.commit()
+        except TargetError:
+            if os.path.lexists(path):
+                raise
+            put = None  # somebody has removed it: it is brought again when it is read again
+        if put is not None and put.name.hex == name.hex:
+            store.commit()
         with self._changed:
             self._files.pop(name, None)
-        done(is_right)
+        if put is not None:
+            done(put.name.hex == name.hex)
+
+    def _to_cache(self) -> None:
+        """Put what only DVC 2 has names for, and is checked already, into DVC's cache; once, for where that fails it is not kept."""
+        with self._changed:
+            small = [(name, data) for name, data in self._small.items() if name.algo == LEGACY]
+            files = [(name, *each) for name, each in self._files.items() if name.algo == LEGACY]
+        if not small and not files:
+            return
+        try:
+            with Staging() as staging:
+                for name, data in small:
+                    self._place(staging, name, [data])
+                for name, path, _ in files:
+                    with open(path, "rb") as file:
+                        self._place(staging, name, iter(lambda file=file: file.read(_COPY_BYTES), b""))  # type: ignore[misc]
+        except (OSError, MillpondError) as error:
+            log.warning("what was read cannot be kept in DVC's cache: %s", error)
+        self._forget(small)
+        for name, _, done in files:
+            with self._changed:
+                self._files.pop(name, None)
+            done(True)
+
+    def _place(self, staging: Staging, name: ObjectName, pieces: Iterable[bytes]) -> None:
+        path = None if self._cache is None else self._cache.path_of(name)
+        if path is None:
+            return
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        staged = staging.open(path)
+        try:
+            for piece in pieces:
+                staging.write(staged, memoryview(piece))
+            os.fsync(staged.fd)
+        except BaseException:
+            staging.drop(staged)
+            raise
+        staging.place(staged, mode=0o444)
+
+    def _forget(self, batch: Sequence[tuple[ObjectName, bytes]]) -> None:
+        with self._changed:
+            for name, data in batch:
+                del self._small[name]
+                self._bytes -= len(data)

@@ -6,6 +6,8 @@ object) is not. Results come in the order in which they were asked for, so that 
 
 from __future__ import annotations
 
+import contextlib
+import os
 import queue
 import random
 import threading
@@ -23,9 +25,10 @@ from millpond.daemon.names import ObjectName
 from millpond.daemon.remote.backend import DELETE_KEYS, PART_BYTES, Backend, Data, Entry, Got
 from millpond.daemon.remote.layout import MODERN, digest_of, key_of, keys_of
 from millpond.daemon.remote.pace import Budget, Pace
+from millpond.daemon.remote.partial import BLOCK_BYTES, Partial, Partials
 
 T = TypeVar("T")
-# Bytes asked for at once, and so held for each request under way.
+# Bytes asked for at once, and so held for each request under way; whole blocks of partial.py.
 RANGE_BYTES = 2 << 20
 # Requests under way, unless the remote's `jobs` says less: with RANGE_BYTES each, 96 MiB.
 MOST = 48
@@ -40,6 +43,8 @@ _PAGE = 1000
 GROUP_FILES, GROUP_BYTES, GROUPS = 512, 16 << 20, 3
 # Small things that are no objects, written together.
 _SMALL = 64
+# Larger objects that come from afar are kept in part: a download that was cut goes on there.
+RESUMED_BYTES = 32 << 20
 # Ranges of one object under way at once.
 _RANGES = 8
 _TRIES = 4
@@ -68,10 +73,16 @@ class Upload:
 
 
 class Transfer:
-    """One remote in use, to be closed. `requests` and `bytes` count what was moved."""
+    """One remote in use, to be closed. `requests` and `bytes` count what was moved. Large objects that come are kept in `partials` until
+    `stored` is called, so that a download that was cut goes on where it was."""
 
-    def __init__(self, backend: Backend, *, jobs: int | None = None, rate: float | None = None) -> None:
+    def __init__(
+        self, backend: Backend, *, jobs: int | None = None, rate: float | None = None, partials: Partials | None = None
+    ) -> None:
         self.backend = backend
+        self._partials = partials
+        # Large objects that came, and whose files are kept until what was read of them is stored.
+        self._spooled: list[Partial] = []
         if jobs is not None:
             backend.many = min(backend.many, jobs)
         self._groups = min(GROUPS, jobs or GROUPS)
@@ -196,10 +207,57 @@ class Transfer:
                 yield Part(name, b"", True, missing)
                 continue
             yield Part(name, got.data, len(got.data) >= got.entry.size)
-            yield from self._rest(name, got)
+            kept = self._spool(name, got)
+            yield from self._rest(name, got) if kept is None else self._resumed(name, got, kept)
+
+    def stored(self) -> None:
+        """What came so far is stored, or not what its name says: it need not be kept any more."""
+        for each in self._spooled:
+            each.remove()
+        self._spooled.clear()
 
     def upload(self, objects: Iterable[Upload], *, created: Callable[[Sequence[Upload]], None]) -> None:
         """Write objects; `created` is told of those that are there for good, in order."""
+        if self.backend.singly:
+            self._upload_singly(objects, created)
+        else:
+            self._upload_groups(objects, created)
+
+    def _upload_singly(self, objects: Iterable[Upload], created: Callable[[Sequence[Upload]], None]) -> None:
+        """As many at once as still bring more."""
+        flying: deque[tuple[Future[bool], Upload]] = deque()
+        landed: list[Upload] = []
+        held = 0
+
+        def land(limit: int, most_bytes: int) -> None:
+            nonlocal held
+            while len(flying) > limit or (flying and held > most_bytes):
+                task, sent = flying.popleft()
+                task.result()
+                held -= sent.size
+                self._count(1, sent.size)
+                landed.append(sent)
+            if len(landed) >= GROUP_FILES:
+                created(landed)
+                landed.clear()
+
+        try:
+            for each in objects:
+                if each.size > RANGE_BYTES:
+                    land(0, 0)
+                    self._stream(each)
+                    landed.append(each)
+                    continue
+                data = b"".join(bytes(piece) for piece in each.pieces)
+                flying.append((self._submit(partial(self.backend.put, key_of(each.name), data)), each))
+                held += each.size
+                land(self._pace.limit, GROUPS * GROUP_BYTES)
+            land(0, 0)
+        finally:
+            if landed:
+                created(landed)
+
+    def _upload_groups(self, objects: Iterable[Upload], created: Callable[[Sequence[Upload]], None]) -> None:
         flying: deque[tuple[Future[None], list[Upload]]] = deque()
         group: list[tuple[Upload, bytes]] = []
         size = 0
@@ -260,26 +318,67 @@ class Transfer:
                 raise RemoteError(f"remote '{self.backend.name}' gave too few bytes of '{key}'", path=key)
             yield Part(name, got.data, start + len(got.data) == total)
 
+    def _spool(self, name: ObjectName, first: Got) -> Partial | None:
+        """Where a large object is kept while it comes; None for others, and where that cannot be."""
+        entry = first.entry
+        if self._partials is None or entry.size < RESUMED_BYTES or self.backend.near:
+            return None
+        try:
+            found = self._partials.open(name, entry.size, entry.etag or "")
+        except OSError:  # another process is at it, or the disk is full: it comes without
+            return None
+        self._spooled.append(found)
+        return found
+
+    def _resumed(self, name: ObjectName, first: Got, kept: Partial) -> Iterator[Part]:
+        """As `_rest`, without what is here from a time before."""
+        key, etag, total = first.entry.key, first.entry.etag, first.entry.size
+
+        def take(start: int) -> Got:
+            size = min(RANGE_BYTES, total - start)
+            blocks = range(start // BLOCK_BYTES, -(-(start + size) // BLOCK_BYTES))
+            if all(kept.has(block) for block in blocks):
+                return Got(os.pread(kept.fd, size, start), first.entry)
+            got = self.backend.get(key, start, size, etag=etag)
+            if len(got.data) != size:
+                raise RemoteError(f"remote '{self.backend.name}' gave too few bytes of '{key}'", path=key)
+            view = memoryview(got.data).cast("B")
+            with contextlib.suppress(OSError):  # a disk that is full: then this is not kept
+                for number, block in enumerate(blocks):
+                    kept.fill(block, view[number * BLOCK_BYTES : (number + 1) * BLOCK_BYTES])
+            return got
+
+        starts = range(len(first.data), total, RANGE_BYTES)
+        for start, got in zip(starts, self._in_order((partial(take, at) for at in starts), _RANGES), strict=True):
+            yield Part(name, got.data, start + len(got.data) == total)
+
     def _stream(self, each: Upload) -> None:
-        """Write one large object while its bytes are read; a few pieces wait between the two."""
+        """Write one large object while its bytes are read; a few pieces wait between the two. When that fails here nobody waits for
+        what is on its way."""
         pieces: queue.Queue[bytes | None] = queue.Queue(4)
+        given_up = threading.Event()
 
         def taken() -> Iterator[bytes]:
             while (piece := pieces.get()) is not None:
+                if given_up.is_set():  # nothing half-written gets the object's name
+                    raise CancelledError("the transfer was cancelled")
                 yield piece
 
         task = self._submit(lambda: self.backend.put_stream(key_of(each.name), taken(), each.size), tries=1)
-        whole = False
         try:
             for piece in each.pieces:
                 self._put(pieces, bytes(piece), task)
                 self._pause(len(piece))
-            whole = True
-        finally:
-            # Too few pieces are an error of the stream: nothing half-written gets the object's name.
+            # Too few pieces are an error of the stream.
             self._put(pieces, None, task)
-            if whole:
-                task.result()
+            task.result()
+        except BaseException:
+            given_up.set()
+            with contextlib.suppress(queue.Empty):
+                pieces.get_nowait()
+            with contextlib.suppress(queue.Full):
+                pieces.put_nowait(b"")  # it may wait for one
+            raise
         self._count(1 + each.size // PART_BYTES, each.size, pause=False)
 
     def _put(self, pieces: queue.Queue[bytes | None], piece: bytes | None, task: Future[None]) -> None:

@@ -25,11 +25,11 @@ from millpond.daemon.errors import MountError
 from millpond.daemon.names import ObjectName
 from millpond.daemon.store.folders import Totals
 from millpond.daemon.store.trees import TreeEntry, build_tree
-from millpond.fusefs.asking import SourceClient
 from millpond.fusefs.engines import protocol, signals
 from millpond.fusefs.engines.protocol import Init, Op
 from millpond.fusefs.engines.session import MAX_WAITING
 from millpond.fusefs.filesystem import ROOT
+from millpond.fusefs.sources import Sources
 
 LARGE = mixed(900_000, 5)
 TREE: dict[bytes, Node] = {
@@ -232,7 +232,7 @@ def test_an_interrupted_read_is_given_up_at_once_and_holds_up_nobody(away: tuple
         assert await kernel.answer(waiting[1]) == (0, AWAY)
 
     with ours:
-        serve(*away, work, source=SourceClient(theirs))
+        serve(*away, work, source=Sources(theirs))
 
 
 def test_many_that_wait_hold_up_nobody_and_their_number_is_bounded(away: tuple[Path, Totals]) -> None:
@@ -260,7 +260,7 @@ def test_many_that_wait_hold_up_nobody_and_their_number_is_bounded(away: tuple[P
         assert len(asked) == 1, "one question for all of them"
 
     with ours:
-        serve(*away, work, source=SourceClient(theirs))
+        serve(*away, work, source=Sources(theirs))
 
 
 def test_who_shares_an_opening_shares_its_failure_and_not_its_interruption(away: tuple[Path, Totals]) -> None:
@@ -278,7 +278,7 @@ def test_who_shares_an_opening_shares_its_failure_and_not_its_interruption(away:
         assert await kernel.answer(second) == (errno.EIO, b"")
 
     with ours:
-        serve(*away, work, source=SourceClient(theirs))
+        serve(*away, work, source=Sources(theirs))
 
 
 def test_the_end_of_the_mount_ends_what_waits(away: tuple[Path, Totals]) -> None:
@@ -290,7 +290,7 @@ def test_the_end_of_the_mount_ends_what_waits(away: tuple[Path, Totals]) -> None
         await kernel.ask(Op.STATFS, ROOT)
 
     with ours:
-        serve(*away, work, source=SourceClient(theirs))  # else it would take the source's whole minute
+        serve(*away, work, source=Sources(theirs))  # else it would take the source's whole minute
 
 
 # -- nonsense ---------------------------------------------------------------------------------------------------------

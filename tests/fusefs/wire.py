@@ -15,13 +15,13 @@ from tests.fusefs.helpers import UID
 
 from millpond.daemon.store.folders import Totals
 from millpond.daemon.store.reader import StoreReader
-from millpond.fusefs.asking import SourceClient
 from millpond.fusefs.engines import protocol
 from millpond.fusefs.engines.protocol import IN_HEADER, OUT_HEADER, Op
 from millpond.fusefs.engines.readahead import ReadAhead
 from millpond.fusefs.engines.session import Session
 from millpond.fusefs.filesystem import Filesystem
 from millpond.fusefs.reader import ChunkCache
+from millpond.fusefs.sources import Sources
 
 T = TypeVar("T")
 # What a kernel of today offers.
@@ -98,7 +98,7 @@ def serve(
     totals: Totals,
     work: Callable[[Kernel], Awaitable[T]],
     *,
-    source: SourceClient | None = None,
+    source: Sources | None = None,
     on_open: Callable[[int], None] | None = None,
 ) -> T:
     """Run `work` as the kernel of a session that serves a tree; the session must end when the kernel hangs up."""

@@ -26,6 +26,9 @@ class Proxy:
     count: int = 0
     passed: int = 0
     seen: list[bytes] = field(default_factory=list)
+    # Exchanges that stand still wait for this; how many do.
+    stalled: threading.Event = field(default_factory=threading.Event)
+    waiting: int = 0
 
     @property
     def endpoint(self) -> str:
@@ -51,6 +54,13 @@ def denied(_: bytes, __: bytes) -> bytes:
 
 def broken(_: bytes, __: bytes) -> None:
     return None
+
+
+def stall(made: Proxy, seconds: float = 300.0) -> None:
+    """Nothing, until `stalled` is set; then the end of the connection."""
+    made.waiting += 1
+    made.stalled.wait(seconds)
+    made.waiting -= 1
 
 
 def truncated(_: bytes, given: bytes) -> bytes | None:
@@ -81,6 +91,7 @@ def proxy(endpoint: str) -> Iterator[Proxy]:
     try:
         yield made
     finally:
+        made.stalled.set()
         listener.close()
 
 

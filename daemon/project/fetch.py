@@ -7,8 +7,7 @@ What came in is durable in parts of a few hundred MB: a fetch that was cut goes 
 from __future__ import annotations
 
 import os
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ from millpond.daemon.project.copying import Staged, Staging
 from millpond.daemon.project.digests import LEGACY, Objects
 from millpond.daemon.project.durable import write_error
 from millpond.daemon.project.hashing import digest_of, is_md5
+from millpond.daemon.project.portions import put_all
 from millpond.daemon.project.repo import Repo
 from millpond.daemon.project.select import Choice
 from millpond.daemon.project.sharing import Group, Link, Links, choices, groups, in_parts
@@ -30,9 +30,6 @@ from millpond.daemon.remote.transfer import Part
 if TYPE_CHECKING:
     from millpond.daemon.jobs.worker import WorkerContext
     from millpond.daemon.project.context import VerbContext
-
-# What is made durable at once.
-_COMMIT_BYTES, _COMMIT_FILES = 256 << 20, 10_000
 
 
 @dataclass(slots=True)
@@ -195,16 +192,17 @@ class _Fetching:
         return [name for name in names if sizes.get(name, 0) <= most]
 
     def _files(self, names: Sequence[ObjectName]) -> None:
-        incoming = self._link.transfer.download(names)
-        ended = False
-        while not ended:
-            sizes: deque[tuple[ObjectName, int]] = deque()
-            portion = _Portion(incoming, self._absent, sizes)
-            for found, _ in self._context.store.put_pieces(portion):
-                wanted, size = sizes.popleft()
-                self._count(wanted, found.hex == wanted.hex, size)
-            self._context.store.commit()
-            ended = portion.ended
+        def stored(wanted: ObjectName, found: ObjectName, size: int) -> None:
+            self._count(wanted, found.hex == wanted.hex, size)
+
+        put_all(self._context.store, self._arriving(names), stored)
+
+    def _arriving(self, names: Sequence[ObjectName]) -> Iterator[tuple[ObjectName, Data, bool]]:
+        for part in self._link.transfer.download(names):
+            if part.error is not None:
+                self._absent(part)
+            else:
+                yield part.name, part.data, part.last
 
     def _absent(self, part: Part) -> None:
         self._done.missing[part.name] = self._group.path(part.name)
@@ -262,30 +260,3 @@ class _Fetching:
             list(self._context.store.put_files([path]))
         staging.drop(staged)
         return found[0] == name.hex
-
-
-class _Portion:
-    """Incoming parts up to where a commit is due, as ObjectStore.put_pieces takes them; names and sizes go to `sizes`."""
-
-    def __init__(
-        self, parts: Iterator[Part], absent: Callable[[Part], None], sizes: deque[tuple[ObjectName, int]]
-    ) -> None:
-        self._parts = parts
-        self._absent = absent
-        self._sizes = sizes
-        self.ended = False
-
-    def __iter__(self) -> Iterator[tuple[Data, bool, bool]]:
-        total = files = size = 0
-        for part in self._parts:
-            if part.error is not None:
-                self._absent(part)
-                continue
-            size += len(part.data)
-            if part.last:
-                self._sizes.append((part.name, size))
-                total, files, size = total + size, files + 1, 0
-            yield part.data, part.last, False
-            if part.last and (total >= _COMMIT_BYTES or files >= _COMMIT_FILES):
-                return
-        self.ended = True

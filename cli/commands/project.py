@@ -12,6 +12,7 @@ from millpond.cli import exits, render, text
 from millpond.cli.connection import verb
 from millpond.cli.console import Console
 from millpond.cli.group import Verb, json_option, refused
+from millpond.cli.place import config_file
 from millpond.daemon import wirepath
 from millpond.daemon.errors import ObjectMissingError, TargetError, UsageError
 
@@ -102,7 +103,7 @@ def add(
     if as_json:
         console.write(json.dumps(render.decoded(result, _ADD_PATHS)))
         return
-    for line in render.add_lines(result, config=_config_file(), verbose=console.verbose > 0):
+    for line in render.add_lines(result, config=config_file(), verbose=console.verbose > 0):
         console.say(line)
 
 
@@ -255,13 +256,3 @@ def root(console: Console, as_json: bool) -> None:
 
 def _wire(paths: tuple[str, ...]) -> list[str]:
     return [wirepath.encode(path) for path in paths]
-
-
-def _config_file() -> str | None:
-    """The repository's config, from here; None above no repository."""
-    folder = "."
-    while not os.path.samefile(folder, "/"):
-        if os.path.isdir(os.path.join(folder, ".dvc")):
-            return os.path.normpath(os.path.join(folder, ".dvc", "config"))
-        folder = os.path.join(folder, "..")
-    return None

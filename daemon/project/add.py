@@ -158,7 +158,13 @@ class Adding:
         if self._options.out is not None:
             (target,) = chosen
             base = target.source if target.is_dir else os.path.dirname(target.source)
-            return [_Job(target, Group.of(base, elsewhere.listing(target.source, is_dir=target.is_dir), None), None if target.is_dir else 0)]
+            return [
+                _Job(
+                    target,
+                    Group.of(base, elsewhere.listing(target.source, is_dir=target.is_dir), None),
+                    None if target.is_dir else 0,
+                )
+            ]
         single = [target for target in chosen if not target.is_dir and not target.gone]
         plain = [_relative(target) for target in single if not _is_legacy(target)]
         old = [_relative(target) for target in single if _is_legacy(target)]

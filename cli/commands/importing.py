@@ -1,0 +1,76 @@
+"""import, import-url, update: data from elsewhere with a pointer that says where from, with DVC's options."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from millpond.cli import render
+from millpond.cli.connection import verb
+from millpond.cli.console import Console
+from millpond.cli.group import Callback, Spread, json_option, refused, settings_option
+from millpond.cli.place import config_file
+from millpond.daemon import wirepath
+
+_PATHS = frozenset({"source", "path", "pointer", "git_add", "import"})
+_VERSIONS = "versions of objects in a bucket are not read yet"
+
+
+def _how(function: Callback) -> Callback:
+    """What `import` and `import-url` have in common."""
+    options = (
+        click.option("--no-exec", is_flag=True, help="Write the .dvc file only; look at nothing."),
+        click.option("--no-download", is_flag=True, help="Write the .dvc file, and bring no data."),
+        click.option(
+            "-j", "--jobs", type=click.IntRange(1), metavar="NUMBER", help="At most so many requests at once."
+        ),
+        click.option("-f", "--force", is_flag=True, help="Overwrite what is there."),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+@click.command(
+    "import-url",
+    cls=Spread,
+    spread=("--fs-config",),
+    example="""
+$ millpond import-url s3://bucket/images
+Importing 's3://bucket/images' -> 'images'
+""",
+)
+@click.argument("url", type=click.Path())
+@click.argument("out", required=False, type=click.Path())
+@click.option("--to-remote", is_flag=True, help="Bring the data to the remote instead of here.")
+@click.option("-r", "--remote", metavar="NAME", help="With --to-remote: this remote instead of the default one.")
+@_how
+@refused("--version-aware", is_flag=True, reason=_VERSIONS)
+@settings_option("--fs-config", "Settings of the url, as a remote has them; all words that follow.")
+@json_option
+@click.pass_obj
+def import_url(console: Console, /, url: str, out: str | None, as_json: bool, **params: Any) -> None:
+    """Bring the file or directory at URL into the project, and track it with a .dvc file that says where it is from.
+
+    URL is a path, file://, s3://, http(s)://, or remote://NAME/path for what lies below a configured remote. `update` brings what has
+    changed there.
+    """
+    wire = {"url": wirepath.encode(url), "out": None if out is None else wirepath.encode(out)}
+    _tell(console, verb(console, "import-url", {**wire, **params}), as_json)
+
+
+def _tell(console: Console, result: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        console.write(json.dumps(render.decoded(result, _PATHS)))
+        return
+    for line in _lines(result):
+        console.say(line)
+
+
+def _lines(result: dict[str, Any]) -> Iterator[str]:
+    if result["executed"]:
+        yield f"Importing '{render.path(result['source'])}' -> '{render.path(result['path'])}'"
+    yield from render.add_lines(result, config=config_file())

@@ -1,0 +1,98 @@
+"""Bringing what was found elsewhere into the store, and from there into the workspace."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from millpond.daemon.errors import TargetError
+from millpond.daemon.names import ObjectName
+from millpond.daemon.objects import Data
+from millpond.daemon.project import manifest
+from millpond.daemon.project.checkout import refuse_loss
+from millpond.daemon.project.context import VerbContext
+from millpond.daemon.project.digests import Group, fill
+from millpond.daemon.project.importing.pointer import Found
+from millpond.daemon.project.importing.source import LocalSource, Source
+from millpond.daemon.project.placer import Placer
+from millpond.daemon.project.plan import Content, Planner
+from millpond.daemon.project.portions import put_all
+from millpond.daemon.project.repo import Repo, printable
+from millpond.daemon.project.workspace import Workspace
+
+
+def keep(context: VerbContext, source: Source, *, store: bool = True) -> Found:
+    """Have a source's content in the store, durable; its name. With `store` False it is only hashed (of this machine: else its bytes
+    would come over the network for nothing). Raises as the source's `read`, DiskFullError, FileChangedError."""
+    names = _local(context, source, store) if isinstance(source, LocalSource) else _remote(context, source)
+    found = found_of(source, names)
+    if store:
+        if found.name is not None and found.name.is_dir:
+            context.store.put_bytes(manifest_of(source.paths, names), is_dir=True)
+        context.progress("committing")
+        context.store.commit()
+    return found
+
+
+def found_of(source: Source, names: list[ObjectName]) -> Found:
+    """What a source's files make together."""
+    if not source.is_dir:
+        return Found(names[0], source.sizes[0])
+    return Found(manifest.manifest_name(manifest_of(source.paths, names)), sum(source.sizes), len(names))
+
+
+def manifest_of(paths: list[str], names: list[ObjectName]) -> bytes:
+    """The manifest of files in a manifest's order."""
+    return manifest.serialise((path, name.hex) for path, name in zip(paths, names, strict=True))
+
+
+def place(context: VerbContext, repo: Repo, path: str, name: ObjectName | None, *, force: bool) -> None:
+    """Have what `name` names (None: nothing) at a relative path. Without `force` raises ConflictError when something that is saved
+    nowhere would be lost, with nothing changed."""
+    workspace = Workspace(repo, context.store)
+
+    def progress(files: int, all_files: int, done: int, total: int) -> None:
+        context.progress("comparing", (files, all_files), (done, total))
+
+    plans = Planner(workspace, progress).plans([Content(path, name)])
+    if not force:
+        refuse_loss(repo, plans)
+    Placer(context, workspace).apply(plans)
+
+
+def _local(context: VerbContext, source: LocalSource, store: bool) -> list[ObjectName]:
+    group = Group.of(source.base, source.listing, None)
+
+    def progress(files: int, all_files: int, done: int, total: int) -> None:
+        context.progress("importing", (files, all_files), (done, total))
+
+    try:
+        fill([group], context.store, keep=store, progress=progress)
+    except OSError as error:
+        shown = printable(os.fsdecode(error.filename or source.path))
+        raise TargetError(f"cannot read '{shown}': {error.strerror}", path=shown) from error
+    # Sizes are those of the files as they were read.
+    source.sizes = [group.size(index) for index in range(len(source.paths))]
+    return [group.name(index) for index in range(len(source.paths))]
+
+
+def _remote(context: VerbContext, source: Source) -> list[ObjectName]:
+    names: dict[int, ObjectName] = {}
+
+    def stored(index: int, name: ObjectName, size: int) -> None:
+        names[index] = name
+
+    put_all(context.store, counted(context, "importing", source, range(len(source.paths))), stored)
+    return [names[index] for index in range(len(source.paths))]
+
+
+def counted(
+    context: VerbContext, phase: str, source: Source, indexes: range | list[int]
+) -> Iterator[tuple[int, Data, bool]]:
+    """What a source gives, with progress told."""
+    files, done = 0, 0
+    total = sum(source.sizes[index] for index in indexes)
+    for index, data, last in source.read(list(indexes)):
+        yield index, data, last
+        files, done = files + last, done + len(data)
+        context.progress(phase, (files, len(indexes)), (done, total))

@@ -48,6 +48,7 @@ ENTRIES: dict[str, Entry] = {
     "destroy": Entry("leaving", "destroy", "Remove all of DVC's files from a project, but for its data.", _PROJECT),
     "config": Entry("settings", "config", "Get or set config options.", _PROJECT),
     "install": Entry("hooks", "install", "Install Git hooks, and the merge driver for .dvc files.", _PROJECT),
+    "import": Entry("importing", "import_", "Bring data from another repository, and remember which.", _REMOTES),
     "import-url": Entry("importing", "import_url", "Bring data from a url, and remember where it is from.", _REMOTES),
     "push": Entry("sharing", "push", "Bring tracked data to a remote.", _REMOTES),
     "fetch": Entry("sharing", "fetch", "Bring tracked data from a remote into the store.", _REMOTES),
@@ -76,7 +77,7 @@ ENTRIES: dict[str, Entry] = {
 # What DVC 3 has and this version has not: named, so that a script that uses one learns why it fails.
 _DVC_ONLY = """
 artifacts dag experiments exp get get-url
-import import-db list-url ls-url metrics params plots queue repro stage
+import-db list-url ls-url metrics params plots queue repro stage
 studio update
 """
 DVC_ONLY = frozenset(_DVC_ONLY.split())

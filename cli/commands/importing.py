@@ -62,6 +62,51 @@ def import_url(console: Console, /, url: str, out: str | None, as_json: bool, **
     _tell(console, verb(console, "import-url", {**wire, **params}), as_json)
 
 
+def repo_settings(function: Callback) -> Callback:
+    """Options for a repository that is elsewhere; the verb's `spread` must have --remote-config."""
+    options = (
+        click.option(
+            "--config", metavar="PATH", type=click.Path(), help="A config file to lay over the repository's own."
+        ),
+        click.option("--remote", metavar="NAME", help="Which of the repository's remotes has the data."),
+        settings_option("--remote-config", "Settings to lay over that remote's; all words that follow."),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+@click.command(
+    "import",
+    cls=Spread,
+    spread=("--remote-config",),
+    example="""
+$ millpond import https://host/registry images/cats --rev v2
+Importing 'images/cats (https://host/registry)' -> 'cats'
+""",
+)
+@click.argument("url", type=click.Path())
+@click.argument("path", type=click.Path())
+@click.option("-o", "--out", metavar="PATH", type=click.Path(), help="Where it goes; by default its own name, here.")
+@click.option("--rev", metavar="COMMIT", help="This revision of the repository instead of its default branch.")
+@_how
+@repo_settings
+@json_option
+@click.pass_obj
+def import_(console: Console, /, url: str, path: str, out: str | None, as_json: bool, **params: Any) -> None:
+    """Bring the file or directory at PATH of the repository at URL into the project, and track it.
+
+    URL is a path, or what `git clone` takes. PATH may be Git's or tracked data; data comes from a cache or remote of that repository.
+    `update` brings what has changed there.
+    """
+    wire = {
+        "url": wirepath.encode(url),
+        "source": wirepath.encode(path),
+        "out": None if out is None else wirepath.encode(out),
+    }
+    _tell(console, verb(console, "import", {**wire, **params}), as_json)
+
+
 def _tell(console: Console, result: dict[str, Any], as_json: bool) -> None:
     if as_json:
         console.write(json.dumps(render.decoded(result, _PATHS)))

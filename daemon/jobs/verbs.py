@@ -50,6 +50,7 @@ VERBS = (
         "purge",
         "destroy",
         "install",
+        "import",
         "import-url",
         "merge-driver",
         "push",

@@ -11,8 +11,9 @@ from millpond.daemon.objects import Data
 from millpond.daemon.project import manifest
 from millpond.daemon.project.checkout import refuse_loss
 from millpond.daemon.project.context import VerbContext
-from millpond.daemon.project.digests import Group, fill
+from millpond.daemon.project.digests import Group, Objects, fill
 from millpond.daemon.project.importing.pointer import Found
+from millpond.daemon.project.importing.repofiles import RepoFiles
 from millpond.daemon.project.importing.source import LocalSource, Source
 from millpond.daemon.project.placer import Placer
 from millpond.daemon.project.plan import Content, Planner
@@ -30,6 +31,29 @@ def keep(context: VerbContext, source: Source, *, store: bool = True) -> Found:
         if found.name is not None and found.name.is_dir:
             context.store.put_bytes(manifest_of(source.paths, names), is_dir=True)
         context.progress("committing")
+        context.store.commit()
+    return found
+
+
+def keep_repo(context: VerbContext, files: RepoFiles, own: Objects) -> Found:
+    """As `keep`, of another repository's files; those that are at hand in the store or in the project's own cache are not read. Raises
+    as RepoFiles.read, DiskFullError."""
+    names = dict(enumerate(files.names))
+    known = [(index, name) for index, name in names.items() if name is not None and name.algo == "md5"]
+    places = own.places([name for _, name in known])
+    here = {index for (index, _), place in zip(known, places, strict=True) if place is not None}
+    sizes = {index: place.size for (index, _), place in zip(known, places, strict=True) if place is not None}
+
+    def stored(index: int, name: ObjectName, size: int) -> None:
+        names[index], sizes[index] = name, size
+
+    lacking = [index for index in names if index not in here]
+    put_all(context.store, counted(context, "importing", files, lacking), stored)
+    files.sizes = [sizes[index] for index in names]
+    ordered = [name for name in names.values() if name is not None]
+    found = found_of(files, ordered)
+    if files.is_dir:
+        context.store.put_bytes(manifest_of(files.paths, ordered), is_dir=True)
         context.store.commit()
     return found
 

@@ -50,6 +50,7 @@ ENTRIES: dict[str, Entry] = {
     "install": Entry("hooks", "install", "Install Git hooks, and the merge driver for .dvc files.", _PROJECT),
     "import": Entry("importing", "import_", "Bring data from another repository, and remember which.", _REMOTES),
     "import-url": Entry("importing", "import_url", "Bring data from a url, and remember where it is from.", _REMOTES),
+    "update": Entry("importing", "update", "Bring what has changed at the sources of imports.", _REMOTES),
     "push": Entry("sharing", "push", "Bring tracked data to a remote.", _REMOTES),
     "fetch": Entry("sharing", "fetch", "Bring tracked data from a remote into the store.", _REMOTES),
     "pull": Entry("sharing", "pull", "Bring tracked data from a remote into the workspace.", _REMOTES),
@@ -78,7 +79,7 @@ ENTRIES: dict[str, Entry] = {
 _DVC_ONLY = """
 artifacts dag experiments exp get get-url
 import-db list-url ls-url metrics params plots queue repro stage
-studio update
+studio
 """
 DVC_ONLY = frozenset(_DVC_ONLY.split())
 

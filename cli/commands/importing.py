@@ -11,11 +11,11 @@ import click
 from millpond.cli import render
 from millpond.cli.connection import verb
 from millpond.cli.console import Console
-from millpond.cli.group import Callback, Spread, json_option, refused, settings_option
+from millpond.cli.group import Callback, Spread, Verb, json_option, refused, settings_option
 from millpond.cli.place import config_file
 from millpond.daemon import wirepath
 
-_PATHS = frozenset({"source", "path", "pointer", "git_add", "import"})
+_PATHS = frozenset({"source", "path", "pointer", "git_add"})
 _VERSIONS = "versions of objects in a bucket are not read yet"
 
 
@@ -105,6 +105,40 @@ def import_(console: Console, /, url: str, path: str, out: str | None, as_json: 
         "out": None if out is None else wirepath.encode(out),
     }
     _tell(console, verb(console, "import", {**wire, **params}), as_json)
+
+
+@click.command(
+    cls=Verb,
+    example="""
+$ millpond update images.dvc
+Importing 's3://bucket/images' -> 'images'
+""",
+)
+@click.argument("targets", nargs=-1, required=True, type=click.Path())
+@click.option(
+    "--rev", metavar="COMMIT", help="Of imports from repositories: go to this revision, and follow it from now on."
+)
+@click.option("-R", "--recursive", is_flag=True, help="Targets may be directories: all imports below them.")
+@click.option("--no-download", is_flag=True, help="Write the .dvc file, and bring no data.")
+@click.option("--to-remote", is_flag=True, help="Bring the data to the remote instead of here.")
+@click.option("-r", "--remote", metavar="NAME", help="With --to-remote: this remote instead of the default one.")
+@click.option("-j", "--jobs", type=click.IntRange(1), metavar="NUMBER", help="At most so many requests at once.")
+@json_option
+@click.pass_obj
+def update(console: Console, /, targets: tuple[str, ...], as_json: bool, **params: Any) -> None:
+    """Bring what has changed at the sources of imports, and record it.
+
+    TARGETS are imports: their .dvc files, or their data. What is as it was is left alone.
+    """
+    result = verb(console, "update", {"targets": [wirepath.encode(each) for each in targets], **params})
+    if as_json:
+        console.write(json.dumps(render.decoded(result, _PATHS)))
+        return
+    for row in result["imports"]:
+        if row["changed"]:
+            console.say(f"Importing '{render.path(row['source'])}' -> '{render.path(row['path'])}'")
+        else:
+            console.say(f"'{render.path(row['pointer'])}' didn't change, skipping")
 
 
 def _tell(console: Console, result: dict[str, Any], as_json: bool) -> None:

@@ -58,6 +58,7 @@ VERBS = (
         "pull",
         "remote",
         "status.cloud",
+        "update",
         "warm",
     ),
     *("mount", "umount", "tree", "fsck", "gc", "pin", "unpin", "forget-project"),

@@ -56,6 +56,7 @@ USES_STORE = frozenset(
         "pin",
         "remount",
         "remove",
+        "update",
         "warm",
     }
 )

@@ -103,7 +103,7 @@ def import_url(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
         ) as found:
             _refuse_itself(repo, found, goal)
             content, dep = bring(context, repo, found, recorded, fs_config, how)
-        return finish(context, repo, goal, dep, content, how, shown=_shown(repo, found))
+        return finish(context, repo, goal, dep, content, how, shown=shown_source(repo, found))
 
 
 def bring(
@@ -160,11 +160,12 @@ def settle(
     texts: Mapping[str, tuple[str | None, str]],
     content: Found,
     how: How,
+    hint: str = "move them away, or use --force to lose them",
 ) -> list[str]:
     """Bring stored content into the workspace, then write pointers; what to give to `git add`."""
     if content.name is not None and not how.to_remote:
         context.seen(repo.root, None if repo.git is None else repo.git.git_dir, [content.name])
-        place(context, repo, path, content.name, force=how.force)
+        place(context, repo, path, content.name, force=how.force, hint=hint)
     git_add = pointers.write(repo, texts, [path])
     if content.name is not None and not how.to_remote:
         export_after(context, repo, [path], os.environ)
@@ -190,7 +191,7 @@ def folder_of(repo: Repo, pointer_path: str, parsed: dvcfile.DvcFile) -> str:
     return os.path.normpath(repo.path(os.path.join(os.path.dirname(pointer_path), parsed.wdir)))
 
 
-def _shown(repo: Repo, found: Source) -> str:
+def shown_source(repo: Repo, found: Source) -> str:
     """A source as DVC's messages have it: what lies in the project from the caller's folder, else the whole path or url."""
     if isinstance(found, LocalSource):
         relative = repo.relative(found.path)

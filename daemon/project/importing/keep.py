@@ -70,9 +70,9 @@ def manifest_of(paths: list[str], names: list[ObjectName]) -> bytes:
     return manifest.serialise((path, name.hex) for path, name in zip(paths, names, strict=True))
 
 
-def place(context: VerbContext, repo: Repo, path: str, name: ObjectName | None, *, force: bool) -> None:
+def place(context: VerbContext, repo: Repo, path: str, name: ObjectName | None, *, force: bool, hint: str) -> None:
     """Have what `name` names (None: nothing) at a relative path. Without `force` raises ConflictError when something that is saved
-    nowhere would be lost, with nothing changed."""
+    nowhere would be lost, with nothing changed; `hint` says what to do then."""
     workspace = Workspace(repo, context.store)
 
     def progress(files: int, all_files: int, done: int, total: int) -> None:
@@ -80,7 +80,7 @@ def place(context: VerbContext, repo: Repo, path: str, name: ObjectName | None, 
 
     plans = Planner(workspace, progress).plans([Content(path, name)])
     if not force:
-        refuse_loss(repo, plans)
+        refuse_loss(repo, plans, hint)
     Placer(context, workspace).apply(plans)
 
 

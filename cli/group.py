@@ -50,6 +50,10 @@ ENTRIES: dict[str, Entry] = {
     "install": Entry("hooks", "install", "Install Git hooks, and the merge driver for .dvc files.", _PROJECT),
     "import": Entry("importing", "import_", "Bring data from another repository, and remember which.", _REMOTES),
     "import-url": Entry("importing", "import_url", "Bring data from a url, and remember where it is from.", _REMOTES),
+    "get": Entry("getting", "get", "Bring data from another repository, untracked.", _REMOTES),
+    "get-url": Entry("getting", "get_url", "Bring data from a url, untracked.", _REMOTES),
+    "list-url": Entry("getting", "list_url", "List what lies at a url.", _REMOTES),
+    "ls-url": Entry("getting", "list_url", "As `list-url`.", _REMOTES),
     "update": Entry("importing", "update", "Bring what has changed at the sources of imports.", _REMOTES),
     "push": Entry("sharing", "push", "Bring tracked data to a remote.", _REMOTES),
     "fetch": Entry("sharing", "fetch", "Bring tracked data from a remote into the store.", _REMOTES),
@@ -77,8 +81,8 @@ ENTRIES: dict[str, Entry] = {
 
 # What DVC 3 has and this version has not: named, so that a script that uses one learns why it fails.
 _DVC_ONLY = """
-artifacts dag experiments exp get get-url
-import-db list-url ls-url metrics params plots queue repro stage
+artifacts dag experiments exp
+import-db metrics params plots queue repro stage
 studio
 """
 DVC_ONLY = frozenset(_DVC_ONLY.split())

@@ -84,10 +84,15 @@ def list_(
     if as_json:
         console.write(json.dumps([_entry(row) for row in rows]))
     else:
-        names = list(_drawn(console, rows)) if tree else [_painted(console, row, row[0]) for row in rows]
-        for line in _lines(rows, names, with_size=size, with_hash=show_hash):
+        for line in drawn(console, rows, tree=tree, with_size=size, with_hash=show_hash):
             console.write(line)
     _tell_missing(console, [wirepath.decode(each) for each in found["missing"]])
+
+
+def drawn(console: Console, rows: list[list[Any]], *, tree: bool, with_size: bool, with_hash: bool) -> Iterator[str]:
+    """The lines of a listing."""
+    names = list(_drawn(console, rows)) if tree else [_painted(console, row, row[0]) for row in rows]
+    return _lines(rows, names, with_size=with_size, with_hash=with_hash)
 
 
 def _entry(row: list[Any]) -> dict[str, Any]:

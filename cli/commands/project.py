@@ -177,9 +177,7 @@ data.dvc:
 @_TARGETS
 @refused("-d", "--with-deps", is_flag=True, reason=_PIPELINES)
 @click.option("-R", "--recursive", is_flag=True, help="Targets may be directories: all .dvc files below them.")
-@click.option(
-    "--no-updates", is_flag=True, expose_value=False, help="Do not look at sources of imports (it never does)."
-)
+@click.option("--no-updates", is_flag=True, help="Do not look for newer versions of imports from repositories.")
 @click.option("-c", "--cloud", is_flag=True, help="Compare what is here with the remote instead.")
 @click.option("-r", "--remote", metavar="NAME", help="With -c: this remote instead of the default one.")
 @click.option("-a", "--all-branches", is_flag=True, help="With -c: what all branches need.")
@@ -195,6 +193,7 @@ def status(
     /,
     targets: tuple[str, ...],
     recursive: bool,
+    no_updates: bool,
     as_json: bool,
     cloud: bool,
     **sharing: Any,
@@ -207,7 +206,7 @@ def status(
     params = {"targets": _wire(targets), "recursive": recursive}
     if cloud or any(sharing.values()):  # as in DVC, each of these means -c
         return _cloud_status(console, {**params, **sharing}, as_json)
-    result = verb(console, "status", params)
+    result = verb(console, "status", {**params, "updates": not no_updates})
     found: dict[str, Any] = result["status"]
     if console.quiet:
         return exits.DIFFERENT if found else exits.OK

@@ -45,6 +45,7 @@ USES_STORE = frozenset(
         "fsck",
         "export",
         "fetch",
+        "get",
         "import",
         "import-url",
         "pull",

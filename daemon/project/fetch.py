@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from millpond.daemon import wirepath
-from millpond.daemon.errors import RemoteConfigError
+from millpond.daemon.errors import ObjectMissingError, RemoteConfigError
 from millpond.daemon.names import ObjectName
 from millpond.daemon.objects import Data
 from millpond.daemon.project import export
@@ -21,10 +21,12 @@ from millpond.daemon.project.copying import Staged, Staging
 from millpond.daemon.project.digests import LEGACY, Objects
 from millpond.daemon.project.durable import write_error
 from millpond.daemon.project.hashing import digest_of, is_md5
+from millpond.daemon.project.importing.fetching import Imports, place_partial
+from millpond.daemon.project.outputs import Output
 from millpond.daemon.project.portions import put_all
 from millpond.daemon.project.repo import Repo
 from millpond.daemon.project.select import Choice
-from millpond.daemon.project.sharing import Group, Link, Links, choices, groups, in_parts
+from millpond.daemon.project.sharing import Group, Link, Links, choices, groups, in_parts, partial
 from millpond.daemon.remote.transfer import Part
 
 if TYPE_CHECKING:
@@ -87,7 +89,20 @@ def pull(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
     if params.get("allow_missing") or not (result["missing"] or result["damaged"]):
         wanted = {key: params.get(key) for key in ("targets", "recursive", "force", "allow_missing")}
         result["checkout"] = checkout(context, wanted)
+        _pull_partial(context, params, result["checkout"])
     return result
+
+
+def _pull_partial(context: VerbContext, params: dict[str, Any], result: dict[str, Any]) -> None:
+    """Bring imports that were never downloaded to their places."""
+    repo = Repo.open(os.getcwd(), os.environ)
+    with context.lock(repo.root, "write"):
+        outputs = partial(repo, params)
+        if outputs:
+            imports = Imports(context, repo, params.get("jobs"))
+            for output in place_partial(context, repo, imports, outputs, force=bool(params.get("force"))):
+                is_dir = os.path.isdir(repo.path(output.path))
+                result["added"] = sorted([*result["added"], repo.wire(output.path) + ("/" if is_dir else "")])
 
 
 def _fetch(context: VerbContext, repo: Repo, chosen: Sequence[Choice], params: dict[str, Any]) -> dict[str, Any]:
@@ -97,10 +112,12 @@ def _fetch(context: VerbContext, repo: Repo, chosen: Sequence[Choice], params: d
         if params.get("remote") is not None:
             links.of(links.remote_of(None))  # one that cannot be used is told of, though nothing may be lacking
         lacking = [each for each in chosen if each.output.name and (each.inner or not objects.whole(each.output.name))]
-        if lacking:
-            for group in _by_remote(links, objects, lacking, done):
+        shared = [each for each in lacking if _is_shared(links, each.output)]
+        if shared:
+            for group in _by_remote(links, objects, shared, done):
                 used.append(group.remote.name)
                 _Fetching(context, repo, objects, links.of(group.remote), group, done, params.get("max_size")).run()
+    _fetch_imports(context, repo, objects, lacking, done, used, params)
     git = repo.git
     names = [each.output.name for each in chosen if each.output.name is not None]
     context.seen(repo.root, None if git is None else git.git_dir, names)
@@ -115,6 +132,50 @@ def _fetch(context: VerbContext, repo: Repo, chosen: Sequence[Choice], params: d
         "damaged": rows(done.damaged),
         "remotes": used,
     }
+
+
+def _is_shared(links: Links, output: Output) -> bool:
+    """Whether a remote of the project may have it: not what is imported from a repository, nor from a url where there is no remote."""
+    if output.imported is None or output.imported.is_repo:
+        return output.imported is None
+    try:
+        links.remote_of(output.remote)
+    except RemoteConfigError:
+        return False
+    return True
+
+
+def _fetch_imports(
+    context: VerbContext,
+    repo: Repo,
+    objects: Objects,
+    lacking: Sequence[Choice],
+    done: Fetched,
+    used: list[str],
+    params: dict[str, Any],
+) -> None:
+    """Bring imports that no remote had from where they are from. What is not there any more is missing if that is allowed, else its
+    error comes when all others are here."""
+    imports, first = Imports(context, repo, params.get("jobs")), None
+    for output in dict.fromkeys(each.output for each in lacking if each.output.imported is not None):
+        assert output.name is not None
+        if objects.whole(output.name):
+            continue
+        try:
+            found = imports.bring(output)
+        except ObjectMissingError as error:
+            first = first or error
+            done.missing.setdefault(output.name, output.path)
+            continue
+        done.objects += 1 if found.nfiles is None else found.nfiles + 1
+        done.bytes += found.size or 0
+    if first is not None and not params.get("allow_missing"):
+        raise first
+    used += imports.sources
+    if imports.sources:
+        gone = list(done.missing)
+        sizes = dict(zip(gone, objects.sizes(gone), strict=True))
+        done.missing = {name: path for name, path in done.missing.items() if sizes[name] is None}
 
 
 def _by_remote(links: Links, objects: Objects, lacking: Sequence[Choice], done: Fetched) -> list[Group]:

@@ -192,11 +192,14 @@ def folder_of(repo: Repo, pointer_path: str, parsed: dvcfile.DvcFile) -> str:
 
 
 def shown_source(repo: Repo, found: Source) -> str:
-    """A source as DVC's messages have it: what lies in the project from the caller's folder, else the whole path or url."""
-    if isinstance(found, LocalSource):
-        relative = repo.relative(found.path)
-        return found.path if relative is None else repo.seen(relative)
-    return found.url
+    """A source as DVC's messages have it."""
+    return shown_path(repo, found.path) if isinstance(found, LocalSource) else found.url
+
+
+def shown_path(repo: Repo, path: str) -> str:
+    """An absolute path as DVC's messages have it: in the project from the caller's folder, else whole."""
+    relative = repo.relative(path)
+    return path if relative is None else repo.seen(relative)
 
 
 def _refuse_itself(repo: Repo, found: Source, goal: Target) -> None:

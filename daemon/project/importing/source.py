@@ -40,6 +40,8 @@ _TOKENS = {
     "https": "checksum",
 }
 _READ_BYTES = 1 << 20
+# In an error's details: that there is nothing, and not that it cannot be read.
+_ABSENT = {"absent": True}
 
 
 class Source(Protocol):
@@ -179,19 +181,21 @@ def opened(
     folder: str,
     jobs: int | None = None,
     rate: float | None = None,
+    everything: bool = False,
 ) -> Iterator[Source]:
-    """What a url names, listed; relative paths begin at `folder`, `remote://NAME/...` at a remote of the config.
+    """What a url names, listed; relative paths begin at `folder`, `remote://NAME/...` at a remote of the config. With `everything` also
+    what is never tracked: Git's own files, repositories inside.
 
     Raises TargetError when nothing is there, RemoteConfigError, RemoteError, CredentialsError.
     """
     scheme = urlsplit(url).scheme
     if scheme in ("", "file") or len(scheme) == 1:
         path = urlsplit(url).path if scheme == "file" else url
-        yield _local(url, os.path.abspath(os.path.join(folder, os.path.expanduser(path))))
+        yield _local(url, os.path.abspath(os.path.join(folder, os.path.expanduser(path))), everything)
         return
     remote = remotes.of_url(config or Config(), url, fs_config)
     if remote.scheme == "file":
-        yield _local(url, remote.url)
+        yield _local(url, remote.url, everything)
         return
     source = _remote(url, remote, environ, jobs, rate)
     try:
@@ -205,14 +209,16 @@ def is_local(url: str) -> bool:
     return urlsplit(url).scheme in ("", "file") or len(urlsplit(url).scheme) == 1
 
 
-def _local(url: str, path: str) -> LocalSource:
+def _local(url: str, path: str, everything: bool) -> LocalSource:
     shown = shown_url(url)
     try:
         is_dir = os.path.isdir(path)
         if not is_dir and not os.path.isfile(path):
             os.stat(path)
             raise TargetError(f"'{shown}' is neither a file nor a folder", path=shown)
-        return LocalSource(url, path, is_dir, elsewhere.listing(path, is_dir=is_dir))
+        whole = is_dir and everything
+        found = elsewhere.everything(path) if whole else elsewhere.listing(path, is_dir=is_dir)
+        return LocalSource(url, path, is_dir, found)
     except FileNotFoundError as error:
         raise _absent(url) from error
     except OSError as error:
@@ -261,7 +267,9 @@ def _tag(kind: str, entry: Entry) -> str | None:
 
 def _absent(url: str) -> TargetError:
     shown = shown_url(url)
-    return TargetError(f"there is nothing at '{shown}'", path=shown, hint="see the url, and who may read there")
+    return TargetError(
+        f"there is nothing at '{shown}'", path=shown, hint="see the url, and who may read there", details=_ABSENT
+    )
 
 
 def shown_url(url: str) -> str:

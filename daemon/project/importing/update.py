@@ -13,6 +13,7 @@ from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.digests import Objects
 from millpond.daemon.project.importing import external, pointer, repofiles, source
 from millpond.daemon.project.importing.external import Settings
+from millpond.daemon.project.importing.fetching import refuse_others
 from millpond.daemon.project.importing.importurl import How, bring, folder_of, settle, shown_source
 from millpond.daemon.project.importing.keep import keep, keep_repo, place
 from millpond.daemon.project.importing.pointer import Found
@@ -90,6 +91,7 @@ class _Updating:
         }
 
     def _of_url(self, entry: dict[str, Any]) -> bool:
+        refuse_others(self._output)
         fs_config = {str(key): str(value) for key, value in (entry.get("fs_config") or {}).items()}
         url = str(entry["path"])
         with source.opened(

@@ -145,6 +145,20 @@ def settings_option(name: str, help: str) -> Callable[[Callback], Callback]:
     return click.option(name, multiple=True, metavar="NAME=VALUE", callback=parsed, help=help)
 
 
+def repo_settings(function: Callback) -> Callback:
+    """Options for a repository that is elsewhere; the verb's `spread` must have --remote-config."""
+    options = (
+        click.option(
+            "--config", metavar="PATH", type=click.Path(), help="A config file to lay over the repository's own."
+        ),
+        click.option("--remote", metavar="NAME", help="Which of the repository's remotes has the data."),
+        settings_option("--remote-config", "Settings to lay over that remote's; all words that follow."),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
 class Group(click.Group):
     """A group of verbs that are in its own module (`daemon`, `cache`)."""
 

@@ -8,11 +8,10 @@ from typing import Any
 import click
 
 from millpond.cli import render, text
-from millpond.cli.commands.importing import repo_settings
 from millpond.cli.commands.listing import drawn
 from millpond.cli.connection import verb
 from millpond.cli.console import Console
-from millpond.cli.group import Callback, Spread, json_option, settings_option
+from millpond.cli.group import Callback, Spread, json_option, repo_settings, settings_option
 from millpond.daemon import wirepath
 from millpond.daemon.errors import UsageError
 

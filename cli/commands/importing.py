@@ -11,7 +11,7 @@ import click
 from millpond.cli import render
 from millpond.cli.connection import verb
 from millpond.cli.console import Console
-from millpond.cli.group import Callback, Spread, Verb, json_option, refused, settings_option
+from millpond.cli.group import Callback, Spread, Verb, json_option, refused, repo_settings, settings_option
 from millpond.cli.place import config_file
 from millpond.daemon import wirepath
 
@@ -60,20 +60,6 @@ def import_url(console: Console, /, url: str, out: str | None, as_json: bool, **
     """
     wire = {"url": wirepath.encode(url), "out": None if out is None else wirepath.encode(out)}
     _tell(console, verb(console, "import-url", {**wire, **params}), as_json)
-
-
-def repo_settings(function: Callback) -> Callback:
-    """Options for a repository that is elsewhere; the verb's `spread` must have --remote-config."""
-    options = (
-        click.option(
-            "--config", metavar="PATH", type=click.Path(), help="A config file to lay over the repository's own."
-        ),
-        click.option("--remote", metavar="NAME", help="Which of the repository's remotes has the data."),
-        settings_option("--remote-config", "Settings to lay over that remote's; all words that follow."),
-    )
-    for option in reversed(options):
-        function = option(function)
-    return function
 
 
 @click.command(

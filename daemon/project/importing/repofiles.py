@@ -187,7 +187,7 @@ class RepoFiles:
     def _path(self, index: int) -> str:
         output = self.items[index].output
         base = output.path if output is not None and not self.is_dir else ""
-        return printable(posixpath.join(base, self.paths[index]) or self.url)
+        return printable(posixpath.join(base, self.paths[index]).rstrip("/") or self.url)
 
     def _what(self, index: int) -> str:
         return f"'{self._path(index)}' ({self._name(index)})"

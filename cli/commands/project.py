@@ -16,7 +16,6 @@ from millpond.cli.place import config_file
 from millpond.daemon import wirepath
 from millpond.daemon.errors import ObjectMissingError, TargetError, UsageError
 
-_REMOTES = "there are no remotes yet"
 _PIPELINES = "it follows the stages of a pipeline, and there are no pipelines yet"
 _ADD_PATHS = frozenset({"path", "pointer", "git_add"})
 _CHECKOUT_PATHS = frozenset({"added", "modified", "deleted", "failed", "unchanged"})
@@ -67,9 +66,14 @@ $ git add data.dvc .gitignore && git commit -m "Images of May"
 )
 @click.option("-f", "--force", is_flag=True, help="With --out: overwrite what is there.")
 @click.option("--no-relink", is_flag=True, help="Leave the files in the workspace as they are.")
-@refused("--to-remote", is_flag=True, reason=_REMOTES)
-@refused("-r", "--remote", metavar="NAME", reason=_REMOTES)
-@refused("--remote-jobs", metavar="NUMBER", reason=_REMOTES)
+@click.option("--to-remote", is_flag=True, help="Bring the data to the remote, and not into the store.")
+@click.option("-r", "--remote", metavar="NAME", help="With --to-remote: this remote instead of the default one.")
+@click.option(
+    "--remote-jobs",
+    type=click.IntRange(1),
+    metavar="NUMBER",
+    help="With --to-remote: at most so many requests at once.",
+)
 @json_option
 @click.pass_obj
 def add(
@@ -80,6 +84,9 @@ def add(
     out: str | None,
     force: bool,
     no_relink: bool,
+    to_remote: bool,
+    remote: str | None,
+    remote_jobs: int | None,
     as_json: bool,
 ) -> None:
     """Store files and directories, and write a .dvc file for each that Git can track.
@@ -96,6 +103,9 @@ def add(
         "force": force,
         "out": None if out is None else wirepath.encode(out),
         "no_relink": no_relink,
+        "to_remote": to_remote,
+        "remote": remote,
+        "remote_jobs": remote_jobs,
     }
     result = verb(console, "add", params)
     for warning in result.get("warnings") or []:

@@ -22,6 +22,7 @@ from millpond.daemon.project.digests import LEGACY, Group, fill, forget_missing
 from millpond.daemon.project.durable import write_error
 from millpond.daemon.project.dvcfile import Out
 from millpond.daemon.project.export import dvc_is_used, export_after, exports
+from millpond.daemon.project.importing.addurl import add_from_elsewhere, is_from_elsewhere
 from millpond.daemon.project.placer import Placer
 from millpond.daemon.project.plan import Content
 from millpond.daemon.project.repo import Repo, printable
@@ -101,13 +102,15 @@ class _Job:
 
 
 def add(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
-    """Verb. {targets, glob, no_commit, force, out, no_relink} -> {added, git_add, autostaged, warnings, totals}.
+    """Verb. {targets, glob, no_commit, force, out, no_relink, to_remote, remote, remote_jobs} -> {added, git_add, autostaged, warnings, totals}.
 
     added: [{path, pointer, md5, size, nfiles (None for a file), changed}], paths as seen from the caller's folder. Raises
     TargetError, OverlapError, TrackedByGitError, InvalidFileError, FileChangedError, DiskFullError, NotMountedError,
     NotARepoError, UsageError; the project is as it was then.
     """
     options = Options.of(params)
+    if is_from_elsewhere(params):
+        return add_from_elsewhere(context, params)
     repo = Repo.open(os.getcwd(), os.environ)
     with context.lock(repo.root, "write"):
         outputs = repo.outputs()

@@ -98,6 +98,7 @@ def _tell(console: Console, result: dict[str, Any], as_json: bool) -> None:
 $ millpond list-url s3://bucket/images --size
 12.0M  cats.zip
        dogs
+$ millpond ls-url remote://team/images -T
 """,
 )
 @click.argument("url", type=click.Path())

@@ -24,6 +24,7 @@ from millpond.daemon.project.importing.source import shown_url
 from millpond.daemon.project.paths import printable
 from millpond.daemon.project.repo import Repo, find_root, git_at
 from millpond.daemon.project.statcache import StatCache
+from millpond.daemon.remote import remotes
 
 # How a remote is named that only --remote-config describes.
 _UNNAMED = "remote-config"
@@ -65,7 +66,7 @@ class Settings:
         return found
 
     def lay_over(self, config: Config, folder: str) -> None:
-        """Raises InvalidFileError, TargetError."""
+        """Raises InvalidFileError, TargetError, RemoteConfigError for a remote that is not there then."""
         if isinstance(self.config, str):
             path = os.path.abspath(os.path.join(folder, self.config))
             if not config_module.merge_file(config, path):
@@ -79,6 +80,8 @@ class Settings:
             config.values.setdefault("core", {})["remote"] = name
             config.remotes[name] = {**config.remotes.get(name, {}), **self.remote_config}
             config.origin[f'remote "{name}"', "url"] = os.path.join(folder, "config")
+        elif self.remote:
+            remotes.find(config, self.remote)
 
 
 def _lay_mapping(config: Config, sections: Mapping[str, Any], folder: str) -> None:

@@ -289,7 +289,7 @@ def test_imports_come_back_from_where_they_are_from(pair: Pair, elsewhere: Elsew
     with opened_again(ours) as fresh:
         for name in ("data", "mix", "d"):
             shutil.rmtree(fresh.root / name)
-        assert fresh.run("fetch")["objects"] == 12
+        assert fresh.run("fetch")["objects"] == 11
         found = fresh.run("pull")["checkout"]
         assert found["added"] == ["d/", "data/", "mix/", "partial-url/", "partial/"]
         assert fresh.read("data/one") == "1\n" and fresh.read("partial/three") == "3\n" and fresh.read("d/a") == "a\n"

@@ -14,9 +14,9 @@ import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
-from millpond.daemon.errors import InvalidFileError, RemoteChangedError, TargetError
+from millpond.daemon.errors import InvalidFileError, RemoteChangedError, TargetError, UsageError
 from millpond.daemon.names import ObjectName
 from millpond.daemon.objects import Data
 from millpond.daemon.project import elsewhere, manifest
@@ -227,16 +227,24 @@ def _local(url: str, path: str, everything: bool) -> LocalSource:
 
 def _remote(url: str, remote: Remote, environ: Mapping[str, str], jobs: int | None, rate: float | None) -> RemoteSource:
     parts = urlsplit(remote.url)
-    top, _, key = parts.path.rstrip("/").rpartition("/")
-    query = f"?{parts.query}" if parts.query else ""
-    base = Remote(remote.name, f"{parts.scheme}://{parts.netloc}{top}", remote.values)
+    is_web = remote.scheme in ("http", "https")
+    if is_web and parts.query:
+        shown = shown_url(url)
+        raise UsageError(
+            f"'{shown}' has a query (?...), which is not in this version", hint="get the file yourself, then add it"
+        )
+    # What follows a `?` or `#` is part of a name where there are no queries.
+    path = parts.path if is_web else remote.url.partition("://")[2][len(parts.netloc) :]
+    top, _, key = path.rstrip("/").rpartition("/")
+    if is_web:
+        key = unquote(key)  # a backend quotes keys itself
+    base = Remote(remote.name, f"{parts.scheme}://{parts.netloc}{top or '/'}", remote.values)
     transfer = Transfer(remotes.connect(base, environ), jobs=jobs or remote.count("jobs"), rate=rate)
     try:
-        whole = f"{key}{query}"
-        entry = transfer.backend.head(whole) if whole and not parts.path.endswith("/") else None
+        entry = transfer.backend.head(key) if key and not path.endswith("/") else None
         if entry is not None:
             return RemoteSource(url, remote.scheme, False, [entry], [""], transfer)
-        found = {} if remote.scheme in ("http", "https") else _below(url, key, transfer.backend.list(key))
+        found = {} if is_web else _below(url, key, transfer.backend.list(key))
         if not found:
             raise _absent(url)
         paths = sorted(found, key=manifest.sort_key)

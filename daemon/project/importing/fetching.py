@@ -20,7 +20,7 @@ from millpond.daemon.project.importing.pointer import Found
 from millpond.daemon.project.outputs import Output
 from millpond.daemon.project.paths import printable
 from millpond.daemon.project.repo import Repo
-from millpond.daemon.project.sharing import rate
+from millpond.daemon.project.sharing import choices, rate
 
 
 class Imports:
@@ -119,3 +119,15 @@ def place_partial(
         place(context, repo, output.path, found.name, force=force, hint="move them away, or use --force to lose them")
         brought.append(output)
     return brought
+
+
+def bring_lacking(context: VerbContext, target: str | None, rev: str | None) -> bool:
+    """Bring the imports of a version (a target in wire form, None for all) that are not here as a whole; whether there were any. Raises
+    as `Imports.bring`, and as `choices`."""
+    repo = Repo.open(os.getcwd(), os.environ)
+    asked = {"targets": [target] if target else [], "revs": [rev] if rev else [], "recursive": True}
+    imports, objects = Imports(context, repo, None), Objects(context.store, repo.cache)
+    for output in dict.fromkeys(choice.output for choice in choices(repo, asked)):
+        if output.imported is not None and output.name is not None and not objects.whole(output.name):
+            imports.bring(output)
+    return bool(imports.sources)

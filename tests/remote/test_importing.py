@@ -20,7 +20,7 @@ from tests.remote.servers import KEY, SECRET, S3Server
 from tests.remote.shared import Team
 from tests.store.helpers import sample
 
-FILES = {"a": b"a\n", "sub/b": b"b\n", "sub/empty": b"", "large": sample(9, 20 << 20), "sp ace": b"s\n"}
+FILES = {"a": b"a\n", "sub/b": b"b\n", "sub/empty": b"", "large": sample(9, 9 << 20), "sp ace": b"s\n"}
 
 
 @pytest.fixture
@@ -84,6 +84,7 @@ def theirs_sorted(home: Home, url: str) -> list[str]:
     return sorted(line for line in home.dvc("list-url", "-R", url).stdout.splitlines() if line)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("team", ["local"], indirect=True)
 def test_to_a_remote_on_s3(team: Team, s3: S3Server, bucket: str) -> None:
     ann = team.person("ann")

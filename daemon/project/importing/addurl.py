@@ -7,12 +7,12 @@ from typing import Any
 
 from millpond.daemon import wirepath
 from millpond.daemon.errors import UsageError
-from millpond.daemon.project import dvcfile, pointers
+from millpond.daemon.project import dvcfile
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.dvcfile import Out
-from millpond.daemon.project.export import export_after
 from millpond.daemon.project.importing import source, target
-from millpond.daemon.project.importing.keep import keep, place
+from millpond.daemon.project.importing.importurl import How, settle
+from millpond.daemon.project.importing.keep import keep
 from millpond.daemon.project.importing.pointer import Found
 from millpond.daemon.project.importing.target import Target
 from millpond.daemon.project.importing.toremote import Uploading
@@ -62,14 +62,9 @@ def add_from_elsewhere(context: VerbContext, params: dict[str, Any]) -> dict[str
 
 def _finish(context: VerbContext, repo: Repo, goal: Target, content: Found, params: dict[str, Any]) -> dict[str, Any]:
     assert content.name is not None
-    stored = not params.get("to_remote")
-    if stored:
-        context.seen(repo.root, None if repo.git is None else repo.git.git_dir, [content.name])
-        hint = "move them away, or use --force to lose them"
-        place(context, repo, goal.path, content.name, force=bool(params.get("force")), hint=hint)
-    git_add = pointers.write(repo, {goal.pointer: (goal.old, _text(goal, content))}, [goal.path])
-    if stored:
-        export_after(context, repo, [goal.path], os.environ)
+    texts = {goal.pointer: (goal.old, _text(goal, content))}
+    how = How(to_remote=bool(params.get("to_remote")), force=bool(params.get("force")))
+    git_add = settle(context, repo, goal.path, texts, content, how)
     row = {
         "path": repo.wire(goal.path),
         "pointer": repo.wire(goal.pointer),

@@ -15,7 +15,7 @@ from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.digests import Objects
 from millpond.daemon.project.importing import external, repofiles, source
 from millpond.daemon.project.importing.external import Settings
-from millpond.daemon.project.importing.keep import keep, keep_repo, place
+from millpond.daemon.project.importing.keep import Placing, keep, keep_repo
 from millpond.daemon.project.importing.pointer import Found
 from millpond.daemon.project.outputs import Output
 from millpond.daemon.project.paths import printable
@@ -116,7 +116,10 @@ def place_partial(
         if os.path.lexists(repo.path(output.path)) and not force:
             continue
         found = imports.bring(output)
-        place(context, repo, output.path, found.name, force=force, hint="move them away, or use --force to lose them")
+        placing = Placing(context, repo, output.path, found.name)
+        if not force:
+            placing.refuse_loss("move them away, or use --force to lose them")
+        placing.apply()
         brought.append(output)
     return brought
 

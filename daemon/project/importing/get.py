@@ -84,8 +84,8 @@ def list_url(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
         rows = _rows(found, level if params.get("recursive") or params.get("tree") else 1)
     if params.get("tree"):
         rows = [(url, 0, True, None), *rows]
-    elif params.get("recursive"):
-        rows = [row for row in rows if not row[2] or row[1] == level]
+    else:
+        rows = sorted(row for row in rows if not params.get("recursive") or not row[2] or row[1] == level)
     return {"rows": [[wirepath.encode(path), *rest] for path, *rest in rows]}
 
 

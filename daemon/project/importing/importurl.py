@@ -13,7 +13,7 @@ from millpond.daemon.project import dvcfile, pointers
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.export import export_after
 from millpond.daemon.project.importing import pointer, source, target
-from millpond.daemon.project.importing.keep import keep, place
+from millpond.daemon.project.importing.keep import Placing, keep
 from millpond.daemon.project.importing.pointer import Found
 from millpond.daemon.project.importing.source import LocalSource, Source
 from millpond.daemon.project.importing.target import Target
@@ -40,6 +40,8 @@ _SECRET = frozenset(
         "oss_key_secret",
     ]
 )
+# What to do where something would be lost.
+FORCE = "move them away, or use --force to lose them"
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,13 +162,19 @@ def settle(
     texts: Mapping[str, tuple[str | None, str]],
     content: Found,
     how: How,
-    hint: str = "move them away, or use --force to lose them",
+    hint: str = FORCE,
 ) -> list[str]:
-    """Bring stored content into the workspace, then write pointers; what to give to `git add`."""
-    if content.name is not None and not how.to_remote:
-        context.seen(repo.root, None if repo.git is None else repo.git.git_dir, [content.name])
-        place(context, repo, path, content.name, force=how.force, hint=hint)
+    """Write pointers, then bring stored content into the workspace, where what is of an older version goes; what to give to `git add`."""
+    placing = None
+    if not how.to_remote:
+        names = [] if content.name is None else [content.name]
+        context.seen(repo.root, None if repo.git is None else repo.git.git_dir, names)
+        placing = Placing(context, repo, path, content.name)
+        if not how.force:
+            placing.refuse_loss(hint)
     git_add = pointers.write(repo, texts, [path])
+    if placing is not None:
+        placing.apply()
     if content.name is not None and not how.to_remote:
         export_after(context, repo, [path], os.environ)
     return git_add

@@ -70,18 +70,33 @@ def manifest_of(paths: list[str], names: list[ObjectName]) -> bytes:
     return manifest.serialise((path, name.hex) for path, name in zip(paths, names, strict=True))
 
 
-def place(context: VerbContext, repo: Repo, path: str, name: ObjectName | None, *, force: bool, hint: str) -> None:
-    """Have what `name` names (None: nothing) at a relative path. Without `force` raises ConflictError when something that is saved
-    nowhere would be lost, with nothing changed; `hint` says what to do then."""
-    workspace = Workspace(repo, context.store)
+class Placing:
+    """What `name` names (None: nothing) on its way to a relative path: looked at when made, done by `apply`. So a refusal changes
+    nothing, and a pointer can be written in between: what a crash leaves is ended by `checkout`."""
 
-    def progress(files: int, all_files: int, done: int, total: int) -> None:
-        context.progress("comparing", (files, all_files), (done, total))
+    def __init__(self, context: VerbContext, repo: Repo, path: str, name: ObjectName | None) -> None:
+        self._context = context
+        self._repo = repo
+        self._workspace = Workspace(repo, context.store)
+        self._plans = Planner(self._workspace, self._progress).plans([Content(path, name)])
 
-    plans = Planner(workspace, progress).plans([Content(path, name)])
-    if not force:
-        refuse_loss(repo, plans, hint)
-    Placer(context, workspace).apply(plans)
+    def _progress(self, files: int, all_files: int, done: int, total: int) -> None:
+        self._context.progress("comparing", (files, all_files), (done, total))
+
+    @property
+    def is_due(self) -> bool:
+        """Whether something else is there, and all that should be is at hand, and nothing would be lost."""
+        (plan,) = self._plans
+        return plan.state is not None and not plan.missing and not plan.lost
+
+    def refuse_loss(self, hint: str) -> Placing:
+        """Raise ConflictError when something that is saved nowhere would be lost; `hint` says what to do then."""
+        refuse_loss(self._repo, self._plans, hint)
+        return self
+
+    def apply(self) -> None:
+        """Raises as Placer.apply."""
+        Placer(self._context, self._workspace).apply(self._plans)
 
 
 def _local(context: VerbContext, source: LocalSource, store: bool) -> list[ObjectName]:

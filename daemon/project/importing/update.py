@@ -15,7 +15,7 @@ from millpond.daemon.project.importing import external, pointer, repofiles, sour
 from millpond.daemon.project.importing.external import Settings
 from millpond.daemon.project.importing.fetching import refuse_others
 from millpond.daemon.project.importing.importurl import How, bring, folder_of, settle, shown_source
-from millpond.daemon.project.importing.keep import keep, keep_repo, place
+from millpond.daemon.project.importing.keep import Placing, keep, keep_repo
 from millpond.daemon.project.importing.pointer import Found
 from millpond.daemon.project.importing.target import Target
 from millpond.daemon.project.outputs import Output
@@ -104,7 +104,7 @@ class _Updating:
             rate=rate(os.environ),
         ) as found:
             if self._is_whole() and self._is_same(entry, found):
-                return False
+                return self._bring_back()
             self._shown = shown_source(self._repo, found)
             content, dep = bring(self._context, self._repo, found, url, entry.get("fs_config") or {}, self._how)
         self._finish(dep, content)
@@ -127,7 +127,7 @@ class _Updating:
             before, repo["rev_lock"] = repo.get("rev_lock"), other.commit
             dep = {**entry, "repo": repo}
             if before == other.commit and dep["repo"] == entry["repo"] and self._is_whole():
-                return False
+                return self._bring_back()
             content = Found()
             with repofiles.opened(other, str(entry["path"]), self._context.store, jobs=self._how.jobs) as files:
                 if not self._how.no_download:
@@ -136,20 +136,28 @@ class _Updating:
         return True
 
     def _is_whole(self) -> bool:
-        """Whether the pointer is as it was written, and its data is there, as far as it is meant to be."""
+        """Whether the pointer is as it was written, and its data is here, as far as it is meant to be."""
         if pointer.is_changed(self._pointer):
             return False
         if self._output.name is None:
             return self._how.no_download
-        return os.path.lexists(self._repo.path(self._output.path)) or self._how.to_remote
+        objects = Objects(self._context.store, self._repo.cache)
+        return self._how.to_remote or self._how.no_download or objects.whole(self._output.name)
+
+    def _bring_back(self) -> bool:
+        """Have data that is as the source's where it belongs, unless something else that is saved nowhere is there; whether it was not."""
+        if self._how.to_remote or self._how.no_download:
+            return False
+        placing = Placing(self._context, self._repo, self._output.path, self._output.name)
+        if not placing.is_due:
+            return False
+        placing.apply()
+        return True
 
     def _finish(self, dep: Mapping[str, Any], content: Found) -> None:
         output = self._output
         goal = Target(output.path, output.pointer, self._pointer.text)
         name = self._pointer.outs[0].path
         text = pointer.text(dep, name, content, whole=True, old=goal.old, path=output.pointer)
-        if content.name is None:
-            # What is there is of the old version.
-            place(self._context, self._repo, output.path, None, force=False, hint=_CHANGED)
         texts = {goal.pointer: (goal.old, text)}
         settle(self._context, self._repo, output.path, texts, content, self._how, _CHANGED)

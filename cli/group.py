@@ -48,6 +48,13 @@ ENTRIES: dict[str, Entry] = {
     "destroy": Entry("leaving", "destroy", "Remove all of DVC's files from a project, but for its data.", _PROJECT),
     "config": Entry("settings", "config", "Get or set config options.", _PROJECT),
     "install": Entry("hooks", "install", "Install Git hooks, and the merge driver for .dvc files.", _PROJECT),
+    "import": Entry("importing", "import_", "Bring data from another repository, and remember which.", _REMOTES),
+    "import-url": Entry("importing", "import_url", "Bring data from a url, and remember where it is from.", _REMOTES),
+    "get": Entry("getting", "get", "Bring data from another repository, untracked.", _REMOTES),
+    "get-url": Entry("getting", "get_url", "Bring data from a url, untracked.", _REMOTES),
+    "list-url": Entry("getting", "list_url", "List what lies at a url.", _REMOTES),
+    "ls-url": Entry("getting", "list_url", "As `list-url`.", _REMOTES),
+    "update": Entry("importing", "update", "Bring what has changed at the sources of imports.", _REMOTES),
     "push": Entry("sharing", "push", "Bring tracked data to a remote.", _REMOTES),
     "fetch": Entry("sharing", "fetch", "Bring tracked data from a remote into the store.", _REMOTES),
     "pull": Entry("sharing", "pull", "Bring tracked data from a remote into the workspace.", _REMOTES),
@@ -74,9 +81,9 @@ ENTRIES: dict[str, Entry] = {
 
 # What DVC 3 has and this version has not: named, so that a script that uses one learns why it fails.
 _DVC_ONLY = """
-artifacts dag experiments exp get get-url
-import import-db import-url list-url ls-url metrics params plots queue repro stage
-studio update
+artifacts dag experiments exp
+import-db metrics params plots queue repro stage
+studio
 """
 DVC_ONLY = frozenset(_DVC_ONLY.split())
 
@@ -102,6 +109,54 @@ class Verb(click.Command):
             with formatter.section("Example"):
                 for line in self.example.strip("\n").splitlines():
                     formatter.write(f"{'':>{formatter.current_indent}}{line}\n")
+
+
+class Spread(Verb):
+    """A verb with options that take all words up to the next option, as DVC's do: `--targets A B`."""
+
+    def __init__(self, *args: Any, spread: tuple[str, ...] = (), **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._spread = spread
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        words: list[str] = []
+        inside: str | None = None
+        for word in args:
+            if word.startswith("-"):
+                inside = word if word in self._spread else None
+                if inside is not None:
+                    continue
+            words += [inside, word] if inside is not None else [word]
+        return super().parse_args(ctx, words)
+
+
+def settings_option(name: str, help: str) -> Callable[[Callback], Callback]:
+    """An option of NAME=VALUE words; the command gets a mapping. It must be among the verb's `spread`."""
+
+    def parsed(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for word in values:
+            key, equals, value = word.partition("=")
+            if not equals or not key:
+                raise UsageError(f"'{word}' of {name} is not NAME=VALUE")
+            found[key] = value
+        return found
+
+    return click.option(name, multiple=True, metavar="NAME=VALUE", callback=parsed, help=help)
+
+
+def repo_settings(function: Callback) -> Callback:
+    """Options for a repository that is elsewhere; the verb's `spread` must have --remote-config."""
+    options = (
+        click.option(
+            "--config", metavar="PATH", type=click.Path(), help="A config file to lay over the repository's own."
+        ),
+        click.option("--remote", metavar="NAME", help="Which of the repository's remotes has the data."),
+        settings_option("--remote-config", "Settings to lay over that remote's; all words that follow."),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
 
 
 class Group(click.Group):

@@ -11,7 +11,7 @@ import click
 from millpond.cli import text
 from millpond.cli.connection import verb
 from millpond.cli.console import Console
-from millpond.cli.group import Group, Verb, json_option
+from millpond.cli.group import Group, Spread, json_option
 from millpond.daemon import wirepath
 
 # In the order in which they are shown, with their colours.
@@ -43,23 +43,9 @@ _SECTIONS: dict[str, tuple[str, tuple[str, ...], str]] = {
 }
 
 
-class _ManyTargets(Verb):
-    """`--targets A B` as in DVC: all words up to the next option."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        spread: list[str] = []
-        inside = False
-        for word in args:
-            if word.startswith("-"):
-                inside = word == "--targets"
-                if inside:
-                    continue
-            spread += ["--targets", word] if inside else [word]
-        return super().parse_args(ctx, spread)
-
-
 @click.command(
-    cls=_ManyTargets,
+    cls=Spread,
+    spread=("--targets",),
     example="""
 $ millpond diff v1 v2
 Modified:

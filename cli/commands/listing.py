@@ -11,26 +11,19 @@ import click
 from millpond.cli import text
 from millpond.cli.connection import verb
 from millpond.cli.console import Console
-from millpond.cli.group import Callback, Verb, json_option, refused
+from millpond.cli.group import Spread, json_option, repo_settings
 from millpond.daemon import wirepath
 from millpond.daemon.errors import ObjectMissingError, UsageError
 
-_REMOTES = "there are no remotes yet"
 # What stands before an entry in a tree, by whether it is the last of its folder; and before what is below it.
 _EDGES = {False: "├── ", True: "└── "}
 _LINES = {False: "│   ", True: "    "}
 
 
-def _elsewhere(function: Callback) -> Callback:
-    """Options for repositories that are read through remotes."""
-    for name in ("--remote-config", "--remote", "--config"):
-        function = refused(name, metavar="VALUE", reason=_REMOTES)(function)
-    return function
-
-
 @click.command(
     "list",
-    cls=Verb,
+    cls=Spread,
+    spread=("--remote-config",),
     example="""
 $ millpond list . data --size
 4.00k  labels.csv
@@ -47,11 +40,12 @@ $ millpond ls . -T -L 2
 @click.option("--rev", metavar="COMMIT", help="List what this revision holds.")
 @click.option("--size", is_flag=True, help="Show sizes.")
 @click.option("--show-hash", is_flag=True, help="Show hashes of tracked data.")
-@_elsewhere
+@repo_settings
 @json_option
 @click.pass_obj
 def list_(
     console: Console,
+    /,
     url: str,
     path: str | None,
     recursive: bool,
@@ -62,8 +56,9 @@ def list_(
     size: bool,
     show_hash: bool,
     as_json: bool,
+    **settings: Any,
 ) -> None:
-    """List what the repository at URL (a path; `.` for this one) holds: files of Git and tracked data, checked out or not.
+    """List what the repository at URL (a path, `.` for this one, or what `git clone` takes) holds: files of Git and tracked data.
 
     PATH is a folder or file in it.
     """
@@ -78,16 +73,22 @@ def list_(
         "tree": tree,
         "dvc_only": dvc_only,
         "detail": size or as_json,
+        **settings,
     }
     found = verb(console, "list", params)
     rows = [[wirepath.decode(row[0]), *row[1:]] for row in found["rows"]]
     if as_json:
         console.write(json.dumps([_entry(row) for row in rows]))
     else:
-        names = list(_drawn(console, rows)) if tree else [_painted(console, row, row[0]) for row in rows]
-        for line in _lines(rows, names, with_size=size, with_hash=show_hash):
+        for line in drawn(console, rows, tree=tree, with_size=size, with_hash=show_hash):
             console.write(line)
     _tell_missing(console, [wirepath.decode(each) for each in found["missing"]])
+
+
+def drawn(console: Console, rows: list[list[Any]], *, tree: bool, with_size: bool, with_hash: bool) -> Iterator[str]:
+    """The lines of a listing."""
+    names = list(_drawn(console, rows)) if tree else [_painted(console, row, row[0]) for row in rows]
+    return _lines(rows, names, with_size=with_size, with_hash=with_hash)
 
 
 def _entry(row: list[Any]) -> dict[str, Any]:
@@ -144,7 +145,8 @@ def _tell_missing(console: Console, missing: list[str]) -> None:
 
 
 @click.command(
-    cls=Verb,
+    cls=Spread,
+    spread=("--remote-config",),
     example="""
 $ millpond du . data
 1.02k  data/labels.csv
@@ -156,16 +158,19 @@ $ millpond du . data
 @click.argument("path", required=False, type=click.Path())
 @click.option("--rev", metavar="COMMIT", help="Of this revision.")
 @click.option("-s", "--summarize", is_flag=True, help="Show the sum only.")
-@_elsewhere
+@repo_settings
 @json_option
 @click.pass_obj
-def du(console: Console, url: str, path: str | None, rev: str | None, summarize: bool, as_json: bool) -> None:
+def du(
+    console: Console, /, url: str, path: str | None, rev: str | None, summarize: bool, as_json: bool, **settings: Any
+) -> None:
     """Show how much the entries of a folder take, and all of it: files of Git and tracked data, checked out or not."""
     params: dict[str, Any] = {
         "url": wirepath.encode(url),
         "path": None if path is None else wirepath.encode(path),
         "rev": rev,
         "summarize": summarize,
+        **settings,
     }
     rows = [(wirepath.decode(name), size) for name, size in verb(console, "du", params)["rows"]]
     if as_json:

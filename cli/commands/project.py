@@ -12,10 +12,10 @@ from millpond.cli import exits, render, text
 from millpond.cli.connection import verb
 from millpond.cli.console import Console
 from millpond.cli.group import Verb, json_option, refused
+from millpond.cli.place import config_file
 from millpond.daemon import wirepath
 from millpond.daemon.errors import ObjectMissingError, TargetError, UsageError
 
-_REMOTES = "there are no remotes yet"
 _PIPELINES = "it follows the stages of a pipeline, and there are no pipelines yet"
 _ADD_PATHS = frozenset({"path", "pointer", "git_add"})
 _CHECKOUT_PATHS = frozenset({"added", "modified", "deleted", "failed", "unchanged"})
@@ -66,9 +66,14 @@ $ git add data.dvc .gitignore && git commit -m "Images of May"
 )
 @click.option("-f", "--force", is_flag=True, help="With --out: overwrite what is there.")
 @click.option("--no-relink", is_flag=True, help="Leave the files in the workspace as they are.")
-@refused("--to-remote", is_flag=True, reason=_REMOTES)
-@refused("-r", "--remote", metavar="NAME", reason=_REMOTES)
-@refused("--remote-jobs", metavar="NUMBER", reason=_REMOTES)
+@click.option("--to-remote", is_flag=True, help="Bring the data to the remote, and not into the store.")
+@click.option("-r", "--remote", metavar="NAME", help="With --to-remote: this remote instead of the default one.")
+@click.option(
+    "--remote-jobs",
+    type=click.IntRange(1),
+    metavar="NUMBER",
+    help="With --to-remote: at most so many requests at once.",
+)
 @json_option
 @click.pass_obj
 def add(
@@ -79,6 +84,9 @@ def add(
     out: str | None,
     force: bool,
     no_relink: bool,
+    to_remote: bool,
+    remote: str | None,
+    remote_jobs: int | None,
     as_json: bool,
 ) -> None:
     """Store files and directories, and write a .dvc file for each that Git can track.
@@ -95,6 +103,9 @@ def add(
         "force": force,
         "out": None if out is None else wirepath.encode(out),
         "no_relink": no_relink,
+        "to_remote": to_remote,
+        "remote": remote,
+        "remote_jobs": remote_jobs,
     }
     result = verb(console, "add", params)
     for warning in result.get("warnings") or []:
@@ -102,7 +113,7 @@ def add(
     if as_json:
         console.write(json.dumps(render.decoded(result, _ADD_PATHS)))
         return
-    for line in render.add_lines(result, config=_config_file(), verbose=console.verbose > 0):
+    for line in render.add_lines(result, config=config_file(), verbose=console.verbose > 0):
         console.say(line)
 
 
@@ -176,9 +187,7 @@ data.dvc:
 @_TARGETS
 @refused("-d", "--with-deps", is_flag=True, reason=_PIPELINES)
 @click.option("-R", "--recursive", is_flag=True, help="Targets may be directories: all .dvc files below them.")
-@click.option(
-    "--no-updates", is_flag=True, expose_value=False, help="Do not look at sources of imports (it never does)."
-)
+@click.option("--no-updates", is_flag=True, help="Do not look for newer versions of imports from repositories.")
 @click.option("-c", "--cloud", is_flag=True, help="Compare what is here with the remote instead.")
 @click.option("-r", "--remote", metavar="NAME", help="With -c: this remote instead of the default one.")
 @click.option("-a", "--all-branches", is_flag=True, help="With -c: what all branches need.")
@@ -194,6 +203,7 @@ def status(
     /,
     targets: tuple[str, ...],
     recursive: bool,
+    no_updates: bool,
     as_json: bool,
     cloud: bool,
     **sharing: Any,
@@ -206,7 +216,7 @@ def status(
     params = {"targets": _wire(targets), "recursive": recursive}
     if cloud or any(sharing.values()):  # as in DVC, each of these means -c
         return _cloud_status(console, {**params, **sharing}, as_json)
-    result = verb(console, "status", params)
+    result = verb(console, "status", {**params, "updates": not no_updates})
     found: dict[str, Any] = result["status"]
     if console.quiet:
         return exits.DIFFERENT if found else exits.OK
@@ -255,13 +265,3 @@ def root(console: Console, as_json: bool) -> None:
 
 def _wire(paths: tuple[str, ...]) -> list[str]:
     return [wirepath.encode(path) for path in paths]
-
-
-def _config_file() -> str | None:
-    """The repository's config, from here; None above no repository."""
-    folder = "."
-    while not os.path.samefile(folder, "/"):
-        if os.path.isdir(os.path.join(folder, ".dvc")):
-            return os.path.normpath(os.path.join(folder, ".dvc", "config"))
-        folder = os.path.join(folder, "..")
-    return None

@@ -45,6 +45,9 @@ USES_STORE = frozenset(
         "fsck",
         "export",
         "fetch",
+        "get",
+        "import",
+        "import-url",
         "pull",
         "push",
         "cache.import",
@@ -54,6 +57,7 @@ USES_STORE = frozenset(
         "pin",
         "remount",
         "remove",
+        "update",
         "warm",
     }
 )

@@ -11,7 +11,14 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from millpond.daemon import environs, wirepath
-from millpond.daemon.errors import CredentialsError, MountBusyError, MountError, RemoteError, RevisionError
+from millpond.daemon.errors import (
+    CredentialsError,
+    MountBusyError,
+    MountError,
+    ObjectMissingError,
+    RemoteError,
+    RevisionError,
+)
 from millpond.daemon.mounts import busy, place
 from millpond.daemon.mounts.differences import DiffPlanner
 from millpond.daemon.mounts.plan import Plan, Planner, Project
@@ -19,6 +26,7 @@ from millpond.daemon.mounts.records import MountRecord
 from millpond.daemon.mounts.revival import login
 from millpond.daemon.names import ObjectName
 from millpond.daemon.project.destroy import destroy as project_destroy
+from millpond.daemon.project.importing.fetching import bring_lacking
 from millpond.daemon.project.repo import find_root
 from millpond.daemon.rpc import framing
 
@@ -40,7 +48,14 @@ def mount(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
     values = mount_values(project, params, target)
     if not params.get("versions"):
         context.progress("looking at the version")
-        plan = _plan(context, project, target, params.get("rev"), values["options"].get("diff"))
+        diff = values["options"].get("diff")
+        try:
+            plan = _plan(context, project, target, params.get("rev"), diff)
+        except ObjectMissingError:
+            # What is imported is on no remote of this project: it comes from where it is from.
+            if diff or not bring_lacking(context, params.get("target"), params.get("rev")):
+                raise
+            plan = _plan(context, project, target, params.get("rev"), diff)
         name = [] if plan.name is None else [ObjectName(*plan.name.split(":", 1))]
         context.seen(project.root, None if project.git is None else project.git.git_dir, name)
         values |= {

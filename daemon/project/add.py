@@ -15,20 +15,20 @@ from typing import Any
 from millpond.daemon import wirepath
 from millpond.daemon.errors import TargetError, UsageError
 from millpond.daemon.names import ObjectName
-from millpond.daemon.project import dvcfile, gitignore, manifest, targets
+from millpond.daemon.project import dvcfile, elsewhere, manifest, pointers, targets
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.copying import replace_link
 from millpond.daemon.project.digests import LEGACY, Group, fill, forget_missing
-from millpond.daemon.project.durable import write_all, write_error
+from millpond.daemon.project.durable import write_error
 from millpond.daemon.project.dvcfile import Out
 from millpond.daemon.project.export import dvc_is_used, export_after, exports
-from millpond.daemon.project.ignore import FolderRules
+from millpond.daemon.project.importing.addurl import add_from_elsewhere, is_from_elsewhere
 from millpond.daemon.project.placer import Placer
 from millpond.daemon.project.plan import Content
 from millpond.daemon.project.repo import Repo, printable
 from millpond.daemon.project.select import refuse_clashes
 from millpond.daemon.project.targets import Target
-from millpond.daemon.project.walk import Listing, list_folder, stat_fields
+from millpond.daemon.project.walk import Listing, stat_fields
 from millpond.daemon.project.workspace import Workspace
 
 
@@ -102,13 +102,15 @@ class _Job:
 
 
 def add(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
-    """Verb. {targets, glob, no_commit, force, out, no_relink} -> {added, git_add, autostaged, warnings, totals}.
+    """Verb. {targets, glob, no_commit, force, out, no_relink, to_remote, remote, remote_jobs} -> {added, git_add, autostaged, warnings, totals}.
 
     added: [{path, pointer, md5, size, nfiles (None for a file), changed}], paths as seen from the caller's folder. Raises
     TargetError, OverlapError, TrackedByGitError, InvalidFileError, FileChangedError, DiskFullError, NotMountedError,
     NotARepoError, UsageError; the project is as it was then.
     """
     options = Options.of(params)
+    if is_from_elsewhere(params):
+        return add_from_elsewhere(context, params)
     repo = Repo.open(os.getcwd(), os.environ)
     with context.lock(repo.root, "write"):
         outputs = repo.outputs()
@@ -159,7 +161,13 @@ class Adding:
         if self._options.out is not None:
             (target,) = chosen
             base = target.source if target.is_dir else os.path.dirname(target.source)
-            return [_Job(target, Group.of(base, _listing_elsewhere(target), None), None if target.is_dir else 0)]
+            return [
+                _Job(
+                    target,
+                    Group.of(base, elsewhere.listing(target.source, is_dir=target.is_dir), None),
+                    None if target.is_dir else 0,
+                )
+            ]
         single = [target for target in chosen if not target.is_dir and not target.gone]
         plain = [_relative(target) for target in single if not _is_legacy(target)]
         old = [_relative(target) for target in single if _is_legacy(target)]
@@ -286,30 +294,24 @@ class Adding:
 
     def _write(self, jobs: list[_Job]) -> list[str]:
         """Pointers and `.gitignore`; what to give to `git add`, relative."""
-        pointers: dict[str, tuple[str | None, str]] = {}
+        texts: dict[str, tuple[str | None, str]] = {}
         for job in jobs:
-            pointers[job.target.pointer] = self._text(job, pointers)
+            texts[job.target.pointer] = self._text(job, texts)
         cached = [job.target.path for job in jobs if job.target.out is None or job.target.out.cache]
-        try:
-            if self._options.out is not None:
+        if self._options.out is not None:
+            try:
                 self._put_out(jobs[0])
-            ignoring = gitignore.texts(self._repo, cached)
-            new = {path: text for path, (old, text) in pointers.items() if text != old} | ignoring
-            write_all({self._repo.path(path): text for path, text in new.items()})
-            git_add = [*pointers, *ignoring]
-            if self._repo.git is not None and self._repo.config.flag("core", "autostage"):
-                self._repo.git.stage([self._repo.git_path(path) for path in git_add])
-        except OSError as error:
-            raise write_error(error) from error
-        return git_add
+            except OSError as error:
+                raise write_error(error) from error
+        return pointers.write(self._repo, texts, cached)
 
-    def _text(self, job: _Job, pointers: dict[str, tuple[str | None, str]]) -> tuple[str | None, str]:
+    def _text(self, job: _Job, texts: dict[str, tuple[str | None, str]]) -> tuple[str | None, str]:
         """A pointer's text before and after; several outs of one pointer build on each other."""
         target, out = job.target, job.out()
         if target.old is None:
             job.changed = True
             return None, dvcfile.new_text(out)
-        before, current = pointers.get(target.pointer, (target.old.text, target.old.text))
+        before, current = texts.get(target.pointer, (target.old.text, target.old.text))
         pointer = target.old if current == target.old.text else dvcfile.parse(current, target.old.path)
         text = dvcfile.updated_text(pointer, [out])
         job.changed = text != current
@@ -381,16 +383,3 @@ def _is_legacy(target: Target) -> bool:
 def _distinct(groups: Iterable[Group | None]) -> list[Group]:
     """Each group once, in order."""
     return list({id(group): group for group in groups if group is not None}.values())
-
-
-def _listing_elsewhere(target: Target) -> Listing:
-    """The files of a source that need not lie in the project: only built-in rules hold there."""
-    if not target.is_dir:
-        listing = Listing(paths=[os.path.basename(target.source)])
-        listing.stats.extend(stat_fields(os.stat(target.source)))
-        return listing
-    listing = list_folder(target.source, FolderRules(os.path.dirname(target.source), "", ()))
-    for path, reason in listing.odd:
-        shown = printable(f"{target.source}/{path}")
-        raise TargetError(f"cannot add '{shown}': it {reason}", path=shown, hint="remove it first")
-    return listing

@@ -55,7 +55,7 @@ def checkout(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
         plans = Planner(workspace, progress).plans(contents)
         _check_inner(workspace, plans)
         if not force:
-            _refuse_loss(repo, plans)
+            refuse_loss(repo, plans)
         failed = [] if allow_missing else [plan for plan in plans if plan.missing]
         for plan in plans:
             if allow_missing:
@@ -118,7 +118,8 @@ def _check_inner(workspace: Workspace, plans: Sequence[Plan]) -> None:
             raise TargetError(f"'{shown}' is not in '{printable(workspace.repo.seen(plan.content.path))}'", path=shown)
 
 
-def _refuse_loss(repo: Repo, plans: Sequence[Plan]) -> None:
+def refuse_loss(repo: Repo, plans: Sequence[Plan], hint: str = "add them first, or use --force to lose them") -> None:
+    """Raise ConflictError where plans would lose what is saved nowhere."""
     lost = [repo.seen(plan.full(inner)) for plan in plans if not plan.missing for inner in dict.fromkeys(plan.lost)]
     if not lost:
         return
@@ -128,7 +129,7 @@ def _refuse_loss(repo: Repo, plans: Sequence[Plan]) -> None:
     raise ConflictError(
         f"{'a file that is' if len(lost) == 1 else 'files that are'} saved nowhere would be lost: {named}{more}",
         path=printable(lost[0]),
-        hint="add them first, or use --force to lose them",
+        hint=hint,
         details={"paths": [wirepath.encode(path) for path in lost[:_LISTED]], "total": len(lost)},
     )
 

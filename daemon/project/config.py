@@ -78,15 +78,21 @@ def load(dvc_dir: str, environ: Mapping[str, str]) -> Config:
     """All levels merged. Raises InvalidFileError with file and line."""
     config = Config(dvc_dir=dvc_dir)
     for path in level_paths(dvc_dir, environ).values():
-        try:
-            with open(path, "rb") as file:
-                text = file.read().decode("utf-8", "surrogateescape")
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except OSError as error:
-            raise InvalidFileError(f"cannot read '{path}': {error.strerror}", path=path) from error
-        merge(config, parse(text, path), path)
+        merge_file(config, path)
     return config
+
+
+def merge_file(config: Config, path: str) -> bool:
+    """Lay a file's sections over what is there; False where there is no such file. Raises InvalidFileError."""
+    try:
+        with open(path, "rb") as file:
+            text = file.read().decode("utf-8", "surrogateescape")
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise InvalidFileError(f"cannot read '{path}': {error.strerror}", path=path) from error
+    merge(config, parse(text, path), path)
+    return True
 
 
 def parse(text: str, path: str) -> dict[str, dict[str, str]]:

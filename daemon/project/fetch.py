@@ -7,13 +7,12 @@ What came in is durable in parts of a few hundred MB: a fetch that was cut goes 
 from __future__ import annotations
 
 import os
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from millpond.daemon import wirepath
-from millpond.daemon.errors import RemoteConfigError
+from millpond.daemon.errors import ObjectMissingError, RemoteConfigError
 from millpond.daemon.names import ObjectName
 from millpond.daemon.objects import Data
 from millpond.daemon.project import export
@@ -22,18 +21,18 @@ from millpond.daemon.project.copying import Staged, Staging
 from millpond.daemon.project.digests import LEGACY, Objects
 from millpond.daemon.project.durable import write_error
 from millpond.daemon.project.hashing import digest_of, is_md5
+from millpond.daemon.project.importing.fetching import Imports, place_partial
+from millpond.daemon.project.outputs import Output
+from millpond.daemon.project.portions import put_all
 from millpond.daemon.project.repo import Repo
 from millpond.daemon.project.runcache import fetch_runs
 from millpond.daemon.project.select import Choice
-from millpond.daemon.project.sharing import Group, Link, Links, choices, groups, in_parts
+from millpond.daemon.project.sharing import Group, Link, Links, choices, groups, in_parts, partial
 from millpond.daemon.remote.transfer import Part
 
 if TYPE_CHECKING:
     from millpond.daemon.jobs.worker import WorkerContext
     from millpond.daemon.project.context import VerbContext
-
-# What is made durable at once.
-_COMMIT_BYTES, _COMMIT_FILES = 256 << 20, 10_000
 
 
 @dataclass(slots=True)
@@ -91,7 +90,20 @@ def pull(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
     if params.get("allow_missing") or not (result["missing"] or result["damaged"]):
         wanted = {key: params.get(key) for key in ("targets", "recursive", "force", "allow_missing")}
         result["checkout"] = checkout(context, wanted)
+        _pull_partial(context, params, result["checkout"])
     return result
+
+
+def _pull_partial(context: VerbContext, params: dict[str, Any], result: dict[str, Any]) -> None:
+    """Bring imports that were never downloaded to their places."""
+    repo = Repo.open(os.getcwd(), os.environ)
+    with context.lock(repo.root, "write"):
+        outputs = partial(repo, params)
+        if outputs:
+            imports = Imports(context, repo, params.get("jobs"))
+            for output in place_partial(context, repo, imports, outputs, force=bool(params.get("force"))):
+                is_dir = os.path.isdir(repo.path(output.path))
+                result["added"] = sorted([*result["added"], repo.wire(output.path) + ("/" if is_dir else "")])
 
 
 def _fetch(context: VerbContext, repo: Repo, chosen: Sequence[Choice], params: dict[str, Any]) -> dict[str, Any]:
@@ -101,8 +113,9 @@ def _fetch(context: VerbContext, repo: Repo, chosen: Sequence[Choice], params: d
         if params.get("remote") is not None:
             links.of(links.remote_of(None))  # one that cannot be used is told of, though nothing may be lacking
         lacking = [each for each in chosen if each.output.name and (each.inner or not objects.whole(each.output.name))]
-        if lacking:
-            for group in _by_remote(links, objects, lacking, done):
+        shared = [each for each in lacking if _is_shared(links, each.output)]
+        if shared:
+            for group in _by_remote(links, objects, shared, done):
                 used.append(group.remote.name)
                 _Fetching(context, repo, objects, links.of(group.remote), group, done, params.get("max_size")).run()
         # What one remote lacks may have come from another.
@@ -112,6 +125,7 @@ def _fetch(context: VerbContext, repo: Repo, chosen: Sequence[Choice], params: d
         for name in came:
             del done.missing[name]
         runs = fetch_runs(context, repo, links) if params.get("run_cache") else 0
+    _fetch_imports(context, repo, objects, lacking, done, used, params)
     git = repo.git
     names = [each.output.name for each in chosen if each.output.name is not None]
     context.seen(repo.root, None if git is None else git.git_dir, names)
@@ -127,6 +141,50 @@ def _fetch(context: VerbContext, repo: Repo, chosen: Sequence[Choice], params: d
         "remotes": used,
         "runs": runs,
     }
+
+
+def _is_shared(links: Links, output: Output) -> bool:
+    """Whether a remote of the project may have it: not what is imported from a repository, nor from a url where there is no remote."""
+    if output.imported is None or output.imported.is_repo:
+        return output.imported is None
+    try:
+        links.remote_of(output.remote)
+    except RemoteConfigError:
+        return False
+    return True
+
+
+def _fetch_imports(
+    context: VerbContext,
+    repo: Repo,
+    objects: Objects,
+    lacking: Sequence[Choice],
+    done: Fetched,
+    used: list[str],
+    params: dict[str, Any],
+) -> None:
+    """Bring imports that no remote had from where they are from. What is not there any more is missing if that is allowed, else its
+    error comes when all others are here."""
+    imports, first = Imports(context, repo, params.get("jobs")), None
+    for output in dict.fromkeys(each.output for each in lacking if each.output.imported is not None):
+        assert output.name is not None
+        if objects.whole(output.name):
+            continue
+        try:
+            found = imports.bring(output)
+        except ObjectMissingError as error:
+            first = first or error
+            done.missing.setdefault(output.name, output.path)
+            continue
+        done.objects += 1 if found.nfiles is None else found.nfiles + 1
+        done.bytes += found.size or 0
+    if first is not None and not params.get("allow_missing"):
+        raise first
+    used += imports.sources
+    if imports.sources:
+        gone = list(done.missing)
+        sizes = dict(zip(gone, objects.sizes(gone), strict=True))
+        done.missing = {name: path for name, path in done.missing.items() if sizes[name] is None}
 
 
 def _by_remote(links: Links, objects: Objects, lacking: Sequence[Choice], done: Fetched) -> list[Group]:
@@ -213,17 +271,17 @@ class _Fetching:
         return [name for name in names if sizes.get(name, 0) <= most]
 
     def _files(self, names: Sequence[ObjectName]) -> None:
-        incoming = self._link.transfer.download(names)
-        ended = False
-        while not ended:
-            sizes: deque[tuple[ObjectName, int]] = deque()
-            portion = _Portion(incoming, self._absent, sizes)
-            for found, _ in self._context.store.put_pieces(portion):
-                wanted, size = sizes.popleft()
-                self._count(wanted, found.hex == wanted.hex, size)
-            self._context.store.commit()
-            self._link.transfer.stored()
-            ended = portion.ended
+        def stored(wanted: ObjectName, found: ObjectName, size: int) -> None:
+            self._count(wanted, found.hex == wanted.hex, size)
+
+        put_all(self._context.store, self._arriving(names), stored, self._link.transfer.stored)
+
+    def _arriving(self, names: Sequence[ObjectName]) -> Iterator[tuple[ObjectName, Data, bool]]:
+        for part in self._link.transfer.download(names):
+            if part.error is not None:
+                self._absent(part)
+            else:
+                yield part.name, part.data, part.last
 
     def _absent(self, part: Part) -> None:
         self._done.missing[part.name] = self._group.path(part.name)
@@ -282,30 +340,3 @@ class _Fetching:
             list(self._context.store.put_files([path]))
         staging.drop(staged)
         return found[0] == name.hex
-
-
-class _Portion:
-    """Incoming parts up to where a commit is due, as ObjectStore.put_pieces takes them; names and sizes go to `sizes`."""
-
-    def __init__(
-        self, parts: Iterator[Part], absent: Callable[[Part], None], sizes: deque[tuple[ObjectName, int]]
-    ) -> None:
-        self._parts = parts
-        self._absent = absent
-        self._sizes = sizes
-        self.ended = False
-
-    def __iter__(self) -> Iterator[tuple[Data, bool, bool]]:
-        total = files = size = 0
-        for part in self._parts:
-            if part.error is not None:
-                self._absent(part)
-                continue
-            size += len(part.data)
-            if part.last:
-                self._sizes.append((part.name, size))
-                total, files, size = total + size, files + 1, 0
-            yield part.data, part.last, False
-            if part.last and (total >= _COMMIT_BYTES or files >= _COMMIT_FILES):
-                return
-        self.ended = True

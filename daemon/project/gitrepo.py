@@ -93,6 +93,13 @@ class GitRepo:
             hint = "the repository has no commits yet"
         raise RevisionError(f"unknown Git revision '{printable(revision)}'", hint=hint) from problem
 
+    def has_commit(self, sha: str) -> bool:
+        """Whether a commit of this whole hex id is here."""
+        try:
+            return isinstance(self._repo.get(sha), pygit2.Commit)
+        except (ValueError, pygit2.GitError):
+            return False
+
     def refs(self) -> dict[str, str]:
         """Branches and tags by short name (a tag wins over a branch of its name, as in `resolve`), each with its commit's
         hex id."""

@@ -43,6 +43,33 @@ def md5_dos2unix_of(file: Readable) -> str:
     return digest.hexdigest()
 
 
+class Digest:
+    """The digest of bytes that come in any pieces, by the algorithm's name."""
+
+    def __init__(self, algo: str) -> None:
+        self._digest = hashlib.md5(usedforsecurity=False)
+        self._text = algo == "md5-dos2unix"
+        self._waiting = bytearray()
+
+    def update(self, data: bytes | bytearray | memoryview) -> None:
+        if not self._text:
+            self._digest.update(data)
+            return
+        self._waiting += data
+        while len(self._waiting) >= READ_BYTES:
+            self._take(bytes(self._waiting[:READ_BYTES]))
+            del self._waiting[:READ_BYTES]
+
+    def hexdigest(self) -> str:
+        """Of all; nothing may come after it."""
+        self._take(bytes(self._waiting))
+        self._waiting.clear()
+        return self._digest.hexdigest()
+
+    def _take(self, part: bytes) -> None:
+        self._digest.update(part.replace(b"\r\n", b"\n") if self._text and looks_like_text(part) else part)
+
+
 def digest_of(file: Readable, algo: str) -> str:
     """The digest by the algorithm's name: md5 or md5-dos2unix."""
     return md5_dos2unix_of(file) if algo == "md5-dos2unix" else md5_of(file)

@@ -100,6 +100,13 @@ class FolderRules:
         return FolderRules(self.root, self.folder, (level, *self.levels)) if level else self
 
 
+def in_tree(folder: str, files: Iterable[tuple[str, bytes]]) -> FolderRules:
+    """The rules in a folder ("" or "a/b/") of a tree that is not on disk; `files`: (folder, content) of each `.dvcignore` from the
+    root down to it. Raises InvalidFileError."""
+    levels = [_level(raw, f"{place}{IGNORE_FILE}", place) for place, raw in files]
+    return FolderRules("", folder, tuple(level for level in reversed(levels) if level is not None))
+
+
 class IgnoreRules:
     """All `.dvcignore` rules of a repository at `root` (absolute)."""
 
@@ -190,6 +197,10 @@ def _load(folder_path: str, folder: str) -> _Level | None:
         if not os.access(folder_path, os.X_OK):
             return None  # whoever lists this folder will say that it cannot be read
         raise InvalidFileError(f"cannot read '{path}': {error.strerror}", path=path) from error
+    return _level(raw, path, folder)
+
+
+def _level(raw: bytes, path: str, folder: str) -> _Level | None:
     if len(raw) > MAX_BYTES:
         raise InvalidFileError(f"'{path}' has more than {MAX_BYTES >> 20} MiB of ignore rules", path=path)
     rules = tuple(_parse(raw, path))

@@ -16,6 +16,7 @@ from millpond.daemon.project.dvcfile import DvcFile
 from millpond.daemon.project.fileversions import FileVersions, of_output
 from millpond.daemon.project.gitrepo import GitRepo
 from millpond.daemon.project.ignore import FolderRules, IgnoreRules
+from millpond.daemon.project.imported import Imported
 from millpond.daemon.project.paths import printable
 from millpond.daemon.project.stages import STAGES_FILE, Stage, Stages, outs_of
 
@@ -28,7 +29,7 @@ class Output:
     """One tracked output. `path` and `pointer` are relative to the project's root, with `/`; `name` None before its first
     commit; `cache` False when the data is Git's; `stage` for an out of dvc.lock, `stale` when dvc.yaml does not have it
     any more: data that can be had, but no part of the workspace; `remote` the only one that it goes to and comes from, `push` False
-    when it goes to none; `files` where they are on remotes that keep versions themselves."""
+    when it goes to none; `files` where they are on remotes that keep versions themselves; `imported` where an import comes from."""
 
     path: str
     pointer: str
@@ -42,6 +43,7 @@ class Output:
     remote: str | None = None
     push: bool = True
     files: tuple[FileVersions, ...] = ()
+    imported: Imported | None = None
 
     @property
     def is_dir(self) -> bool:
@@ -147,11 +149,12 @@ def outputs_of(path: str, content: bytes, stages: bytes | None) -> list[Output]:
 def pointer_outputs(pointer: DvcFile, path: str) -> list[Output]:
     """The outputs of a parsed pointer at `path` (relative to the project's root)."""
     folder = posixpath.normpath(posixpath.join(posixpath.dirname(path), pointer.wdir))
+    imported = Imported.of(pointer.deps, len(pointer.outs), pointer.frozen) if pointer.deps else None
     found = []
     for out in pointer.outs:
         where = _inside(posixpath.join(folder, out.path))
         if where is not None:
-            output = Output(where, path, out.name, out.size, out.nfiles, out.isexec, out.cache)
+            output = Output(where, path, out.name, out.size, out.nfiles, out.isexec, out.cache, imported=imported)
             found.append(_sharing(output, out.extra) if out.extra else output)
     return found
 

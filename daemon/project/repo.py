@@ -133,12 +133,17 @@ class Repo:
         return [output for output in outputs.collect(WorkTree(self.root, self.rules)) if not output.stale]
 
 
-def _git(root: str, environ: Mapping[str, str]) -> GitRepo | None:
+def git_at(root: str, environ: Mapping[str, str]) -> GitRepo | None:
+    """The Git repository that holds a folder, or is one (bare), with the user's own settings; None if none does."""
     # libgit2 looked for the user's files when it was loaded, in the environment of another process.
     home = environ.get("HOME") or os.path.expanduser("~")
     pygit2.settings.search_path[ConfigLevel.GLOBAL] = home
     pygit2.settings.search_path[ConfigLevel.XDG] = os.path.join(
         environ.get("XDG_CONFIG_HOME") or os.path.join(home, ".config"), "git"
     )
-    found = GitRepo.discover(root)
+    return GitRepo.discover(root)
+
+
+def _git(root: str, environ: Mapping[str, str]) -> GitRepo | None:
+    found = git_at(root, environ)
     return found if found is not None and found.root is not None else None

@@ -13,6 +13,7 @@ from millpond.daemon.names import ObjectName
 from millpond.daemon.project import export, manifest
 from millpond.daemon.project.digests import Objects
 from millpond.daemon.project.manifest import ManifestEntry
+from millpond.daemon.project.outputs import Output
 from millpond.daemon.project.repo import Repo
 from millpond.daemon.project.select import Choice
 from millpond.daemon.project.statcache import user_folder
@@ -181,13 +182,21 @@ def choices(repo: Repo, params: dict[str, Any]) -> list[Choice]:
     return [each for each in found if each.output.name is not None and each.output.cache]
 
 
+def partial(repo: Repo, params: dict[str, Any]) -> list[Output]:
+    """The imports in the workspace among `params`' targets that have no name yet. Raises as `choices`."""
+    wanted = {key: params.get(key) for key in ("targets", "recursive", "glob")}
+    found = dict.fromkeys(each.output for each in export.choices(repo, wanted))
+    return [each for each in found if each.name is None and each.imported is not None and each.cache]
+
+
 def groups(links: Links, objects: Objects, chosen: Iterable[Choice], *, pushing: bool) -> list[Group]:
-    """The objects of outputs by remote. Raises RemoteConfigError, StoreDamagedError."""
+    """The objects of outputs by remote; those of other repositories are on none of this one's. Raises RemoteConfigError,
+    StoreDamagedError."""
     found: dict[str, Group] = {}
     for choice in chosen:
         output = choice.output
         assert output.name is not None
-        if pushing and not output.push:
+        if (pushing and not output.push) or (output.imported is not None and output.imported.is_repo):
             continue
         remote = links.remote_of(output.remote)
         if remote.versioned:

@@ -13,6 +13,7 @@ from millpond.daemon.names import ObjectName
 from millpond.daemon.project import manifest
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.digests import Group, fill
+from millpond.daemon.project.importing.changes import changes
 from millpond.daemon.project.outputs import Output
 from millpond.daemon.project.repo import Repo
 from millpond.daemon.project.select import select
@@ -33,12 +34,14 @@ class _Seen:
 
 
 def status(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
-    """Verb. {targets, recursive, with_deps} -> {status: {stage: [{"changed outs": {path: state}}]}, tracked}.
+    """Verb. {targets, recursive, updates} -> {status: {stage: [{"changed deps": {source: state}}, {"changed outs": {path: state}},
+    "changed checksum"]}, tracked}.
 
-    `status` is DVC's JSON; `tracked` is the number of outputs in the whole project.
+    `status` is DVC's JSON; `tracked` is the number of outputs in the whole project. Imports from repositories are compared with what
+    is there now only with `updates`.
 
     States: "not in cache" (neither the store nor DVC's cache has the recorded data), "deleted", "modified". Raises
-    NotARepoError, InvalidFileError, TargetError (unknown target), NotMountedError.
+    NotARepoError, InvalidFileError, TargetError (unknown target), NotMountedError; of imports as `importing.changes`.
     """
     repo = Repo.open(os.getcwd(), os.environ)
     targets = [wirepath.decode(target) for target in params.get("targets") or []]
@@ -46,12 +49,22 @@ def status(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
         outputs = repo.outputs()
         chosen = [choice.output for choice in select(repo, outputs, targets, recursive=bool(params.get("recursive")))]
         found = _compare(context, repo, chosen)
-    changes: dict[str, dict[str, str]] = {}
+        of_imports = changes(context, repo, chosen, updates=bool(params.get("updates")))
+    groups: dict[str, list[dict[str, dict[str, str]] | str]] = {}
     for seen in found:
+        about = of_imports.get(seen.output.pointer)
+        stage = groups.setdefault(stage_key(repo, seen.output), [])
+        if about is not None and about.deps:
+            stage.append({"changed deps": {wirepath.encode(name): state for name, state in about.deps.items()}})
         if seen.state is not None:
-            changes.setdefault(stage_key(repo, seen.output), {})[repo.wire(seen.output.path)] = seen.state
-    status = {stage: [{"changed outs": outs}] for stage, outs in changes.items()}
-    return {"status": status, "tracked": len(outputs)}
+            if not stage or not isinstance(stage[-1], dict) or "changed outs" not in stage[-1]:
+                stage.append({"changed outs": {}})
+            last = stage[-1]
+            assert isinstance(last, dict)
+            last["changed outs"][repo.wire(seen.output.path)] = seen.state
+        if about is not None and about.checksum:
+            stage.append("changed checksum")
+    return {"status": {stage: each for stage, each in groups.items() if each}, "tracked": len(outputs)}
 
 
 def stage_key(repo: Repo, output: Output) -> str:

@@ -28,6 +28,10 @@ from millpond.daemon.project.freeze import freeze
 from millpond.daemon.project.fsck import fsck
 from millpond.daemon.project.gc import forget_project, gc, pin, unpin
 from millpond.daemon.project.hooks import install
+from millpond.daemon.project.importing.get import get, get_url, list_url
+from millpond.daemon.project.importing.importrepo import import_ as import_repo
+from millpond.daemon.project.importing.importurl import import_url
+from millpond.daemon.project.importing.update import update
 from millpond.daemon.project.init import init
 from millpond.daemon.project.list import du, list_
 from millpond.daemon.project.merge import merge
@@ -80,6 +84,12 @@ VERBS: dict[str, Verb] = {
     "freeze": freeze,
     "check-ignore": check_ignore,
     "unprotect": unprotect,
+    "update": update,
+    "get": get,
+    "get-url": get_url,
+    "list-url": list_url,
+    "import": import_repo,
+    "import-url": import_url,
     "pull": pull,
     "purge": purge,
     "push": push,

@@ -90,6 +90,16 @@ def find(config: Config, name: str | None = None) -> Remote:
     return Remote(name, url, values)
 
 
+def of_url(config: Config, url: str, values: Mapping[str, str]) -> Remote:
+    """A url that somebody gave, with settings for it; `remote://NAME/path` is below a configured remote, whose settings hold too.
+    Raises RemoteConfigError."""
+    parts = urlsplit(url)
+    if parts.scheme != "remote":
+        return Remote(f"{parts.scheme}://{parts.hostname or ''}", url, dict(values))
+    base = find(config, parts.netloc)
+    return Remote(base.name, posixpath.join(base.url, parts.path.lstrip("/")), {**base.values, **values})
+
+
 def _follow(config: Config, name: str, depth: int) -> tuple[str, dict[str, str]]:
     values = config.remotes.get(name)
     if values is None or depth > _DEPTH:

@@ -20,7 +20,7 @@ from functools import partial
 from itertools import islice
 from typing import TypeVar
 
-from millpond.daemon.errors import CancelledError, ObjectMissingError, RemoteError
+from millpond.daemon.errors import CancelledError, ObjectMissingError, RemoteChangedError, RemoteError
 from millpond.daemon.names import ObjectName
 from millpond.daemon.remote.backend import DELETE_KEYS, PART_BYTES, Backend, Data, Entry, Got
 from millpond.daemon.remote.layout import MODERN, digest_of, key_of, keys_of
@@ -208,13 +208,29 @@ class Transfer:
                 continue
             yield Part(name, got.data, len(got.data) >= got.entry.size)
             kept = self._spool(name, got)
-            yield from self._rest(name, got) if kept is None else self._resumed(name, got, kept)
+            for data, last in self._rest(got) if kept is None else self._resumed(got, kept):
+                yield Part(name, data, last)
 
     def stored(self) -> None:
         """What came so far is stored, or not what its name says: it need not be kept any more."""
         for each in self._spooled:
             each.remove()
         self._spooled.clear()
+
+    def contents(self, entries: Sequence[Entry]) -> Iterator[tuple[int, Data, bool]]:
+        """The bytes of what lies at these entries' keys, one after the other, each with its entry's index and whether they end it.
+        Raises ObjectMissingError, RemoteChangedError for what is not as its entry says."""
+
+        def first(entry: Entry) -> Got:
+            got = self.backend.get(entry.key, 0, RANGE_BYTES, etag=entry.etag)
+            if got.entry.size != entry.size:
+                raise RemoteChangedError(f"'{entry.key}' on remote '{self.backend.name}' was changed", path=entry.key)
+            return got
+
+        for index, got in enumerate(self._in_order(partial(first, entry) for entry in entries)):
+            yield index, got.data, len(got.data) >= got.entry.size
+            for data, last in self._rest(got):
+                yield index, data, last
 
     def upload(self, objects: Iterable[Upload], *, created: Callable[[Sequence[Upload]], None]) -> None:
         """Write objects; `created` is told of those that are there for good, in order."""
@@ -305,8 +321,8 @@ class Transfer:
                 continue
         return None
 
-    def _rest(self, name: ObjectName, first: Got) -> Iterator[Part]:
-        """The further ranges of a large object, which must not change meanwhile."""
+    def _rest(self, first: Got) -> Iterator[tuple[Data, bool]]:
+        """The further ranges of a large object, which must not change meanwhile; each with whether it ends it."""
         key, etag, total = first.entry.key, first.entry.etag, first.entry.size
 
         def ask(start: int) -> Got:
@@ -316,7 +332,7 @@ class Transfer:
         for start, got in zip(starts, self._in_order((partial(ask, at) for at in starts), _RANGES), strict=True):
             if len(got.data) != min(RANGE_BYTES, total - start):
                 raise RemoteError(f"remote '{self.backend.name}' gave too few bytes of '{key}'", path=key)
-            yield Part(name, got.data, start + len(got.data) == total)
+            yield got.data, start + len(got.data) == total
 
     def _spool(self, name: ObjectName, first: Got) -> Partial | None:
         """Where a large object is kept while it comes; None for others, and where that cannot be."""
@@ -330,7 +346,7 @@ class Transfer:
         self._spooled.append(found)
         return found
 
-    def _resumed(self, name: ObjectName, first: Got, kept: Partial) -> Iterator[Part]:
+    def _resumed(self, first: Got, kept: Partial) -> Iterator[tuple[Data, bool]]:
         """As `_rest`, without what is here from a time before."""
         key, etag, total = first.entry.key, first.entry.etag, first.entry.size
 
@@ -350,7 +366,7 @@ class Transfer:
 
         starts = range(len(first.data), total, RANGE_BYTES)
         for start, got in zip(starts, self._in_order((partial(take, at) for at in starts), _RANGES), strict=True):
-            yield Part(name, got.data, start + len(got.data) == total)
+            yield got.data, start + len(got.data) == total
 
     def _stream(self, each: Upload) -> None:
         """Write one large object while its bytes are read; a few pieces wait between the two. When that fails here nobody waits for

@@ -130,10 +130,10 @@ def test_what_cannot_be_listed_is_said(home: Home) -> None:
         ((".", "nope"), "'nope' is not in the repository"),
         ((".", "--rev", "nope"), "unknown Git revision 'nope'"),
         ((".", "nope", "--rev", "HEAD"), "'nope' is not in the repository at HEAD"),
-        (("https://example.invalid/repo",), "is not on this machine"),
+        (("http://127.0.0.1:9/repo",), "Git cannot get 'http://127.0.0.1:9/repo'"),
         ((".", "-T", "--json"), "do not go together"),
-        ((".", "--remote", "x"), "no remotes yet"),
-        (("/nowhere",), "no folder with a repository"),
+        ((".", "--remote", "x"), "there is no remote 'x'"),
+        (("/nowhere",), "there is no repository at '/nowhere'"),
         ((".", ".."), "outside of the repository"),
     ):
         ran = home.run("ls", *words, code=None)

@@ -42,22 +42,23 @@ def test_every_command_explains_itself_with_an_example(path: str) -> None:
         assert re.search(rf"Example:\n(.*\n)*  \$ .*millpond {path.split()[0]}\b", text)
 
 
+_ELSEWHERE = ("import", "import-url", "update", "get", "get-url", "list-url")
+
+
 def test_dvc_s_options_are_all_there(home: Home) -> None:
     """Each option of DVC's verb is known here, to be honoured or refused by name."""
-    for verb in ("init", "add", "checkout", "status", "root", "version", "completion"):
+    for verb in ("init", "add", "checkout", "status", "root", "version", "completion", *_ELSEWHERE):
         theirs = set(re.findall(r"(?<![\w-])--?[a-zA-Z][\w-]*", home.dvc(verb, "--help").stdout.split("options:")[1]))
         command = dict(all_commands())[verb]
         ours = {name for param in command.params for name in param.opts} | {"-h", "--help"}
         # Words of the explanations, not options.
-        assert theirs - ours <= {"--to-remote", "-config"} & theirs, f"{verb}: {theirs - ours}"
+        assert theirs - ours <= {"-config"} & theirs, f"{verb}: {theirs - ours}"
 
 
 @pytest.mark.parametrize(
     ("command", "option"),
     [
-        ("add --to-remote x", "--to-remote"),
-        ("add -r origin x", "-r/--remote"),
-        ("add x --remote-jobs 4", "--remote-jobs"),
+        ("import-url --version-aware x", "--version-aware"),
         ("status -d x", "-d/--with-deps"),
         ("checkout --with-deps x", "-d/--with-deps"),
     ],

@@ -117,6 +117,22 @@ def _diverged(project: Project) -> None:
     (project.root / "data.dvc").write_bytes(first.read_bytes())
 
 
+def _source(project: Project) -> None:
+    """Something to import, beside the project."""
+    for number, path in enumerate(("a", "sub/b", "sub/c")):
+        place = project.base / "source" / path
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(sample(40 + number, 30_000 * number))
+
+
+def _imported(project: Project) -> None:
+    """An import whose source has something else now."""
+    _source(project)
+    project.run("import-url", url=wirepath.encode("../source"))
+    (project.base / "source/a").write_bytes(sample(49, 50_000))
+    (project.base / "source/sub/c").unlink()
+
+
 def _wire(*paths: str) -> list[str]:
     return [wirepath.encode(path) for path in paths]
 
@@ -137,6 +153,8 @@ CASES: dict[str, Case] = {
     "cache import": Case("cache.import", _only_dvcs, {"everything": True}),
     "cache migrate": Case("cache.migrate", _of_dvc_2, {"dvc_files": True}, pieces=True),
     "merge": Case("merge-driver", _diverged, {"ancestor": "O", "our": "A", "their": "B", "path": "data.dvc"}),
+    "import-url": Case("import-url", _source, {"url": wirepath.encode("../source"), "force": True}, pieces=True),
+    "update": Case("update", _imported, {"targets": _wire("source.dvc")}, pieces=True),
     "install": Case("install", params={"pre_commit": False}),
     "unprotect": Case("unprotect", _linked, {"targets": _wire("data", "one.csv")}, pieces=True),
     "destroy": Case("destroy", _linked, pieces=True, again=False),

@@ -35,6 +35,9 @@ PARAMS: dict[str, dict[str, Any]] = {
     "list": {},
     "du": {},
     "check-ignore": {"targets": ["f"]},
+    "update": {"targets": ["."], "recursive": True},
+    "import": {"url": ".", "source": "f", "out": "i", "no_exec": True},
+    "import-url": {"url": "f", "out": "u", "no_exec": True},
     "freeze": {"targets": ["f.dvc"], "frozen": True},
     "install": {},
     "unprotect": {"targets": ["f"]},
@@ -52,6 +55,9 @@ LEFT_OUT = {
     "gc",
     "unpin",
     "forget-project",
+    "get",
+    "get-url",
+    "list-url",
 } | {*("merge-driver", "destroy", "mount", "umount", "remount", "tree", "pin", "purge")}
 
 

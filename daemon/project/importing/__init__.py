@@ -1,0 +1,1 @@
+"""Data from elsewhere: urls and other repositories, imported with a pointer that says where from, or just brought here."""

@@ -1,0 +1,297 @@
+"""Sources by url: a file or a folder on this machine, in S3, on a web server, listed and read over the backends of remotes.
+
+A key is the path below the folder (bucket, site) that holds what the url names, so that a url of a file and a url of a folder are
+read alike. What lies there is listed once; a file that changes between its listing and its last byte is an error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import posixpath
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+from urllib.parse import unquote, urlsplit
+
+from millpond.daemon.errors import InvalidFileError, RemoteChangedError, TargetError, UsageError
+from millpond.daemon.names import ObjectName
+from millpond.daemon.objects import Data
+from millpond.daemon.project import elsewhere, manifest
+from millpond.daemon.project.config import Config
+from millpond.daemon.project.paths import printable
+from millpond.daemon.project.walk import Listing
+from millpond.daemon.remote import remotes
+from millpond.daemon.remote.backend import Entry
+from millpond.daemon.remote.remotes import Remote
+from millpond.daemon.remote.transfer import Transfer
+
+# Which key of a dependency names the content without its bytes being read; of all others (ssh, local) it is their MD5.
+_TOKENS = {
+    "s3": "etag",
+    "gs": "etag",
+    "azure": "etag",
+    "oss": "etag",
+    "webdav": "etag",
+    "webdavs": "etag",
+    "http": "checksum",
+    "https": "checksum",
+}
+_READ_BYTES = 1 << 20
+# In an error's details: that there is nothing, and not that it cannot be read.
+_ABSENT = {"absent": True}
+
+
+class Source(Protocol):
+    """What a url names, listed. `paths` of its files below it, in a manifest's order; [""] for a file. `sizes` in bytes."""
+
+    url: str
+    is_dir: bool
+    paths: list[str]
+    sizes: list[int]
+
+    def read(self, indexes: Sequence[int]) -> Iterator[tuple[int, Data, bool]]:
+        """The contents of these files, one after the other: index in `paths`, bytes, whether they end it. Raises RemoteChangedError,
+        ObjectMissingError, RemoteError; TargetError for a file of this machine."""
+        ...
+
+    def token(self) -> dict[str, Any] | None:
+        """What names the content now, as a dependency's entry has it; None where only its bytes can tell."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(slots=True)
+class LocalSource:
+    """A file or folder of this machine. `path` is absolute."""
+
+    url: str
+    path: str
+    is_dir: bool
+    listing: Listing
+    paths: list[str] = field(init=False)
+    sizes: list[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.paths = self.listing.paths if self.is_dir else [""]
+        self.sizes = list(self.listing.sizes)
+
+    @property
+    def base(self) -> str:
+        """The folder that the listing's paths are in."""
+        return self.path if self.is_dir else os.path.dirname(self.path)
+
+    @property
+    def isexec(self) -> bool:
+        return not self.is_dir and bool(os.stat(self.path).st_mode & 0o111)
+
+    def read(self, indexes: Sequence[int]) -> Iterator[tuple[int, Data, bool]]:
+        for index in indexes:
+            path = f"{self.base}/{self.listing.paths[index]}"
+            try:
+                with open(path, "rb", buffering=0) as file:
+                    before, done = os.fstat(file.fileno()), 0
+                    while data := file.read(_READ_BYTES):
+                        done += len(data)
+                        yield index, data, False
+                    after = os.fstat(file.fileno())
+            except OSError as error:
+                raise TargetError(f"cannot read '{printable(path)}': {error.strerror}", path=printable(path)) from error
+            if (after.st_size, after.st_mtime_ns, after.st_ctime_ns) != (
+                before.st_size, before.st_mtime_ns, before.st_ctime_ns
+            ) or done != after.st_size:  # fmt: skip
+                raise RemoteChangedError(
+                    f"'{printable(path)}' changed while it was read", path=printable(path), hint="try again"
+                )
+            yield index, b"", True
+
+    def token(self) -> dict[str, Any] | None:
+        return None
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+@dataclass(slots=True)
+class RemoteSource:
+    """What lies behind a backend. `kind` is its scheme, `entries` go with `paths`."""
+
+    url: str
+    kind: str
+    is_dir: bool
+    entries: list[Entry]
+    paths: list[str]
+    transfer: Transfer
+    sizes: list[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.sizes = [entry.size for entry in self.entries]
+
+    def read(self, indexes: Sequence[int]) -> Iterator[tuple[int, Data, bool]]:
+        for at, data, last in self.transfer.contents([self.entries[index] for index in indexes]):
+            yield indexes[at], data, last
+
+    def token(self) -> dict[str, Any] | None:
+        key = _TOKENS.get(self.kind)
+        if key is None:
+            return None
+        tags = [_tag(self.kind, entry) for entry in self.entries]
+        if not self.is_dir:
+            return {**({key: tags[0]} if tags[0] else {}), "size": self.sizes[0]}
+        if None in tags:
+            return None
+        rows = [{key: tag, "relpath": path} for tag, path in zip(tags, self.paths, strict=True)]
+        raw = json.dumps(rows, sort_keys=True).encode()
+        value = hashlib.md5(raw, usedforsecurity=False).hexdigest()
+        return {"md5": f"{value}.dir", "size": sum(self.sizes), "nfiles": len(self.paths)}
+
+    def close(self) -> None:
+        self.transfer.__exit__()
+
+
+def dependency(source: Source, url: str, name: ObjectName | None, fs_config: Mapping[str, Any]) -> dict[str, Any]:
+    """A pointer's entry for what was found at a url, as DVC writes it; `name` of its content, for what only its bytes tell."""
+    token = source.token()
+    if token is None and name is not None:
+        token = {"md5": name.value, "size": sum(source.sizes)}
+        if source.is_dir:
+            token["nfiles"] = len(source.paths)
+        elif isinstance(source, LocalSource) and source.isexec:
+            token["isexec"] = True
+    return {**(token or {}), "hash": "md5", "path": url, **({"fs_config": dict(fs_config)} if fs_config else {})}
+
+
+def same(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
+    """Whether two entries tell of the same content."""
+    keys = ("md5", "etag", "checksum")
+    known = [key for key in keys if recorded.get(key)]
+    return bool(known) and all(recorded[key] == found.get(key) for key in known)
+
+
+@contextlib.contextmanager
+def opened(
+    url: str,
+    config: Config | None,
+    fs_config: Mapping[str, str],
+    environ: Mapping[str, str],
+    *,
+    folder: str,
+    jobs: int | None = None,
+    rate: float | None = None,
+    everything: bool = False,
+) -> Iterator[Source]:
+    """What a url names, listed; relative paths begin at `folder`, `remote://NAME/...` at a remote of the config. With `everything` also
+    what is never tracked: Git's own files, repositories inside.
+
+    Raises TargetError when nothing is there, RemoteConfigError, RemoteError, CredentialsError.
+    """
+    scheme = urlsplit(url).scheme
+    if scheme in ("", "file") or len(scheme) == 1:
+        path = urlsplit(url).path if scheme == "file" else url
+        yield _local(url, os.path.abspath(os.path.join(folder, os.path.expanduser(path))), everything)
+        return
+    remote = remotes.of_url(config or Config(), url, fs_config)
+    if remote.scheme == "file":
+        yield _local(url, remote.url, everything)
+        return
+    source = _remote(url, remote, environ, jobs, rate)
+    try:
+        yield source
+    finally:
+        source.close()
+
+
+def is_local(url: str) -> bool:
+    """Whether a url is a path of this machine."""
+    return urlsplit(url).scheme in ("", "file") or len(urlsplit(url).scheme) == 1
+
+
+def _local(url: str, path: str, everything: bool) -> LocalSource:
+    shown = shown_url(url)
+    try:
+        is_dir = os.path.isdir(path)
+        if not is_dir and not os.path.isfile(path):
+            os.stat(path)
+            raise TargetError(f"'{shown}' is neither a file nor a folder", path=shown)
+        whole = is_dir and everything
+        found = elsewhere.everything(path) if whole else elsewhere.listing(path, is_dir=is_dir)
+        return LocalSource(url, path, is_dir, found)
+    except FileNotFoundError as error:
+        raise _absent(url) from error
+    except OSError as error:
+        raise TargetError(f"cannot read '{shown}': {error.strerror}", path=shown) from error
+
+
+def _remote(url: str, remote: Remote, environ: Mapping[str, str], jobs: int | None, rate: float | None) -> RemoteSource:
+    parts = urlsplit(remote.url)
+    is_web = remote.scheme in ("http", "https")
+    if is_web and parts.query:
+        shown = shown_url(url)
+        raise UsageError(
+            f"'{shown}' has a query (?...), which is not in this version", hint="get the file yourself, then add it"
+        )
+    # What follows a `?` or `#` is part of a name where there are no queries.
+    path = parts.path if is_web else remote.url.partition("://")[2][len(parts.netloc) :]
+    top, _, key = path.rstrip("/").rpartition("/")
+    if is_web:
+        key = unquote(key)  # a backend quotes keys itself
+    base = Remote(remote.name, f"{parts.scheme}://{parts.netloc}{top or '/'}", remote.values)
+    transfer = Transfer(remotes.connect(base, environ), jobs=jobs or remote.count("jobs"), rate=rate)
+    try:
+        entry = transfer.backend.head(key) if key and not path.endswith("/") else None
+        if entry is not None:
+            return RemoteSource(url, remote.scheme, False, [entry], [""], transfer)
+        found = {} if is_web else _below(url, key, transfer.backend.list(key))
+        if not found:
+            raise _absent(url)
+        paths = sorted(found, key=manifest.sort_key)
+        return RemoteSource(url, remote.scheme, True, [found[path] for path in paths], paths, transfer)
+    except BaseException:
+        transfer.__exit__()
+        raise
+
+
+def _below(url: str, key: str, entries: Iterator[Entry]) -> dict[str, Entry]:
+    """What a listing has below a key, by the path below it. Raises InvalidFileError for paths that no folder could have."""
+    prefix = f"{key}/" if key else ""
+    # An empty object `folder/` stands for a folder in some tools.
+    found = {each.key[len(prefix) :]: each for each in entries if each.key.startswith(prefix)}
+    found = {path: each for path, each in found.items() if path and not path.endswith("/")}
+    problem = manifest.problem(list(found), ["0" * 32] * len(found))
+    if problem is not None:
+        raise InvalidFileError(f"'{shown_url(url)}' {problem}", path=shown_url(url), hint="rename it there")
+    return found
+
+
+def _tag(kind: str, entry: Entry) -> str | None:
+    """An entry's etag as DVC records it: S3's without quotes, a web server's as it was sent."""
+    if entry.etag is None:
+        return None
+    return entry.etag if kind in ("http", "https") else entry.etag.strip('"')
+
+
+def _absent(url: str) -> TargetError:
+    shown = shown_url(url)
+    return TargetError(
+        f"there is nothing at '{shown}'", path=shown, hint="see the url, and who may read there", details=_ABSENT
+    )
+
+
+def shown_url(url: str) -> str:
+    """A url for messages: without a password."""
+    parts = urlsplit(url)
+    if parts.password is None:
+        return printable(url)
+    return printable(url.replace(f":{parts.password}@", "@", 1))
+
+
+def basename(url: str) -> str:
+    """What a url's data is called. Raises TargetError for one that names nothing."""
+    name = posixpath.basename(posixpath.normpath(urlsplit(url).path))
+    if name in ("", ".", ".."):
+        shown = shown_url(url)
+        raise TargetError(f"'{shown}' has no name to give to its data", path=shown, hint="say where it goes: OUT")
+    return name

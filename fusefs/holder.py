@@ -127,6 +127,10 @@ class Holder:
             if request.get("op") == "abort":
                 os.kill(os.getpid(), signal.SIGKILL)
             assert self._filesystem is not None
+            if request.get("op") == "used":
+                used = sorted(self._filesystem.take_used())
+                await stream.send_all(json.dumps({"segments": used}).encode() + b"\n")
+                return
             answer = {
                 "id": self._settings.id,
                 "pid": os.getpid(),

@@ -132,7 +132,7 @@ class SourceServer:
                 places = Places(lambda: config.load(dvc_dir, os.environ), os.environ)
                 folder = os.path.join(user_folder(os.environ), "partial")
                 sweep(folder)
-                self._fetcher = Fetcher(places, Settler.to(self._daemon_socket), folder)
+                self._fetcher = Fetcher(places, Settler.to(self._daemon_socket, self._context), folder)
             return self._fetcher
 
     def _moved(self) -> tuple[int, int]:

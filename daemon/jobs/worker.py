@@ -47,6 +47,7 @@ USES_STORE = frozenset(
         "fetch",
         "pull",
         "push",
+        "cache.evict",
         "cache.import",
         "merge-driver",
         "mount",

@@ -360,13 +360,21 @@ class MountService:
         self._mounts.pop(mount.record.id, None)
         await self._in_thread(lambda: self._records.remove(mount.record.id))
 
-    async def _ask(self, mount: Mount) -> dict[str, Any]:
-        """A holder's state, {} when it does not say it in time."""
+    async def used(self) -> set[int]:
+        """Numbers of the store's segments that mounts have read since they were asked last; of those that say so in time."""
+        found: set[int] = set()
+        for mount in list(self._mounts.values()):
+            answer = await self._ask(mount, "used")
+            found.update(number for number in answer.get("segments") or () if isinstance(number, int))
+        return found
+
+    async def _ask(self, mount: Mount, op: str = "state") -> dict[str, Any]:
+        """A holder's state or what else it is asked, {} when it does not say it in time."""
         path = self._daemon.settings.runtime / "mounts" / f"{mount.record.id}.sock"
         with trio.move_on_after(_CONTROL_S):
             try:
                 async with await trio.open_unix_socket(path) as stream:
-                    await stream.send_all(b'{"op": "state"}\n')
+                    await stream.send_all(json.dumps({"op": op}).encode() + b"\n")
                     answer = b""
                     while not answer.endswith(b"\n"):
                         part = await stream.receive_some(65536)

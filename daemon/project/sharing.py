@@ -79,8 +79,7 @@ class Links:
             backend = remotes.connect(remote, self._environ)
             jobs = self._jobs or remote.count("jobs")
             transfer = self._stack.enter_context(Transfer(backend, jobs=jobs, rate=rate(self._environ)))
-            where = f"{remote.url}\0{remote.values.get('endpointurl', '')}"
-            known = Known(where, self._environ)
+            known = Known(remote, self._environ)
             self._stack.callback(known.close)
             self._links[remote.name] = Link(remote, transfer, known)
         return self._links[remote.name]

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from millpond.daemon.names import ObjectName
 from millpond.daemon.project.statcache import user_folder
+from millpond.daemon.remote.remotes import Remote
 
 # Knowledge older than this is asked for again.
 FRESH_S = 86_400.0
@@ -26,9 +27,10 @@ _PART = 900
 
 
 class Known:
-    """The notes about one remote; `where` is its url and endpoint. To be closed."""
+    """The notes about one remote. To be closed."""
 
-    def __init__(self, where: str, environ: Mapping[str, str]) -> None:
+    def __init__(self, remote: Remote, environ: Mapping[str, str]) -> None:
+        where = f"{remote.url}\0{remote.values.get('endpointurl', '')}"
         folder = os.path.join(user_folder(environ), "remotes")
         os.makedirs(folder, mode=0o700, exist_ok=True)
         path = os.path.join(folder, hashlib.blake2b(where.encode(errors="surrogateescape"), digest_size=16).hexdigest())

@@ -12,6 +12,7 @@ from millpond.daemon.project.hashing import is_md5
 from millpond.daemon.remote import remotes
 from millpond.daemon.remote.backend import Got
 from millpond.daemon.remote.layout import keys_of
+from millpond.daemon.remote.remotes import Remote
 from millpond.daemon.remote.transfer import Transfer
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class Places:
         self._environ = environ
         self._lock = threading.Lock()
         self._transfers: list[Transfer] | None = None
+        self._remotes: list[Remote] = []
 
     @property
     def moved(self) -> tuple[int, int]:
@@ -42,6 +44,11 @@ class Places:
             if self._transfers is None:
                 self._transfers = self._connect()
             return self._transfers
+
+    def remotes(self) -> list[Remote]:
+        """What `transfers` are to. Raises as it."""
+        self.transfers()
+        return self._remotes
 
     def renew(self) -> None:
         """Connect anew: settings or credentials may have changed."""
@@ -83,12 +90,16 @@ class Places:
         config = self._load()
         first = remotes.find(config)
         made = [Transfer(remotes.connect(first, self._environ))]
+        used = [first]
         for name in sorted(config.remotes):
             if name != first.name:
                 try:
-                    made.append(Transfer(remotes.connect(remotes.find(config, name), self._environ)))
+                    remote = remotes.find(config, name)
+                    made.append(Transfer(remotes.connect(remote, self._environ)))
+                    used.append(remote)
                 except MillpondError:  # a kind that is not served here, a folder that is not there: others may have it
                     continue
+        self._remotes = used
         return made
 
 

@@ -13,6 +13,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from millpond.daemon.errors import MillpondError
 from millpond.daemon.jobs.objects import DaemonObjectStore
@@ -32,8 +33,9 @@ _AGAIN_S, _AGAIN_MOST_S = 0.5, 30.0
 class Settler:
     """One thread that hands over. `connect` gives a connection to the daemon."""
 
-    def __init__(self, connect: Callable[[], Client]) -> None:
+    def __init__(self, connect: Callable[[], Client], context: dict[str, Any] | None = None) -> None:
         self._connect = connect
+        self._context = context
         self._changed = threading.Condition()
         self._small: OrderedDict[ObjectName, bytes] = OrderedDict()
         self._files: OrderedDict[ObjectName, tuple[str, Callable[[bool], None]]] = OrderedDict()
@@ -44,9 +46,9 @@ class Settler:
         self._later = threading.Event()
 
     @classmethod
-    def to(cls, socket: str) -> Settler:
-        """For the daemon that listens there."""
-        return cls(lambda: Client.connect(Path(socket), name="source"))
+    def to(cls, socket: str, context: dict[str, Any] | None = None) -> Settler:
+        """For the daemon that listens there. With `context`, that of the user's request, it may evict for what comes in."""
+        return cls(lambda: Client.connect(Path(socket), name="source"), context)
 
     def get(self, name: ObjectName) -> bytes | None:
         """A small object that waits."""
@@ -97,7 +99,7 @@ class Settler:
                     return
             try:
                 with self._connect() as client:
-                    self._hand_over(DaemonObjectStore(client))
+                    self._hand_over(DaemonObjectStore(client, self._context))
                 pause = _AGAIN_S
             except (MillpondError, OSError) as error:
                 log.warning("what was read cannot be stored yet: %s", error)

@@ -26,7 +26,7 @@ from millpond.daemon.names import ObjectName
 from millpond.daemon.store import journal as journals
 from millpond.daemon.store import ledger, records, recovery
 from millpond.daemon.store.files import Files, as_store_error
-from millpond.daemon.store.index import Content, Index, grant_key, stamp, stamped
+from millpond.daemon.store.index import Content, Index, evicted_key, grant_key, stamp, stamped
 from millpond.daemon.store.journal import Names
 from millpond.daemon.store.reader import StoreReader
 from millpond.daemon.store.records import Kind, Location
@@ -75,6 +75,8 @@ class Committer:
         self._index = index
         self._segments = segments
         self._reader = reader
+        # How often projects and pins were noted.
+        self.noted = 0
         self._epoch = time.time() - time.monotonic()
         self._pending: dict[bytes, Location] = {}
         self._pending_lock = threading.Lock()
@@ -180,6 +182,7 @@ class Committer:
 
         _resolve(group, work)
         if done:
+            self.noted += any(note.get("op") in ledger.KEEPING for job in group for _, note in job.notes)
             del self._segments.failed[: len(failed)]
         poisoned = self._segments.poisoned
         with self._pending_lock:
@@ -222,11 +225,13 @@ class Committer:
                 journal.append(self._journal(payload))
             results.append(lost)
         if journal:
-            self._segments.append(journal, free=not any(len(job.names or ()) for job in group))
+            # What they name has passed the limit.
+            self._segments.append(journal, free=not any(len(job.names or ()) for job in group), limited=False)
         end = self._segments.sync()
         if used & poisoned:  # by a failed write of someone else, after the check above
             raise SegmentLost
         now = stamp(self.now())
+        has_evicted = txn.stat(db=index.evicted)["entries"] > 0
         for uid, key, content in entries:
             value = content.pack()
             other = txn.get(key, db=index.objects)
@@ -234,6 +239,8 @@ class Committer:
                 log.warning("object %s has more than one content", ObjectName.from_key(key))
             txn.put(key, value, db=index.objects)
             txn.put(grant_key(uid, content.id), now, db=index.grants)
+            if has_evicted:
+                txn.delete(evicted_key(uid, key), db=index.evicted)
         for uid, note in itertools.chain.from_iterable(job.notes for job in group):
             ledger.apply(index, txn, uid, note)
         if end[0]:

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from millpond.daemon.errors import BusyError, MillpondError
 from millpond.daemon.names import ObjectName
 from millpond.daemon.store import layout, ledger, manifests, records, recovery, scrub
+from millpond.daemon.store.claims import Claims
 from millpond.daemon.store.committer import Committer, Job
 from millpond.daemon.store.files import Files, as_store_error
 from millpond.daemon.store.format import ensure_format
@@ -97,6 +98,7 @@ class Store:
         # Checks and rewriting keep out of each other's way.
         self.maintenance = threading.Lock()
         self._complete: set[tuple[int, ObjectName]] = set()
+        self.claims = Claims()
         self._commits = Committer(self._folder, files, index, self._segments, self.reader)
 
     @classmethod
@@ -130,9 +132,11 @@ class Store:
     def path(self) -> Path:
         return self._settings.path
 
-    def session(self, uid: int) -> IngestSession:
-        """Begin to take in contents for a caller."""
-        return IngestSession(self, self._pool, NameBatch(uid, self.path / "tmp"))
+    def session(self, uid: int, owner: int | None = None) -> IngestSession:
+        """Begin to take in contents for a caller; what is found here is claimed for `owner` (see claims.py)."""
+        if owner is not None:
+            self.claims.puts(owner, self.now())
+        return IngestSession(self, self._pool, NameBatch(uid, self.path / "tmp"), owner)
 
     def write(self, work: Callable[[Any], T]) -> T:
         """Run `work` with a write transaction of the index, on the commit thread; it may run again when the map grows.
@@ -141,12 +145,31 @@ class Store:
         """
         return self._commits.submit(Job(work=work)).result()  # type: ignore[no-any-return]
 
-    def known(self, ids: Sequence[bytes]) -> set[bytes]:
-        """Those of `ids` that are stored, committed or not."""
-        found = self._commits.pending(ids)
-        with self._index.begin() as txn:
-            get, database = txn.get, self._index.records
-            found.update(record_id for record_id in ids if get(record_id, db=database) is not None)
+    def write_unclaimed(self, work: Callable[[Any], T]) -> T:
+        """`write`, with nobody claiming anything meanwhile."""
+
+        def alone() -> T:
+            with self.claims.lock:
+                return self._index.write(self._files, work)
+
+        return self._alone(alone)
+
+    def known(self, ids: Sequence[bytes], owner: int | None = None) -> set[bytes]:
+        """Those of `ids` that are stored, committed or not; they are claimed for `owner`."""
+        with self.claims.lock:
+            found = self._commits.pending(ids)
+            with self._index.begin() as txn:
+                get, database = txn.get, self._index.records
+                found.update(record_id for record_id in ids if get(record_id, db=database) is not None)
+            if owner is not None:
+                self.claims.add(owner, found)
+        return found
+
+    def resolve(self, names: Sequence[ObjectName], uid: int, owner: int) -> list[Content | None]:
+        """As `StoreReader.resolve`; what is found is claimed for `owner`."""
+        with self.claims.lock:
+            found = self.reader.resolve(names, uid)
+            self.claims.add(owner, (content.id for content in found if content is not None))
         return found
 
     def encode(self, kind: Kind, record_id: bytes, data: bytes | memoryview) -> Encoded:
@@ -205,6 +228,11 @@ class Store:
         except (manifests.NotAManifest, ValueError):  # a user's bytes under a manifest's name
             return False
         return True
+
+    @property
+    def noted(self) -> int:
+        """How often projects and pins were noted since the store was opened."""
+        return self._commits.noted
 
     @property
     def scratch(self) -> Path:

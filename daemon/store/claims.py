@@ -1,0 +1,123 @@
+"""What running verbs count on: records and contents that eviction must not touch, by the connection that found them here.
+
+Who puts what is here already is told by a look-up, and the same look-up claims it, under a lock that who removes holds as well. So nobody
+waits for anybody, and nothing that was found is gone before its finder has ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+# Ids that all claims may hold together: 100 bytes of memory each.
+MAX_IDS = 500_000
+
+
+@dataclass(slots=True)
+class Claim:
+    """Of one connection: ids of records and contents, roots of manifests (ledger.py) with all that they name. `since`: when it
+    began to put, in seconds since the epoch; `holds`: those who keep it alive."""
+
+    ids: set[bytes] = field(default_factory=set)
+    manifests: set[bytes] = field(default_factory=set)
+    since: float | None = None
+    holds: int = 0
+
+
+class Claims:
+    """All claims on a store. From any thread."""
+
+    def __init__(self) -> None:
+        # Held by who finds something and claims it, and by who looks at the claims and removes.
+        self.lock = threading.RLock()
+        # Grows when a manifest is claimed.
+        self.generation = 0
+        self._claims: dict[int, Claim] = {}
+        self._count = 0
+        self._frozen = 0
+        self._ended: list[int] = []
+
+    def begin(self, owner: int) -> bool:
+        """A connection may claim from now on; False when it could before. Each `begin` that was True, and each `hold`, is ended by
+        `end`."""
+        with self.lock:
+            if owner in self._claims:
+                return False
+            self.hold(owner)
+            return True
+
+    def hold(self, owner: int) -> None:
+        """Keep a connection's claims until `end`, also when it is gone."""
+        with self.lock:
+            self._claims.setdefault(owner, Claim()).holds += 1
+
+    def end(self, owner: int) -> None:
+        """Let go of the claims, unless somebody else holds them, once nothing is being evicted."""
+        with self.lock:
+            if self._frozen:
+                self._ended.append(owner)
+                return
+            claim = self._claims[owner]
+            claim.holds -= 1
+            if not claim.holds:
+                self._count -= len(claim.ids) + len(claim.manifests)
+                del self._claims[owner]
+
+    def puts(self, owner: int, now: float) -> None:
+        """A connection puts: what is granted from `now` on may be his."""
+        with self.lock:
+            claim = self._claims[owner]
+            claim.since = now if claim.since is None else min(claim.since, now)
+
+    def add(self, owner: int, ids: Iterable[bytes] = (), manifests: Iterable[bytes] = ()) -> None:
+        """Claim records, contents, and what manifests name."""
+        with self.lock:
+            claim = self._claims[owner]
+            if self._count > MAX_IDS:
+                return
+            before = len(claim.ids) + len(claim.manifests)
+            claim.ids.update(ids)
+            known = len(claim.manifests)
+            claim.manifests.update(manifests)
+            self.generation += len(claim.manifests) > known
+            self._count += len(claim.ids) + len(claim.manifests) - before
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """While something is being evicted claims stay, so that what was found since the plan was made counts."""
+        with self.lock:
+            self._frozen += 1
+        try:
+            yield
+        finally:
+            with self.lock:
+                self._frozen -= 1
+                if not self._frozen:
+                    ended, self._ended = self._ended, []
+                    for owner in ended:
+                        self.end(owner)
+
+    @property
+    def all(self) -> bool:
+        """Whether there are more claims than are remembered, so that everything is claimed."""
+        return self._count > MAX_IDS
+
+    @property
+    def since(self) -> float:
+        """When the oldest connection that puts began to; what was granted since then is claimed."""
+        with self.lock:
+            return min((each.since for each in self._claims.values() if each.since is not None), default=float("inf"))
+
+    @property
+    def manifests(self) -> set[bytes]:
+        """Roots of all manifests that are claimed."""
+        with self.lock:
+            return set().union(*(each.manifests for each in self._claims.values()))
+
+    def has(self, ids: Iterable[bytes]) -> bool:
+        """Whether any of these is claimed."""
+        wanted = list(ids)
+        with self.lock:
+            return any(each in claim.ids for claim in self._claims.values() for each in wanted)

@@ -360,18 +360,6 @@ def evictable_lines(report: dict[str, Any]) -> Iterator[str]:
         yield f"Only on remotes: {text.plural(gone['objects'], 'object')}, {text.size(gone['bytes'])}, that were evicted"
 
 
-# Why data stays, whatever remotes hold.
-_STAYING = {
-    "manifest": "manifests",
-    "several": "objects with several names or contents",
-    "pinned": "pinned",
-    "in use": "being added or used now",
-    "unnamed": "named by no project: see `millpond gc`",
-    "others": "may be read by others, too",
-    "shared": "made of what stays in any case",
-}
-
-
 def _staying_lines(report: dict[str, Any]) -> Iterator[str]:
     if report["projects"] or report["kept"]:
         yield "Not to be evicted:"
@@ -379,8 +367,8 @@ def _staying_lines(report: dict[str, Any]) -> Iterator[str]:
         amount = f"{text.plural(row['objects'], 'object')}, {text.size(row['bytes'])}"
         why = f"its remotes cannot be asked: {row['reason']}" if row["reason"] else "not seen on its remotes"
         yield f"\t{path(row['path'])}: {amount}: {text.printable(why)}"
-    for why, part in sorted(report["kept"].items()):
-        yield f"\t{text.plural(part['objects'], 'object')}, {text.size(part['bytes'])}: {_STAYING[why]}"
+    for row in report["kept"]:
+        yield f"\t{text.plural(row['objects'], 'object')}, {text.size(row['bytes'])}: {row['reason']}"
 
 
 def project_lines(projects: list[dict[str, Any]]) -> Iterator[str]:

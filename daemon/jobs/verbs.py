@@ -109,11 +109,19 @@ class VerbRunner:
         fds, worker.connection.answer_fds = worker.connection.answer_fds, []
         return Reply(answer.result or {}, fds)
 
-    async def run_internal(self, method: str, uid: int, params: dict[str, Any]) -> dict[str, Any]:
-        """A verb that the daemon itself wants done as `uid`; nobody is told of its progress."""
+    async def run_internal(
+        self, method: str, uid: int, params: dict[str, Any], *, teller: Call | None = None
+    ) -> dict[str, Any]:
+        """A verb that the daemon itself wants done as `uid`; the person behind `teller` is told of its progress."""
         nobody: Any = None
         call = Call(nobody, 0, method, uid, os.getpid(), f"internal-{method}", [], ended=True)
-        reply = await self.run(call, params)
+        if teller is not None:
+            origin = teller.origin
+            call.connection, call.number, call.ended = origin.connection, origin.number, origin.ended
+        try:
+            reply = await self.run(call, params)
+        finally:
+            call.ended = True
         framing.close_all(list(reply.fds))
         return reply.result
 

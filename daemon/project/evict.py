@@ -138,22 +138,23 @@ def what_may_go(context: WorkerContext) -> dict[str, Any]:
 
 
 def told(report: dict[str, Any], found: Sequence[Holding]) -> dict[str, Any]:
-    """A report with what no remote was seen to hold as `projects`, and why."""
+    """A report with what no remote was seen to hold as `projects`, and `kept` as rows [{why, reason, objects, bytes}]."""
     reasons = {holding.path: holding.reason for holding in found}
-    lacking = report.pop("lacking")
+    lacking, kept_part = report["lacking"], report["kept"]
     rows = [{"path": path, "reason": reasons.get(path), **part} for path, part in sorted(lacking.items())]
-    return {**report, "projects": rows}
+    stays = [{"why": why, "reason": REASONS[why], **part} for why, part in sorted(kept_part.items())]
+    return {**{key: value for key, value in report.items() if key != "lacking"}, "projects": rows, "kept": stays}
 
 
 # Why contents stay, as a person reads it.
 REASONS = {
-    "manifest": "are manifests",
-    "several": "have several names or contents",
-    "pinned": "are pinned",
-    "in use": "are being added or used now",
-    "unnamed": "are named by no project (see gc)",
-    "others": "may be read by other users, who keep them here",
-    "shared": "consist of what stays in any case",
+    "manifest": "manifests",
+    "several": "objects with several names, or names with several contents",
+    "pinned": "pinned",
+    "in use": "being added or used now",
+    "unnamed": "named by no project: see `millpond gc`",
+    "others": "read by other users, too",
+    "shared": "made of what stays in any case",
 }
 
 
@@ -163,11 +164,12 @@ def why_not(report: dict[str, Any]) -> str:
     for row in report["projects"]:
         where = f"'{wirepath.decode(row['path'])}'"
         reason = (
-            f"of {where} cannot be looked for: {row['reason']}" if row["reason"] else f"are on no remote of {where}"
+            f"of {where}, whose remotes cannot be asked ({row['reason']})"
+            if row["reason"]
+            else f"on no remote of {where}"
         )
         parts.append(f"{_size(row['bytes'])} {reason}")
-    kept = sorted(report["kept"].items())
-    parts += [f"{_size(part['bytes'])} {REASONS[why]}" for why, part in kept if part["bytes"]]
+    parts += [f"{_size(row['bytes'])} {row['reason']}" for row in report["kept"] if row["bytes"]]
     return "nothing more can be evicted: " + ("; ".join(parts) if parts else "there is nothing that remotes hold")
 
 
@@ -238,8 +240,12 @@ def _name(root: bytes) -> ObjectName:
     return ObjectName("md5", root[1:].hex() + (DIR_SUFFIX if root[0] == MANIFEST else ""))
 
 
-def _size(size: int) -> str:
-    return f"{size / 1e6:.3g} MB"
+def _size(size: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} GB"
 
 
 def _ticking(context: WorkerContext) -> Callable[[int, int], None]:

@@ -18,11 +18,15 @@ MAX_IDS = 500_000
 @dataclass(slots=True)
 class Claim:
     """Of one connection: ids of records and contents, roots of manifests (ledger.py) with all that they name. `since`: when it
-    began to put, in seconds since the epoch; `holds`: those who keep it alive."""
+    began to put what a pointer is to name, in seconds since the epoch; `mark`: (segment, offset) of the store's end when it began to
+    put; `begun`: by the connection itself; `holds`: how many keep it
+    alive."""
 
     ids: set[bytes] = field(default_factory=set)
     manifests: set[bytes] = field(default_factory=set)
     since: float | None = None
+    mark: tuple[int, int] | None = None
+    begun: bool = False
     holds: int = 0
 
 
@@ -43,9 +47,11 @@ class Claims:
         """A connection may claim from now on; False when it could before. Each `begin` that was True, and each `hold`, is ended by
         `end`."""
         with self.lock:
-            if owner in self._claims:
+            claim = self._claims.get(owner)
+            if claim is not None and claim.begun:
                 return False
             self.hold(owner)
+            self._claims[owner].begun = True
             return True
 
     def hold(self, owner: int) -> None:
@@ -65,11 +71,12 @@ class Claims:
                 self._count -= len(claim.ids) + len(claim.manifests)
                 del self._claims[owner]
 
-    def puts(self, owner: int, now: float) -> None:
-        """A connection puts: what is granted from `now` on may be his."""
+    def puts(self, owner: int, mark: tuple[int, int], now: float | None) -> None:
+        """A connection puts: records behind `mark` may be its; what is granted from `now` on, too, if it is a verb's."""
         with self.lock:
             claim = self._claims[owner]
-            claim.since = now if claim.since is None else min(claim.since, now)
+            if claim.mark is None:
+                claim.mark, claim.since = mark, now
 
     def add(self, owner: int, ids: Iterable[bytes] = (), manifests: Iterable[bytes] = ()) -> None:
         """Claim records, contents, and what manifests name."""
@@ -106,9 +113,15 @@ class Claims:
 
     @property
     def since(self) -> float:
-        """When the oldest connection that puts began to; what was granted since then is claimed."""
+        """When the oldest verb that puts began to; what was granted since then is claimed."""
         with self.lock:
             return min((each.since for each in self._claims.values() if each.since is not None), default=float("inf"))
+
+    @property
+    def mark(self) -> tuple[int, int] | None:
+        """Behind it are records that those who put now have written, and not named yet; None when nobody puts."""
+        with self.lock:
+            return min((each.mark for each in self._claims.values() if each.mark is not None), default=None)
 
     @property
     def manifests(self) -> set[bytes]:

@@ -15,7 +15,7 @@ from millpond.daemon.errors import StoreDamagedError
 from millpond.daemon.names import ALGORITHMS, DIR_FLAG, ObjectName
 from millpond.daemon.store.gc import Part, Progress, Sweep, cannot, root_of_key, rows
 from millpond.daemon.store.index import Content, Index, evicted_key, grant_key, stamped, unpack_content
-from millpond.daemon.store.records import Kind, padded, unpack_location
+from millpond.daemon.store.records import Kind, Location, padded, unpack_location
 from millpond.daemon.store.uses import ages
 
 if TYPE_CHECKING:
@@ -42,7 +42,8 @@ class PlanIsOld(Exception):
 @dataclass(slots=True)
 class EvictReport:
     """`evicted` went, or would, with `freed` bytes of records; `evictable` might have. `kept` is what may not go, by reason; `lacking` by
-    the path of a project whose remotes were not seen to hold it. `there`: bytes of all records before."""
+    the path of a project whose remotes were not seen to hold it. `there`: bytes of all records before, `garbage` those of them that have
+    no name, left by what was broken off; they go first."""
 
     dry: bool
     evicted: Part = field(default_factory=Part)
@@ -51,6 +52,7 @@ class EvictReport:
     lacking: dict[str, Part] = field(default_factory=dict)
     freed: int = 0
     there: int = 0
+    garbage: int = 0
 
 
 @dataclass(slots=True)
@@ -98,6 +100,8 @@ class Eviction:
         # How many victims, or what might be one, need a record that nothing else needs; what these records take.
         self._needs: Counter[bytes] = Counter()
         self._sizes: dict[bytes, int] = {}
+        # Records without names, and where they are.
+        self._garbage: dict[bytes, Location] = {}
         self._plan_of: tuple[int, int] = (0, 0)
         self.victims: list[Victim] = []
 
@@ -111,6 +115,9 @@ class Eviction:
             self._choose(report)
             if not dry:
                 report.evicted, report.freed = Part(), 0
+                garbage = list(self._garbage)
+                for start in range(0, len(garbage), _BATCH):
+                    self._remove_garbage(garbage[start : start + _BATCH])
                 for start in range(0, len(self.victims), _BATCH):
                     self._progress("evicting", start)
                     self._remove(self.victims[start : start + _BATCH], report)
@@ -146,7 +153,7 @@ class Eviction:
             elif why:
                 report.kept.setdefault(why, Part()).add(content.size)
             alive.update(each.records)
-        report.there = self._weigh(found, alive)
+        self._weigh(found, alive, report)
         self._first(found, report)
 
     def _why_not(self, each: Victim, alone: bool, pinned: bool, claimed: bool) -> str | None:
@@ -214,23 +221,26 @@ class Eviction:
 
     # -- what goes first ------------------------------------------------------------------------------------------
 
-    def _weigh(self, found: list[Victim], alive: set[bytes]) -> int:
-        """Note what each record takes that only these need, and by that in which order they go; the bytes of all records."""
+    def _weigh(self, found: list[Victim], alive: set[bytes], report: EvictReport) -> None:
+        """Note what each record takes that only these need, and by that in which order they go; and what nobody needs."""
         for each in found:
             if not each.theirs:
                 self._needs.update(record_id for record_id in set(each.records) if record_id not in alive)
-        total, times = 0, ages(self._store)
+        times, mark = ages(self._store), self._store.claims.mark
         places: dict[bytes, tuple[bool, float, int, int]] = {}
         for record_id, value in rows(self._index, self._index.records):
             at = unpack_location(value)
-            total += padded(at.stored)
+            report.there += padded(at.stored)
+            is_new = mark is not None and (at.segment, at.offset) >= mark
             if record_id in self._needs:
                 self._sizes[record_id] = padded(at.stored)
                 places[record_id] = (*times.get(at.segment, (True, 0.0)), at.segment, at.offset)
+            elif record_id not in alive and not is_new:
+                self._garbage[record_id] = at
+                report.garbage += padded(at.stored)
         nowhere = (False, 0.0, 0, 0)
         for each in found:
             each.order = (each.theirs, *max((places[one] for one in each.records if one in places), default=nowhere))
-        return total
 
     def _first(self, found: list[Victim], report: EvictReport) -> None:
         """Choose those that were used longest ago."""
@@ -241,7 +251,7 @@ class Eviction:
                 report.kept.setdefault(SHARED, Part()).add(each.content.size)
                 continue
             report.evictable.add(each.content.size)
-            is_enough = report.there - report.freed <= self._to
+            is_enough = report.there - report.garbage - report.freed <= self._to
             if is_enough or len(self.victims) >= MAX_VICTIMS or named >= MAX_NAMED:
                 continue
             named += len(each.projects)
@@ -263,6 +273,17 @@ class Eviction:
         return found
 
     # -- removing -------------------------------------------------------------------------------------------------
+
+    def _remove_garbage(self, batch: Sequence[bytes]) -> None:
+        def work(txn: Any) -> None:
+            mark = self._store.claims.mark
+            for record_id in batch:
+                at = self._index.location(txn, record_id)
+                is_new = at is not None and mark is not None and (at.segment, at.offset) >= mark
+                if at == self._garbage[record_id] and not is_new and not self._store.claims.has([record_id]):
+                    txn.delete(record_id, db=self._index.records)
+
+        self._store.write_unclaimed(work)
 
     def _remove(self, batch: Sequence[Victim], report: EvictReport) -> None:
         done: list[Victim] = []

@@ -73,7 +73,7 @@ class EvictionService:
             for left in reversed(range(_TRIES)):
                 made = Eviction(self._store, call.uid, held, to=to, shared=shared, progress=progress)
                 try:
-                    with self._undisturbed():
+                    with contextlib.nullcontext() if dry else self._undisturbed():
                         report = made.run(dry=dry)
                 except PlanIsOld:
                     if not left:
@@ -195,7 +195,7 @@ class Room:
                 "lock": worker is None,
             }
             try:
-                done = await verbs.run_internal("cache.make-room", call.uid, params)
+                done = await verbs.run_internal("cache.make-room", call.uid, params, teller=call)
                 why = str(done["why"])
             except MillpondError as error:
                 why = f"nothing could be evicted: {error.message}"

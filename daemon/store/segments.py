@@ -203,6 +203,12 @@ class SegmentWriter:
                 self._full.append(self._active)
                 self._active = None
 
+    @property
+    def mark(self) -> tuple[int, int]:
+        """(segment, offset) behind which the next record will be."""
+        with self._lock:
+            return (self._next, 0) if self._active is None else (self._active.number, self._active.end)
+
     def is_open(self, number: int) -> bool:
         """Whether a segment is being written, or waits to be made durable."""
         with self._lock:

@@ -81,6 +81,9 @@ class StoreService:
             raise BusyError(f"this connection has {MAX_SESSIONS} sessions open already")
         number = next(self._numbers)
         self._claims(call)
+        # Of what a source puts there are pointers already.
+        now = None if call.connection.parent is None else self._store.now()
+        self._store.claims.puts(owner, self._store.mark, now)
         self._sessions[owner, number] = _Session(self._store.session(call.uid, owner), params.get("context"))
         call.connection.on_close(lambda: self._drop((owner, number)))
         return {"session": number, "own": call.uid == os.geteuid()}

@@ -134,8 +134,6 @@ class Store:
 
     def session(self, uid: int, owner: int | None = None) -> IngestSession:
         """Begin to take in contents for a caller; what is found here is claimed for `owner` (see claims.py)."""
-        if owner is not None:
-            self.claims.puts(owner, self.now())
         return IngestSession(self, self._pool, NameBatch(uid, self.path / "tmp"), owner)
 
     def write(self, work: Callable[[Any], T]) -> T:
@@ -228,6 +226,11 @@ class Store:
         except (manifests.NotAManifest, ValueError):  # a user's bytes under a manifest's name
             return False
         return True
+
+    @property
+    def mark(self) -> tuple[int, int]:
+        """(segment, offset) behind which the next record will be."""
+        return self._segments.mark
 
     @property
     def noted(self) -> int:

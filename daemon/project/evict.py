@@ -197,8 +197,9 @@ def _look(context: WorkerContext, holding: Holding) -> None:
         rest = [name for name, root in names.items() if root not in holding.held]
         with contextlib.closing(Known(remote, os.environ)) as known:
             noted = known.of(rest)
+            # What was noted does not say whether the remote can be asked now: at least one is asked for.
+            rest = [name for name in rest if name not in noted] or [noted.pop() for _ in range(min(1, len(noted)))]
             holding.held |= {names[name]: rows[names[name]] for name in noted}
-            rest = [name for name in rest if name not in noted]
             there = transfer.present(rest, _ticking(context)) if rest else {}
             known.add(there.items(), "seen")
             holding.held |= {names[name]: size for name, size in there.items()}

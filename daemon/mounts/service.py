@@ -363,9 +363,14 @@ class MountService:
     async def used(self) -> set[int]:
         """Numbers of the store's segments that mounts have read since they were asked last; of those that say so in time."""
         found: set[int] = set()
-        for mount in list(self._mounts.values()):
+
+        async def one(mount: Mount) -> None:
             answer = await self._ask(mount, "used")
             found.update(number for number in answer.get("segments") or () if isinstance(number, int))
+
+        async with trio.open_nursery() as nursery:
+            for mount in list(self._mounts.values()):
+                nursery.start_soon(one, mount)
         return found
 
     async def _ask(self, mount: Mount, op: str = "state") -> dict[str, Any]:

@@ -10,7 +10,7 @@ import logging
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -156,7 +156,7 @@ class Room:
         self._futile: dict[int, tuple[float, str]] = {}
 
     @contextlib.asynccontextmanager
-    async def for_feed(self, call: Call, size: int, count: int, context: dict[str, Any] | None) -> Any:
+    async def for_feed(self, call: Call, size: int, count: int, context: dict[str, Any] | None) -> AsyncIterator[None]:
         """While `count` contents or parts of them, `size` bytes, come in. `context` is that of a source, which is no worker. Raises
         DiskFullError with the reasons why nothing more can be evicted, when they do not fit in the end."""
         wanted = size + _RECORD_BYTES * count

@@ -194,9 +194,9 @@ def test_without_credentials_nothing_goes(team: Team) -> None:
     secrets.unlink()
     no = {"AWS_EC2_METADATA_DISABLED": "true"}
     said = ann.run("cache", "evict", "--to", "0", env=no).stdout
-    assert "Evicted 0 objects" in said and "access is denied" in said
+    assert "Evicted 0 objects" in said and "no credentials" in said
     said = ann.run("cache", "info", env=no).stdout
-    assert "May be evicted: 0 objects" in said and "its remotes cannot be asked: " in said and "denied" in said
+    assert "May be evicted: 0 objects" in said and "no credentials" in said
     secrets.write_text(before)
     assert evict(ann, "--to", "0")["evicted"]["objects"] > 5
 

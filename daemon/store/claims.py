@@ -31,11 +31,12 @@ class Claim:
 
 
 class Claims:
-    """All claims on a store. From any thread."""
+    """All claims on a store. From any thread; only `lock` may be waited for."""
 
     def __init__(self) -> None:
-        # Held by who finds something and claims it, and by who looks at the claims and removes.
-        self.lock = threading.RLock()
+        # Held by who finds something and claims it, and by who looks at the claims and removes: for as long as a commit may take.
+        self.lock = threading.Lock()
+        self._mutex = threading.RLock()
         # Grows when a manifest is claimed.
         self.generation = 0
         self._claims: dict[int, Claim] = {}
@@ -46,7 +47,7 @@ class Claims:
     def begin(self, owner: int) -> bool:
         """A connection may claim from now on; False when it could before. Each `begin` that was True, and each `hold`, is ended by
         `end`."""
-        with self.lock:
+        with self._mutex:
             claim = self._claims.get(owner)
             if claim is not None and claim.begun:
                 return False
@@ -56,12 +57,12 @@ class Claims:
 
     def hold(self, owner: int) -> None:
         """Keep a connection's claims until `end`, also when it is gone."""
-        with self.lock:
+        with self._mutex:
             self._claims.setdefault(owner, Claim()).holds += 1
 
     def end(self, owner: int) -> None:
         """Let go of the claims, unless somebody else holds them, once nothing is being evicted."""
-        with self.lock:
+        with self._mutex:
             if self._frozen:
                 self._ended.append(owner)
                 return
@@ -73,14 +74,14 @@ class Claims:
 
     def puts(self, owner: int, mark: tuple[int, int], now: float | None) -> None:
         """A connection puts: records behind `mark` may be its; what is granted from `now` on, too, if it is a verb's."""
-        with self.lock:
+        with self._mutex:
             claim = self._claims[owner]
             if claim.mark is None:
                 claim.mark, claim.since = mark, now
 
     def add(self, owner: int, ids: Iterable[bytes] = (), manifests: Iterable[bytes] = ()) -> None:
         """Claim records, contents, and what manifests name."""
-        with self.lock:
+        with self._mutex:
             claim = self._claims[owner]
             if self._count > MAX_IDS:
                 return
@@ -94,12 +95,12 @@ class Claims:
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:
         """While something is being evicted claims stay, so that what was found since the plan was made counts."""
-        with self.lock:
+        with self._mutex:
             self._frozen += 1
         try:
             yield
         finally:
-            with self.lock:
+            with self._mutex:
                 self._frozen -= 1
                 if not self._frozen:
                     ended, self._ended = self._ended, []
@@ -114,23 +115,23 @@ class Claims:
     @property
     def since(self) -> float:
         """When the oldest verb that puts began to; what was granted since then is claimed."""
-        with self.lock:
+        with self._mutex:
             return min((each.since for each in self._claims.values() if each.since is not None), default=float("inf"))
 
     @property
     def mark(self) -> tuple[int, int] | None:
         """Behind it are records that those who put now have written, and not named yet; None when nobody puts."""
-        with self.lock:
+        with self._mutex:
             return min((each.mark for each in self._claims.values() if each.mark is not None), default=None)
 
     @property
     def manifests(self) -> set[bytes]:
         """Roots of all manifests that are claimed."""
-        with self.lock:
+        with self._mutex:
             return set().union(*(each.manifests for each in self._claims.values()))
 
     def has(self, ids: Iterable[bytes]) -> bool:
         """Whether any of these is claimed."""
         wanted = list(ids)
-        with self.lock:
+        with self._mutex:
             return any(each in claim.ids for claim in self._claims.values() for each in wanted)

@@ -19,7 +19,6 @@ from millpond.daemon import memfd
 from millpond.daemon.errors import AccessError, BusyError, ObjectMissingError, ProtocolError
 from millpond.daemon.names import ObjectName
 from millpond.daemon.rpc.methods import Call, Handler, Registry, Reply
-from millpond.daemon.store import ledger
 from millpond.daemon.store.evict_service import Room
 from millpond.daemon.store.reader import StoreReader
 from millpond.daemon.store.scrubstate import state_of
@@ -144,9 +143,8 @@ class StoreService:
     async def complete(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
         """{name} -> {complete}: whether a manifest and all that it names are the caller's."""
         name = parse_name(str(params["name"]))
-        # Before it is looked at: who evicts has seen the claim, or is seen by the look.
-        self._store.claims.add(self._claims(call), manifests=[ledger.root_of(name)])
-        return {"complete": await self._in_thread(lambda: self._store.complete(name, call.uid))}
+        owner = self._claims(call)
+        return {"complete": await self._in_thread(lambda: self._store.claim_complete(name, call.uid, owner))}
 
     async def fetch(self, call: Call, params: dict[str, Any]) -> Reply:
         """{names, offset} -> {pieces: [[index, length, last]...], next: [names done, offset in the next]} + memfd.

@@ -27,6 +27,7 @@ from millpond.daemon.store.format import ensure_format
 from millpond.daemon.store.fsck import Fsck, FsckReport, Progress
 from millpond.daemon.store.index import Content, Index, grant_key
 from millpond.daemon.store.journal import NameBatch, Names
+from millpond.daemon.store.ledger import root_of
 from millpond.daemon.store.reader import Damage, StoreReader
 from millpond.daemon.store.records import Kind
 from millpond.daemon.store.repair import Repair, Source
@@ -216,6 +217,13 @@ class Store:
             self._complete.clear()
         self._complete.add(key)
         return True
+
+    def claim_complete(self, name: ObjectName, uid: int, owner: int) -> bool:
+        """As `complete`; the manifest and what it names are claimed for `owner`."""
+        # Before it is looked at: who evicts has seen the claim, or what he did is seen.
+        with self.claims.lock:
+            self.claims.add(owner, manifests=[root_of(name)])
+        return self.complete(name, uid)
 
     def _has_all(self, algo: str, manifest: Content, uid: int) -> bool:
         rows = manifests.entries(self.reader.pieces(manifest))

@@ -41,8 +41,8 @@ class Holding:
     places: Places | None = None
 
     def close(self) -> None:
-        for transfer in self.places.transfers() if self.places is not None and self.reason is None else ():
-            transfer.__exit__()
+        if self.places is not None:
+            self.places.close()
 
 
 def evict(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
@@ -110,8 +110,9 @@ def _evict(context: WorkerContext, to: int, *, shared: bool, dry: bool) -> dict[
         report, victims = ask(context, found, to=to, shared=shared, dry=True)
         gone = {"objects": 0, "bytes": 0}
         freed, aim = 0, to
-        for _ in range(0 if dry else _ROUNDS):
-            if any(victims):
+        for number in range(0 if dry else _ROUNDS):
+            # At first in any case: there may be garbage.
+            if any(victims) or not number:
                 done, _ = ask(context, _confirmed(context, found, victims), to=aim, shared=shared, dry=False)
                 gone = {key: gone[key] + done["evicted"][key] for key in gone}
                 freed += done["freed"]
@@ -215,7 +216,7 @@ def _confirmed(context: WorkerContext, found: Sequence[Holding], victims: Sequen
             continue
         context.progress("asking remotes once more", note=wirepath.decode(holding.path))
         with _reason(holding):
-            there = holding.places.sizes(names)
+            there = holding.places.sizes(list(names))
             now.held = {b"\0" + bytes.fromhex(name.hex): size for name, size in there.items()}
             gone = [name for name in names if name not in there]
             for name in names:
@@ -225,6 +226,8 @@ def _confirmed(context: WorkerContext, found: Sequence[Holding], victims: Sequen
             for remote in holding.places.remotes() if gone else ():
                 with contextlib.closing(Known(remote, os.environ)) as known:
                     known.drop(gone)
+        if now.reason is not None:
+            holding.reason, holding.held = now.reason, {}
     return confirmed
 
 

@@ -55,6 +55,13 @@ class Places:
         with self._lock:
             self._transfers = None
 
+    def close(self) -> None:
+        """Let go of connections. It may be used again."""
+        with self._lock:
+            for transfer in self._transfers or ():
+                transfer.__exit__()
+            self._transfers = None
+
     def sizes(self, names: Sequence[ObjectName]) -> dict[ObjectName, int]:
         """Those that are there, with their sizes, as the remotes tell them."""
         found: dict[ObjectName, int] = {}

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 # Ids that all claims may hold together: 100 bytes of memory each.
-MAX_IDS = 500_000
+MAX_IDS = 1_000_000
 
 
 @dataclass(slots=True)
@@ -75,15 +75,15 @@ class Claims:
     def puts(self, owner: int, mark: tuple[int, int], now: float | None) -> None:
         """A connection puts: records behind `mark` may be its; what is granted from `now` on, too, if it is a verb's."""
         with self._mutex:
-            claim = self._claims[owner]
-            if claim.mark is None:
+            claim = self._claims.get(owner)
+            if claim is not None and claim.mark is None:
                 claim.mark, claim.since = mark, now
 
     def add(self, owner: int, ids: Iterable[bytes] = (), manifests: Iterable[bytes] = ()) -> None:
         """Claim records, contents, and what manifests name."""
         with self._mutex:
-            claim = self._claims[owner]
-            if self._count > MAX_IDS:
+            claim = self._claims.get(owner)
+            if claim is None or self._count > MAX_IDS:  # its connection has ended
                 return
             before = len(claim.ids) + len(claim.manifests)
             claim.ids.update(ids)

@@ -104,11 +104,12 @@ class Eviction:
         self._garbage: dict[bytes, Location] = {}
         self._plan_of: tuple[int, int] = (0, 0)
         self.victims: list[Victim] = []
+        self.report = EvictReport(True)
 
     def run(self, *, dry: bool) -> EvictReport:
         """Find what may go (`victims`), and unless `dry` remove it. Raises StoreDamagedError when a manifest or recipe cannot be read:
         then nothing is removed; PlanIsOld, and what `progress` raises, after whole steps."""
-        report = EvictReport(dry)
+        report = self.report = EvictReport(dry)
         with self._store.claims.frozen():
             self._store.flush()
             self._plan_of = self._state()
@@ -121,6 +122,7 @@ class Eviction:
                 for start in range(0, len(self.victims), _BATCH):
                     self._progress("evicting", start)
                     self._remove(self.victims[start : start + _BATCH], report)
+                self._store.forget_complete()
         return report
 
     def _state(self) -> tuple[int, int]:

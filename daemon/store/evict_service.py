@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import struct
 import threading
 import time
@@ -22,6 +23,7 @@ from millpond.daemon.rpc.methods import Call, Registry, Reply
 from millpond.daemon.store import evict
 from millpond.daemon.store.compact import Compaction
 from millpond.daemon.store.evict import Eviction, EvictReport, PlanIsOld
+from millpond.daemon.store.gc import Part
 from millpond.daemon.store.ledger import MANIFEST
 from millpond.daemon.store.usage import ROW_BYTES
 from millpond.daemon.store.uses import note_used
@@ -70,18 +72,25 @@ class EvictionService:
             trio.from_thread.run_sync(lambda: call.progress(phase=what, files=(done, None)))
 
         def work() -> tuple[EvictReport, bytes]:
+            gone, freed = Part(), 0
             for left in reversed(range(_TRIES)):
                 made = Eviction(self._store, call.uid, held, to=to, shared=shared, progress=progress)
                 try:
                     with contextlib.nullcontext() if dry else self._undisturbed():
                         report = made.run(dry=dry)
                 except PlanIsOld:
+                    gone.objects += made.report.evicted.objects
+                    gone.bytes += made.report.evicted.bytes
+                    freed += made.report.freed
                     if not left:
                         raise BusyError(
                             "other commands change what projects need all the time, so nothing is evicted",
                             hint="try again later",
                         ) from None
                     continue
+                report.evicted.objects += gone.objects
+                report.evicted.bytes += gone.bytes
+                report.freed += freed
                 rows = (VICTIM.pack(numbers[path], each.root) for each in made.victims for path in each.projects)
                 return report, b"".join(rows)
             raise AssertionError("one of the tries has returned or raised")
@@ -152,8 +161,8 @@ class Room:
         # Bytes of feeds under way that fit.
         self._flying = 0
         self._locks: dict[int, trio.Lock] = {}
-        # By user: until when none is tried, and why it would be of no use.
-        self._futile: dict[int, tuple[float, str]] = {}
+        # Why it was of no use, and until when none is tried, by connection or (sources', which come anew each time) by user.
+        self._futile: dict[tuple[str, int], tuple[float, str]] = {}
 
     @contextlib.asynccontextmanager
     async def for_feed(self, call: Call, size: int, count: int, context: dict[str, Any] | None) -> AsyncIterator[None]:
@@ -166,10 +175,11 @@ class Room:
         try:
             yield
         except DiskFullError as error:
-            _, why = self._futile.get(call.uid, (0.0, ""))
-            if "limit" in error.details and why:
-                error.hint = f"{why}; {error.hint}"
-            raise
+            _, why = self._futile.get(self._key(call), (0.0, ""))
+            if "limit" not in error.details or not why:
+                raise
+            hint = f"{why}; {error.hint}"
+            raise DiskFullError(error.message, path=error.path, hint=hint, details=error.details) from error
         finally:
             self._flying -= wanted
 
@@ -185,7 +195,8 @@ class Room:
         if environment is None or limit is None:
             return
         async with self._locks.setdefault(call.uid, trio.Lock()):
-            if not self._lacks(wanted) or time.monotonic() < self._futile.get(call.uid, (0.0, ""))[0]:
+            key = self._key(call)
+            if not self._lacks(wanted) or time.monotonic() < self._futile.get(key, (0.0, ""))[0]:
                 return
             call.progress(phase="evicting what remotes hold, to make room")
             # A verb has the store's lock, and waits for this; a source has none.
@@ -199,10 +210,21 @@ class Room:
                 why = str(done["why"])
             except MillpondError as error:
                 why = f"nothing could be evicted: {error.message}"
-            self._futile.pop(call.uid, None)
+            self._futile.pop(key, None)
             if self._lacks(wanted):
                 log.info("no room was made for uid %d: %s", call.uid, why)
-                self._futile[call.uid] = time.monotonic() + _FUTILE_S, why
+                if worker is None:
+                    self._futile[key] = time.monotonic() + _FUTILE_S, why
+                    return
+                self._futile[key] = math.inf, why
+                call.connection.on_close(lambda: self._forget(key))
+
+    def _forget(self, key: tuple[str, int]) -> None:
+        self._futile.pop(key, None)
+
+    def _key(self, call: Call) -> tuple[str, int]:
+        is_worker = call.connection.parent is not None
+        return ("worker", call.connection.id) if is_worker else ("user", call.uid)
 
 
 def _held(params: dict[str, Any], fd: int) -> dict[str, dict[bytes, int]]:

@@ -101,7 +101,6 @@ def test_an_add_a_fetch_and_a_reader_find_room(team: Team) -> None:
     sentence(refused)
     assert "has reached its limit" in refused.stderr and f"on no remote of '{ann.repo}'" in refused.stderr
     ann.run("push", "-q")
-    ann.run("daemon", "restart", "-q")  # it tried just now, and would not again for a minute
     ann.run("add", "-q", "f")
     ann.run("push", "-q", "f")
     time.sleep(1)

@@ -399,6 +399,36 @@ def pin_name(pin: dict[str, Any]) -> str:
     return f"{target}@{pin['commit'][:12]}" if pin.get("commit") else target
 
 
+def evict_lines(report: dict[str, Any]) -> Iterator[str]:
+    """`cache evict`."""
+    evicted = report["evicted"]
+    done = "Would evict" if report["dry"] else "Evicted"
+    left = f"; the store has {text.size(report['left'])}" if not report["dry"] else ""
+    yield f"{done} {text.plural(evicted['objects'], 'object')}, {text.size(evicted['bytes'])}{left}"
+    if report["left"] > report["to"] and not (report["dry"] and report["freed"] >= report["left"] - report["to"]):
+        yield from _staying_lines(report)
+
+
+def evictable_lines(report: dict[str, Any]) -> Iterator[str]:
+    """What might be evicted and what not, below `cache info`."""
+    may, gone = report["evictable"], report["remote_only"]
+    yield f"May be evicted: {text.plural(may['objects'], 'object')}, {text.size(may['bytes'])}: remotes hold them"
+    yield from _staying_lines(report)
+    if gone["objects"]:
+        yield f"Only on remotes: {text.plural(gone['objects'], 'object')}, {text.size(gone['bytes'])}, that were evicted"
+
+
+def _staying_lines(report: dict[str, Any]) -> Iterator[str]:
+    if report["projects"] or report["kept"]:
+        yield "Not to be evicted:"
+    for row in report["projects"]:
+        amount = f"{text.plural(row['objects'], 'object')}, {text.size(row['bytes'])}"
+        why = f"its remotes cannot be asked: {row['reason']}" if row["reason"] else "not seen on its remotes"
+        yield f"\t{path(row['path'])}: {amount}: {text.printable(why)}"
+    for row in report["kept"]:
+        yield f"\t{text.plural(row['objects'], 'object')}, {text.size(row['bytes'])}: {row['reason']}"
+
+
 def project_lines(projects: list[dict[str, Any]]) -> Iterator[str]:
     """The caller's projects, below `cache info`."""
     if projects:

@@ -26,7 +26,7 @@ from millpond.daemon.rpc.client import PROTOCOL
 from millpond.daemon.rpc.methods import Call, Registry
 from millpond.daemon.rpc.server import Listener, Server
 from millpond.daemon.settings import Settings
-from millpond.daemon.store import gc_service, scrub_service
+from millpond.daemon.store import evict_service, gc_service, scrub_service
 from millpond.daemon.store import service as store_service
 from millpond.daemon.store.store import Store, StoreSettings
 from millpond.daemon.version import VERSION
@@ -80,6 +80,7 @@ class Daemon:
         self.verbs = job_verbs.register(self.registry, self)
         self.mounts = mounts_service.register(self.registry, self)
         gc_service.register(self.registry, self)
+        evict_service.register(self.registry, self)
         scrub_service.register(self)
         self.registry.register("daemon.status", self._status)
         self.registry.register("daemon.stop", self._stop)

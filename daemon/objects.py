@@ -64,8 +64,9 @@ class ObjectStore(Protocol):
         """Make everything put so far durable, named, and granted to the caller; then it may be acknowledged."""
         ...
 
-    def sizes(self, names: Sequence[ObjectName]) -> list[int | None]:
-        """Each content's size in bytes, None where the caller has no such object."""
+    def sizes(self, names: Sequence[ObjectName], *, evicted: bool = False) -> list[int | None]:
+        """Each content's size in bytes, None where the caller has no such object; with `evicted` also of what was here and only a
+        remote has now."""
         ...
 
     def complete(self, name: ObjectName) -> bool:

@@ -397,14 +397,35 @@ class Filesystem:
             name = record.name
             if self._source is None or name is None:
                 raise FileError(errno.EIO)
-            size, near = record.size, self._walks.missed(record.size)
-            with self.waits:
-                fd, whole = await self._from_source(record, name, size, near)
-            if whole:
-                return self._opened(ForeignFile(fd, size), str(name))
-            return self._opened(LazyFile(self._source, self.ask_source, self.waits, name, fd, size), str(name))
+            return self._opened(await self._foreign(record, name), str(name))
         except (MillpondError, OSError) as error:
             raise self.failed(f"cannot open {'inode ' + str(inode) if name is None else name}: {error}") from error
+
+    async def _foreign(self, record: InodeRecord, name: ObjectName) -> OpenFile:
+        """A file that the store has not, from the source. Raises MillpondError, OSError."""
+        assert self._source is not None
+        size, near = record.size, self._walks.missed(record.size)
+        with self.waits:
+            fd, whole = await self._from_source(record, name, size, near)
+        if whole:
+            return ForeignFile(fd, size)
+        return LazyFile(self._source, self.ask_source, self.waits, name, fd, size)
+
+    async def _from_elsewhere(self, handle: int, gone: StoredFile, error: StoreDamagedError) -> OpenFile:
+        """An open file whose content left the store (it was evicted), from the source. Raises `error` when it is still there, and as
+        `_foreign`."""
+        name = ObjectName(*self._open[handle][1].split(":", 1))
+        if self._source is None or self._reader.resolve([name], self.uid)[0] is not None:
+            raise error
+        file = await self._foreign(InodeRecord(False, gone.size, name, None), name)
+        if handle not in self._open or self._open[handle][0] is not gone:  # closed, or another reader was faster
+            file.close()
+            if handle not in self._open:
+                raise error
+            return self._open[handle][0]
+        self._open[handle] = file, str(name)
+        gone.close()
+        return file
 
     def read_ready(self, handle: int, offset: int, size: int) -> list[Bytes] | None:
         """What `read` gives, when that takes no waiting; else None. Raises FileError as `read`."""
@@ -425,6 +446,10 @@ class Filesystem:
                 if not isinstance(file, LazyFile) or not self._go_on_stored(file):
                     raise
                 parts = await file.read(offset, size)
+            except StoreDamagedError as error:
+                if not isinstance(file, StoredFile):
+                    raise
+                parts = await (await self._from_elsewhere(handle, file, error)).read(offset, size)
         except (MillpondError, OSError) as error:
             raise self._unreadable(name, offset, size, error) from error
         self._counted(parts)
@@ -452,6 +477,10 @@ class Filesystem:
         found = self._open.pop(handle, None)
         if found is not None:
             found[0].close()
+
+    def take_used(self) -> set[int]:
+        """Segments of the store that were read since this was called last."""
+        return self._reader.take_used()
 
     @property
     def working(self) -> bool:

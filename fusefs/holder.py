@@ -172,6 +172,8 @@ class Holder:
             except MillpondError as error:
                 return {"error": error.to_wire()}
         assert self._filesystem is not None
+        if op == "used":
+            return {"segments": sorted(self._filesystem.take_used())}
         return {
             "id": self._settings.id,
             "pid": os.getpid(),

@@ -262,6 +262,10 @@ class StoredFile:
         # Held by a sequential reader's request that waits.
         self._turn = trio.Lock()
 
+    @property
+    def size(self) -> int:
+        return self._content.size
+
     def ready(self, offset: int, size: int) -> list[Bytes] | None:
         """What `read` gives, when that takes no waiting; else None, and what is needed is on its way."""
         if self._layout is None:

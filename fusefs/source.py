@@ -149,7 +149,7 @@ class SourceServer:
                 dvc_dir = os.path.join(self._repo_path, ".dvc")
                 places = Places(lambda: config.load(dvc_dir, os.environ), os.environ)
                 partials = Partials(os.path.join(user_folder(os.environ), "partial"), self._id)
-                settler = Settler.to(self._daemon_socket, self._caches[0] if self._caches else None)
+                settler = Settler.to(self._daemon_socket, self._caches[0] if self._caches else None, self._context)
                 self._fetcher = Fetcher(
                     places, settler, partials, check_first=self._check_first, changed=lambda: self._send({"id": 0})
                 )
@@ -170,17 +170,20 @@ class SourceServer:
                 raise ObjectMissingError(f"'{self._repo_path}' is no Git repository any more")
         return self._git
 
+    def _context(self) -> dict[str, Any]:
+        """Where a worker of this user runs for this mount, with the environment that its remotes are asked with now."""
+        return {
+            "env": environs.to_wire(os.environ),
+            "cwd": wirepath.encode(self._repo_path),
+            "umask": self._umask,
+        }
+
     def _version(self, revision: str) -> dict[str, Any]:
         """Ask the daemon, as this user, for a revision's tree."""
         from pathlib import Path
 
         with Client.connect(Path(self._daemon_socket), name="source") as client:
-            context = {
-                "env": environs.to_wire(os.environ),
-                "cwd": wirepath.encode(self._repo_path),
-                "umask": self._umask,
-            }
-            params = {"target": self._target, "rev": revision, "context": context}
+            params = {"target": self._target, "rev": revision, "context": self._context()}
             result, _ = client.call("tree", params)
         return {"commit": result["commit"], "root": result["root"]}
 

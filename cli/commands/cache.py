@@ -235,19 +235,54 @@ Objects:      3,601, 2.81 MB
 @click.pass_obj
 def info(console: Console, as_json: bool) -> None:
     """Print how much the store holds, how much deduplication and compression save, which projects keep what in it, and how
-    much of that is the only copy that this machine has.
+    much of that is the only copy that this machine has; and what `cache evict` might remove, and what not, and why.
 
     The daemon reads all of the store again when it has nothing else to do; what it found damaged is told here.
     """
     stats = request(console, "store.stats")
-    projects = verb(console, "cache.info", {})["projects"]
+    result = verb(console, "cache.info", {})
+    projects, eviction = result["projects"], result["eviction"]
     if as_json:
-        shown = [{**row, "path": wirepath.decode(row["path"])} for row in projects]
-        console.write(json.dumps({**stats, "projects": shown}))
+        console.write(json.dumps({**stats, "projects": _decoded(projects), "eviction": _shown(eviction)}))
         return
     for line in render.cache_lines(stats, now=time.time()):
         console.say(line)
-    for line in render.project_lines(projects):
+    for line in [*render.project_lines(projects), *render.evictable_lines(eviction)]:
+        console.say(line)
+
+
+def _decoded(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{**row, "path": wirepath.decode(row["path"])} for row in rows]
+
+
+def _shown(report: dict[str, Any]) -> dict[str, Any]:
+    """A report of eviction as JSON."""
+    return {**report, "projects": _decoded(report["projects"])}
+
+
+@cache.command(
+    short_help="Remove what the projects' remotes hold, to make room.",
+    example="""
+$ millpond cache evict --to 100GB
+Evicted 4,802 objects, 21.3 GB; the store has 98.7 GB
+""",
+)
+@click.option("--to", "size", metavar="SIZE", help="Until the store has SIZE (500MB, 200GB; 0: all that may go).")
+@click.option("--dry", is_flag=True, help="Say what would go.")
+@json_option
+@click.pass_obj
+def evict(console: Console, size: str | None, dry: bool, as_json: bool) -> None:
+    """Remove what was used longest ago of the data that every project that needs it has on a remote of its own. Each remote
+    is asked just before. It stays in listings and mounts: what is read comes from the remote again.
+
+    With a limit (`cache limit`) it happens by itself when the limit is reached. Without --to it goes down to nine tenths of the limit.
+    """
+    to = None if size is None else 0 if size == "0" else text.parsed_size(size)
+    result = verb(console, "cache.evict", {"to": to, "dry": dry})
+    if as_json:
+        console.write(json.dumps(_shown(result)))
+        return
+    for line in render.evict_lines(result):
         console.say(line)
 
 
@@ -264,7 +299,8 @@ The store has 1.41 GB of at most 200 GB.
 def limit(console: Console, size: str | None, as_json: bool) -> None:
     """Show or set (SIZE: 500MB, 200GB, 2TB, none) how large the store may become.
 
-    Beyond it new data is refused, with exit code 7; nothing is removed by itself: see `millpond gc`.
+    Beyond it what every project has on its remotes makes room, see `cache evict`; where that is not enough new data is refused,
+    with exit code 7.
     """
     result = request(console, "store.limit", {} if size is None else {"bytes": text.parsed_size(size)})
     if as_json:

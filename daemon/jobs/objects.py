@@ -99,8 +99,10 @@ class Memory:
 class DaemonObjectStore:
     """ObjectStore over one worker connection. One session of puts at a time, ended by `commit`."""
 
-    def __init__(self, peer: Peer) -> None:
+    def __init__(self, peer: Peer, context: dict[str, Any] | None = None) -> None:
         self._peer = peer
+        # Of a source: what its user's verbs would run with.
+        self._context = context
         self._session: tuple[int, bool] | None = None
         self.new_bytes = 0
 
@@ -158,12 +160,12 @@ class DaemonObjectStore:
             if reply.get("again"):
                 raise BusyError("stored data was removed while it was added", hint="run the command again")
 
-    def sizes(self, names: Sequence[ObjectName]) -> list[int | None]:
+    def sizes(self, names: Sequence[ObjectName], *, evicted: bool = False) -> list[int | None]:
         """See ObjectStore.sizes."""
         found: list[int | None] = []
         for start in range(0, len(names), MAX_NAMES):
             part = [str(name) for name in names[start : start + MAX_NAMES]]
-            reply, _ = self._peer.call("store.sizes", {"names": part})
+            reply, _ = self._peer.call("store.sizes", {"names": part, "evicted": evicted})
             found.extend(reply["sizes"])
         return found
 
@@ -205,7 +207,7 @@ class DaemonObjectStore:
     def _begin(self) -> tuple[int, bool]:
         """The session, and whether the daemon is this user's own."""
         if self._session is None:
-            reply, _ = self._peer.call("store.begin", {})
+            reply, _ = self._peer.call("store.begin", {} if self._context is None else {"context": self._context})
             self._session = int(reply["session"]), bool(reply["own"])
         return self._session
 

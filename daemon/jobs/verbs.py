@@ -43,6 +43,7 @@ VERBS = (
         "freeze",
         "move",
         "cache.import",
+        "cache.evict",
         "cache.info",
         "cache.verify",
         "cache.migrate",
@@ -82,6 +83,8 @@ class Worker:
     zygote: ZygoteHandle
     child: Child
     connection: Connection
+    # Folder, environment and umask of the request.
+    context: dict[str, Any]
     ended: trio.Event = field(default_factory=trio.Event)
 
 
@@ -97,7 +100,7 @@ class VerbRunner:
         died."""
         if sum(1 for worker in self.workers if worker.call.uid == call.uid) >= MAX_WORKERS:
             raise BusyError(f"{MAX_WORKERS} of your requests are at work already", hint="try again later")
-        worker = await self._start(call)
+        worker = await self._start(call, params.get("context") or {})
         try:
             answer = await worker.connection.request(call.method, params)
         except trio.Cancelled:
@@ -114,11 +117,19 @@ class VerbRunner:
         fds, worker.connection.answer_fds = worker.connection.answer_fds, []
         return Reply(answer.result or {}, fds)
 
-    async def run_internal(self, method: str, uid: int, params: dict[str, Any]) -> dict[str, Any]:
-        """A verb that the daemon itself wants done as `uid`; nobody is told of its progress."""
+    async def run_internal(
+        self, method: str, uid: int, params: dict[str, Any], *, teller: Call | None = None
+    ) -> dict[str, Any]:
+        """A verb that the daemon itself wants done as `uid`; the person behind `teller` is told of its progress."""
         nobody: Any = None
         call = Call(nobody, 0, method, uid, os.getpid(), f"internal-{method}", [], ended=True)
-        reply = await self.run(call, params)
+        if teller is not None:
+            origin = teller.origin
+            call.connection, call.number, call.ended = origin.connection, origin.number, origin.ended
+        try:
+            reply = await self.run(call, params)
+        finally:
+            call.ended = True
         framing.close_all(list(reply.fds))
         return reply.result
 
@@ -127,7 +138,11 @@ class VerbRunner:
         for worker in list(self.workers):
             await worker.ended.wait()
 
-    async def _start(self, call: Call) -> Worker:
+    def context_of(self, connection: Connection) -> dict[str, Any] | None:
+        """The context of the request that a worker serves; None for what is no worker's connection."""
+        return next((worker.context for worker in self.workers if worker.connection is connection), None)
+
+    async def _start(self, call: Call, context: dict[str, Any]) -> Worker:
         zygote = self._daemon.zygotes.of(call.uid)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with theirs:
@@ -140,7 +155,7 @@ class VerbRunner:
                 raise
         sock = trio.socket.from_stdlib_socket(ours)
         connection = self._daemon.server.connection(sock, uid=call.uid, pid=child.pid, parent=call)
-        worker = Worker(call, zygote, child, connection)
+        worker = Worker(call, zygote, child, connection, context)
         zygote.children += 1
         self.workers.add(worker)
         self._daemon.nursery.start_soon(self._watch, worker)

@@ -50,6 +50,7 @@ USES_STORE = frozenset(
         "import-url",
         "pull",
         "push",
+        "cache.evict",
         "cache.import",
         "merge-driver",
         "mount",

@@ -156,7 +156,9 @@ class Building:
         if found is None:
             return None
         objects = list(dict.fromkeys(found[1]))
-        return _Batch(*found, dict(zip(objects, self._store.reader.sizes(objects, self._uid), strict=True)))
+        return _Batch(
+            *found, dict(zip(objects, self._store.reader.sizes(objects, self._uid, evicted=True), strict=True))
+        )
 
     def _build(self) -> bool:
         """Build what is ready; False when all has to begin again, to be sorted."""

@@ -456,10 +456,23 @@ class MountService:
         self._mounts.pop(mount.record.id, None)
         await self._in_thread(lambda: self._records.remove(mount.record.id))
 
-    async def _ask(self, mount: Mount) -> dict[str, Any]:
-        """A holder's state, {} when it does not say it in time."""
+    async def used(self) -> set[int]:
+        """Numbers of the store's segments that mounts have read since they were asked last; of those that say so in time."""
+        found: set[int] = set()
+
+        async def one(mount: Mount) -> None:
+            answer = await self._ask(mount, "used")
+            found.update(number for number in answer.get("segments") or () if isinstance(number, int))
+
+        async with trio.open_nursery() as nursery:
+            for mount in list(self._mounts.values()):
+                nursery.start_soon(one, mount)
+        return found
+
+    async def _ask(self, mount: Mount, op: str = "state") -> dict[str, Any]:
+        """A holder's state or what else it is asked, {} when it does not say it in time."""
         try:
-            return await self._control(mount, {"op": "state"}, [], _CONTROL_S)
+            return await self._control(mount, {"op": op}, [], _CONTROL_S)
         except MountError:
             return {}
 

@@ -165,11 +165,16 @@ class Tree:
                 folders.append(f"{path}/")
 
     def sized(self, rows: Iterable[Row]) -> list[Row]:
-        """The rows with the sizes of tracked files that the store or DVC's cache knows."""
+        """The rows with the sizes of tracked files that the store or DVC's cache knows, also of those that were evicted."""
         rows = list(rows)
         unknown = [(at, row.item.name) for at, row in enumerate(rows) if row.item.size is None and not row.item.is_dir]
         wanted = [(at, name) for at, name in unknown if name is not None]
-        for (at, _), size in zip(wanted, self.objects.sizes([name for _, name in wanted]), strict=True):
+        sizes = self.objects.sizes([name for _, name in wanted])
+        lacking = [number for number, size in enumerate(sizes) if size is None]
+        evicted = self.objects.store.sizes([wanted[number][1] for number in lacking], evicted=True)
+        for number, size in zip(lacking, evicted, strict=True):
+            sizes[number] = size
+        for (at, _), size in zip(wanted, sizes, strict=True):
             rows[at] = rows[at]._replace(item=rows[at].item._replace(size=size))
         return rows
 

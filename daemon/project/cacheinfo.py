@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from millpond.daemon import memfd, wirepath
 from millpond.daemon.errors import MillpondError
 from millpond.daemon.names import DIR_SUFFIX, ObjectName
+from millpond.daemon.project.evict import what_may_go
 from millpond.daemon.project.repo import Repo
 from millpond.daemon.store.ledger import MANIFEST
 from millpond.daemon.store.usage import ROW_BYTES
@@ -17,9 +18,9 @@ if TYPE_CHECKING:
 
 
 def cache_info(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
-    """Verb. {} -> {projects: [{path, seen, roots, objects, bytes, alone, only}]}, paths in wire form.
+    """Verb. {} -> {projects: [{path, seen, roots, objects, bytes, alone, only}], eviction}, paths in wire form.
 
-    `only`: {objects, bytes} that lie in the store and not in the project's DVC cache; None when the project cannot be
+    `eviction` says what might be evicted and what not (project/evict.py), by what remotes were seen to hold within a day or say now. `only`: {objects, bytes} that lie in the store and not in the project's DVC cache; None when the project cannot be
     opened, so that nobody knows. Works anywhere. Raises StoreDamagedError.
     """
     rows, _ = context.client.call("gc.projects", {})
@@ -31,7 +32,7 @@ def cache_info(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]
         use = uses.get(row["path"]) or {"objects": 0, "bytes": 0, "alone": 0}
         shown = {key: row[key] for key in ("path", "seen", "roots")}
         projects.append({**shown, **use, "only": _only(context, row["path"])})
-    return {"projects": projects}
+    return {"projects": projects, "eviction": what_may_go(context)}
 
 
 def _only(context: WorkerContext, path: str) -> dict[str, int] | None:

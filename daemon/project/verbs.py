@@ -22,6 +22,7 @@ from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.datastatus import data_status
 from millpond.daemon.project.diff import diff
 from millpond.daemon.project.doctor import doctor
+from millpond.daemon.project.evict import evict, make_room
 from millpond.daemon.project.export import export
 from millpond.daemon.project.fetch import fetch, pull, warm
 from millpond.daemon.project.freeze import freeze
@@ -73,9 +74,11 @@ VERBS: dict[str, Verb] = {
     "export": export,
     "config": config_verb,
     "cache.dir": cache_dir,
+    "cache.evict": evict,
     "cache.import": import_,
     "cache.info": cache_info,
     "cache.verify": verify,
+    "cache.make-room": make_room,
     "cache.migrate": migrate,
     "doctor": doctor,
     "list": list_,

@@ -68,6 +68,14 @@ class Places:
         with contextlib.suppress(ObjectMissingError):
             self.get(name or NOTHING, 0, 1)
 
+    def close(self) -> None:
+        """Let go of connections. It may be used again."""
+        with self._connecting, self._lock:
+            self._before = self._moved()
+            for transfer in self._transfers or ():
+                transfer.__exit__()
+            self._transfers = None
+
     def sizes(self, names: Sequence[ObjectName]) -> dict[ObjectName, int]:
         """Those that are there, with their sizes, as the remotes tell them."""
         found: dict[ObjectName, int] = {}

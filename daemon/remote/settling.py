@@ -14,6 +14,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from millpond.daemon.errors import MillpondError, TargetError
 from millpond.daemon.jobs.objects import DaemonObjectStore
@@ -37,9 +38,15 @@ _AGAIN_S, _AGAIN_MOST_S = 0.5, 30.0
 class Settler:
     """One thread that hands over. `connect` gives a connection to the daemon; `cache` is the project's own DVC cache."""
 
-    def __init__(self, connect: Callable[[], Client], cache: DvcCache | None = None) -> None:
+    def __init__(
+        self,
+        connect: Callable[[], Client],
+        cache: DvcCache | None = None,
+        context: Callable[[], dict[str, Any]] | None = None,
+    ) -> None:
         self._connect = connect
         self._cache = cache
+        self._context = context
         self._changed = threading.Condition()
         self._small: OrderedDict[ObjectName, bytes] = OrderedDict()
         self._files: OrderedDict[ObjectName, tuple[str, Callable[[bool], None]]] = OrderedDict()
@@ -50,9 +57,11 @@ class Settler:
         self._later = threading.Event()
 
     @classmethod
-    def to(cls, socket: str, cache: DvcCache | None = None) -> Settler:
-        """For the daemon that listens there."""
-        return cls(lambda: Client.connect(Path(socket), name="source"), cache)
+    def to(
+        cls, socket: str, cache: DvcCache | None = None, context: Callable[[], dict[str, Any]] | None = None
+    ) -> Settler:
+        """For the daemon that listens there. With `context`, which gives that of a request of the user's, it may evict for what comes in."""
+        return cls(lambda: Client.connect(Path(socket), name="source"), cache, context)
 
     def get(self, name: ObjectName) -> bytes | None:
         """A small object that waits."""
@@ -104,7 +113,7 @@ class Settler:
             try:
                 self._to_cache()
                 with self._connect() as client:
-                    self._hand_over(DaemonObjectStore(client))
+                    self._hand_over(DaemonObjectStore(client, None if self._context is None else self._context()))
                 pause = _AGAIN_S
             except (MillpondError, OSError) as error:
                 log.warning("what was read cannot be stored yet: %s", error)

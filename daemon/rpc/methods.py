@@ -77,6 +77,8 @@ class Call:
 
     def notify(self, method: str, params: dict[str, Any]) -> None:
         """Tell the person behind this call: a worker's calls are told on as those of its client."""
+        if self.ended:
+            return
         origin = self.origin
         if not origin.ended:
             origin.connection.notes.put(origin.number, method, params)

@@ -41,25 +41,38 @@ class CompactReport:
 
 
 class Compaction:
-    """One round over all segments. `pace` is told of bytes that were copied: it may wait, and may raise to stop."""
+    """One round over all segments of which less than `live_part` is needed, until the store has `to` bytes. `pace` is told of bytes
+    that were copied: it may wait, and may raise to stop."""
 
-    def __init__(self, store: Store, pace: Callable[[int], None] | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        pace: Callable[[int], None] | None = None,
+        *,
+        live_part: float = LIVE_PART,
+        to: int = 0,
+    ) -> None:
         self._store = store
         self._index = store.reader.index
         self._folder = store.path / "segments"
         self._pace = pace or (lambda size: None)
+        self._live_part = live_part
+        self._to = to
         self.report = CompactReport()
 
     def run(self) -> CompactReport:
         """Rewrite what is mostly garbage. Raises DiskFullError, StoreDamagedError, and what `pace` raises; then what was
         done is whole, and the next round does the rest."""
         for number in self._worth_it():
+            if self._store.stored <= self._to:
+                break
             with self._store.maintenance:
-                self._rewrite(number)
+                if segment_path(self._folder, number).exists():  # no other round has removed it
+                    self._rewrite(number)
         return self.report
 
     def _worth_it(self) -> list[int]:
-        """Segments behind the last commit of which less than LIVE_PART is needed, the emptiest first."""
+        """Segments behind the last commit of which less than `live_part` is needed, the emptiest first."""
         live: Counter[int] = Counter()
         for _, value in rows(self._index, self._index.records):
             at = unpack_location(value)
@@ -70,7 +83,7 @@ class Compaction:
         for number in segment_numbers(self._folder):
             if number < last:
                 part = live[number] / max(segment_path(self._folder, number).stat().st_size, 1)
-                if part < LIVE_PART:
+                if part < self._live_part:
                     found.append((part, number))
         return [number for _, number in sorted(found)]
 

@@ -2,11 +2,11 @@
 
 A folder is named by the BLAKE3-256 of its blob and shared by all versions in which it is the same. Blob, little endian:
 
-    0   magic u32 | 4 count u32
-    8   count entries of 56 bytes, sorted by name:
+    0   magic u32 | 4 count u32 | 8 folders u32
+    12  count entries of 24 bytes, sorted by name:
         0 name offset u32 | 4 name length u16 | 6 type u8 (1 file, 2 folder, 3 link) | 7 executable u8
-        8 inode u64 | 16 size u64 | 24 child folder's id (32 bytes; zeros but for folders)
-    then the names, back to back
+        8 inode u64 | 16 size u64, of a folder its number among folders
+    then the folders' ids (32 bytes each), then the names, back to back
 
 An entry is found by binary search in the index's mapped memory. A file's inode number is a hash of what the inode is
 (name, executable, size, or a link's target), with bit 61 set; directories, which must be unique by path, get small
@@ -26,15 +26,15 @@ from millpond.daemon.names import ObjectName
 from millpond.daemon.store.index import Index
 from millpond.daemon.store.store import Store
 
-MAGIC = 0x3146504D  # "MPF1"
-HEAD = struct.Struct("<II")
-ENTRY = struct.Struct("<IHBBQQ32s")
+MAGIC = 0x3246504D  # "MPF2"
+HEAD = struct.Struct("<III")
+ENTRY = struct.Struct("<IHBBQQ")
+ID_BYTES = 32
 INODE = struct.Struct("<BQ")
 _LISTING = struct.Struct("<32sQQ")
 FILE, FOLDER, LINK = 1, 2, 3
 FILE_INODE_BIT = 1 << 61
 EXECUTABLE, IS_LINK = 1, 2
-NO_CHILD = bytes(32)
 # Entries of folders kept as dictionaries, about 200 bytes each.
 CACHED_ENTRIES = 32_768
 # Entries that are taken in in the time of one search; folders whose lookups are counted.
@@ -136,9 +136,9 @@ class FolderReader:
             return bytes(self._blob(txn, folder))
 
     def has(self, folder: bytes) -> bool:
-        """Whether the folder is in the index (it is not after a rebuild)."""
+        """Whether the folder is in the index (it is not after a rebuild, nor in another version's form)."""
         with self._index.begin() as txn:
-            return txn.get(folder, db=self._index.folders) is not None
+            return _is_blob(txn.get(folder, db=self._index.folders))
 
     def listing(self, uid: int, name: ObjectName) -> Totals | None:
         """What a manifest was made into for `uid`, if it was."""
@@ -148,7 +148,7 @@ class FolderReader:
 
     def _blob(self, txn: Any, folder: bytes) -> memoryview:
         blob: memoryview | None = txn.get(folder, db=self._index.folders)
-        if blob is None or len(blob) < HEAD.size or HEAD.unpack_from(blob)[0] != MAGIC:
+        if blob is None or not _is_blob(blob):
             raise StoreDamagedError(f"folder {folder.hex()[:16]} is not in the index", hint="mount the version again")
         return blob
 
@@ -198,15 +198,22 @@ class FolderCache:
         return known
 
 
+def _is_blob(blob: Blob | None) -> bool:
+    return blob is not None and len(blob) >= HEAD.size and HEAD.unpack_from(blob)[0] == MAGIC
+
+
 def _name(blob: Blob, number: int) -> bytes:
     offset, length = struct.unpack_from("<IH", blob, HEAD.size + number * ENTRY.size)
     return bytes(blob[offset : offset + length])
 
 
 def _entry(blob: Blob, number: int) -> Entry:
-    offset, length, kind, executable, inode, size, child = ENTRY.unpack_from(blob, HEAD.size + number * ENTRY.size)
+    offset, length, kind, executable, inode, size = ENTRY.unpack_from(blob, HEAD.size + number * ENTRY.size)
     name = bytes(blob[offset : offset + length])
-    return Entry(name, kind, bool(executable), inode, size, child if kind == FOLDER else None)
+    if kind != FOLDER:
+        return Entry(name, kind, bool(executable), inode, size, None)
+    at = HEAD.size + HEAD.unpack_from(blob)[1] * ENTRY.size + size * ID_BYTES
+    return Entry(name, kind, False, inode, 0, bytes(blob[at : at + ID_BYTES]))
 
 
 def _parse_inode(value: bytes) -> InodeRecord:

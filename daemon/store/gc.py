@@ -88,7 +88,7 @@ class Sweep:
         self._index: Index = store.reader.index
         self._uid = uid
         self._keep = set(roots)
-        self._keep.update(_root(name.key()) for name in objects)
+        self._keep.update(root_of_key(name.key()) for name in objects)
         self._former = former or {}
         self._only = None if only is None else set(only)
         self._since = store.now() - grace_s
@@ -102,7 +102,7 @@ class Sweep:
         report = SweepReport(dry)
         self._store.flush()
         self._expand(self._keep)
-        self._expand({_root(key) for key in self._young_manifests()} - (self._only or set()))
+        self._expand({root_of_key(key) for key in self._young_manifests()} - (self._only or set()))
         self._mark(report)
         gone = self._without_grants()
         report.granted = len(self._dead) - len(gone)
@@ -112,6 +112,7 @@ class Sweep:
             self._delete_grants()
             self._delete_names(gone)
             self._delete_records(records)
+            self._delete_evicted()
             self._store.forget_complete()
         return report
 
@@ -152,7 +153,7 @@ class Sweep:
                 yield from _HEX.findall(text)
                 tail = text[-_OVERLAP:]
         except StoreDamagedError as error:
-            raise _cannot(f"manifest {name.value}", error) from error
+            raise cannot(f"manifest {name.value}", error) from error
 
     def _young_manifests(self) -> Iterator[bytes]:
         """Keys of the caller's manifests that the grace period keeps: what they name is kept with them."""
@@ -164,7 +165,7 @@ class Sweep:
         """Find the caller's contents that nothing keeps."""
         alive: set[bytes] = set()
         for key, content in self._names():
-            root = _root(key)
+            root = root_of_key(key)
             spared = self._only is not None and root not in self._only
             if key[0] & ~DIR_FLAG not in _MD5S or root in self._keep or spared:
                 alive.add(content.id)
@@ -242,7 +243,7 @@ class Sweep:
         try:
             layout = self._store.reader.layout(content)
         except StoreDamagedError as error:
-            raise _cannot(f"recipe {content.id.hex()[:16]}", error) from error
+            raise cannot(f"recipe {content.id.hex()[:16]}", error) from error
         return (layout.id(number) for number in range(len(layout)))
 
     def _young_segments(self) -> set[int]:
@@ -258,7 +259,7 @@ class Sweep:
                 if root[0] == MANIFEST and root not in self._keep:
                     named |= self._members(root)
             part = Part()
-            for key in [key for key in left if _root(key[:-_CONTENT_BYTES]) in named]:
+            for key in [key for key in left if root_of_key(key[:-_CONTENT_BYTES]) in named]:
                 part.add(left.pop(key).size)
             if part.objects:
                 report.projects[path] = part
@@ -287,6 +288,14 @@ class Sweep:
     def _delete_records(self, ids: list[bytes]) -> None:
         index = self._index
         self._each(ids, lambda txn, each: txn.delete(each, db=index.records))
+
+    def _delete_evicted(self) -> None:
+        """Rows of what was evicted and nothing names any more."""
+        index, uid = self._index, self._uid.to_bytes(4, "big")
+        if self._only is None:
+            keys = [key for key, _ in rows(index, index.evicted) if key[:4] == uid]
+            gone = [key for key in keys if root_of_key(key[4:]) not in self._keep]
+            self._each(gone, lambda txn, each: txn.delete(each, db=index.evicted))
 
     def _each(self, keys: list[bytes], delete: Callable[[Any, bytes], Any]) -> None:
         """Delete in transactions of bounded size. Names go before records, so that a crash leaves no name without its
@@ -319,12 +328,13 @@ def rows(index: Index, database: Any) -> Iterator[tuple[bytes, bytes]]:
         after = found[-1]
 
 
-def _root(key: bytes) -> bytes:
+def root_of_key(key: bytes) -> bytes:
     """The root that keeps a name of this key."""
     return bytes([key[0] & DIR_FLAG]) + key[1:]
 
 
-def _cannot(what: str, error: StoreDamagedError) -> StoreDamagedError:
+def cannot(what: str, error: StoreDamagedError) -> StoreDamagedError:
+    """The error for what must be followed and cannot be read."""
     return StoreDamagedError(
         f"nothing is removed, because {what} cannot be read, and so what it needs is not known: {error.message}",
         hint="run `millpond fsck --repair` first",

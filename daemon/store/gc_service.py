@@ -66,6 +66,8 @@ class GarbageService:
             raise ProtocolError(f"'names' must be a list of at most {_MAX_NAMES} object names")
         roots = [ledger.root_of(name) for name in map(parse_name, names) if name.algo in _NAMED_BY_MD5]
 
+        claims, owner = self._store.claims, call.connection.id
+
         async def write() -> None:
             try:
                 await self._in_thread(lambda: self._store.ledger.seen(call.uid, path, git, roots))
@@ -73,7 +75,10 @@ class GarbageService:
                 log.warning("project %s is not noted: %s", path, error)
             finally:
                 self._notes -= 1
+                claims.end(owner)
 
+        # What the verb found here stays until it is known for what.
+        claims.hold(owner)
         self._notes += 1
         if self._notes > _MAX_NOTES:
             await write()

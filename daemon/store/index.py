@@ -1,6 +1,7 @@
 """The LMDB index: where every record lies, what every name means, who may read what.
 
-All of it can be rebuilt from the segments, but for `folders`, `inodes` and `listings`, which are caches made anew when needed. One environment per process, never across a fork; a transaction lasts one request.
+All of it can be rebuilt from the segments, but for `folders`, `inodes` and `listings`, which are caches made anew when needed, and
+`uses` and `evicted`, which can be done without. One environment per process, never across a fork; a transaction lasts one request.
 
     records    id 32                        -> location 24 (records.LOCATION)
     objects    ObjectName.key()             -> content 41, sorted duplicates (one name may have several contents)
@@ -9,6 +10,8 @@ All of it can be rebuilt from the segments, but for `folders`, `inodes` and `lis
                "range", segment, begin, end -> the same: bytes that are no record, known, and needed by nothing
     meta       "committed"                  -> segment u64, offset u64: all before it is in the index
     projects, roots, pins                   -> see ledger.py
+    uses                                    -> see uses.py
+    evicted    uid u32be, ObjectName.key()  -> size u64 of a content that only a remote has now
     folders, inodes, listings               -> see folders.py
 """
 
@@ -39,7 +42,7 @@ log = logging.getLogger("millpond.store")
 MAX_READERS = 1024
 DATABASES = (
     *("records", "objects", "grants", "quarantine", "meta", "folders", "inodes", "listings"),
-    *("projects", "roots", "pins"),
+    *("projects", "roots", "pins", "uses", "evicted"),
 )
 _CONTENT = struct.Struct("<B32sQ")
 _COMMITTED = struct.Struct("<QQ")
@@ -69,6 +72,11 @@ def unpack_content(value: bytes) -> Content:
 
 def grant_key(uid: int, content_id: bytes) -> bytes:
     return uid.to_bytes(4, "big") + content_id
+
+
+def evicted_key(uid: int, key: bytes) -> bytes:
+    """The row in `evicted` of a name's key."""
+    return uid.to_bytes(4, "big") + key
 
 
 def stamp(seconds: float) -> bytes:
@@ -171,6 +179,8 @@ class Index:
     projects: Any
     roots: Any
     pins: Any
+    uses: Any
+    evicted: Any
 
     def __init__(
         self, path: Path, *, writable: bool, map_bytes: int = 16 << 30, mode: int = 0o600, fsync: bool = True

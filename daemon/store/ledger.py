@@ -38,6 +38,8 @@ REBUILT = b"rebuilt"
 _SEEN_S = 86_400.0
 # In `meta`: the size limit in bytes, u64, 0 for none.
 _LIMIT = b"limit"
+# Notes that change what is kept.
+KEEPING = frozenset({"project", "forget", "pin", "unpin"})
 MAX_PROJECTS = 10_000
 MAX_PINS = 10_000
 _DIGEST = re.compile(rb"(?<![0-9a-fA-F])([0-9a-f]{32})(?![0-9a-fA-F])(\.dir)?")

@@ -57,9 +57,9 @@ class LocalObjectStore:
             if session.commit():
                 raise BusyError("stored data was removed while it was added", hint="run the command again")
 
-    def sizes(self, names: Sequence[ObjectName]) -> list[int | None]:
+    def sizes(self, names: Sequence[ObjectName], *, evicted: bool = False) -> list[int | None]:
         """See ObjectStore.sizes."""
-        return [None if content is None else content.size for content in self._store.reader.resolve(names, self._uid)]
+        return self._store.reader.sizes([name.key() for name in names], self._uid, evicted=evicted)
 
     def complete(self, name: ObjectName) -> bool:
         """See ObjectStore.complete."""

@@ -18,7 +18,7 @@ from millpond.daemon.names import ObjectName
 from millpond.daemon.store import records
 from millpond.daemon.store.buffers import REUSED_BYTES, Buffers
 from millpond.daemon.store.format import read_format
-from millpond.daemon.store.index import Content, Index, grant_key, unpack_content
+from millpond.daemon.store.index import Content, Index, evicted_key, grant_key, unpack_content
 from millpond.daemon.store.neighbours import Neighbours
 from millpond.daemon.store.recipes import Layout, parse_recipe
 from millpond.daemon.store.records import BadRecord, Codec, Kind, Location
@@ -59,6 +59,8 @@ class StoreReader:
         self._segments = SegmentReader(segments, self._buffers)
         self._neighbours = Neighbours(self._segments, key)
         self._on_damage = on_damage
+        # Segments of which somebody read contents; see uses.py.
+        self._used: set[int] = set()
 
     @classmethod
     def open(cls, path: Path, buffer_bytes: int = 0) -> StoreReader:
@@ -75,8 +77,9 @@ class StoreReader:
         with self.index.begin() as txn:
             return [self.index.granted(txn, name, uid) for name in names]
 
-    def sizes(self, keys: Sequence[bytes], uid: int) -> list[int | None]:
-        """For each name's key the size of the content that `uid` may read, or None."""
+    def sizes(self, keys: Sequence[bytes], uid: int, *, evicted: bool = False) -> list[int | None]:
+        """For each name's key the size of the content that `uid` may read, or None; with `evicted` also of one that only a
+        remote has now."""
         index = self.index
         with index.begin() as txn:
             found: list[int | None] = []
@@ -85,7 +88,11 @@ class StoreReader:
                 content = None if value is None else unpack_content(value)
                 if content is not None and txn.get(grant_key(uid, content.id), db=index.grants) is None:
                     content = index.granted(txn, ObjectName.from_key(key), uid)  # perhaps another of its contents
-                found.append(None if content is None else content.size)
+                size = None if content is None else content.size
+                if size is None and evicted:
+                    row = txn.get(evicted_key(uid, key), db=index.evicted)
+                    size = None if row is None else int.from_bytes(row, "little")
+                found.append(size)
             return found
 
     def layout(self, content: Content) -> Layout:
@@ -135,6 +142,7 @@ class StoreReader:
         are parts of what was read. With `drop` the kernel need not keep the stored form. Raises StoreDamagedError."""
         with self.index.begin() as txn:
             locations = [self.index.location(txn, each) for each in ids]
+        self._used.update(location.segment for location in locations if location is not None)
         found: list[Bytes] = []
         for first, count in _runs(locations):
             found += self._read_run(ids[first : first + count], locations[first : first + count], drop)
@@ -192,9 +200,15 @@ class StoreReader:
             return None
         try:
             data = self._segments.read_nowait(location)
+            self._used.add(location.segment)
             return None if data is None else self._view(data, 0, record_id, kind)
         except (OSError, BadRecord):
             return None
+
+    def take_used(self) -> set[int]:
+        """Numbers of the segments that contents were read of since this was called last."""
+        used, self._used = self._used, set()
+        return used
 
     def let_go(self) -> None:
         """Close what was removed from the store, so that its room comes back."""

@@ -18,7 +18,7 @@ import lmdb
 from millpond.daemon.errors import StoreDamagedError
 from millpond.daemon.store import journal, ledger, records, walk_index
 from millpond.daemon.store.files import Files
-from millpond.daemon.store.index import DAMAGED, Content, Index, grant_key, stamp
+from millpond.daemon.store.index import DAMAGED, Content, Index, evicted_key, grant_key, stamp
 from millpond.daemon.store.reader import StoreReader
 from millpond.daemon.store.records import BadRecord, Kind, Location, Record
 from millpond.daemon.store.segments import mapped, scan_segment, segment_numbers, segment_path
@@ -221,6 +221,7 @@ def _name(index: Index, reader: StoreReader, parsed: list[tuple[int, list[tuple[
             if is_whole(reader, index, txn, content):
                 txn.put(key, content.pack(), db=index.objects)
                 txn.put(grant_key(uid, content.id), now, db=index.grants)
+                txn.delete(evicted_key(uid, key), db=index.evicted)
 
 
 def find_again(index: Index, files: Files, folder: Path, key: int, wanted: set[bytes]) -> int:

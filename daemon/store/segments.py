@@ -155,10 +155,16 @@ class SegmentWriter:
         self.total = sum(segment_path(folder, number).stat().st_size for number in segment_numbers(folder))
 
     def append(
-        self, batch: Sequence[Encoded], note: Callable[[list[Location]], None] | None = None, *, free: bool = False
+        self,
+        batch: Sequence[Encoded],
+        note: Callable[[list[Location]], None] | None = None,
+        *,
+        free: bool = False,
+        limited: bool = True,
     ) -> None:
         """Write records, not yet durably, and tell `note` where each lies; until it returns, `unnoted` counts them. `free`
-        ones bring nothing new, so the store's limit does not count, and most of the reserve is for them.
+        ones bring nothing new, so the store's limit does not count, and most of the reserve is for them; nor does it for those
+        that are not `limited`.
 
         Raises DiskFullError, StoreDamagedError.
         """
@@ -166,7 +172,7 @@ class SegmentWriter:
         total = sum(sizes)
         with self._lock:
             self._check_room(total, free)
-            if not free and self.limit is not None and self.total + total > self.limit:
+            if limited and not free and self.limit is not None and self.total + total > self.limit:
                 raise over_limit(self._folder, self.limit)
             self.total += total
             active = self._current()
@@ -196,6 +202,12 @@ class SegmentWriter:
             if self._active is not None:
                 self._full.append(self._active)
                 self._active = None
+
+    @property
+    def mark(self) -> tuple[int, int]:
+        """(segment, offset) behind which the next record will be."""
+        with self._lock:
+            return (self._next, 0) if self._active is None else (self._active.number, self._active.end)
 
     def is_open(self, number: int) -> bool:
         """Whether a segment is being written, or waits to be made durable."""

@@ -19,6 +19,7 @@ from millpond.daemon import memfd
 from millpond.daemon.errors import AccessError, BusyError, ObjectMissingError, ProtocolError
 from millpond.daemon.names import ObjectName
 from millpond.daemon.rpc.methods import Call, Handler, Registry, Reply
+from millpond.daemon.store.evict_service import Room
 from millpond.daemon.store.reader import StoreReader
 from millpond.daemon.store.scrubstate import state_of
 from millpond.daemon.store.session import Feed, IngestSession
@@ -52,9 +53,10 @@ def parse_name(text: str) -> ObjectName:
 
 @dataclass(slots=True)
 class _Session:
-    """Puts of one connection. Who begins a feed holds `beginning`, who waits for one `finishing`."""
+    """Puts of one connection; `context` of a source: folder, environment and umask to evict with. Who begins a feed holds `beginning`, who waits for one `finishing`."""
 
     puts: IngestSession
+    context: dict[str, Any] | None = None
     beginning: trio.Lock = field(default_factory=trio.Lock)
     finishing: trio.Lock = field(default_factory=trio.Lock)
 
@@ -62,20 +64,26 @@ class _Session:
 class StoreService:
     """Handlers of `store.*` and `fsck` over one Store."""
 
-    def __init__(self, store: Store, on_manifest: Callable[[int, ObjectName], None]) -> None:
+    def __init__(self, store: Store, room: Room, on_manifest: Callable[[int, ObjectName], None]) -> None:
         self._store = store
+        self._room = room
         self._on_manifest = on_manifest
         self._threads = trio.CapacityLimiter(MAX_THREADS)
         self._numbers = itertools.count(1)
         self._sessions: dict[tuple[int, int], _Session] = {}
 
     async def begin(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
-        """{} -> {session, own}; `own`: the daemon is this user's, and takes memory files that are used again."""
+        """{context?} -> {session, own}; `own`: the daemon is this user's, and takes memory files that are used again. `context` is for
+        who is no worker: what a verb of his would run with, to evict what remotes hold when the store's limit is reached."""
         owner = call.connection.id
         if sum(1 for key in self._sessions if key[0] == owner) >= MAX_SESSIONS:
             raise BusyError(f"this connection has {MAX_SESSIONS} sessions open already")
         number = next(self._numbers)
-        self._sessions[owner, number] = _Session(self._store.session(call.uid))
+        self._claims(call)
+        # Of what a source puts there are pointers already.
+        now = None if call.connection.parent is None else self._store.now()
+        self._store.claims.puts(owner, self._store.mark, now)
+        self._sessions[owner, number] = _Session(self._store.session(call.uid, owner), params.get("context"))
         call.connection.on_close(lambda: self._drop((owner, number)))
         return {"session": number, "own": call.uid == os.geteuid()}
 
@@ -95,15 +103,17 @@ class StoreService:
 
         with mapping:
             # Feeds begin and end in the order in which they came (both locks are fair), and two may be under way.
-            async with session.beginning:
-                feed = await self._in_thread(begin)
-            try:
-                async with session.finishing:
-                    stored = await self._in_thread(lambda: session.puts.finish(feed))
-            except trio.Cancelled:
-                with trio.CancelScope(shield=True):
-                    await self._in_thread(lambda: session.puts.fail(feed))
-                raise
+            async with contextlib.AsyncExitStack() as fitting:
+                async with session.beginning:
+                    await fitting.enter_async_context(self._room.for_feed(call, total, len(pieces), session.context))
+                    feed = await self._in_thread(begin)
+                try:
+                    async with session.finishing:
+                        stored = await self._in_thread(lambda: session.puts.finish(feed))
+                except trio.Cancelled:
+                    with trio.CancelScope(shield=True):
+                        await self._in_thread(lambda: session.puts.fail(feed))
+                    raise
         return {"stored": [(item.name.value, item.size, item.new_bytes) for item in stored]}
 
     async def commit(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
@@ -120,15 +130,21 @@ class StoreService:
         return {"again": [str(name) for name in again[:MAX_NAMES]]}
 
     async def sizes(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
-        """{names} -> {sizes: [bytes | null]} of the caller's objects."""
+        """{names, evicted?} -> {sizes: [bytes | null]} of the caller's objects; with `evicted` also of those that only remotes have now."""
         names = _names(params)
-        contents = await self._in_thread(lambda: self._store.reader.resolve(names, call.uid))
-        return {"sizes": [None if content is None else content.size for content in contents]}
+        owner = self._claims(call)
+        contents = await self._in_thread(lambda: self._store.resolve(names, call.uid, owner))
+        sizes = [None if content is None else content.size for content in contents]
+        if params.get("evicted") and None in sizes:
+            keys = [name.key() for name in names]
+            sizes = await self._in_thread(lambda: self._store.reader.sizes(keys, call.uid, evicted=True))
+        return {"sizes": sizes}
 
     async def complete(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
         """{name} -> {complete}: whether a manifest and all that it names are the caller's."""
         name = parse_name(str(params["name"]))
-        return {"complete": await self._in_thread(lambda: self._store.complete(name, call.uid))}
+        owner = self._claims(call)
+        return {"complete": await self._in_thread(lambda: self._store.claim_complete(name, call.uid, owner))}
 
     async def fetch(self, call: Call, params: dict[str, Any]) -> Reply:
         """{names, offset} -> {pieces: [[index, length, last]...], next: [names done, offset in the next]} + memfd.
@@ -136,7 +152,8 @@ class StoreService:
         Stateless: as many of the contents as fit into one memory file, beginning `offset` bytes into the first.
         """
         names, offset = _names(params), int(params.get("offset", 0))
-        reader, uid = self._store.reader, call.uid
+        reader, uid, owner = self._store.reader, call.uid, self._claims(call)
+        await self._in_thread(lambda: self._store.resolve(names, uid, owner))
         data, pieces, following = await self._in_thread(lambda: gather(reader, names, uid, offset))
         return Reply({"pieces": pieces, "next": following}, fds=[data])
 
@@ -167,6 +184,13 @@ class StoreService:
             return self._sessions[call.connection.id, int(params["session"])]
         except KeyError:
             raise ProtocolError("there is no such session of puts on this connection") from None
+
+    def _claims(self, call: Call) -> int:
+        """The owner of what this connection claims."""
+        claims, owner = self._store.claims, call.connection.id
+        if claims.begin(owner):
+            call.connection.on_close(lambda: claims.end(owner))
+        return owner
 
     def _drop(self, key: tuple[int, int]) -> None:
         found = self._sessions.pop(key, None)
@@ -199,7 +223,7 @@ def gather(
                 if len(batch) > begin:
                     pieces.append((index, len(batch) - begin, False))
                 return memfd.from_bytes(batch), pieces, (index, start)
-            batch += reader.read_chunk(layout.ids[32 * number : 32 * number + 32])
+            batch += reader.read_chunks([layout.id(number)])[0]
         pieces.append((index, len(batch) - begin, True))
         offset = 0
     return memfd.from_bytes(batch), pieces, (len(names), 0)
@@ -219,7 +243,7 @@ def register(registry: Registry, daemon: Daemon) -> None:
         for hook in daemon.on_manifest:
             hook(uid, name)
 
-    service = StoreService(daemon.store, on_manifest)
+    service = StoreService(daemon.store, Room(daemon), on_manifest)
     handlers: dict[str, Handler] = {
         "store.begin": service.begin,
         "store.feed": service.feed,

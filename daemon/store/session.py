@@ -45,8 +45,8 @@ class Stored:
 class Sink(Protocol):
     """What a session needs of the store."""
 
-    def known(self, ids: Sequence[bytes]) -> set[bytes]:
-        """Those of `ids` that are stored."""
+    def known(self, ids: Sequence[bytes], owner: int | None = None) -> set[bytes]:
+        """Those of `ids` that are stored, and claimed for `owner`."""
         ...
 
     def encode(self, kind: Kind, record_id: bytes, data: bytes | memoryview) -> Encoded:
@@ -152,8 +152,9 @@ class IngestSession:
     """One caller's contents on their way in. `begin` is called by one thread at a time, and so is `finish`; the work is done by
     the store's threads, so that the next feed is cut while the one before is hashed, packed and written."""
 
-    def __init__(self, sink: Sink, pool: ThreadPoolExecutor, names: NameBatch) -> None:
+    def __init__(self, sink: Sink, pool: ThreadPoolExecutor, names: NameBatch, owner: int | None = None) -> None:
         self._sink = sink
+        self._owner = owner
         self._pool = pool
         self._names = names
         self._stream: _Stream | None = None
@@ -267,7 +268,7 @@ class IngestSession:
             mine = set(ids) - self._storing
             self._storing |= mine
         try:
-            todo = mine - self._sink.known(list(mine))
+            todo = mine - self._sink.known(list(mine), self._owner)
             fresh: list[Encoded] = []
             added = [0] * len(ids)
             for at, (chunk, chunk_id) in enumerate(zip(chunks, ids, strict=True)):
@@ -315,7 +316,7 @@ class IngestSession:
         payload = stream.recipe.payload()
         recipe_id = records.content_id(payload)
         added = stream.new_bytes
-        if not self._sink.known([recipe_id]):
+        if not self._sink.known([recipe_id], self._owner):
             record = self._sink.encode(Kind.RECIPE, recipe_id, payload)
             self._sink.append([record])
             added += record.size

@@ -1,15 +1,8 @@
-"""The store: open, take in, commit in groups, give out. The writer side, one process at a time.
-
-Concurrency. Threads append records and note them in `_pending`; the commit thread is the only writer of the index. It
-takes all commits that wait as one group: index what is pending, check every chunk that a new name needs, append the
-journal, sync the segments, then commit the index. So records are found by others as soon as they are written, and a name
-is never there before everything it means is durable.
-"""
+"""The store: open, take in, give out. The writer side, one process at a time; see committer.py for how it commits."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import functools
 import itertools
@@ -18,43 +11,36 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from millpond.daemon.errors import BusyError, MillpondError
 from millpond.daemon.names import ObjectName
-from millpond.daemon.store import journal as journals
 from millpond.daemon.store import layout, ledger, manifests, records, recovery, scrub
+from millpond.daemon.store.claims import Claims
+from millpond.daemon.store.committer import Committer, Job
 from millpond.daemon.store.files import Files, as_store_error
 from millpond.daemon.store.format import ensure_format
 from millpond.daemon.store.fsck import Fsck, FsckReport, Progress
-from millpond.daemon.store.index import Content, Index, grant_key, stamp, stamped
+from millpond.daemon.store.index import Content, Index, grant_key
 from millpond.daemon.store.journal import NameBatch, Names
+from millpond.daemon.store.ledger import root_of
 from millpond.daemon.store.reader import Damage, StoreReader
-from millpond.daemon.store.records import Kind, Location
+from millpond.daemon.store.records import Kind
 from millpond.daemon.store.repair import Repair, Source
 from millpond.daemon.store.scrubstate import ScrubState
-from millpond.daemon.store.segments import Encoded, SegmentLost, SegmentWriter
+from millpond.daemon.store.segments import Encoded, SegmentWriter
 from millpond.daemon.store.session import IngestSession
 
 T = TypeVar("T")
 
 log = logging.getLogger("millpond.store")
 
-# Records that may wait for the next commit before one is made for them alone; with four times as many, adding waits.
-MAX_PENDING = 10_000
-# Names in one transaction.
-_MAX_NAMES = 20_000
-_MAX_WAITING = 256
-# Times that a commit looks again when others' failures take segments from under it.
-_MAX_TRIES = 4
 # Manifests remembered as complete.
 _MAX_COMPLETE = 10_000
-# A grant is renewed when it is given again after this time: gc's grace counts from it.
-_FRESH_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,17 +96,11 @@ class Store:
             self._segments.limit = ledger.limit_of(index, txn)
         self.ledger = ledger.Ledger(self)
         self._pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="store")
-        self._epoch = time.time() - time.monotonic()
         # Checks and rewriting keep out of each other's way.
         self.maintenance = threading.Lock()
-        self._pending: dict[bytes, Location] = {}
-        self._pending_lock = threading.Lock()
         self._complete: set[tuple[int, ObjectName]] = set()
-        self._queue: queue.Queue[_Job | None] = queue.Queue(_MAX_WAITING)
-        self._submit_lock = threading.Lock()
-        self._closing = False
-        self._thread = threading.Thread(target=self._run, name="store-commit", daemon=True)
-        self._thread.start()
+        self.claims = Claims()
+        self._commits = Committer(self._folder, files, index, self._segments, self.reader)
 
     @classmethod
     def open(cls, settings: StoreSettings, files: Files | None = None) -> Store:
@@ -153,24 +133,42 @@ class Store:
     def path(self) -> Path:
         return self._settings.path
 
-    def session(self, uid: int) -> IngestSession:
-        """Begin to take in contents for a caller."""
-        return IngestSession(self, self._pool, NameBatch(uid, self.path / "tmp"))
+    def session(self, uid: int, owner: int | None = None) -> IngestSession:
+        """Begin to take in contents for a caller; what is found here is claimed for `owner` (see claims.py)."""
+        return IngestSession(self, self._pool, NameBatch(uid, self.path / "tmp"), owner)
 
     def write(self, work: Callable[[Any], T]) -> T:
         """Run `work` with a write transaction of the index, on the commit thread; it may run again when the map grows.
 
         Raises DiskFullError, StoreDamagedError and what `work` raises.
         """
-        return self._submit(_Job(None, work)).result()  # type: ignore[no-any-return]
+        return self._commits.submit(Job(work=work)).result()  # type: ignore[no-any-return]
 
-    def known(self, ids: Sequence[bytes]) -> set[bytes]:
-        """Those of `ids` that are stored, committed or not."""
-        with self._pending_lock:
-            found = {record_id for record_id in ids if record_id in self._pending}
-        with self._index.begin() as txn:
-            get, database = txn.get, self._index.records
-            found.update(record_id for record_id in ids if get(record_id, db=database) is not None)
+    def write_unclaimed(self, work: Callable[[Any], T]) -> T:
+        """`write`, with nobody claiming anything meanwhile."""
+
+        def alone() -> T:
+            with self.claims.lock:
+                return self._index.write(self._files, work)
+
+        return self._alone(alone)
+
+    def known(self, ids: Sequence[bytes], owner: int | None = None) -> set[bytes]:
+        """Those of `ids` that are stored, committed or not; they are claimed for `owner`."""
+        with self.claims.lock:
+            found = self._commits.pending(ids)
+            with self._index.begin() as txn:
+                get, database = txn.get, self._index.records
+                found.update(record_id for record_id in ids if get(record_id, db=database) is not None)
+            if owner is not None:
+                self.claims.add(owner, found)
+        return found
+
+    def resolve(self, names: Sequence[ObjectName], uid: int, owner: int) -> list[Content | None]:
+        """As `StoreReader.resolve`; what is found is claimed for `owner`."""
+        with self.claims.lock:
+            found = self.reader.resolve(names, uid)
+            self.claims.add(owner, (content.id for content in found if content is not None))
         return found
 
     def encode(self, kind: Kind, record_id: bytes, data: bytes | memoryview) -> Encoded:
@@ -180,25 +178,16 @@ class Store:
     def append(self, batch: Sequence[Encoded]) -> None:
         """Write records; from now on `known` finds them. Raises DiskFullError, StoreDamagedError."""
         self._append(batch, free=False)
-        if len(self._pending) > MAX_PENDING and self._queue.empty():
-            with contextlib.suppress(queue.Full, BusyError):
-                self._submit(_Job(None, None), wait=False)
-        if len(self._pending) > 4 * MAX_PENDING:
-            self.flush()
+        self._commits.keep_up()
 
     def _append(self, batch: Sequence[Encoded], *, free: bool) -> None:
-        def note(locations: list[Location]) -> None:
-            with self._pending_lock:
-                for record, location in zip(batch, locations, strict=True):
-                    self._pending[record.id] = location
-
-        self._segments.append(batch, note, free=free)
+        self._segments.append(batch, functools.partial(self._commits.note, batch), free=free)
 
     def commit_names(self, names: NameBatch, *, anew: bool = False) -> list[ObjectName]:
         """See `IngestSession.commit`. With `anew` names that are there already are written into the journal, too."""
         lost: list[ObjectName] = []
         for part in names.parts():
-            lost += self._submit(_Job(part, None, anew=anew)).result()
+            lost += self._commits.submit(Job(part, anew=anew)).result()
         return lost
 
     def note(self, uid: int, note: dict[str, Any]) -> None:
@@ -207,11 +196,11 @@ class Store:
 
     def note_all(self, notes: Sequence[tuple[int, dict[str, Any]]]) -> None:
         """`note` for several, in one commit."""
-        self._submit(_Job(None, None, notes=notes)).result()
+        self._commits.submit(Job(notes=notes)).result()
 
     def now(self) -> float:
         """Seconds since the epoch, by a clock that does not jump while the store is open."""
-        return self._epoch + time.monotonic()
+        return self._commits.now()
 
     def complete(self, name: ObjectName, uid: int) -> bool:
         """Whether a manifest and all that it names are here for `uid`. What was complete once stays so until records are
@@ -229,6 +218,13 @@ class Store:
         self._complete.add(key)
         return True
 
+    def claim_complete(self, name: ObjectName, uid: int, owner: int) -> bool:
+        """As `complete`; the manifest and what it names are claimed for `owner`."""
+        # Before it is looked at: who evicts has seen the claim, or what he did is seen.
+        with self.claims.lock:
+            self.claims.add(owner, manifests=[root_of(name)])
+        return self.complete(name, uid)
+
     def _has_all(self, algo: str, manifest: Content, uid: int) -> bool:
         rows = manifests.entries(self.reader.pieces(manifest))
         try:
@@ -238,6 +234,16 @@ class Store:
         except (manifests.NotAManifest, ValueError):  # a user's bytes under a manifest's name
             return False
         return True
+
+    @property
+    def mark(self) -> tuple[int, int]:
+        """(segment, offset) behind which the next record will be."""
+        return self._segments.mark
+
+    @property
+    def noted(self) -> int:
+        """How often projects and pins were noted since the store was opened."""
+        return self._commits.noted
 
     @property
     def scratch(self) -> Path:
@@ -295,7 +301,7 @@ class Store:
                 self._segments.append([self.encode(Kind.JOURNAL, records.content_id(payload), payload)], free=True)
                 self._segments.sync()
 
-        self._submit(_Job(None, work)).result()
+        self._commits.submit(Job(work=work)).result()
 
     def drop_segment(self, number: int, ids: Sequence[bytes]) -> bool:
         """Remove a segment whose records `ids` were all copied elsewhere, durably; False when the index still needs it, or
@@ -311,7 +317,7 @@ class Store:
             self._index.forget_ranges(txn, number)
             return True
 
-        if not self._submit(_Job(None, work)).result():
+        if not self._commits.submit(Job(work=work)).result():
             return False
         self._segments.remove(number)
         self.reader.let_go()
@@ -323,12 +329,12 @@ class Store:
 
     def flush(self) -> None:
         """Index everything appended so far. Raises as a commit."""
-        if self._pending:
+        if self._commits.is_pending:
             self.commit()
 
     def commit(self) -> None:
         """Make everything appended so far durable, index it, and move the mark behind it. Raises as `write`."""
-        self._submit(_Job(None, None)).result()
+        self._commits.submit(Job()).result()
 
     def find_again(self, wanted: set[bytes]) -> int:
         """Index sound records of these ids that lie unindexed in segments; how many were found."""
@@ -344,7 +350,7 @@ class Store:
 
     def _alone(self, work: Callable[[], T]) -> T:
         """Run `work`, which writes the index in its own transactions, on the commit thread."""
-        return self._submit(_Job(None, lambda txn: work(), alone=True)).result()  # type: ignore[no-any-return]
+        return self._commits.submit(Job(work=lambda txn: work(), alone=True)).result()  # type: ignore[no-any-return]
 
     @property
     def limit(self) -> int | None:
@@ -393,12 +399,8 @@ class Store:
 
     def close(self) -> None:
         """Commit what is pending and let the lock go. Safe twice."""
-        with self._submit_lock:
-            if self._closing:
-                return
-            self._closing = True
-            self._queue.put(None)
-        self._thread.join()
+        if not self._commits.close():
+            return
         self._pool.shutdown()
         self._segments.close()
         self.reader.close()
@@ -406,20 +408,6 @@ class Store:
             (self.path / "index" / recovery.OPEN).unlink(missing_ok=True)
         os.close(self._lock_fd)
         self._lock_fd = -1
-
-    def _submit(self, job: _Job, *, wait: bool = True) -> Future[Any]:
-        """Hand work to the commit thread. Raises BusyError when the store is closing, queue.Full unless `wait`."""
-        # The commit thread waits until readers have left when it makes the map larger.
-        assert not (wait and self._index.is_reading), "not from inside a read transaction"
-        if not self._submit_lock.acquire(blocking=wait):
-            raise queue.Full
-        try:
-            if self._closing:
-                raise BusyError(f"the store '{self.path}' is closing", hint="run the command again")
-            self._queue.put(job, block=wait)
-        finally:
-            self._submit_lock.release()
-        return job.done
 
     def _note_damage(self, damage: Damage) -> None:
         """Bytes on disk are wrong: put the record into quarantine, so that adding the same bytes heals it. What could not
@@ -434,181 +422,7 @@ class Store:
                 self._complete.clear()
 
         with contextlib.suppress(queue.Full, BusyError):
-            self._submit(_Job(None, work), wait=False)
-
-    def _run(self) -> None:
-        """The commit thread."""
-        open_ = True
-        while open_:
-            jobs = [self._queue.get()]
-            while len(jobs) < _MAX_WAITING:
-                try:
-                    jobs.append(self._queue.get_nowait())
-                except queue.Empty:
-                    break
-            open_ = None not in jobs
-            group = [job for job in jobs if job is not None and job.work is None]
-            if not group and not open_ and self._pending:
-                self._commit([])
-            for part in _bounded(group):
-                self._commit(part)
-            for job in jobs:
-                if job is not None and job.work is not None:
-                    _resolve([job], functools.partial(self._write_one, job.work, job.alone))
-
-    def _write_one(self, work: Callable[[Any], Any], alone: bool) -> list[Any]:
-        return [work(None) if alone else self._index.write(self._files, work)]
-
-    def _commit(self, group: list[_Job]) -> None:
-        """Commit what is pending, and the names of a group of callers; each gets the names that are not whole."""
-        pending: dict[bytes, Location] = {}
-        failed: list[tuple[int, int, int]] = []
-        done = False
-
-        def work() -> list[Any]:
-            nonlocal done
-            for _ in range(_MAX_TRIES):
-                with self._pending_lock:
-                    pending.clear()
-                    pending.update(self._pending)
-                failed.clear()
-                with contextlib.suppress(SegmentLost):
-                    results = self._index.write(self._files, lambda txn: self._commit_in(txn, pending, failed, group))
-                    done = True
-                    return results
-            raise as_store_error(OSError(errno.EIO, os.strerror(errno.EIO)), self._folder)
-
-        _resolve(group, work)
-        if done:
-            del self._segments.failed[: len(failed)]
-        poisoned = self._segments.poisoned
-        with self._pending_lock:
-            for record_id, location in pending.items():
-                if (done or location.segment in poisoned) and self._pending.get(record_id) == location:
-                    del self._pending[record_id]
-
-    def _commit_in(
-        self, txn: Any, pending: dict[bytes, Location], failed: list[tuple[int, int, int]], group: list[_Job]
-    ) -> list[list[ObjectName]]:
-        """The work of `_commit` in its transaction, which notes `failed` writes too. Raises SegmentLost when it must be
-        done again."""
-        index = self._index
-        poisoned = self._segments.poisoned
-        used = {location.segment for location in pending.values()} - poisoned
-        healing = txn.stat(db=index.quarantine)["entries"] > 0
-        for record_id, location in pending.items():
-            if location.segment in used:
-                txn.put(record_id, location.pack(), db=index.records)
-                if healing:
-                    txn.delete(record_id, db=index.quarantine)
-        results: list[list[ObjectName]] = []
-        entries: list[tuple[int, bytes, Content]] = []
-        journal: list[Encoded] = []
-        for job in group:
-            for payload in itertools.starmap(journals.note_payload, job.notes):
-                journal.append(self.encode(Kind.JOURNAL, records.content_id(payload), payload))
-            whole = Names(job.names.uid if job.names else 0)
-            lost: list[ObjectName] = []
-            for key, content in job.names or ():
-                if not job.anew and self._is_named(txn, whole.uid, key, content):
-                    continue
-                if recovery.is_whole(self.reader, index, txn, content):
-                    whole.add(key, content)
-                    entries.append((whole.uid, key, content))
-                else:
-                    lost.append(ObjectName.from_key(key))
-            if len(whole):
-                payload = whole.payload()
-                journal.append(self.encode(Kind.JOURNAL, records.content_id(payload), payload))
-            results.append(lost)
-        if journal:
-            self._segments.append(journal, free=not any(len(job.names or ()) for job in group))
-        end = self._segments.sync()
-        if used & poisoned:  # by a failed write of someone else, after the check above
-            raise SegmentLost
-        now = stamp(self.now())
-        for uid, key, content in entries:
-            value = content.pack()
-            other = txn.get(key, db=index.objects)
-            if other is not None and other != value:
-                log.warning("object %s has more than one content", ObjectName.from_key(key))
-            txn.put(key, value, db=index.objects)
-            txn.put(grant_key(uid, content.id), now, db=index.grants)
-        for uid, note in itertools.chain.from_iterable(job.notes for job in group):
-            ledger.apply(index, txn, uid, note)
-        if end[0]:
-            # The mark first: a write that fails after it was looked at is not behind it.
-            index.set_committed(txn, *self._mark(end, pending))
-            failed[:] = self._segments.failed
-            for each in failed:
-                index.set_aside_range(txn, *each, "a write failed")
-        return results
-
-    def _is_named(self, txn: Any, uid: int, key: bytes, content: Content) -> bool:
-        """Whether a name and its grant are durable already, the grant given so lately that it need not be renewed, and the
-        content whole. Who adds a folder again has mostly such names, and writing them again would cost more than what is new."""
-        index = self._index
-        if txn.get(key, db=index.objects) != content.pack():
-            return False
-        given = txn.get(grant_key(uid, content.id), db=index.grants)
-        fresh = given is not None and 0 <= self.now() - stamped(given) < _FRESH_S
-        return fresh and recovery.is_whole(self.reader, index, txn, content)
-
-    def _mark(self, end: tuple[int, int], indexed: dict[bytes, Location]) -> tuple[int, int]:
-        """Up to where the index knows everything once `indexed` is in it: not behind a record that another thread is
-        writing or has just noted. Those being written are looked at first, because they are noted next."""
-        unnoted = self._segments.unnoted()
-        with self._pending_lock:
-            later = [(at.segment, at.offset) for key, at in self._pending.items() if indexed.get(key) != at]
-        return min([end, *later] if unnoted is None else [end, unnoted, *later])
-
-
-class _Job:
-    """Names to commit (`anew`: also those that are there), notes (uid, note) for the journal, or work for the commit thread (`alone`: it gets no transaction), or
-    (none of these) a commit of what is pending."""
-
-    def __init__(
-        self,
-        names: Names | None,
-        work: Callable[[Any], Any] | None,
-        *,
-        alone: bool = False,
-        anew: bool = False,
-        notes: Sequence[tuple[int, dict[str, Any]]] = (),
-    ) -> None:
-        self.names = names
-        self.anew = anew
-        self.notes = notes
-        self.work = work
-        self.alone = alone
-        self.done: Future[Any] = Future()
-
-
-def _bounded(jobs: list[_Job]) -> Iterator[list[_Job]]:
-    """Groups of jobs with at most _MAX_NAMES names, or one job: what LMDB keeps of a transaction in memory is bounded."""
-    group: list[_Job] = []
-    names = 0
-    for job in jobs:
-        count = len(job.names) if job.names else 0
-        if group and names + count > _MAX_NAMES:
-            yield group
-            group, names = [], 0
-        group.append(job)
-        names += count
-    if group:
-        yield group
-
-
-def _resolve(jobs: list[_Job], work: Callable[[], list[Any]]) -> None:
-    try:
-        for job, result in zip(jobs, work(), strict=True):
-            job.done.set_result(result)
-    except Exception as error:  # the thread must live on; every waiter gets the error
-        if not jobs:
-            log.error("cannot commit what is pending: %s", error)
-        for job in jobs:
-            if not job.done.done():
-                job.done.set_exception(error)
+            self._commits.submit(Job(work=work), wait=False)
 
 
 def _lock(path: Path) -> int:

@@ -26,12 +26,12 @@ from millpond.daemon.store.folders import (
     FILE_INODE_BIT,
     FOLDER,
     HEAD,
+    ID_BYTES,
     INODE,
     IS_LINK,
     LINK,
     MAGIC,
     MAX_NAME,
-    NO_CHILD,
     Totals,
 )
 from millpond.daemon.store.store import Store
@@ -76,19 +76,20 @@ class OutOfOrder(Exception):
 
 
 class _Open:
-    """A folder being built: rows and names as the blob will have them, offsets still from the first name on."""
+    """A folder being built: rows, children and names as the blob will have them, offsets still from the first name on."""
 
-    __slots__ = ("bytes", "files", "last", "name", "names", "rows")
+    __slots__ = ("bytes", "children", "files", "last", "name", "names", "rows")
 
     def __init__(self, name: bytes) -> None:
         self.name = name
         self.rows = bytearray()
+        self.children = bytearray()
         self.names = bytearray()
         self.last = b""
         self.files = 0
         self.bytes = 0
 
-    def add(self, name: bytes, kind: int, executable: bool, inode: int, size: int, child: bytes) -> None:
+    def add(self, name: bytes, kind: int, executable: bool, inode: int, size: int) -> None:
         """Raises OutOfOrder; TargetError for a name that is here."""
         if name <= self.last:
             if name == self.last:
@@ -96,8 +97,13 @@ class _Open:
                 raise TargetError(f"{os.fsdecode(name)!r} is there {'as a file and as a folder' if both else 'twice'}")
             raise OutOfOrder(name)
         self.last = name
-        self.rows += ENTRY.pack(len(self.names), len(name), kind, executable, inode, size, child)
+        self.rows += ENTRY.pack(len(self.names), len(name), kind, executable, inode, size)
         self.names += name
+
+    def add_folder(self, name: bytes, child: bytes) -> None:
+        """A folder whose id is known. Raises as `add`."""
+        self.add(name, FOLDER, False, 0, len(self.children) // ID_BYTES)
+        self.children += child
 
     def add_files(self, names: Sequence[bytes], inodes: Sequence[int], sizes: Sequence[int]) -> None:
         """`add` for many files that are not executable."""
@@ -105,21 +111,21 @@ class _Open:
         if names[0] > self.last and all(map(lt, names, islice(names, 1, None))):
             lengths = list(map(len, names))
             offsets = accumulate(lengths, initial=len(self.names))
-            kinds, flags, children = repeat(FILE), repeat(0), repeat(NO_CHILD)
-            self.rows += b"".join(map(ENTRY.pack, offsets, lengths, kinds, flags, inodes, sizes, children))
+            self.rows += b"".join(map(ENTRY.pack, offsets, lengths, repeat(FILE), repeat(0), inodes, sizes))
             self.names += joined
             self.last = names[-1]
         else:
             for name, inode, size in zip(names, inodes, sizes, strict=True):
-                self.add(name, FILE, False, inode, size, NO_CHILD)
+                self.add(name, FILE, False, inode, size)
 
     def blob(self) -> bytes:
         """The folder's bytes."""
-        count, start = len(self.rows) // ENTRY.size, HEAD.size + len(self.rows)
+        count, start = len(self.rows) // ENTRY.size, HEAD.size + len(self.rows) + len(self.children)
         words = array("I", bytes(self.rows))
         every = slice(0, None, ENTRY.size // words.itemsize)
         words[every] = array("I", [offset + start for offset in words[every]])
-        return b"".join((HEAD.pack(MAGIC, count), words.tobytes(), self.names))
+        head = HEAD.pack(MAGIC, count, len(self.children) // ID_BYTES)
+        return b"".join((head, words.tobytes(), self.children, self.names))
 
 
 class TreeBuilder:
@@ -140,7 +146,7 @@ class TreeBuilder:
         have."""
         if entry.folder is not None:
             top, name = self._enter(entry.path)
-            top.add(name, FOLDER, False, 0, 0, entry.folder)
+            top.add_folder(name, entry.folder)
             if totals is not None:
                 top.files += totals.files
                 top.bytes += totals.bytes
@@ -185,7 +191,7 @@ class TreeBuilder:
 
     def _put(self, path: bytes, kind: int, executable: bool, size: int, value: bytes) -> None:
         top, name = self._enter(path)
-        top.add(name, kind, executable, self._inode(value), size, NO_CHILD)
+        top.add(name, kind, executable, self._inode(value), size)
         top.files += 1
         top.bytes += size
 
@@ -215,7 +221,7 @@ class TreeBuilder:
     def _close(self) -> None:
         done = self._stack.pop()
         parent = self._stack[-1]
-        parent.add(done.name, FOLDER, False, 0, 0, self._keep(done))
+        parent.add_folder(done.name, self._keep(done))
         parent.files += done.files
         parent.bytes += done.bytes
 

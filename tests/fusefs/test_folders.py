@@ -158,15 +158,27 @@ def test_the_blob_is_as_it_is_written_down(store: Store) -> None:
     with store.reader.index.begin() as txn:
         blob = bytes(txn.get(root, db=store.reader.index.folders))
     assert blake3(blob).digest() == root
-    assert struct.unpack_from("<4sI", blob) == (b"MPF1", 2)
-    rows = [struct.unpack_from("<IHBBQQ32s", blob, 8 + 56 * number) for number in range(2)]
+    assert struct.unpack_from("<4sII", blob) == (b"MPF2", 2, 1)
+    rows = [struct.unpack_from("<IHBBQQ", blob, 12 + 24 * number) for number in range(2)]
+    inner = build_tree(store, [TreeEntry(b"x", 3, True, md5("x"))]).root
+    assert blob[12 + 24 * 2 : 12 + 24 * 2 + 32] == inner and rows[0][5] == 0
     assert [blob[row[0] : row[0] + row[1]] for row in rows] == [b"dir", b"link"]
     assert [row[2] for row in rows] == [2, 3]
-    assert rows[1][5] == 5 and rows[1][6] == bytes(32) and rows[0][4] == 0
+    assert rows[1][5] == 5 and rows[0][4] == 0
     value = b"\x02" + struct.pack("<Q", 5) + b"dir/x"
     number = int.from_bytes(blake3(value).digest()[:8], "little") & ((1 << 61) - 1) | 1 << 61
     assert rows[1][4] == number
-    assert root.hex() == "4f3fe30fa372d91045a4ef253a2e8a15fbe536626a15aa328e36b5aba2d08648"
+    assert root.hex() == "cad7fe66ab4e07946e17f73ed9f84e3d0e72af5345e3eba2c0f71c5510979bec"
+
+
+def test_a_folder_in_another_form_is_as_good_as_none(store: Store) -> None:
+    root = build_tree(store, [TreeEntry(b"x", 3, True, md5("x"))]).root
+    reader, index = FolderReader(store.reader.index), store.reader.index
+    assert reader.has(root)
+    store.write(lambda txn: txn.put(root, b"MPF1" + bytes(64), db=index.folders))
+    assert not reader.has(root)
+    with pytest.raises(StoreDamagedError, match="mount the version again"):
+        reader.list(root, 0, 10)
 
 
 def test_numbers_that_meet_are_moved_on_and_stay(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,6 +49,8 @@ LEFT_OUT = {
     "config",
     "remote",
     "cache.dir",
+    "cache.evict",
+    "cache.make-room",
     "cache.info",
     "doctor",
     "fsck",

@@ -68,6 +68,10 @@ class FaultyFiles(Files):
         self._step("commit")
         super().commit(txn)
 
+    def fail_from_now(self, fail_at: int) -> None:
+        """Begin to count again."""
+        self.count, self.failed, self._fail_at = 0, None, fail_at
+
     def _step(self, what: str) -> None:
         self.count += 1
         if self.count == self._fail_at or (self.failed and self._for_good):

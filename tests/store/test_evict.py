@@ -1,0 +1,511 @@
+"""Eviction: what goes has been seen on a remote of every project that needs it, whatever fails and whoever works meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import json
+import random
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from tests.store.helpers import UID, FaultyFiles, get, lose_index, put, sample, settings
+
+from millpond.daemon.errors import MillpondError
+from millpond.daemon.store import claims, evict
+from millpond.daemon.store.compact import Compaction
+from millpond.daemon.store.evict import Eviction, EvictReport, PlanIsOld
+from millpond.daemon.store.gc import Sweep
+from millpond.daemon.store.ledger import Pin, root_of
+from millpond.daemon.store.session import Stored
+from millpond.daemon.store.store import Store
+from millpond.daemon.store.uses import ages, note_used
+
+HOME = "/home/project"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    opened = Store.open(settings(tmp_path / "s"))
+    yield opened
+    opened.close()
+
+
+def held_of(items: list[Stored]) -> dict[bytes, int]:
+    return {root_of(item.name): item.size for item in items}
+
+
+def project(store: Store, items: list[Stored], path: str = HOME, uid: int = UID) -> None:
+    store.ledger.replace(uid, path, None, [root_of(item.name) for item in items])
+
+
+def run(store: Store, held: Mapping[str, Mapping[bytes, int]], uid: int = UID, **changes: Any) -> EvictReport:
+    values = {"to": 0, "dry": False} | changes
+    dry = values.pop("dry")
+    return Eviction(store, uid, held, **values).run(dry=dry)
+
+
+def shrink(store: Store) -> None:
+    store.seal()
+    Compaction(store, live_part=0.97).run()
+
+
+def test_what_a_remote_holds_goes_with_its_room_and_its_size_stays(store: Store) -> None:
+    contents = [sample(seed, 200_000) for seed in range(8)]
+    items = put(store, contents)
+    project(store, items)
+    held = held_of(items[:6])
+    before = store.stats().stored
+    dry = run(store, {HOME: held}, dry=True)
+    assert [get(store, item) for item in items] == contents, "nothing goes that was only asked about"
+    done = run(store, {HOME: held})
+    assert (done.evicted, done.freed) == (dry.evicted, dry.freed) and done.evicted.objects == 6
+    assert done.lacking[HOME].objects == 2
+    assert [get(store, item) for item in items] == [*[None] * 6, *contents[6:]]
+    shrink(store)
+    assert store.stats().stored < before / 2
+    sizes = store.reader.sizes([item.name.key() for item in items], UID, evicted=True)
+    assert sizes == [200_000] * 8 and evict.evicted(store, UID).objects == 6
+    assert put(store, contents[:1]) and evict.evicted(store, UID).objects == 5
+    assert store.fsck(deep=True).ok
+
+
+def test_no_more_goes_than_is_wanted_and_what_was_used_longest_ago_first(tmp_path: Path) -> None:
+    store = Store.open(settings(tmp_path / "s", segment_bytes=20_000))
+    items = [put(store, [sample(seed, 60_000)])[0] for seed in range(8)]
+    project(store, items)
+    locations = [store.reader.locate(item.content.id) for item in items]
+    segments = [at.segment for at in locations if at is not None]
+    note_used(store, [segments[0], segments[2]])
+    assert [number for number, (warm, _) in ages(store).items() if warm] == [segments[0], segments[2]]
+    there = run(store, {HOME: held_of(items)}, dry=True).there
+    report = run(store, {HOME: held_of(items)}, to=there * 5 // 8)
+    assert report.evicted.objects == 3 and report.evictable.objects == 8
+    gone = [get(store, item) is None for item in items]
+    assert gone == [False, True, False, True, True, False, False, False]
+    assert run(store, {HOME: held_of(items)}, to=0).evicted.objects == 5
+    store.close()
+
+
+def test_what_was_read_of_segments_is_noted(store: Store) -> None:
+    [item] = put(store, [sample(1, 300_000)])
+    store.reader.take_used()
+    assert get(store, item) is not None
+    ids = [store.reader.layout(item.content).id(0)]
+    assert not store.reader.take_used(), "what the store reads for itself is no use"
+    store.reader.read_chunks(ids)
+    used = store.reader.take_used()
+    assert used and not store.reader.take_used()
+    note_used(store, [*used, 4711])
+    assert set(ages(store)) == used, "a segment that is gone has no row"
+
+
+def test_each_project_must_hold_it_and_in_its_size(store: Store) -> None:
+    items = put(store, [sample(seed, 5000) for seed in range(3)])
+    project(store, items)
+    project(store, items[1:], "/home/other")
+    wrong = {root_of(items[0].name): 4999, root_of(items[1].name): 5000, root_of(items[2].name): 5000}
+    report = run(store, {HOME: wrong, "/home/other": held_of(items[2:])})
+    assert [get(store, item) is None for item in items] == [False, False, True]
+    assert (report.lacking[HOME].objects, report.lacking["/home/other"].objects) == (1, 1)
+
+
+def test_what_stays_whatever_remotes_hold(store: Store) -> None:
+    files = put(store, [sample(seed, 5000) for seed in range(6)])
+    rows = [{"md5": item.name.value, "relpath": f"{n}"} for n, item in enumerate(files[:2])]
+    manifest = put(store, [json.dumps(rows).encode()], is_dir=True)
+    project(store, [*manifest, *files[2:5]])
+    store.ledger.pin(UID, Pin("1", HOME, "x", None, 1.0, [root_of(files[2].name).hex()]))
+    store.claims.begin(7)
+    store.claims.add(7, [files[3].content.id])
+    report = run(store, {HOME: held_of([*files, *manifest])})
+    assert [get(store, item) is None for item in files] == [True, True, False, False, True, False]
+    assert {why: part.objects for why, part in report.kept.items()} == {
+        evict.MANIFEST: 1,
+        evict.PINNED: 1,
+        evict.IN_USE: 1,
+        evict.UNNAMED: 1,
+    }
+    assert get(store, manifest[0]) is not None
+    store.ledger.unpin(UID, "1")
+    store.claims.end(7)
+    assert run(store, {HOME: held_of(files)}).evicted.objects == 2
+
+
+def test_a_manifest_in_use_keeps_its_files(store: Store) -> None:
+    files = put(store, [sample(seed, 5000) for seed in range(2)])
+    rows = [{"md5": item.name.value, "relpath": f"{n}"} for n, item in enumerate(files)]
+    [manifest] = put(store, [json.dumps(rows).encode()], is_dir=True)
+    project(store, [manifest])
+    store.claims.begin(7)
+    store.claims.add(7, manifests=[root_of(manifest.name)])
+    assert run(store, {HOME: held_of(files)}).kept[evict.IN_USE].objects == 2
+    store.claims.end(7)
+    assert run(store, {HOME: held_of(files)}).evicted.objects == 2
+
+
+def test_a_name_with_two_contents_and_a_content_with_two_names_stay(store: Store) -> None:
+    items = put(store, [sample(1, 5000), sample(2, 5000)])
+    project(store, items)
+    index = store.reader.index
+    other = put(store, [sample(3, 5000)])[0]
+    store.write(lambda txn: txn.put(items[0].name.key(), other.content.pack(), db=index.objects))
+    both = put(store, [sample(2, 5000)], is_dir=True)[0]
+    assert both.content == items[1].content
+    report = run(store, {HOME: held_of([*items, other])})
+    assert not report.evicted.objects and report.kept[evict.MANIFEST].objects == 1
+
+
+def test_what_others_may_read_stays_until_each_lets_go(store: Store) -> None:
+    content = sample(1, 100_000)
+    [item] = put(store, [content])
+    put(store, [content], uid=UID + 1)
+    project(store, [item])
+    project(store, [item], uid=UID + 1)
+    held = {HOME: held_of([item])}
+    assert run(store, held).kept[evict.OTHERS].objects == 1
+    report = run(store, held, shared=True)
+    assert (report.evicted.objects, report.freed) == (1, 0)
+    assert get(store, item) is None and get(store, item, UID + 1) == content
+    assert run(store, {}, uid=UID + 1).lacking[HOME].objects == 1, (
+        "what one says of his remotes is nothing to the other"
+    )
+    assert run(store, held, uid=UID + 1).freed > 100_000 // 2
+    assert get(store, item, UID + 1) is None
+
+
+def test_chunks_that_others_need_stay(store: Store) -> None:
+    common = sample(1, 3_000_000)
+    items = put(store, [common + b"one", common + b"two"])
+    project(store, items)
+    report = run(store, {HOME: held_of(items[:1])})
+    assert report.evicted.objects == 1 and report.freed < 1_500_000
+    assert get(store, items[1]) == common + b"two"
+    shrink(store)
+    assert get(store, items[1]) == common + b"two" and store.fsck(deep=True).ok
+
+
+def test_what_was_broken_off_goes_first_but_not_what_goes_on(store: Store) -> None:
+    items = put(store, [sample(1, 100_000)])
+    project(store, items)
+    store.session(UID).feed(memoryview(sample(2, 500_000)), [(500_000, True, False)])
+    store.claims.begin(7)
+    store.claims.puts(7, store.mark, store.now() + 3600)
+    going_on = store.session(UID, 7)
+    content = sample(3, 500_000)
+    going_on.feed(memoryview(content), [(len(content), True, False)])
+    report = run(store, {HOME: held_of(items)}, to=600_000)
+    assert report.garbage > 200_000 and not report.evicted.objects
+    shrink(store)
+    assert store.stats().stored < 600_000
+    assert going_on.commit() == [], "nothing of what it has written was lost"
+    store.claims.end(7)
+    assert store.fsck(deep=True).ok
+
+
+def test_what_an_add_found_here_is_there_when_it_commits(store: Store) -> None:
+    """An object that one project has pushed is added in another, whose remote has it not, while it is being evicted."""
+    content = sample(1, 400_000)
+    [item] = put(store, [content])
+    project(store, [item])
+    store.claims.begin(7)
+    store.claims.puts(7, store.mark, store.now())
+    adding = store.session(UID, 7)
+    adding.feed(memoryview(content), [(len(content), True, False)])
+    held = {HOME: held_of([item])}
+    assert run(store, held).kept[evict.IN_USE].objects == 1
+    assert adding.commit() == []
+    assert run(store, held).kept[evict.IN_USE].objects == 1, "its pointer is not written yet"
+    store.claims.hold(7)
+    store.claims.end(7)
+    assert run(store, held).kept[evict.IN_USE].objects == 1, "its project is not noted yet"
+    project(store, [item], "/home/other")
+    store.claims.end(7)
+    assert run(store, held).lacking["/home/other"].objects == 1
+    assert get(store, item) == content
+
+
+def test_what_is_noted_while_a_plan_is_carried_out_ends_it(store: Store) -> None:
+    items = put(store, [sample(seed, 5000) for seed in range(4)])
+    project(store, items)
+
+    def tell(what: str, done: int) -> None:
+        if what == "evicting":
+            project(store, items[:1], "/home/other")
+
+    with pytest.raises(PlanIsOld):
+        run(store, {HOME: held_of(items)}, progress=tell)
+    assert None not in [get(store, item) for item in items]
+    assert run(store, {HOME: held_of(items)}).evicted.objects == 3
+
+
+def test_too_many_claims_claim_everything(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    items = put(store, [sample(seed, 5000) for seed in range(3)])
+    project(store, items)
+    monkeypatch.setattr(claims, "MAX_IDS", 10)
+    store.claims.begin(7)
+    store.claims.add(7, (bytes([number]) for number in range(20)))
+    assert run(store, {HOME: held_of(items)}).kept[evict.IN_USE].objects == 3
+    store.claims.end(7)
+    assert run(store, {HOME: held_of(items)}).evicted.objects == 3
+
+
+def test_adding_and_evicting_at_once_loses_nothing(tmp_path: Path) -> None:
+    """Threads add the same contents in projects of their own, pushing nothing, while everything that the first project has pushed is
+    evicted again and again."""
+    store = Store.open(settings(tmp_path / "s"))
+    contents = [sample(seed, 70_000 * (seed % 3) + 3000) for seed in range(12)]
+    held = {HOME: held_of(put(store, contents))}
+    store.ledger.replace(UID, HOME, None, list(held[HOME]))
+    failures: list[Exception] = []
+    # What was granted in the second in which an add begins may be its own: so some seconds are needed to see anything go.
+    end = time.monotonic() + 3
+
+    def add(number: int) -> None:
+        rng = random.Random(number)
+        try:
+            for round_ in itertools.count():
+                owner = 1000 * number + round_
+                store.claims.begin(owner)
+                store.claims.puts(owner, store.mark, store.now())
+                some = rng.sample(contents, 3)
+                session = store.session(UID, owner)
+                stored = session.feed(memoryview(b"".join(some)), [(len(data), True, False) for data in some])
+                assert session.commit() == []
+                project(store, stored, f"/home/{number}")
+                store.claims.end(owner)
+                time.sleep(0.02)
+                assert [get(store, item) for item in stored] == some
+                project(store, [], f"/home/{number}")
+                if time.monotonic() > end:
+                    return
+                time.sleep(0.02)
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=add, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    evicted = 0
+    while any(thread.is_alive() for thread in threads):
+        try:
+            evicted += run(store, held).evicted.objects
+        except PlanIsOld:
+            continue
+        put(store, contents)
+        time.sleep(0.01)
+    for thread in threads:
+        thread.join()
+    assert not failures and evicted, failures
+    assert store.fsck(deep=True).ok
+    store.close()
+
+
+def test_whatever_fails_each_object_is_here_or_was_seen_on_a_remote(tmp_path: Path) -> None:
+    """The n-th operation of an eviction and the rewriting behind it fails, for every n; then the store is opened again."""
+    contents = [sample(seed, 90_000) for seed in range(8)]
+    for fail_at in itertools.count(1):
+        path = tmp_path / str(fail_at)
+        small = settings(path, segment_bytes=200_000)
+        store = Store.open(small)
+        items = put(store, contents)
+        project(store, items)
+        store.close()
+        files = FaultyFiles(1 << 30)
+        store = Store.open(small, files)
+        files.fail_from_now(fail_at)
+        with contextlib.suppress(MillpondError):
+            run(store, {HOME: held_of(items[::2])})
+            shrink(store)
+        failed = files.failed
+        files.fail_from_now(1 << 30)
+        with contextlib.suppress(MillpondError):
+            store.close()
+        for is_index_lost in (False, True):
+            store = lose_index(path) if is_index_lost else Store.open(small)
+            found = [get(store, item) for item in items]
+            assert found[1::2] == contents[1::2], f"operation {fail_at} failed: {failed}"
+            assert all(data in (None, content) for data, content in zip(found, contents, strict=True))
+            assert store.fsck(deep=True).damaged == []
+            store.close()
+        shutil.rmtree(path)
+        if failed is None:
+            break
+    assert fail_at > 10
+
+
+# -- the rule, over everything at once ----------------------------------------------------------------------------
+
+
+@dataclass
+class _Project:
+    """A project and its remote: `named` its objects by seed, `remote` what is there, `noted` what was noted to be there."""
+
+    uid: int
+    path: str
+    named: dict[int, Stored] = field(default_factory=dict)
+    remote: set[int] = field(default_factory=set)
+    noted: set[int] = field(default_factory=set)
+    # Went from the remote when the store had it no more: nobody can help that.
+    lost: set[int] = field(default_factory=set)
+
+
+@functools.cache
+def content_of(seed: int) -> bytes:
+    """Two of three are small; some large ones share most of their chunks."""
+    return sample(seed, 4000) if seed % 3 else sample(seed % 2, 400_000) + bytes([seed]) * 70_000
+
+
+class Rule(RuleBasedStateMachine):
+    """Users add, push, forget, pin and evict; objects vanish from remotes behind their backs; the daemon is killed, its index lost."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = tempfile.mkdtemp(prefix="mp-evict-")
+        self.path = Path(self.folder) / "s"
+        self.store = Store.open(settings(self.path, segment_bytes=300_000))
+        self.projects = [_Project(UID + n // 2, f"/home/{n}") for n in range(4)]
+        self.owner = 0
+        self.adding: tuple[int, _Project, Any, list[int], list[Stored]] | None = None
+
+    def teardown(self) -> None:
+        self.store.close()
+        shutil.rmtree(self.folder)
+
+    @initialize()
+    def begin(self) -> None:
+        for each in self.projects:
+            self.store.ledger.replace(each.uid, each.path, None, [])
+
+    def note(self, each: _Project) -> None:
+        self.store.ledger.replace(each.uid, each.path, None, [root_of(item.name) for item in each.named.values()])
+
+    def here(self, each: _Project, seed: int) -> bool:
+        return get(self.store, each.named[seed], each.uid) == content_of(seed)
+
+    @rule(number=st.integers(0, 3), seeds=st.sets(st.integers(0, 9), min_size=1, max_size=4))
+    @precondition(lambda self: self.adding is None)
+    def begin_to_add(self, number: int, seeds: set[int]) -> None:
+        each = self.projects[number]
+        self.owner += 1
+        self.store.claims.begin(self.owner)
+        self.store.claims.puts(self.owner, self.store.mark, self.store.now())
+        session = self.store.session(each.uid, self.owner)
+        data = [content_of(seed) for seed in sorted(seeds)]
+        stored = session.feed(memoryview(b"".join(data)), [(len(part), True, False) for part in data])
+        self.adding = self.owner, each, session, sorted(seeds), stored
+
+    @rule()
+    @precondition(lambda self: self.adding is not None)
+    def end_to_add(self) -> None:
+        assert self.adding is not None
+        (owner, each, session, seeds, stored), self.adding = self.adding, None
+        assert session.commit() == []
+        each.named |= dict(zip(seeds, stored, strict=True))
+        each.lost -= set(seeds)
+        self.note(each)
+        self.store.claims.end(owner)
+
+    @rule(number=st.integers(0, 3))
+    def push(self, number: int) -> None:
+        each = self.projects[number]
+        each.remote |= {seed for seed in each.named if self.here(each, seed)}
+        each.noted |= each.remote
+
+    @rule(number=st.integers(0, 3), seed=st.integers(0, 9))
+    def vanish(self, number: int, seed: int) -> None:
+        each = self.projects[number]
+        if seed in each.remote:
+            each.remote.discard(seed)
+            if seed in each.named and not self.here(each, seed):
+                each.lost.add(seed)
+
+    @rule(number=st.integers(0, 3), seed=st.integers(0, 9))
+    def read_from_the_remote(self, number: int, seed: int) -> None:
+        each = self.projects[number]
+        if seed in each.remote and seed in each.named:
+            put(self.store, [content_of(seed)], each.uid)
+
+    @rule(number=st.integers(0, 3), keep=st.sets(st.integers(0, 9)))
+    @precondition(lambda self: self.adding is None)
+    def sweep(self, number: int, keep: set[int]) -> None:
+        each = self.projects[number]
+        each.named = {seed: item for seed, item in each.named.items() if seed in keep}
+        self.note(each)
+        mine = [one for one in self.projects if one.uid == each.uid]
+        roots = [root_of(item.name) for one in mine for item in one.named.values()]
+        Sweep(self.store, each.uid, roots, grace_s=-1.0).run(dry=False)
+
+    @rule(
+        uid=st.integers(UID, UID + 1),
+        part=st.floats(0, 1),
+        shared=st.booleans(),
+        vanishing=st.sets(st.tuples(st.integers(0, 3), st.integers(0, 9)), max_size=2),
+    )
+    def evict(self, uid: int, part: float, shared: bool, vanishing: set[tuple[int, int]]) -> None:
+        mine = {one.path: one for one in self.projects if one.uid == uid}
+        noted = {path: held_of([one.named[s] for s in one.noted if s in one.named]) for path, one in mine.items()}
+        plan = Eviction(self.store, uid, noted, to=int(part * self.store.stored), shared=shared)
+        plan.run(dry=True)
+        for number, seed in vanishing:
+            self.vanish(number, seed)
+        confirmed: dict[str, dict[bytes, int]] = {path: {} for path in mine}
+        for victim in plan.victims:
+            for path in victim.projects:
+                held = held_of([mine[path].named[s] for s in mine[path].remote if s in mine[path].named])
+                if victim.root in held:
+                    confirmed[path][victim.root] = held[victim.root]
+        run(self.store, confirmed, uid, to=int(part * self.store.stored), shared=shared)
+
+    @rule()
+    def rewrite(self) -> None:
+        shrink(self.store)
+
+    @rule(is_index_lost=st.booleans())
+    @precondition(lambda self: self.adding is None)
+    def open_again(self, is_index_lost: bool) -> None:
+        self.store.close()
+        if is_index_lost:
+            (self.path / "index" / "data.mdb").unlink()
+        self.store = Store.open(settings(self.path, segment_bytes=300_000))
+
+    @invariant()
+    def each_object_can_be_read(self) -> None:
+        for each in self.projects:
+            for seed in each.named:
+                assert self.here(each, seed) or seed in each.remote or seed in each.lost, (each.path, seed)
+
+    @invariant()
+    def the_store_is_sound(self) -> None:
+        assert self.store.fsck().ok
+
+
+def test_the_rule_holds_whatever_happens() -> None:
+    run_state_machine_as_test(
+        Rule, settings=hypothesis_settings(max_examples=15, stateful_step_count=20, deadline=None)
+    )
+
+
+@pytest.mark.long
+def test_the_rule_holds_at_length() -> None:
+    run_state_machine_as_test(
+        Rule, settings=hypothesis_settings(max_examples=150, stateful_step_count=40, deadline=None)
+    )

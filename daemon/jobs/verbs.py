@@ -58,7 +58,7 @@ VERBS = (
         "status.cloud",
         "warm",
     ),
-    *("mount", "umount", "tree", "fsck", "gc", "pin", "unpin", "forget-project"),
+    *("mount", "umount", "tree", "look", "url", "fsck", "gc", "pin", "unpin", "forget-project"),
 )
 # Workers of one uid at once.
 MAX_WORKERS = 64

@@ -48,6 +48,7 @@ USES_STORE = frozenset(
         "pull",
         "push",
         "cache.import",
+        "look",
         "merge-driver",
         "mount",
         "move",

@@ -68,7 +68,7 @@ def _open(context: VerbContext, params: dict[str, Any]) -> tuple[Repo, Tree, str
     url, revision = wirepath.decode(params.get("url") or "."), params.get("rev")
     shown = os.path.normpath(wirepath.decode(params["path"])) if params.get("path") else ""
     shown = "" if shown == "." else shown
-    repo = _repository(url)
+    repo = open_repository(url)
     if revision or repo.relative(".") is None:
         top: str | None = shown.lstrip("/")  # from elsewhere a path begins at the root
         top = None if top == ".." or (top or "").startswith("../") else top
@@ -87,7 +87,7 @@ def _open(context: VerbContext, params: dict[str, Any]) -> tuple[Repo, Tree, str
     return repo, browse.revision_tree(repo.git, revision, prefix, objects, detail=detail), top, shown
 
 
-def _repository(url: str) -> Repo:
+def open_repository(url: str) -> Repo:
     """The repository at a path, or the one that holds it."""
     path = url.removeprefix("file://")
     if "://" in path or (":" in path.partition("/")[0] and not os.path.exists(path)):

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 OURS = "millpond"
-UNITS = ("s", "MiB", "%")
+UNITS = ("s", "MiB", "%", "requests")
 
 
 @dataclass(slots=True)

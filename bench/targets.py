@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bench.figures import OURS, Figures
-from bench.sections import share, versions
+from bench.sections import lazy, share, versions
 
 COLD = ("squashfuse", "squashfs (kernel)", "borg", "restic")
 
@@ -49,6 +49,12 @@ def targets(disk: str) -> list[Target]:
         *(Target(work, 1, tool) for work in cold for tool in COLD),
         Target(share.PUSH, 3, "dvc"),
         Target(share.PULL, 3, "dvc"),
+        *(Target(lazy.EPOCH, 3, tool) for tool in ("rclone", "s3fs")),
+        Target(lazy.STREAM, 0.8, lazy.LINK),
+        Target(lazy.PUSH, 3, "dvc"),
+        Target(lazy.PULL, 3, "dvc"),
+        Target(lazy.BESIDE, 0.5),
+        Target(lazy.MEMORY, 400),
         *_versions(),
         Target("mount until ls", 0.3),
         Target("first mount until ls", 2),

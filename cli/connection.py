@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from typing import Any
 
 from millpond.cli.console import Console
 from millpond.cli.progress import Reporter
-from millpond.daemon import wirepath
-from millpond.daemon.errors import CancelledError, DaemonUnavailableError, TargetError
+from millpond.daemon.errors import CancelledError, DaemonUnavailableError
 from millpond.daemon.rpc.autostart import connect_or_start
 from millpond.daemon.rpc.client import Client
+from millpond.daemon.rpc.surroundings import surroundings
 from millpond.daemon.settings import Settings, from_env
 
 # Without --wait-for-lock a repository that another command changes is waited for this long: two quick commands at once
@@ -33,7 +32,7 @@ def request(console: Console, method: str, params: dict[str, Any] | None = None)
 def verb(console: Console, method: str, params: dict[str, Any]) -> dict[str, Any]:
     """The result of a request that runs as the caller, in this directory and environment. Raises MillpondError."""
     wait_s = None if console.wait_for_lock else LOCK_WAIT_S
-    return request(console, method, {**params, "context": context(os.environ, wait_s)})
+    return request(console, method, {**params, "context": surroundings(os.environ, wait_s)})
 
 
 def running(*, greet: bool = True) -> Client | None:
@@ -58,18 +57,6 @@ def ask(console: Console, client: Client, method: str, params: dict[str, Any]) -
             console.interrupted = True
             reporter.cancelling()
             return _cancel(client, number)
-
-
-def context(environ: Mapping[str, str], wait_s: float | None) -> dict[str, Any]:
-    """Where a worker runs: this directory, environment and umask, and how long it waits for locks (None: for ever)."""
-    try:
-        cwd = os.getcwd()
-    except OSError as error:
-        raise TargetError(f"the current directory is not there any more: {error.strerror}") from error
-    umask = os.umask(0o022)
-    os.umask(umask)
-    env = {wirepath.encode(key): wirepath.encode(value) for key, value in environ.items()}
-    return {"cwd": wirepath.encode(cwd), "env": env, "umask": umask, "wait_s": wait_s}
 
 
 def _cancel(client: Client, number: int) -> dict[str, Any]:

@@ -20,13 +20,14 @@ from millpond.daemon.jobs import verbs as job_verbs
 from millpond.daemon.jobs.system import SystemMode
 from millpond.daemon.jobs.zygotes import OwnUserStarter, Zygotes
 from millpond.daemon.mounts import service as mounts_service
+from millpond.daemon.mounts import sources
 from millpond.daemon.names import ObjectName
 from millpond.daemon.rpc import locks
 from millpond.daemon.rpc.client import PROTOCOL
 from millpond.daemon.rpc.methods import Call, Registry
 from millpond.daemon.rpc.server import Listener, Server
 from millpond.daemon.settings import Settings
-from millpond.daemon.store import evict_service, gc_service, scrub_service
+from millpond.daemon.store import evict_service, folder_service, gc_service, scrub_service
 from millpond.daemon.store import service as store_service
 from millpond.daemon.store.store import Store, StoreSettings
 from millpond.daemon.version import VERSION
@@ -79,6 +80,8 @@ class Daemon:
         store_service.register(self.registry, self)
         self.verbs = job_verbs.register(self.registry, self)
         self.mounts = mounts_service.register(self.registry, self)
+        sources.register(self.registry, self)
+        folder_service.register(self.registry, self)
         gc_service.register(self.registry, self)
         evict_service.register(self.registry, self)
         scrub_service.register(self)

@@ -154,6 +154,10 @@ class SourceClient:
             receiver.join()
         self._sock.close()
 
+    def abandon(self) -> None:
+        """In a child of the process whose client this is: let go of the socket, which the parent goes on to use."""
+        self._sock.close()
+
     def _plain(self, request: dict[str, Any], given: Sequence[int] = ()) -> dict[str, Any]:
         """The answer to a request that takes no descriptors."""
         answer, fds = self._ask(request, given)

@@ -67,7 +67,7 @@ VERBS = (
         "update",
         "warm",
     ),
-    *("mount", "umount", "tree", "fsck", "gc", "pin", "unpin", "forget-project"),
+    *("mount", "umount", "tree", "look", "url", "fsck", "gc", "pin", "unpin", "forget-project"),
 )
 # Workers of one uid at once.
 MAX_WORKERS = 64

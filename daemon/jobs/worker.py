@@ -52,6 +52,7 @@ USES_STORE = frozenset(
         "push",
         "cache.evict",
         "cache.import",
+        "look",
         "merge-driver",
         "mount",
         "move",

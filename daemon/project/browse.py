@@ -23,13 +23,15 @@ from millpond.daemon.project.paths import printable
 
 class Item(NamedTuple):
     """An entry of a folder. `size` in bytes, None where it is not known; `name` the object of what is tracked, None for a
-    folder inside tracked data."""
+    folder inside tracked data; `blob` the object of a commit's file."""
 
     is_dir: bool
     is_out: bool = False
     is_exec: bool = False
     size: int | None = None
     name: ObjectName | None = None
+    blob: ObjectName | None = None
+    is_link: bool = False
 
 
 _FOLDER = Item(True)
@@ -93,11 +95,16 @@ class GitFiles:
 
     def __init__(self, git: GitRepo, commit: str, prefix: str, *, detail: bool) -> None:
         self._folders: dict[str, dict[str, Item]] = {"": {}}
+        algo = git.hash_algo
         for file in git.files(commit, prefix, sizes=detail):
             path = file.path[len(prefix) + 1 :] if prefix else file.path
             folder, _, name = path.rpartition("/")
             if DVC_DIR not in folder.split("/"):
-                _make(self._folders, folder)[name] = Item(False, False, file.is_exec and not file.is_link, file.size)
+                is_exec = file.is_exec and not file.is_link
+                blob = ObjectName(algo, file.oid)
+                _make(self._folders, folder)[name] = Item(
+                    False, False, is_exec, file.size, blob=blob, is_link=file.is_link
+                )
 
     def entries(self, folder: str) -> dict[str, Item] | None:
         return self._folders.get(folder)
@@ -113,16 +120,19 @@ class Tree:
     missing: list[str]
     _folders: dict[str, dict[str, Item]]
     _outs: dict[str, Output]
+    _remotes: dict[str, str]
 
     @classmethod
     def of(cls, base: Base, found: Iterable[Output], objects: Objects) -> Tree:
-        tree = cls(base, objects, [], {"": {}}, {})
+        tree = cls(base, objects, [], {"": {}}, {}, {})
         for out in found:
             if out.cache and not out.stale:
                 folder, _, name = out.path.rpartition("/")
                 _make(tree._folders, folder)[name] = Item(out.is_dir, True, out.isexec, out.size, out.name)
                 if out.is_dir:
                     tree._outs[out.path] = out
+                if out.remote is not None:
+                    tree._remotes[out.path] = out.remote
         return tree
 
     def item(self, path: str) -> Item | None:
@@ -144,8 +154,16 @@ class Tree:
                 found[name] = item
             else:
                 size = item.size if actual.size is None else actual.size
-                found[name] = Item(actual.is_dir, item.is_out, actual.is_exec, size, item.name)
+                found[name] = actual._replace(is_out=item.is_out, size=size, name=item.name)
         return dict(sorted(found.items()))
+
+    def tracked_folder(self, path: str) -> Output | None:
+        """The tracked folder that is at or above `path`, unless it was looked into already."""
+        return next((self._outs[top] for top in _at_or_above(path) if top in self._outs), None)
+
+    def remote_of(self, path: str) -> str | None:
+        """The one remote that the tracked data at `path` goes to, where its pointer names one."""
+        return next((self._remotes[top] for top in _at_or_above(path) if top in self._remotes), None)
 
     def walk(self, top: str, *, depth: int | None = None, tracked_only: bool = False) -> Iterator[Row]:
         """All entries below a folder, each folder before what is in it, at most `depth` levels of them."""
@@ -180,9 +198,8 @@ class Tree:
 
     def _expand(self, folder: str) -> None:
         """Read the manifest of the tracked folder that `folder` is or lies in, once."""
-        parts = folder.split("/")
-        for end in range(1, len(parts) + 1):
-            out = self._outs.pop("/".join(parts[:end]), None)
+        for top in _at_or_above(folder):
+            out = self._outs.pop(top, None)
             if out is None or out.name is None:
                 continue
             raw = self.objects.manifest(out.name)
@@ -195,6 +212,12 @@ class Tree:
                 if there is None:
                     there = _make(self._folders, inner, Item(True, True))
                 there[name] = Item(False, True, name=row.name)
+
+
+def _at_or_above(path: str) -> Iterator[str]:
+    """The folders on the way to a path, and itself."""
+    parts = path.split("/")
+    return ("/".join(parts[:end]) for end in range(1, len(parts) + 1))
 
 
 def _make(folders: dict[str, dict[str, Item]], folder: str, new: Item = _FOLDER) -> dict[str, Item]:

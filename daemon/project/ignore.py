@@ -14,9 +14,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from millpond.daemon.errors import InvalidFileError
+from millpond.daemon.project.rootdir import DVC_DIR as DVC_DIR
 
 IGNORE_FILE = ".dvcignore"
-DVC_DIR = ".dvc"
 _BUILTIN_ANY = frozenset({".git"})
 _BUILTIN_DIRS = frozenset({".git", DVC_DIR})
 # A file of rules beyond this is refused: the rules of a level become one regular expression.

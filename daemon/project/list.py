@@ -107,7 +107,7 @@ def _opened(context: VerbContext, params: dict[str, Any]) -> Iterator[_Opened]:
             tree = browse.revision_tree(other.git, other.commit, "", objects, detail=detail)
             yield _Opened(tree, top, shown)
             return
-        repo = _repository(path, here)
+        repo = open_repository(path, here)
         settings.lay_over(repo.config, here)
         shown = _shown(params)
         inside = repo.relative(".")
@@ -173,8 +173,8 @@ def _outside(shown: str) -> TargetError:
     return TargetError(f"'{printable(shown)}' is outside of the repository", path=printable(shown))
 
 
-def _repository(path: str, here: str) -> Repo:
-    """The repository at a path, or the one that holds it."""
+def open_repository(path: str, here: str) -> Repo:
+    """The repository at a path, or the one that holds it, seen from the folder `here`. Raises NotARepoError."""
     try:
         repo = Repo.open(path, os.environ)
     except NotARepoError:

@@ -19,26 +19,8 @@ from millpond.daemon.project.gitrepo import GitRepo
 from millpond.daemon.project.ignore import DVC_DIR, IgnoreRules
 from millpond.daemon.project.outputs import Output, WorkTree
 from millpond.daemon.project.paths import printable as printable
+from millpond.daemon.project.rootdir import find_root as find_root
 from millpond.daemon.project.statcache import StatCache
-
-
-def find_root(start: str) -> str:
-    """The nearest folder at or above `start` that has a folder `.dvc`, as a real path. Raises NotARepoError.
-
-    As in DVC the search does not leave the file system's mount point.
-    """
-    folder = os.path.realpath(start)
-    while True:
-        if os.path.isdir(os.path.join(folder, DVC_DIR)):
-            return folder
-        parent = os.path.dirname(folder)
-        if parent == folder or os.path.ismount(folder):
-            raise NotARepoError(
-                f"you are not inside of a DVC repository (checked up to mount point '{printable(folder)}')",
-                path=printable(start),
-                hint="make one with `millpond init`, or give its place with --cd",
-            )
-        folder = parent
 
 
 @dataclass(slots=True)

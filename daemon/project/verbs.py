@@ -8,6 +8,7 @@ from typing import Any
 
 from millpond.daemon import wirepath
 from millpond.daemon.mounts.checkout import checkout
+from millpond.daemon.mounts.look import look, url
 from millpond.daemon.mounts.verbs import VERBS as MOUNT_VERBS
 from millpond.daemon.project.add import add
 from millpond.daemon.project.cacheimport import import_
@@ -82,6 +83,8 @@ VERBS: dict[str, Verb] = {
     "cache.migrate": migrate,
     "doctor": doctor,
     "list": list_,
+    "look": look,
+    "url": url,
     "du": du,
     "move": move,
     "freeze": freeze,

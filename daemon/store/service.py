@@ -157,6 +157,17 @@ class StoreService:
         data, pieces, following = await self._in_thread(lambda: gather(reader, names, uid, offset))
         return Reply({"pieces": pieces, "next": following}, fds=[data])
 
+    async def read(self, call: Call, params: dict[str, Any]) -> Reply:
+        """{name, offset, length} -> {size} of the object + memfd with that range of it, shorter at its end only.
+
+        `length` is at most memfd.BATCH_BYTES."""
+        name, offset, length = parse_name(str(params["name"])), int(params["offset"]), int(params["length"])
+        if offset < 0 or not 0 <= length <= memfd.BATCH_BYTES:
+            raise ProtocolError(f"bytes {offset} to {offset + length} cannot be read at once")
+        reader, uid = self._store.reader, call.uid
+        size, data = await self._in_thread(lambda: read_range(reader, name, uid, offset, length))
+        return Reply({"size": size}, fds=[data])
+
     async def fsck(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
         """{deep, repair} -> the report (see `Store.fsck`). It tells of all users' files, so others than the store's
         own user and root may not ask."""
@@ -229,6 +240,22 @@ def gather(
     return memfd.from_bytes(batch), pieces, (len(names), 0)
 
 
+def read_range(reader: StoreReader, name: ObjectName, uid: int, offset: int, length: int) -> tuple[int, int]:
+    """(size of an object, sealed memory file with a range of it). Raises as `gather`."""
+    content = reader.resolve([name], uid)[0]
+    if content is None:
+        raise ObjectMissingError(f"object {name} is not in the store", details={"name": str(name)})
+    layout = reader.layout(content)
+    end = min(offset + length, layout.size)
+    if offset >= end:
+        return layout.size, memfd.from_bytes(b"")
+    first, last = layout.find(offset), layout.find(end - 1)
+    chunks = reader.read_chunks([layout.id(number) for number in range(first, last + 1)])
+    data = chunks[0] if first == last else b"".join(chunks)
+    begin = offset - layout.offsets[first]
+    return layout.size, memfd.from_bytes(memoryview(data)[begin : begin + end - offset])
+
+
 def _names(params: dict[str, Any]) -> list[ObjectName]:
     names = params.get("names")
     if not isinstance(names, list) or len(names) > MAX_NAMES:
@@ -251,6 +278,7 @@ def register(registry: Registry, daemon: Daemon) -> None:
         "store.sizes": service.sizes,
         "store.complete": service.complete,
         "store.fetch": service.fetch,
+        "store.read": service.read,
     }
     for name, handler in handlers.items():
         registry.register(name, handler, who="both")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bench.s3 import missing
 
 ROOT = Path(__file__).resolve().parents[2]
 PEERS = {"squashfuse": "squashfuse", "borg": "borg", "restic": "restic"}
@@ -29,7 +30,10 @@ SECTIONS = {
     "reads": ("small,shard,shards,csv", "reads"),
     "disk": ("csv", "disk"),
     "million": ("small", "a million files"),
+    "lazy": ("small,shard", "lazy reads from S3"),
 }
+# Those that take long even so: they wait for a service that is far away.
+LONG = {"lazy"}
 
 
 @pytest.fixture
@@ -41,9 +45,13 @@ def folder() -> Iterator[Path]:
 
 
 @pytest.mark.fuse
-@pytest.mark.parametrize("section", SECTIONS)
+@pytest.mark.parametrize(
+    "section", [pytest.param(name, marks=pytest.mark.long) if name in LONG else name for name in SECTIONS]
+)
 def test_a_section_has_figures_and_checked_bytes(folder: Path, section: str) -> None:
     sets, title = SECTIONS[section]
+    if section == "lazy" and (lacks := missing()) is not None:
+        pytest.skip(lacks)
     work, out = folder / "work", folder / "out"
     work.mkdir()
     options = ["--only", section, "--sets", sets, "--scale", "0.001", "--runs", "1", "--keep-page-cache"]
@@ -52,7 +60,7 @@ def test_a_section_has_figures_and_checked_bytes(folder: Path, section: str) -> 
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     (found,) = out.glob("*.json")
@@ -86,6 +94,8 @@ def _who(section: str, tools: set[str]) -> None:
         assert tools == {"millpond", "python", "dvc"}
     else:
         assert "millpond" in tools
+    if section == "lazy":
+        assert {"millpond", "dvc", "dvc pull", *filter(shutil.which, ("rclone", "s3fs"))} <= tools
     if section in ("mount", "reads", "disk"):
         assert {tool for tool, program in PEERS.items() if shutil.which(program)} <= tools
 

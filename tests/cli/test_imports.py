@@ -52,6 +52,7 @@ def test_a_command_loads_its_own_module_only() -> None:
         "millpond.daemon.rpc.autostart",
         "millpond.daemon.rpc.client",
         "millpond.daemon.rpc.framing",
+        "millpond.daemon.rpc.surroundings",
         "millpond.daemon.settings",
         "millpond.daemon.wirepath",
     }

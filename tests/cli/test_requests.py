@@ -13,9 +13,10 @@ import pytest
 from tests.cli.helpers import Home, Terminal
 
 from millpond.cli import exits
-from millpond.cli.connection import LOCK_WAIT_S, context
+from millpond.cli.connection import LOCK_WAIT_S
 from millpond.daemon import wirepath
 from millpond.daemon.errors import TargetError
+from millpond.daemon.rpc.surroundings import surroundings
 
 # Sparse: nothing on disk, but many seconds of hashing, all of which are cut short.
 HUGE = 64 << 30
@@ -225,7 +226,7 @@ def test_the_context_is_the_shell_s(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(os.fsdecode(folder))
     umask = os.umask(0o027)
     try:
-        found = context({"A": "%\udcff", "B": ""}, LOCK_WAIT_S)
+        found = surroundings({"A": "%\udcff", "B": ""}, LOCK_WAIT_S)
         assert os.umask(0o027) == 0o027
     finally:
         os.umask(umask)
@@ -234,4 +235,4 @@ def test_the_context_is_the_shell_s(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (found["umask"], found["wait_s"]) == (0o027, LOCK_WAIT_S)
     os.rmdir(folder)
     with pytest.raises(TargetError, match="not there any more"):
-        context({}, None)
+        surroundings({}, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ from millpond.daemon.mounts.place import mounted_at
 
 pytestmark = [pytest.mark.root, pytest.mark.fuse]
 
-ALICE, BOB, CAROL = 41020, 41021, 41022
+ALICE, BOB, CAROL, DAN, EVE = 41020, 41021, 41022, 41023, 41024
 
 
 class Person:
@@ -124,6 +125,36 @@ def test_daemon_worker_and_holder_are_three_users_and_the_data_is_only_the_calle
     alice.millpond("umount", str(place))
     until(lambda: mounted_at(str(place)) is None)
     assert os.listdir(place) == []
+
+
+READS = """
+import sys, millpond
+from millpond.daemon.api.contents import stored
+from millpond.daemon.names import ObjectName
+try:
+    print(len(millpond.read("data/sub/one.bin", "rb")))
+except millpond.MillpondError as error:
+    print(error.kind)
+try:
+    print(stored(ObjectName("md5", sys.argv[1]), 0, 100)[0])
+except millpond.MillpondError as error:
+    print(error.kind)
+"""
+
+
+def test_a_program_reads_what_is_its_user_s(machine: System) -> None:
+    dan, eve = Person(machine, DAN), Person(machine, EVE)
+    repo, theirs = dan.repo(), eve.repo()
+    dan.millpond("add", "data", cwd=repo)
+    one = expected(1)["sub/one.bin"]
+    digest = hashlib.md5(one).hexdigest()
+    shutil.copy(repo / "data.dvc", theirs / "data.dvc")
+    os.chown(theirs / "data.dvc", EVE, EVE)
+    for place in (repo, theirs):
+        shutil.rmtree(place / "data")
+    python = for_everyone().python
+    assert dan.run(python, "-c", READS, digest, cwd=repo).split() == [str(len(one))] * 2
+    assert eve.run(python, "-c", READS, digest, cwd=theirs).split() == ["object-missing"] * 2
 
 
 def test_the_store_is_closed_to_callers_and_to_writes_by_holders(machine: System) -> None:

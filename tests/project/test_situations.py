@@ -60,7 +60,7 @@ LEFT_OUT = {
     "get",
     "get-url",
     "list-url",
-} | {*("merge-driver", "destroy", "mount", "umount", "remount", "tree", "pin", "purge")}
+} | {*("merge-driver", "destroy", "mount", "umount", "remount", "tree", "look", "url", "pin", "purge")}
 
 
 def test_the_table_is_of_all_verbs() -> None:

@@ -59,6 +59,7 @@ VERBS = (
         "warm",
     ),
     *("mount", "umount", "tree", "fsck", "gc", "pin", "unpin", "forget-project"),
+    *("job.run", "job.cancel", "job.remove"),
 )
 # Workers of one uid at once.
 MAX_WORKERS = 64

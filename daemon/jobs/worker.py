@@ -14,7 +14,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,7 +124,7 @@ def run(request: dict[str, Any], fds: list[int]) -> int:
 
     `fds[1]`, if there is one, is the lock that tells a new daemon that this worker still runs: it is kept open.
     """
-    signal.signal(signal.SIGTERM, _cancel)
+    signal.signal(signal.SIGTERM, cancel)
     client = Client(socket.socket(fileno=fds[0]), serving=True)
     try:
         message = client.serve_one()
@@ -133,21 +133,21 @@ def run(request: dict[str, Any], fds: list[int]) -> int:
     number, method = message["id"], message["method"]
     try:
         result = _perform(client, method, message.get("params") or {}, request["verbs"])
-        _deaf()
+        deaf()
         _answer(client, number, result)
         return 0
     except MillpondError as error:
-        _deaf()
+        deaf()
         return _fail(client, number, error)
     except MemoryError:
-        _deaf()
+        deaf()
         return _fail(client, number, InternalError(f"{method} ran out of memory", hint="free some and try again"))
     except OSError as error:
-        _deaf()
+        deaf()
         _trace(client)
         return _fail(client, number, from_system(error, method))
     except BaseException as error:
-        _deaf()
+        deaf()
         _trace(client)
         hint = "please report it with the log: millpond daemon logs"
         return _fail(client, number, InternalError(f"internal error in {method}: {error!r}", hint=hint))
@@ -184,22 +184,28 @@ def _fail(client: Client, number: Any, error: MillpondError) -> int:
 
 
 def _perform(client: Client, method: str, params: dict[str, Any], table: str) -> dict[str, Any]:
-    module, _, name = table.partition(":")
-    verbs = getattr(importlib.import_module(module), name)
-    if method not in verbs:
-        raise ProtocolError(f"this daemon has no verb '{method}'", hint="is it older? millpond daemon restart")
+    verb = find_verb(table, method)
     context = params.pop("context", None) or {}
-    _enter(context)
+    enter(context)
     worker = WorkerContext(client, DaemonObjectStore(client), os.getuid(), context.get("wait_s"))
     # While gc runs nobody relies on what is stored; gc itself takes this lock alone.
     using = worker.lock("", "read") if method in USES_STORE else contextlib.nullcontext()
     with using:
-        result: dict[str, Any] = verbs[method](worker, params)
+        result = verb(worker, params)
     worker.tell_progress()
     return result
 
 
-def _enter(context: dict[str, Any]) -> None:
+def find_verb(table: str, method: str) -> Callable[[Any, dict[str, Any]], dict[str, Any]]:
+    """The verb of that name in `table`, `module:NAME`. Raises ProtocolError."""
+    module, _, name = table.partition(":")
+    verbs: dict[str, Callable[[Any, dict[str, Any]], dict[str, Any]]] = getattr(importlib.import_module(module), name)
+    if method not in verbs:
+        raise ProtocolError(f"this daemon has no verb '{method}'", hint="is it older? millpond daemon restart")
+    return verbs[method]
+
+
+def enter(context: dict[str, Any]) -> None:
     """The client's environment, umask and folder, and nothing of the daemon's."""
     try:
         env = {wirepath.decode(key): wirepath.decode(value) for key, value in (context.get("env") or {}).items()}
@@ -227,11 +233,11 @@ def _refresh_git() -> None:
             git.settings.search_path[level] = None
 
 
-def _deaf() -> None:
+def deaf() -> None:
     """The outcome is known: a cancellation comes too late, and must not tear the answer apart."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def _cancel(*_: object) -> None:
-    _deaf()
+def cancel(*_: object) -> None:
+    deaf()
     raise CancelledError("the request was cancelled")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from millpond.daemon.errors import CancelledError, TargetError
+from millpond.daemon.jobs.jobverbs import VERBS as JOB_VERBS
 from millpond.daemon.jobs.worker import WorkerContext
 
 
@@ -112,4 +113,5 @@ VERBS: dict[str, Callable[[WorkerContext, dict[str, Any]], dict[str, Any]]] = {
     "status": status,
     "root": root,
     "fsck": fsck,
+    **JOB_VERBS,
 }

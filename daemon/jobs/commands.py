@@ -140,8 +140,8 @@ class Commands:
         return command
 
     def wait(self, timeout: float | None) -> list[Command]:
-        """Read output until a command has ended, a watched descriptor is readable, or `timeout` seconds have passed; the commands
-        that have ended. Kills those whose grace is over. What a sink or a signal's handler raises comes out here."""
+        """Until something was read, a command has ended, a watched descriptor is readable, or `timeout` seconds have passed; the
+        commands that have ended. Kills those whose grace is over. What a sink or a signal's handler raises comes out here."""
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             now = time.monotonic()
@@ -159,7 +159,7 @@ class Commands:
             ended = [c for c in self._running if c.pidfd in ready]
             for command in ended:
                 self._finish(command)
-            if ended or ready & self._watched or (deadline is not None and time.monotonic() >= deadline):
+            if ready or (deadline is not None and time.monotonic() >= deadline):
                 return ended
 
     def run(self, spec: CommandSpec, sink: Sink) -> Ended:

@@ -67,7 +67,7 @@ def chosen(jobs: Iterable[JobRecord], word: str | None) -> JobRecord:
         if newest:
             return newest[0]
         raise JobError("there are no jobs of yours", hint="run one: millpond job run -- COMMAND")
-    if word.isdecimal():
+    if word.isascii() and word.isdecimal():
         found = [job for job in newest if job.number == int(word)]
     else:
         found = [job for job in newest if job.name == word]

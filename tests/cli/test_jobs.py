@@ -1,0 +1,189 @@
+"""Jobs from the command line: followed, left alone, cancelled, and what a closed terminal or a killed client changes: nothing."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import signal
+import struct
+import subprocess
+import termios
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.cli.helpers import Home, Terminal
+from tests.jobs.helpers import gone, until
+
+
+def shown(home: Home) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(home.run("jobs", "--all", "--json").stdout)
+    return found
+
+
+def ended(home: Home) -> dict[str, Any]:
+    """The newest job, when it has ended."""
+    found: dict[str, Any] = until(lambda: (row := shown(home)[0])["ended"] and row)
+    return found
+
+
+def test_a_command_as_a_job_gives_its_output_and_its_exit_code(home: Home) -> None:
+    done = home.run("job", "run", "--", "sh", "-c", "echo out; echo err >&2; exit 3", code=3)
+    assert (done.stdout, done.stderr) == ("out\n", "err\n")
+    assert home.run("job", "run", "echo $0 | tr -d /; kill -9 $$", code=137).stdout.endswith("sh\n")
+    home.run("job", "run", "--name", "fine", "--", "printf", "%s|", "a b", "--json", "-x")
+    done = home.run("attach", "fi")
+    assert done.stdout == "a b|--json|-x|"
+    lines = home.run("jobs").stdout.splitlines()
+    assert lines[0].split() == ["JOB", "NAME", "STATE", "SINCE", "EXIT", "COMMAND"]
+    assert re.fullmatch(r"3    fine  succeeded  [\d.]+ s ago  0 +printf '%s\|' 'a b' --json -x", lines[1]), lines
+    assert "signal 9" in lines[2] and lines[3].split()[1] == "failed"
+    [newest, *_] = shown(home)
+    assert newest["cwd"] == str(home.repo) and newest["folder"].startswith(str(home.path / "state"))
+    assert home.run("job", "run", "--", "no-such-x", "y", code=127).stderr == (
+        "[millpond] cannot run 'no-such-x': No such file or directory\n"
+    )
+    assert "removed 1 job: 1" in home.run("job", "remove", "1").stdout.lower()
+    assert home.run("job", "prune", "--keep", "1").stdout == "Removed 2 jobs: 2, 3\n"
+    assert "no job '1'" in home.run("logs", "1", code=255).stderr
+    assert "no name for a job" in home.run("job", "run", "-n", "7", "--", "true", code=254).stderr
+    home.run("job", "run", code=254)
+
+
+def test_the_log_of_a_job_by_lines_by_time_and_followed(home: Home) -> None:
+    go = home.path / "go"
+    script = f"echo 1; echo 2 >&2; printf 3; while [ ! -e {go} ]; do sleep 0.02; done; echo; echo 4"
+    said = home.run("job", "run", "-d", "-n", "talk", script).stdout
+    assert said == "Job 1 runs: `millpond attach 1` follows it\n"
+    until(lambda: home.run("logs", "talk").stdout == "1\n3")  # a line that is not ended yet, too
+    done = home.run("logs", "-n", "1", "talk")
+    assert (done.stdout, done.stderr) == ("3", "2\n")  # the last line that has ended, and what comes after it
+    follower = subprocess.Popen(
+        home.command("logs", "-f", "-t", "talk"),
+        env=home.env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert follower.stdout is not None
+    stamp = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z"
+    assert re.fullmatch(f"{stamp} 1\n", follower.stdout.readline())
+    go.touch()
+    assert re.fullmatch(f"{stamp} 3\n{stamp} 4\n", follower.stdout.read())
+    assert follower.wait(20) == 0
+    follower.stdout.close()
+
+
+def test_control_c_cancels_what_is_run_and_leaves_alone_what_is_attached(
+    home: Home, terminal: Callable[..., Terminal]
+) -> None:
+    script = "trap 'echo ended; exit 1' TERM; printf 'running\\n'; while :; do sleep 0.05; done"
+    one = terminal(home, "job", "run", "-n", "one", script)
+    one.read_until("running")
+    two = terminal(home, "attach", "one")
+    two.read_until("running")
+    two.press_interrupt()
+    assert two.finish() == 130 and "Job 1 goes on" in two.seen
+    assert shown(home)[0]["state"] == "running"
+    one.press_interrupt()
+    assert one.finish() == 130
+    assert "Cancelling job 1" in one.seen and "ended" in one.seen and "Traceback" not in one.seen
+    row = shown(home)[0]
+    assert (row["state"], row["exit_code"]) == ("cancelled", 1)
+
+
+def test_a_second_control_c_does_not_wait(home: Home, terminal: Callable[..., Terminal]) -> None:
+    home.run("job", "run", "-d", "--grace", "60", "trap '' TERM; echo running; while :; do sleep 0.05; done")
+    one = terminal(home, "attach", "--cancel-on-interrupt", "1")
+    one.read_until("running")
+    one.press_interrupt()
+    one.read_until("Cancelling job 1")
+    one.read_until("[millpond] cancelled")
+    one.press_interrupt()
+    assert one.finish() == 130
+    assert shown(home)[0]["state"] == "running"
+    assert home.run("cancel", "--now", "1").stdout == "Job 1 was cancelled.\n"
+    assert "cancelled already" in home.run("cancel", "1", code=255).stderr
+
+
+def test_a_closed_terminal_leaves_a_job_with_its_colours_running(home: Home, terminal: Callable[..., Terminal]) -> None:
+    script = (
+        f"[ -t 1 ] && printf '\\033[32mgreen\\033[0m\\n'; stty size <&1; "
+        f"while [ ! -e {home.path}/go ]; do sleep 0.02; done; stty size <&1; exit 6"
+    )
+    one = terminal(home, "job", "run", script)
+    one.read_until("\x1b[32mgreen\x1b[0m")
+    one.read_until("24 80")  # of a terminal that does not say how large it is
+    os.close(one.master)  # the kernel hangs up: SIGHUP to the client
+    assert one.process.wait(20) == -signal.SIGHUP
+    assert shown(home)[0]["state"] == "running"
+    one.master = os.open(os.devnull, os.O_RDONLY)  # for the fixture to close
+    two = terminal(home, "attach")
+    fcntl.ioctl(two.master, termios.TIOCSWINSZ, struct.pack("4H", 33, 77, 0, 0))
+    os.kill(two.process.pid, signal.SIGWINCH)
+    two.read_until("\x1b[32mgreen\x1b[0m")  # all of it again, from the beginning
+    time.sleep(0.3)
+    (home.path / "go").touch()
+    assert two.finish() == 6 and "33 77" in two.seen
+
+
+def test_killed_clients_and_daemons_change_nothing_for_who_follows(home: Home) -> None:
+    go = home.path / "go"
+    client = subprocess.Popen(
+        home.command("job", "run", f"echo first; while [ ! -e {go} ]; do sleep 0.02; done; echo last; exit 9"),
+        env=home.env, cwd=home.repo, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert client.stdout is not None and client.stdout.readline() == b"first\n"
+    follower = subprocess.Popen(home.command("attach", "1"), env=home.env, stdout=subprocess.PIPE)
+    assert follower.stdout is not None and follower.stdout.readline() == b"first\n"
+    client.kill()
+    client.wait()
+    client.stdout.close()
+    pid = json.loads(home.run("daemon", "status", "--json").stdout)["pid"]
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: gone(pid))
+    go.touch()
+    assert follower.stdout.read() == b"last\n" and follower.wait(30) == 9
+    follower.stdout.close()
+    assert shown(home)[0]["exit_code"] == 9
+
+
+def test_a_lost_job_says_so(home: Home) -> None:
+    home.run("job", "run", "-d", "sleep 100")
+    follower = subprocess.Popen(home.command("attach", "1"), env=home.env, stderr=subprocess.PIPE, text=True)
+    time.sleep(0.5)
+    os.kill(shown(home)[0]["pid"], signal.SIGKILL)
+    assert follower.wait(20) == 11
+    assert follower.stderr is not None
+    assert "job 1 is lost: its process is gone, and has left no result; see `millpond logs 1`" in follower.stderr.read()
+    follower.stderr.close()
+    assert shown(home)[0]["state"] == "lost"
+
+
+def test_the_daemon_says_that_jobs_go_on_without_it(home: Home) -> None:
+    home.run("job", "run", "-d", "sleep 100")
+    assert "Jobs:     1 running, 0 waiting" in home.run("daemon", "status").stdout
+    assert "1 job goes on without it" in home.run("daemon", "stop").stdout
+    assert shown(home)[0]["state"] == "running"
+    home.run("cancel", "1")
+
+
+def test_output_of_any_bytes_and_a_reader_that_goes_away(home: Home) -> None:
+    done = subprocess.run(
+        home.command("job", "run", "--", "printf", "\\303\\050\\200\\r\\n\\000end"),
+        env=home.env,
+        cwd=home.repo,
+        capture_output=True,
+    )
+    assert done.stdout == b"\xc3\x28\x80\r\n\x00end"
+    reader = subprocess.Popen(
+        home.command("job", "run", "seq 1000000"), env=home.env, cwd=home.repo, stdout=subprocess.PIPE
+    )
+    assert reader.stdout is not None and reader.stdout.readline() == b"1\n"
+    reader.stdout.close()
+    assert reader.wait(20) == 141
+    assert ended(home)["state"] == "succeeded"
+    assert Path(shown(home)[0]["folder"]).is_dir()

@@ -56,8 +56,9 @@ class JobFolder:
         folder = cls(os.path.join(base, secrets.token_hex(8)))
         os.mkdir(folder.path, 0o700)
         try:
-            folder._write(_SPEC, json.dumps({"version": VERSION, **spec}).encode())
-            folder._write(_ENV, b"".join(os.fsencode(f"{name}={value}") + b"\0" for name, value in env.items()))
+            folder._stage(_SPEC, json.dumps({"version": VERSION, **spec}).encode())
+            folder._stage(_ENV, b"".join(os.fsencode(f"{name}={value}") + b"\0" for name, value in env.items()))
+            _sync_folder(folder.path)
             _sync_folder(base)
         except BaseException:
             folder.remove()
@@ -145,6 +146,11 @@ class JobFolder:
         return found if isinstance(found, dict) else None
 
     def _write(self, name: str, data: bytes) -> None:
+        self._stage(name, data)
+        _sync_folder(self.path)
+
+    def _stage(self, name: str, data: bytes) -> None:
+        """Put a whole file in place; its name is durable when the folder is synced."""
         new = self._at(f"{name}.new")
         fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
@@ -153,7 +159,6 @@ class JobFolder:
         finally:
             os.close(fd)
         os.rename(new, self._at(name))
-        _sync_folder(self.path)
 
 
 def _write_all(fd: int, data: bytes) -> None:

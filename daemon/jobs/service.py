@@ -262,27 +262,24 @@ class JobService:
             nursery.start_soon(self._save_later)
             while True:
                 self._wake = trio.Event()
-                await self._give_places()
+                self._give_places()
                 await self._wake.wait()
 
-    async def _give_places(self) -> None:
+    def _give_places(self) -> None:
         records = [job.record for job in self._jobs.values()]
         waiting = [record for record in records if record.state == "queued"]
         placed = [record for record in records if record.state in states.PLACED]
         for record in self._scheduler.choose(waiting, placed):
-            job = self._jobs.get(record.number)
-            if job is not None and job.record.state == "queued":  # not cancelled since
-                await self._change(job, "chosen")
-                self._daemon.nursery.start_soon(self._start, job)
+            job = self._jobs[record.number]
+            # Written down with the shim's pid: until then it is as good as queued.
+            job.record = dataclasses.replace(record, state=states.after(record.state, "chosen"))
+            self._daemon.nursery.start_soon(self._start, job)
 
     async def _adopt(self, job: Job, looked: trio.Event) -> None:
         """A job that an earlier daemon knew: its shim lives, or has ended, or never was."""
         record = job.record
         try:
             if record.state == "queued":
-                return
-            if not record.pid:
-                await self._change(job, "returned")
                 return
             pidfd = _open_shim(record)
             if pidfd < 0:

@@ -196,13 +196,13 @@ class CredentialsError(MillpondError):
 class JobError(MillpondError):
     """There is no such job, or it is not in a state for this."""
 
-    kind, code, exit_code = "job", 1080, 255
+    kind, code, exit_code = "job", 1085, 255
 
 
 class JobLostError(MillpondError):
     """A job's process is gone and has left no result."""
 
-    kind, code, exit_code = "job-lost", 1081, 11
+    kind, code, exit_code = "job-lost", 1086, 11
 
 
 class CancelledError(MillpondError):

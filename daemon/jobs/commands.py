@@ -40,7 +40,8 @@ class CommandSpec:
 
     `output`: `pipes`, two of them; `terminal`, a pseudo-terminal of `size` (rows, columns), or `pty`, both sides of one that is
     open; `inherit`, this process's own, and the sink gets nothing. `cwd` None: this process's. `death`: what the kernel
-    sends it when this process ends. `prepare` is called in the child, last of all.
+    sends it when this process ends. `keep` are descriptors that it and what it starts have open, too. `prepare` is called in
+    the child, last of all.
     """
 
     argv: Sequence[str] = ()
@@ -51,6 +52,7 @@ class CommandSpec:
     size: tuple[int, int] = (24, 80)
     pty: tuple[int, int] | None = None
     death: signal.Signals = signal.SIGKILL
+    keep: Sequence[int] = ()
     prepare: Callable[[], None] | None = None
 
 
@@ -285,6 +287,8 @@ def _become(spec: CommandSpec, output: list[int], report: int, parent: int) -> N
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         if spec.cwd is not None:
             os.chdir(spec.cwd)
+        for fd in spec.keep:
+            os.set_inheritable(fd, True)
         if spec.prepare is not None:
             spec.prepare()
         if spec.call is not None:

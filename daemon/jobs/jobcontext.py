@@ -12,7 +12,8 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,21 +41,75 @@ RECONNECT_S = 120.0
 _PAUSE_S = 0.2
 
 
-class JobContext(WorkerContext):
-    """A verb's context in a job. `again` is for verbs that run for long: each piece of work by itself, so that the rest need
-    not be repeated; `client` and `store` are other objects after it."""
+class JobPeer:
+    """The daemon, whichever it is by now: what a verb has as its client. `connect` gives a connection that has joined the job."""
 
-    def __init__(self, number: int, connect: Callable[[], Client], wait_s: float | None) -> None:
-        client = connect()
-        super().__init__(client, DaemonObjectStore(client), os.getuid(), wait_s)
-        self._number = number
+    def __init__(self, connect: Callable[[], Client]) -> None:
         self._connect = connect
-        self._join()
+        self._client = connect()
+
+    def call(self, method: str, params: dict[str, Any], *, fds: Sequence[int] = ()) -> tuple[dict[str, Any], list[int]]:
+        """See Client.call."""
+        return self._client.call(method, params, fds=fds)
+
+    def start(self, method: str, params: dict[str, Any], fds: Sequence[int] = ()) -> int:
+        """See Client.start; what was started is lost with its daemon."""
+        return self._client.start(method, params, fds)
+
+    def wait(self, request: int) -> tuple[dict[str, Any], list[int]]:
+        """See Client.wait."""
+        return self._client.wait(request)
+
+    def notify(self, method: str, params: dict[str, Any]) -> None:
+        """See Client.notify."""
+        self._client.notify(method, params)
+
+    def renew(self) -> None:
+        """Leave the daemon that went away for the next one. Raises DaemonUnavailableError when none comes in RECONNECT_S."""
+        self._client.close()
+        deadline = time.monotonic() + RECONNECT_S
+        while True:
+            try:
+                self._client = self._connect()
+                return
+            except MillpondError:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(_PAUSE_S)
+
+    def close(self) -> None:
+        self._client.close()
+
+
+@dataclass(slots=True, eq=False)
+class _Lock:
+    """A lock that is held: of which project, how, and the descriptor that the next daemon waits for."""
+
+    project: str
+    mode: str
+    held: int = -1
+
+    def let_go(self) -> None:
+        if self.held >= 0:
+            os.close(self.held)
+            self.held = -1
+
+
+class JobContext(WorkerContext):
+    """A verb's context in a job. The daemon may go away and come back: a lock that nobody holds any more is asked of the next one,
+    and what was under way within one fails, to be done `again`. `fds` are where its output goes."""
+
+    def __init__(self, peer: JobPeer, wait_s: float | None) -> None:
+        super().__init__(peer, DaemonObjectStore(peer), os.getuid(), wait_s)
+        self._peer = peer
+        self._locks: list[_Lock] = []
+        self.fds = [1, 2]
 
     def again(self, work: Callable[[], T]) -> T:
-        """Do what talks to the daemon and may be repeated as a whole; once more whenever the daemon went away meanwhile.
+        """Do what talks to the daemon and may be repeated as a whole; once more whenever the daemon went away meanwhile. Locks
+        that are held around it are taken again first: what they guard may have been changed since.
 
-        Raises what `work` raises, and DaemonUnavailableError when no daemon came back in RECONNECT_S.
+        Raises what `work` raises, and DaemonUnavailableError when no daemon came back.
         """
         for left in reversed(range(TRIES)):
             try:
@@ -62,19 +117,28 @@ class JobContext(WorkerContext):
             except DaemonUnavailableError as error:
                 if not left:
                     raise
-                self.log("warning", f"the daemon went away ({error.message}): going on with the next one")
-                self._reconnect()
+                self._renew(error)
         raise AssertionError("the last try returns or raises")
 
     @contextlib.contextmanager
     def lock(self, project: str, mode: str) -> Iterator[None]:
-        """See WorkerContext.lock. As long as it is held no other daemon starts, which would not know of it."""
-        with super().lock(project, mode):
-            _, [held] = self.client.call("jobs.hold", {})
-            try:
-                yield
-            finally:
-                os.close(held)
+        """See WorkerContext.lock. As long as it is held no other daemon starts, which would not know of it. A daemon that went away
+        while no lock was held has not been missed."""
+        lock = _Lock(project, mode)
+        self._locks.append(lock)
+        try:
+            if len(self._locks) == 1:
+                self.again(lambda: self._take(lock))
+            else:
+                self._take(lock)
+            yield
+        finally:
+            # A broken connection has released it already.
+            with contextlib.suppress(DaemonUnavailableError, OSError):
+                if lock.held >= 0:
+                    self.client.call("lock.release", {"project": wirepath.encode(project)})
+            lock.let_go()
+            self._locks.remove(lock)
 
     def log(self, level: str, text: str) -> None:
         """A line for the job's log."""
@@ -88,25 +152,20 @@ class JobContext(WorkerContext):
         with contextlib.suppress(DaemonUnavailableError, OSError):
             super().tell_progress()
 
-    def close(self) -> None:
-        self.client.close()
+    def _take(self, lock: _Lock) -> None:
+        params = {"project": wirepath.encode(lock.project), "mode": lock.mode, "timeout": self.wait_s}
+        self.client.call("lock.acquire", params)
+        lock.held = self.client.call("jobs.hold", {})[1][0]
 
-    def _join(self) -> None:
-        self.client.call("jobs.join", {"number": self._number})
-
-    def _reconnect(self) -> None:
-        self.client.close()
-        deadline = time.monotonic() + RECONNECT_S
-        while True:
-            try:
-                self.client = self._connect()
-                self.store = DaemonObjectStore(self.client)
-                self._join()
-                return
-            except MillpondError:
-                if time.monotonic() >= deadline:
-                    raise
-                time.sleep(_PAUSE_S)
+    def _renew(self, error: DaemonUnavailableError) -> None:
+        held = [lock for lock in self._locks if lock.held >= 0]
+        for lock in held:  # or the next daemon would wait for this process
+            lock.let_go()
+        self.log("warning", f"going on with the next daemon: {error.message}")
+        self._peer.renew()
+        self.store.forget()
+        for lock in held:
+            self._take(lock)
 
 
 def run_verb(folder: JobFolder, spec: Mapping[str, Any], env: Mapping[str, str], request: Mapping[str, Any]) -> int:
@@ -144,7 +203,9 @@ def _perform(
 ) -> dict[str, Any]:
     verb = worker.find_verb(str(request["verbs"]), method)
     path, system = Path(wirepath.decode(str(request["socket"]))), bool(request["system"])
-    context = JobContext(int(request["number"]), lambda: _connected(path, system=system), spec.get("wait_s"))
+    number = int(request["number"])
+    peer = JobPeer(lambda: _joined(path, number, system=system))
+    context = JobContext(peer, spec.get("wait_s"))
     try:
 
         def whole() -> dict[str, Any]:
@@ -156,7 +217,18 @@ def _perform(
         context.tell_progress()
         return result
     finally:
-        context.close()
+        peer.close()
+
+
+def _joined(path: Path, number: int, *, system: bool) -> Client:
+    """A connection to the daemon at `path` as this job's. Raises DaemonUnavailableError."""
+    client = _connected(path, system=system)
+    try:
+        client.call("jobs.join", {"number": number})
+        return client
+    except BaseException:
+        client.close()
+        raise
 
 
 def _connected(path: Path, *, system: bool) -> Client:

@@ -16,7 +16,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -30,10 +30,11 @@ from millpond.daemon.errors import (
     TargetError,
     from_system,
 )
-from millpond.daemon.jobs.objects import MAX_NAMES, DaemonObjectStore
+from millpond.daemon.jobs.objects import MAX_NAMES, DaemonObjectStore, Peer
 from millpond.daemon.names import ObjectName
 from millpond.daemon.rpc.client import IN_FILE, Client
 
+T = TypeVar("T")
 # Progress is sent at most this often; what is left out is sent with the next one, or before the answer.
 PROGRESS_S = 0.1
 # Verbs that put contents into the store, or count on those that are there.
@@ -70,7 +71,7 @@ class WorkerContext:
     `wait_s` bounds the wait for locks; None: as long as it takes.
     """
 
-    client: Client
+    client: Peer
     store: DaemonObjectStore
     uid: int
     wait_s: float | None = None
@@ -95,6 +96,10 @@ class WorkerContext:
         texts = [str(name) for name in names]
         for start in range(0, max(len(texts), 1), MAX_NAMES):
             self.client.call("projects.seen", {"path": path, "git": git, "names": texts[start : start + MAX_NAMES]})
+
+    def again(self, work: Callable[[], T]) -> T:
+        """See VerbContext.again: a worker ends with its daemon."""
+        return work()
 
     def progress(
         self,

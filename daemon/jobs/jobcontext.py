@@ -31,7 +31,7 @@ from millpond.daemon.jobs.objects import DaemonObjectStore
 from millpond.daemon.jobs.worker import WorkerContext
 from millpond.daemon.rpc import framing
 from millpond.daemon.rpc.autostart import connect_or_start
-from millpond.daemon.rpc.client import Client
+from millpond.daemon.rpc.client import Client, Notify
 from millpond.daemon.settings import from_env
 
 T = TypeVar("T")
@@ -47,10 +47,11 @@ class JobPeer:
     def __init__(self, connect: Callable[[], Client]) -> None:
         self._connect = connect
         self._client = connect()
+        self.on_notify: Notify | None = None
 
     def call(self, method: str, params: dict[str, Any], *, fds: Sequence[int] = ()) -> tuple[dict[str, Any], list[int]]:
         """See Client.call."""
-        return self._client.call(method, params, fds=fds)
+        return self._client.call(method, params, fds=fds, on_notify=self.on_notify)
 
     def start(self, method: str, params: dict[str, Any], fds: Sequence[int] = ()) -> int:
         """See Client.start; what was started is lost with its daemon."""
@@ -104,6 +105,8 @@ class JobContext(WorkerContext):
         self._peer = peer
         self._locks: list[_Lock] = []
         self.fds = [1, 2]
+        self._waiting_for = ""
+        peer.on_notify = self._heard
 
     def again(self, work: Callable[[], T]) -> T:
         """Do what talks to the daemon and may be repeated as a whole; once more whenever the daemon went away meanwhile. Locks
@@ -151,6 +154,14 @@ class JobContext(WorkerContext):
         """See WorkerContext.tell_progress; without a daemon there is nobody to tell."""
         with contextlib.suppress(DaemonUnavailableError, OSError):
             super().tell_progress()
+
+    def _heard(self, method: str, params: dict[str, Any]) -> None:
+        """The daemon says whom this job waits for: a line of the log, not one a second."""
+        if method == "$/waiting":
+            whom = str(params.get("for")).rpartition(", ")[0] or str(params.get("for"))
+            if whom != self._waiting_for:
+                self.log("info", f"waiting for {whom}")
+            self._waiting_for = whom
 
     def _take(self, lock: _Lock) -> None:
         params = {"project": wirepath.encode(lock.project), "mode": lock.mode, "timeout": self.wait_s}

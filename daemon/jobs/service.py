@@ -42,6 +42,7 @@ from millpond.daemon.rpc.methods import Call, Registry, Reply
 
 if TYPE_CHECKING:
     from millpond.daemon.main import Daemon
+    from millpond.daemon.rpc.connection import Connection
 
 log = logging.getLogger("millpond.jobs")
 T = TypeVar("T")
@@ -89,12 +90,11 @@ class Job:
 
 
 class JobCall(Call):
-    """What the requests of a job's own connection belong to: their progress is the job's."""
+    """What the requests of a job's own connection belong to: their progress is the job's; whom they wait for it is told, too."""
 
-    def __init__(self, job: Job, pid: int) -> None:
-        nobody: Any = None
+    def __init__(self, job: Job, connection: Connection, pid: int) -> None:
         number = job.record.number
-        super().__init__(nobody, number, f"job {number}", job.record.uid, pid, f"job-{number}", [])
+        super().__init__(connection, number, f"job {number}", job.record.uid, pid, f"job-{number}", [])
         self._job = job
 
     def notify(self, method: str, params: dict[str, Any]) -> None:
@@ -105,6 +105,8 @@ class JobCall(Call):
         """See Call.tell."""
         if method != "$/log":
             self._job.progress = params
+        if method == "$/waiting":
+            super().tell(method, params)
 
 
 class JobService:
@@ -234,7 +236,7 @@ class JobService:
         job = self._jobs.get(int(params["number"]))
         if job is None or job.record.uid != call.uid or not job.record.pid or _session(call.pid) != job.record.pid:
             raise AccessError("this process is not of that job")
-        call.connection.role, call.connection.parent = "worker", JobCall(job, call.pid)
+        call.connection.role, call.connection.parent = "worker", JobCall(job, call.connection, call.pid)
         call.connection.on_close(job.quiet)
         return {}
 

@@ -9,6 +9,7 @@ import re
 import signal
 import struct
 import subprocess
+import sys
 import termios
 import time
 from collections.abc import Callable
@@ -187,3 +188,31 @@ def test_output_of_any_bytes_and_a_reader_that_goes_away(home: Home) -> None:
     assert reader.wait(20) == 141
     assert ended(home)["state"] == "succeeded"
     assert Path(shown(home)[0]["folder"]).is_dir()
+
+
+AS_JOB = """
+import sys
+from millpond.cli.console import open_console
+from millpond.cli.jobs import as_job
+from millpond.daemon.errors import MillpondError
+try:
+    print(as_job(open_console({}), "add", {"targets": sys.argv[2:]}, detach=sys.argv[1] == "-d", title="add"))
+except MillpondError as error:
+    print(error.kind, error)
+"""
+
+
+def test_a_verb_as_a_job_gives_its_result_or_its_error(home: Home) -> None:
+    home.git("init", "-q")
+    home.run("init", "-q")
+    (home.repo / "f").write_text("1")
+
+    def add(*args: str) -> str:
+        command = [sys.executable, "-c", AS_JOB, *args]
+        return subprocess.run(command, cwd=home.repo, env=home.env, capture_output=True, text=True, check=True).stdout
+
+    assert "'pointer': 'f.dvc'" in add("-f", "f")
+    assert add("-f", "none").startswith("target 'none' does not exist")
+    assert add("-d", "f").splitlines()[0].startswith("Job 3 runs")
+    assert [row["state"] for row in (ended(home), *shown(home)[1:])] == ["succeeded", "failed", "succeeded"]
+    assert "ERROR: 'none' does not exist" in home.run("logs", "2").stderr

@@ -406,6 +406,21 @@ def test_a_verb_as_a_job_has_the_daemon_and_goes_on_with_the_next(tmp_path: Path
     place.end()
 
 
+def test_a_job_that_waits_for_a_lock_says_for_whom(client: Client, tmp_path: Path) -> None:
+    made = []
+    for n in range(2):
+        params = {"project": "w", "mark": str(tmp_path / f"mark{n}"), "until": str(tmp_path / "go")}
+        made.append(jobs.begin(client, verb="add", params=params))
+        if n == 0:
+            until((tmp_path / "mark0").exists)
+    until(lambda: f"job {made[0]['number']} by " in str((jobs.rows(client)[0]["progress"] or {}).get("for")))
+    until(lambda: jobs.folder(made[1]).joinpath("log").exists())
+    (tmp_path / "go").touch()
+    assert {jobs.wait(client, row)["state"] for row in made} == {"succeeded"}
+    name = f"waiting for job {made[0]['number']} by "
+    assert jobs.output(made[1]).decode().startswith(name) and jobs.output(made[1]).count(b"\n") == 1
+
+
 def test_a_long_verb_loses_nothing_to_daemons_that_die(tmp_path: Path) -> None:
     """One dies between two locked parts, one within: what is done in between is done once, what is within is done again."""
     place = site(tmp_path)

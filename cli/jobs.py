@@ -16,9 +16,11 @@ from millpond.cli import exits
 from millpond.cli.connection import request, verb
 from millpond.cli.console import Console
 from millpond.daemon import wirepath
-from millpond.daemon.errors import CancelledError, JobLostError, from_wire
+from millpond.daemon.errors import CancelledError, DaemonUnavailableError, JobLostError, from_wire
 
 Row = dict[str, Any]
+# A wait may outlive so many daemons that are stopped or killed.
+DAEMONS = 10
 
 
 def start(console: Console, what: dict[str, Any], **options: Any) -> Row:
@@ -59,25 +61,28 @@ def follow(console: Console, row: Row, *, cancel: bool) -> Row | None:
     """Print what a job writes until it has ended; its row then. Ctrl-C leaves it running (None), or with `cancel` cancels it
     the first time."""
     number = row["number"]
-    with _Signals() as signals:
-        row = _begun(console, row)
-        with _Output(console, row) as output:
-            while not output.advance(signals.wake):
-                if signals.resized:
-                    signals.resized = False
-                    output.resize()
-                if not signals.interrupts:
-                    continue
-                signals.interrupts -= 1
-                if not cancel:
-                    console.interrupted = True
-                    console.note(f"Job {number} goes on: `millpond attach {number}`, `millpond cancel {number}`")
-                    return None
-                cancel = False
-                console.note(f"Cancelling job {number}; Ctrl-C again does not wait for its end")
-                verb(console, "job.cancel", {"jobs": [str(number)], "now": False, "wait": False})
-    ended: Row = request(console, "jobs.wait", {"job": number, "until": "ended"})["job"]
-    return ended
+    try:
+        row = await_job(console, row, "begun")
+    except CancelledError:  # Ctrl-C while it waits for a place
+        if cancel:
+            verb(console, "job.cancel", {"jobs": [str(number)], "now": False, "wait": False})
+        return None
+    with _Signals() as signals, _Output(console, row) as output:
+        while not output.advance(signals.wake):
+            if signals.resized:
+                signals.resized = False
+                output.resize()
+            if not signals.interrupts:
+                continue
+            signals.interrupts -= 1
+            if not cancel:
+                console.interrupted = True
+                console.note(f"Job {number} goes on: `millpond attach {number}`, `millpond cancel {number}`")
+                return None
+            cancel = False
+            console.note(f"Cancelling job {number}; Ctrl-C again does not wait for its end")
+            verb(console, "job.cancel", {"jobs": [str(number)], "now": False, "wait": False})
+    return await_job(console, row, "ended")
 
 
 def exit_code(row: Row) -> int:
@@ -187,25 +192,31 @@ class _Signals:
         self.resized = True
 
 
-def _begun(console: Console, row: Row) -> Row:
-    if row["state"] in ("queued", "starting"):
-        waited: Row = request(console, "jobs.wait", {"job": row["number"], "until": "begun"})["job"]
-        return waited
-    return row
+def await_job(console: Console, row: Row, until: str) -> Row:
+    """The job's row when it has `begun` or `ended`, whichever daemon says so. Raises MillpondError."""
+    for left in reversed(range(DAEMONS)):
+        try:
+            found: Row = request(console, "jobs.wait", {"job": row["number"], "until": until})["job"]
+            return found
+        except DaemonUnavailableError:
+            if not left:
+                raise
+    raise AssertionError("the last try returns or raises")
 
 
 def pidfd_of(row: Row) -> int:
     """Of the job's shim, -1 when it has ended."""
+    from millpond.daemon.jobs.process import start_ticks
+
     if row["ended"] is not None:
         return -1
     try:
         pidfd = os.pidfd_open(row["pid"])
-        with open(f"/proc/{row['pid']}/stat", "rb") as file:
-            if int(file.read().rpartition(b")")[2].split()[19]) == row["start"]:
-                return pidfd
-        os.close(pidfd)
-    except (OSError, ValueError, IndexError):
+    except OSError:
         return -1
+    if start_ticks(row["pid"]) == row["start"]:
+        return pidfd
+    os.close(pidfd)
     return -1
 
 

@@ -144,7 +144,7 @@ def logs(console: Console, name: str | None, follow: bool, lines: int | None, ti
     Lines of [millpond] are not the job's own: they say what was done to it.
     """
     from millpond.cli.joblog import JobLog, Printer, Watch, last
-    from millpond.cli.jobs import folder_of, pidfd_of
+    from millpond.cli.jobs import await_job, folder_of, pidfd_of
 
     row = request(console, "jobs.find", {"job": name})["job"]
     folder = folder_of(row)
@@ -154,6 +154,7 @@ def logs(console: Console, name: str | None, follow: bool, lines: int | None, ti
     records = log.read()
     printer.show(records if lines is None else last(records, lines))
     if follow:
+        row = await_job(console, row, "begun")
         watch = Watch(folder, pidfd_of(row), -1)
         ended = False
         while not ended:

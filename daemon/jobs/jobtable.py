@@ -31,7 +31,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from millpond.daemon.errors import DiskFullError, InternalError, StoreFormatError
+from millpond.daemon.errors import DiskFullError, InternalError, StoreFormatError, from_system
 from millpond.daemon.jobs.record import JobRecord
 from millpond.daemon.jobs.states import ACTIVE, ENDED
 
@@ -60,19 +60,20 @@ class JobTable:
     @classmethod
     def open(cls, path: Path, *, fsync: bool = True) -> JobTable:
         """Open or make the file; one that is damaged is set aside under another name. Raises StoreFormatError for one of a
-        newer version, DiskFullError."""
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        newer version, DiskFullError, AccessError, InternalError."""
         try:
-            return cls(_connected(path, fsync))
-        except sqlite3.OperationalError as error:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            try:
+                return cls(_connected(path, fsync))
+            except sqlite3.OperationalError as error:
+                raise _told(error) from error
+            except sqlite3.DatabaseError as error:
+                _set_aside(path, error)
+                return cls(_connected(path, fsync))
+        except sqlite3.Error as error:
             raise _told(error) from error
-        except sqlite3.DatabaseError as error:
-            aside = path.with_name(f"{path.name}.damaged-{int(time.time())}")
-            log.error("'%s' is damaged (%s): set aside as '%s', jobs are counted anew", path, error, aside.name)
-            path.rename(aside)
-            for suffix in ("-wal", "-shm"):
-                path.with_name(path.name + suffix).unlink(missing_ok=True)
-            return cls(_connected(path, fsync))
+        except OSError as error:
+            raise from_system(error, "opening the table of jobs") from error
 
     def add(self, record: JobRecord) -> int:
         """Insert a job; its number. Raises DiskFullError."""
@@ -129,8 +130,16 @@ class JobTable:
         try:
             with self._db:
                 yield
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OverflowError) as error:
             raise _told(error) from error
+
+
+def _set_aside(path: Path, error: sqlite3.DatabaseError) -> None:
+    aside = path.with_name(f"{path.name}.damaged-{int(time.time())}")
+    log.error("'%s' is damaged (%s): set aside as '%s', jobs are counted anew", path, error, aside.name)
+    path.rename(aside)
+    for suffix in ("-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
 
 
 def _connected(path: Path, fsync: bool) -> sqlite3.Connection:
@@ -171,7 +180,7 @@ def _record(row: Sequence[Any]) -> JobRecord:
     return JobRecord(**values | {name: json.loads(values[name]) for name in _JSON})
 
 
-def _told(error: sqlite3.Error) -> DiskFullError | InternalError:
+def _told(error: sqlite3.Error | OverflowError) -> DiskFullError | InternalError:
     if getattr(error, "sqlite_errorname", "").startswith(("SQLITE_FULL", "SQLITE_IOERR")):
         return DiskFullError(f"the table of jobs cannot be written: {error}", hint="free some space, then do it again")
     return InternalError(f"the table of jobs failed: {error}", hint="see `millpond daemon logs`")

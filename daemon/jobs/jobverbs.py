@@ -15,7 +15,7 @@ from millpond.daemon import wirepath
 from millpond.daemon.errors import AccessError, JobError, MillpondError, UsageError, from_system
 from millpond.daemon.jobs.commands import shell_command
 from millpond.daemon.jobs.jobfolder import JobFolder
-from millpond.daemon.jobs.process import session_members, start_ticks
+from millpond.daemon.jobs.process import boot_id, session_members, start_ticks
 from millpond.daemon.jobs.record import checked_name
 from millpond.daemon.jobs.worker import WorkerContext
 from millpond.daemon.project.paths import printable
@@ -105,14 +105,24 @@ def remove(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
 
 
 def settle(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
-    """Verb of the daemon's own. {folder, peek} -> {begun, result, ended: [process]}: what became of a job whose shim is gone.
+    """Verb of the daemon's own. {folder, peek, over} -> {begun, alive, result, ended: [process]}: what became of a job whose shim is
+    gone (or is not, as its own user sees).
 
-    Without a result, what it ran is ended first: its commands were killed with it, others are told, then killed.
+    Without a result, what it ran is ended first: its commands were killed with it, others are told, then killed. `over`: it will
+    not be begun again. `peek`: only look.
     """
     folder = JobFolder(wirepath.decode(params["folder"]))
     begun = folder.begun()
-    found: dict[str, Any] = {"begun": begun is not None, "result": folder.result(), "ended": []}
-    if begun is None or found["result"] is not None or params.get("peek"):
+    alive = begun is not None and begun["boot"] == boot_id() and start_ticks(begun["pid"]) == begun["start"]
+    result = folder.result()
+    found: dict[str, Any] = {"begun": begun is not None, "alive": alive, "result": result, "ended": []}
+    if result is not None:
+        found["alive"] = False
+    if params.get("peek") or found["alive"]:
+        return found
+    if begun is not None or params.get("over"):
+        folder.discard_environment()
+    if begun is None or result is not None:
         return found
     left = _marked(int(begun["pid"]), folder.id)
     found["ended"] = [f"{name} (pid {pid})" for pid, name in sorted(left.items())]

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import logging
+import math
 import os
 import socket
 import time
@@ -27,8 +29,7 @@ from millpond.daemon.errors import (
     JobError,
     MillpondError,
     ProtocolError,
-    StoreFormatError,
-    from_wire,
+    from_system,
 )
 from millpond.daemon.jobs import states
 from millpond.daemon.jobs.jobtable import JobTable
@@ -37,7 +38,7 @@ from millpond.daemon.jobs.record import MAX_TITLE, JobRecord, checked_name, chos
 from millpond.daemon.jobs.scheduler import AtOnce, Scheduler
 from millpond.daemon.jobs.shim import GO
 from millpond.daemon.jobs.states import Event
-from millpond.daemon.rpc import framing
+from millpond.daemon.jobs.zygotes import Child
 from millpond.daemon.rpc.methods import Call, Registry, Reply
 
 if TYPE_CHECKING:
@@ -54,18 +55,23 @@ MAX_KEPT = 200
 # Of these this many at a time.
 MAX_EXPIRED = 50
 MAX_RESOURCES = 4096
+MAX_PATH = 16 << 10
+# What a result says beyond its row is kept up to so many characters.
+MAX_OUTCOME = 64 << 10
+# Connections of one job's processes at once.
+MAX_JOINED = 8
 # Workers that look after jobs that ended, at once; how often one that fails is tried, and what is between tries at most.
 SETTLERS = 4
 SETTLE_TRIES = 8
 _PAUSE_S = 5.0
-# A shim that ends before it has begun is made again this often.
+# A shim that ends before it has begun, or cannot be made for want of processes, is made again this often.
 MAX_RETURNS = 3
+_RETURN_S = 1.0
+_MAX_WORD = 64 << 10
 # The table is written again and again while its disk has no room.
 _SAVE_S = 5.0
 # Jobs that were running when a daemon starts are looked at for this long before it answers questions about jobs.
 ADOPT_S = 10.0
-# What a result may say of a job's row.
-_RESULT = {"exit_code": int, "signal": int, "started": float, "ended": float, "reason": str}
 _OUTCOME = ("seconds", "rusage", "oom", "log", "ended_with_it", "mounts")
 
 
@@ -77,6 +83,7 @@ class Job:
     cancelled: str | None = None
     progress: dict[str, Any] | None = None
     returns: int = 0
+    joined: int = 0
     changed: trio.Event = field(default_factory=trio.Event)
 
     def tell(self) -> None:
@@ -84,8 +91,9 @@ class Job:
         self.changed.set()
         self.changed = trio.Event()
 
-    def quiet(self) -> None:
-        """Nobody tells its progress any more."""
+    def left(self) -> None:
+        """One of its connections has ended."""
+        self.joined -= 1
         self.progress = None
 
 
@@ -125,7 +133,7 @@ class JobService:
         try:
             self._table = JobTable.open(daemon.settings.state / "jobs.db", fsync=daemon.settings.fsync)
             self._jobs = {record.number: Job(record) for record in self._table.active()}
-        except StoreFormatError as error:  # the store can be served all the same
+        except MillpondError as error:  # the store is served all the same: it may be what frees the disk
             log.error("%s", error)
             self._broken = error
 
@@ -151,16 +159,19 @@ class JobService:
         if mine >= MAX_ACTIVE:
             raise BusyError(f"{MAX_ACTIVE} of your jobs have not ended yet", hint="try again later")
         resources = params.get("resources") or {}
-        if not isinstance(resources, dict) or len(str(resources)) > MAX_RESOURCES:
+        if not isinstance(resources, dict) or len(json.dumps(resources)) > MAX_RESOURCES:
             raise ProtocolError("a job's resources are a small JSON object")
+        cwd, folder = str(params["cwd"]), str(params["folder"])
+        if params["kind"] not in ("command", "verb") or max(len(cwd), len(folder)) > MAX_PATH:
+            raise ProtocolError("a job is a command or a verb, with paths that the system has")
         record = JobRecord(
             0,
             call.uid,
             "queued",
             str(params["kind"]),
             str(params["title"])[:MAX_TITLE],
-            str(params["cwd"]),
-            str(params["folder"]),
+            cwd,
+            folder,
             checked_name(params.get("name")),
             resources,
             created=time.time(),
@@ -178,7 +189,7 @@ class JobService:
     async def show(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
         """{limit} -> {jobs: [row + progress]} of the caller (root: of all), newest first: those that have not ended, and the
         last `limit` that have."""
-        records = await self._records(call, int(params.get("limit") or 0))
+        records = await self._records(call, max(0, min(int(params.get("limit") or 0), MAX_ACTIVE)))
         found = []
         for record in records:
             job = self._jobs.get(record.number)
@@ -198,12 +209,13 @@ class JobService:
             raise ProtocolError("a job is waited for until it has begun or ended")
         waited = time.monotonic()
         while (job := self._jobs.get(record.number)) is not None:
+            if self._daemon.server.stopping:  # it may take days: ask the next daemon
+                raise _stopping()
             if params["until"] == "begun" and job.record.state == "running":
                 break
             changed = job.changed
             if job.record.state == "queued":
-                ahead = sum(1 for other in self._jobs.values() if other.record.state in states.PLACED)
-                call.waiting(f"a place beside {ahead} jobs", time.monotonic() - waited)
+                call.waiting("a place among the jobs that run at once", time.monotonic() - waited)
             with trio.move_on_after(1.0):
                 await changed.wait()
         return await self.find(call, {"job": record.number})
@@ -236,8 +248,11 @@ class JobService:
         job = self._jobs.get(int(params["number"]))
         if job is None or job.record.uid != call.uid or not job.record.pid or _session(call.pid) != job.record.pid:
             raise AccessError("this process is not of that job")
+        if job.joined >= MAX_JOINED:
+            raise BusyError(f"{MAX_JOINED} processes of that job are connected already")
+        job.joined += 1
         call.connection.role, call.connection.parent = "worker", JobCall(job, call.connection, call.pid)
-        call.connection.on_close(job.quiet)
+        call.connection.on_close(job.left)
         return {}
 
     async def hold(self, call: Call, params: dict[str, Any]) -> Reply:
@@ -309,21 +324,17 @@ class JobService:
 
     async def _start(self, job: Job) -> None:
         """Fork the shim, write its pid down, let it begin."""
-        record = job.record
-        ours, theirs = socket.socketpair()
-        request = {
-            "folder": record.folder,
-            "number": record.number,
-            "socket": wirepath.encode(os.fspath(self._daemon.settings.socket)),
-            "verbs": self._daemon.settings.verbs,
-            "system": self._daemon.system is not None,
-        }
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError as error:
+            await self._not_started(job, from_system(error, "starting the job"))
+            return
         with theirs:
             try:
-                child = await self._daemon.zygotes.of(record.uid).fork("shim", request, [theirs.fileno()])
+                child = await self._forked(job.record, theirs.fileno())
             except MillpondError as error:
                 ours.close()
-                await self._change(job, "failed", reason=error.message, ended=time.time())
+                await self._not_started(job, error)
                 return
         # From here on the pidfd says what becomes of it, whatever else happens.
         talked = trio.Event()
@@ -334,10 +345,30 @@ class JobService:
         finally:
             talked.set()
 
+    async def _forked(self, record: JobRecord, fd: int) -> Child:
+        request = {
+            "folder": record.folder,
+            "number": record.number,
+            "socket": wirepath.encode(os.fspath(self._daemon.settings.socket)),
+            "verbs": self._daemon.settings.verbs,
+            "system": self._daemon.system is not None,
+        }
+        return await self._daemon.zygotes.of(record.uid).fork("shim", request, [fd])
+
+    async def _not_started(self, job: Job, error: MillpondError) -> None:
+        """No shim could be made: where processes, descriptors or memory were short, it is tried again."""
+        if isinstance(error, BusyError) and job.returns < MAX_RETURNS and job.cancelled is None:
+            job.returns += 1
+            await trio.sleep(_RETURN_S)
+            await self._change(job, "returned")
+            return
+        await self._change(job, "failed", reason=error.message, ended=time.time())
+
     async def _let_begin(self, job: Job, pid: int, stream: trio.SocketStream) -> None:
         """Say `go` to a new shim, unless there is a reason not to: without it nothing begins."""
         try:
-            await self._save(job, dataclasses.replace(job.record, pid=pid, start=start_ticks(pid), boot=boot_id()))
+            record = dataclasses.replace(job.record, pid=pid, start=start_ticks(pid), boot=boot_id())
+            await self._save(job, record)
         except MillpondError as error:
             await self._change(job, "failed", reason=error.message, ended=time.time())
             return
@@ -353,8 +384,7 @@ class JobService:
         if answer == b"{}\n":
             await self._change(job, "begun", started=time.time())
         elif answer:
-            reason = from_wire(framing.parse_json(answer)[0]).message
-            await self._change(job, "failed", reason=reason, ended=time.time())
+            await self._change(job, "failed", reason=_refusal(answer), ended=time.time())
 
     async def _watch(self, job: Job, pidfd: int, talked: trio.Event) -> None:
         """Until the shim has ended, and has said what it had to say; then see how the job did."""
@@ -369,6 +399,9 @@ class JobService:
     async def _settle(self, job: Job) -> None:
         """The shim is gone: what became of the job."""
         found = await self._look(job)
+        while found is not None and found.get("alive"):  # this process could not see it, its user's can
+            await trio.sleep(_PAUSE_S)
+            found = await self._look(job)
         if found is None:
             return
         result = found.get("result")
@@ -377,10 +410,10 @@ class JobService:
         elif job.cancelled is not None:
             await self._change(job, "cancelled", reason=job.cancelled, ended=time.time())
         elif found.get("begun"):
-            reason = str(found.get("reason") or "its process is gone, and has left no result")
+            reason = str(found.get("reason") or "its process is gone, and has left no result")[:MAX_TITLE]
             log.warning("job %d is lost: %s", job.record.number, reason)
-            outcome = {"ended_with_it": found.get("ended") or []}
-            await self._change(job, "lost", reason=reason, ended=time.time(), outcome=outcome)
+            row = _row({"ended_with_it": found.get("ended")})
+            await self._change(job, "lost", reason=reason, ended=time.time(), outcome=row["outcome"])
         elif job.returns < MAX_RETURNS:
             job.returns += 1
             await self._change(job, "returned", pid=0, start=0, boot="")
@@ -391,7 +424,7 @@ class JobService:
     async def _look(self, job: Job, *, peek: bool = False) -> dict[str, Any] | None:
         """What a worker of the caller's finds in the job's folder (`job.settle`); None when this daemon ends first."""
         record = job.record
-        params = {"folder": record.folder, "peek": peek, "context": {"cwd": "/", "env": {}}}
+        params = {"folder": record.folder, "peek": peek, "over": record.over, "context": {"cwd": "/", "env": {}}}
         tries, pause = SETTLE_TRIES, 0.1
         while True:
             try:
@@ -420,6 +453,8 @@ class JobService:
             self._jobs.pop(record.number, None)
             extra = {"uid": record.uid, "pid": record.pid, "outcome": record.state}
             log.info("job %d", record.number, extra=extra)
+            if record.started is None:  # its folder still has its environment
+                self._daemon.nursery.start_soon(self._look, job)
         job.tell()
         self._wake.set()
 
@@ -459,7 +494,7 @@ class JobService:
     async def close(self) -> None:
         """Write no more: what happens from now on the next daemon finds out."""
         if self._broken is None:
-            self._broken = DaemonUnavailableError("the daemon is stopping", hint="run the command again")
+            self._broken = _stopping()
             await self._in_thread(self._table.close)
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
@@ -468,13 +503,30 @@ class JobService:
 
 def _row(result: dict[str, Any]) -> dict[str, Any]:
     """What a result says, as far as it is of the right kind: a user's file says what he likes, about his own job."""
-    row: dict[str, Any] = {}
-    for name, kind in _RESULT.items():
-        value = result.get(name)
-        if isinstance(value, kind) and not isinstance(value, bool):
-            row[name] = value[:MAX_TITLE] if isinstance(value, str) else value
-    row["outcome"] = {name: result[name] for name in _OUTCOME if name in result}
+    row: dict[str, Any] = {"outcome": {name: result[name] for name in _OUTCOME if result.get(name) is not None}}
+    if len(json.dumps(row["outcome"])) > MAX_OUTCOME:
+        row["outcome"] = {}
+    for name in ("exit_code", "signal"):
+        if type(result.get(name)) is int and abs(result[name]) < 1 << 31:
+            row[name] = result[name]
+    for name in ("started", "ended"):
+        if type(result.get(name)) is float and math.isfinite(result[name]):
+            row[name] = result[name]
+    if isinstance(result.get("reason"), str):
+        row["reason"] = result["reason"][:MAX_TITLE]
     return row
+
+
+def _refusal(answer: bytes) -> str:
+    """Why a shim does not begin; it is its user's process, and may say anything."""
+    try:
+        return str(json.loads(answer)["message"])[:MAX_TITLE]
+    except (ValueError, KeyError, TypeError):
+        return "its process could not begin, and does not say why"
+
+
+def _stopping() -> DaemonUnavailableError:
+    return DaemonUnavailableError("the daemon is stopping", hint="run the command again", details={"stopping": True})
 
 
 def _open_shim(record: JobRecord) -> int:
@@ -501,7 +553,7 @@ def _session(pid: int) -> int:
 async def _line(stream: trio.SocketStream) -> bytes:
     """A line, or what there was of it at the end of the stream."""
     answer = b""
-    while not answer.endswith(b"\n") and (part := await stream.receive_some(65536)):
+    while not answer.endswith(b"\n") and len(answer) < _MAX_WORD and (part := await stream.receive_some(65536)):
         answer += part
     return answer
 

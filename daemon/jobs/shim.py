@@ -81,7 +81,7 @@ class Shim:
             ended = self._follow(command)
             left = self._end_leftovers()
         except OSError as error:
-            reason = f"cannot run '{error.filename}': {error.strerror}"
+            reason = f"cannot run '{error.filename or 'the command'}': {error.strerror}"
             self._log.note(reason)
             code = NOT_FOUND if error.errno == 2 else NOT_RUNNABLE
             ended = Ended(code, None, time.monotonic() - clock, 0.0, 0.0, 0)
@@ -127,8 +127,8 @@ class Shim:
     def _limit(self) -> None:
         """In the child: the client's limits, not the daemon's, as far as they may be had."""
         for name, (soft, hard) in (self._spec.get("limits") or {}).items():
-            with contextlib.suppress(OSError, ValueError, AttributeError):
-                number = getattr(resource, name)
+            with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
+                number = getattr(resource, f"RLIMIT_{name.removeprefix('RLIMIT_')}")
                 most = resource.getrlimit(number)[1]
                 if most != resource.RLIM_INFINITY:
                     hard = most if hard == resource.RLIM_INFINITY else min(hard, most)
@@ -251,6 +251,7 @@ def _begun(request: dict[str, Any], daemon: socket.socket) -> tuple[Shim, Callab
     os.umask(int(spec.get("umask", 0o022)) & 0o777)
     size = spec.get("terminal")
     pty = None if size is None else open_terminal((int(size[0]), int(size[1])))
+    shim = Shim(folder, spec, env, pty)
     if daemon.recv(len(GO), socket.MSG_WAITALL) != GO:
         raise BrokenPipeError
     process.adopt_orphans()
@@ -263,7 +264,6 @@ def _begun(request: dict[str, Any], daemon: socket.socket) -> tuple[Shim, Callab
     os.environ.clear()
     os.environ.update(env)
     _let_go_of_streams()
-    shim = Shim(folder, spec, env, pty)
     return shim, lambda: run_verb(folder, spec, env, request)
 
 

@@ -96,6 +96,17 @@ def test_control_c_cancels_what_is_run_and_leaves_alone_what_is_attached(
     assert (row["state"], row["exit_code"]) == ("cancelled", 1)
 
 
+def test_control_c_while_it_waits_for_a_place(home: Home, terminal: Callable[..., Terminal]) -> None:
+    home.extra["MILLPOND_JOBS"] = "1"
+    home.run("job", "run", "-d", "sleep 100")
+    one = terminal(home, "job", "run", "echo never")
+    one.read_until("waiting for a place")
+    one.press_interrupt()
+    assert one.finish() == 130
+    assert [row["state"] for row in shown(home)] == ["cancelled", "running"]
+    home.run("cancel", "1")
+
+
 def test_a_second_control_c_does_not_wait(home: Home, terminal: Callable[..., Terminal]) -> None:
     home.run("job", "run", "-d", "--grace", "60", "trap '' TERM; echo running; while :; do sleep 0.05; done")
     one = terminal(home, "attach", "--cancel-on-interrupt", "1")

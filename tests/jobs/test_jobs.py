@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import resource
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -17,7 +19,7 @@ import pytest
 from tests.jobs import jobhelp as jobs
 from tests.jobs.helpers import Site, children_named, context, gone, kill, running, site, until
 
-from millpond.daemon.errors import CancelledError, JobError, UsageError
+from millpond.daemon.errors import CancelledError, DaemonUnavailableError, JobError, UsageError
 from millpond.daemon.rpc.client import Client
 
 
@@ -305,11 +307,46 @@ def test_jobs_wait_for_a_place_in_their_order(tmp_path: Path) -> None:
         waiting = client.start("jobs.wait", {"job": made[4]["number"], "until": "begun"})
         [row] = jobs.cancel(client, made[3])
         assert (row["state"], row["pid"]) == ("cancelled", 0)
+        until(lambda: not (jobs.folder(made[3]) / "env").exists())
         (tmp_path / "go").touch()
         assert client.wait(waiting)[0]["job"]["state"] in ("running", "succeeded")
         assert {jobs.wait(client, made[n])["state"] for n in (0, 1, 2, 4)} == {"succeeded"}
         assert sorted((tmp_path / "order").read_text().split()) == ["0", "1", "2", "4"]
         assert (tmp_path / "order").read_text().split()[2:] == ["2", "4"]
+
+
+def test_a_job_that_cannot_begin_fails_with_the_reason(tmp_path: Path) -> None:
+    with running(tmp_path, MILLPOND_JOBS="1") as place, place.start() as client:
+        first = jobs.run(client, "sh", "-c", f"while [ ! -e {tmp_path}/go ]; do sleep 0.02; done")
+        jobs.wait(client, first, "begun")
+        damaged, gone_, other = (jobs.run(client, "true", "x") for _ in range(3))
+        (jobs.folder(damaged) / "job.json").write_text("{")
+        shutil.rmtree(jobs.folder(gone_))
+        spec = json.loads((jobs.folder(other) / "job.json").read_text())
+        (jobs.folder(other) / "job.json").write_text(json.dumps(spec | {"terminal": "x", "cwd": 7}))
+        (tmp_path / "go").touch()
+        for job, reason in ((damaged, "cannot be read"), (gone_, "cannot be read"), (other, "cannot begin")):
+            row = jobs.wait(client, job)
+            assert row["state"] == "failed" and reason in row["reason"], row
+        for job in (damaged, gone_, other):
+            env = jobs.folder(job) / "env"
+            until(lambda: not env.exists())  # noqa: B023 - called before the next one
+        assert jobs.wait(client, jobs.run(client, "true"))["state"] == "succeeded"
+
+
+def test_who_waits_for_a_job_holds_up_no_daemon_that_stops(tmp_path: Path) -> None:
+    place = site(tmp_path)
+    with place.start() as client:
+        job = jobs.wait(client, jobs.run(client, "sleep", "1000"), "begun")
+        waiting = client.start("jobs.wait", {"job": job["number"], "until": "ended"})
+        began = time.monotonic()
+        client.call("daemon.stop", {})
+        with pytest.raises(DaemonUnavailableError, match="stopping"):
+            client.wait(waiting)
+        assert client.hung_up(20) and time.monotonic() - began < 8
+    with place.start() as client:
+        assert jobs.cancel(client, job)[0]["state"] == "cancelled"
+    place.end()
 
 
 def test_a_queued_job_outlives_the_daemon_too(tmp_path: Path) -> None:

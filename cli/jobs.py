@@ -24,7 +24,7 @@ DAEMONS = 10
 
 
 def start(console: Console, what: dict[str, Any], **options: Any) -> Row:
-    """Have a job begin: `what` is {argv} or {verb, params}; its row. Raises MillpondError."""
+    """Have a job begin: `what` is {argv} or {verb, params}; its row when it has, or waits for a place. Raises MillpondError."""
     limits = [name for name in dir(resource) if name.startswith("RLIMIT_")]
     surroundings = {
         "terminal": _size(),
@@ -33,7 +33,7 @@ def start(console: Console, what: dict[str, Any], **options: Any) -> Row:
         "cpus": sorted(os.sched_getaffinity(0)),
     }
     row: Row = verb(console, "job.run", {**surroundings, **options, **what})["job"]
-    return row
+    return await_job(console, row, "begun") if row["state"] == "starting" else row
 
 
 def as_job(
@@ -99,7 +99,9 @@ def exit_code(row: Row) -> int:
 
 def begun_line(row: Row) -> str:
     """After `--detach`."""
-    return f"Job {row['number']} runs: `millpond attach {row['number']}` follows it"
+    how = {"running": "runs", "queued": "waits for a place"}.get(row["state"])
+    number = row["number"]
+    return f"Job {number} {how}: `millpond attach {number}` follows it" if how else f"Job {number}: {row['state']}"
 
 
 def folder_of(row: Row) -> Path:

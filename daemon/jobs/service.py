@@ -150,7 +150,8 @@ class JobService:
     # -- requests -------------------------------------------------------------------------------------------------
 
     async def submit(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
-        """{folder, kind, title, cwd, name?, resources?} -> {job, expired: [{number, folder}]} once the job is written down.
+        """{folder, kind, title, cwd, name?, resources?} -> {job, expired: [{number, folder}]} once the job is written down: `starting`
+        if it has a place, else `queued`.
 
         `expired` are old jobs whose folders the caller's worker removes, and then tells `jobs.forget`.
         """
@@ -179,7 +180,8 @@ class JobService:
         with trio.CancelScope(shield=True):  # what is written down runs, also when its client is gone by now
             number = await self._in_thread(lambda: self._table.add(record))
             job = self._jobs[number] = Job(dataclasses.replace(record, number=number))
-            self._wake.set()
+            if self._adopted.is_set():
+                self._give_places()  # now, so that the answer says whether it has one
             expired = await self._in_thread(lambda: self._table.beyond(call.uid, MAX_KEPT, MAX_EXPIRED))
         return {
             "job": dataclasses.asdict(job.record),

@@ -10,14 +10,30 @@ import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import termios
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tests.cli.helpers import Home, Terminal
 from tests.jobs.helpers import gone, until
+
+
+@pytest.fixture(scope="module")
+def home() -> Iterator[Home]:
+    """One user for all of these tests."""
+    with tempfile.TemporaryDirectory(prefix="mp-cli-", ignore_cleanup_errors=True) as folder:
+        made = Home(Path(folder))
+        yield made
+        made.close()
+
+
+def number(home: Home) -> int:
+    """Of the newest job."""
+    return int(shown(home)[0]["number"])
 
 
 def shown(home: Home) -> list[dict[str, Any]]:
@@ -40,25 +56,26 @@ def test_a_command_as_a_job_gives_its_output_and_its_exit_code(home: Home) -> No
     assert done.stdout == "a b|--json|-x|"
     lines = home.run("jobs").stdout.splitlines()
     assert lines[0].split() == ["JOB", "NAME", "STATE", "SINCE", "EXIT", "COMMAND"]
-    assert re.fullmatch(r"3    fine  succeeded  [\d.]+ s ago  0 +printf '%s\|' 'a b' --json -x", lines[1]), lines
+    n = number(home)
+    assert re.fullmatch(rf"{n} +fine  succeeded  [\d.]+ s ago  0 +printf '%s\|' 'a b' --json -x", lines[1]), lines
     assert "signal 9" in lines[2] and lines[3].split()[1] == "failed"
     [newest, *_] = shown(home)
     assert newest["cwd"] == str(home.repo) and newest["folder"].startswith(str(home.path / "state"))
     assert home.run("job", "run", "--", "no-such-x", "y", code=127).stderr == (
         "[millpond] cannot run 'no-such-x': No such file or directory\n"
     )
-    assert "removed 1 job: 1" in home.run("job", "remove", "1").stdout.lower()
-    assert home.run("job", "prune", "--keep", "1").stdout == "Removed 2 jobs: 2, 3\n"
-    assert "no job '1'" in home.run("logs", "1", code=255).stderr
+    assert home.run("job", "remove", str(n)).stdout == f"Removed 1 job: {n}\n"
+    assert f", {n - 1}\n" in home.run("job", "prune", "--keep", "1").stdout
+    assert f"no job '{n}'" in home.run("logs", str(n), code=255).stderr
     assert "no name for a job" in home.run("job", "run", "-n", "7", "--", "true", code=254).stderr
     home.run("job", "run", code=254)
 
 
 def test_the_log_of_a_job_by_lines_by_time_and_followed(home: Home) -> None:
-    go = home.path / "go"
+    go = home.path / "talk"
     script = f"echo 1; echo 2 >&2; printf 3; while [ ! -e {go} ]; do sleep 0.02; done; echo; echo 4"
     said = home.run("job", "run", "-d", "-n", "talk", script).stdout
-    assert said == "Job 1 runs: `millpond attach 1` follows it\n"
+    assert said == "Job {0} runs: `millpond attach {0}` follows it\n".format(number(home))
     until(lambda: home.run("logs", "talk").stdout == "1\n3")  # a line that is not ended yet, too
     done = home.run("logs", "-n", "1", "talk")
     assert (done.stdout, done.stderr) == ("3", "2\n")  # the last line that has ended, and what comes after it
@@ -87,44 +104,52 @@ def test_control_c_cancels_what_is_run_and_leaves_alone_what_is_attached(
     two = terminal(home, "attach", "one")
     two.read_until("running")
     two.press_interrupt()
-    assert two.finish() == 130 and "Job 1 goes on" in two.seen
+    assert two.finish() == 130 and f"Job {number(home)} goes on" in two.seen
     assert shown(home)[0]["state"] == "running"
     one.press_interrupt()
     assert one.finish() == 130
-    assert "Cancelling job 1" in one.seen and "ended" in one.seen and "Traceback" not in one.seen
+    assert f"Cancelling job {number(home)}" in one.seen and "ended" in one.seen and "Traceback" not in one.seen
     row = shown(home)[0]
     assert (row["state"], row["exit_code"]) == ("cancelled", 1)
 
 
 def test_control_c_while_it_waits_for_a_place(home: Home, terminal: Callable[..., Terminal]) -> None:
-    home.extra["MILLPOND_JOBS"] = "1"
-    home.run("job", "run", "-d", "sleep 100")
+    home.run("daemon", "stop")
+    home.run("daemon", "start", env={"MILLPOND_JOBS": "1"})
+    home.run("job", "run", "-d", "-n", "first", "sleep 100")
+    assert "waits for a place" in home.run("job", "run", "-d", "-n", "second", "echo never").stdout
+    home.run("cancel", "second")
     one = terminal(home, "job", "run", "echo never")
     one.read_until("waiting for a place")
     one.press_interrupt()
     assert one.finish() == 130
-    assert [row["state"] for row in shown(home)] == ["cancelled", "running"]
-    home.run("cancel", "1")
+    assert [row["state"] for row in shown(home)[:3]] == ["cancelled", "cancelled", "running"]
+    home.run("cancel", "first")
+    home.run("daemon", "stop")
 
 
 def test_a_second_control_c_does_not_wait(home: Home, terminal: Callable[..., Terminal]) -> None:
-    home.run("job", "run", "-d", "--grace", "60", "trap '' TERM; echo running; while :; do sleep 0.05; done")
-    one = terminal(home, "attach", "--cancel-on-interrupt", "1")
+    home.run(
+        "job", "run", "-d", "-n", "deaf", "--grace", "60", "trap '' TERM; echo running; while :; do sleep 0.05; done"
+    )
+    one = terminal(home, "attach", "--cancel-on-interrupt", "deaf")
+    n = number(home)
     one.read_until("running")
     one.press_interrupt()
-    one.read_until("Cancelling job 1")
+    one.read_until(f"Cancelling job {n}")
     one.read_until("[millpond] cancelled")
     one.press_interrupt()
     assert one.finish() == 130
     assert shown(home)[0]["state"] == "running"
-    assert home.run("cancel", "--now", "1").stdout == "Job 1 was cancelled.\n"
-    assert "cancelled already" in home.run("cancel", "1", code=255).stderr
+    assert home.run("cancel", "--now", "deaf").stdout == f"Job {n} was cancelled.\n"
+    assert "cancelled already" in home.run("cancel", str(n), code=255).stderr
 
 
 def test_a_closed_terminal_leaves_a_job_with_its_colours_running(home: Home, terminal: Callable[..., Terminal]) -> None:
+    go = home.path / "closed"
     script = (
         f"[ -t 1 ] && printf '\\033[32mgreen\\033[0m\\n'; stty size <&1; "
-        f"while [ ! -e {home.path}/go ]; do sleep 0.02; done; stty size <&1; exit 6"
+        f"while [ ! -e {go} ]; do sleep 0.02; done; stty size <&1; exit 6"
     )
     one = terminal(home, "job", "run", script)
     one.read_until("\x1b[32mgreen\x1b[0m")
@@ -138,18 +163,18 @@ def test_a_closed_terminal_leaves_a_job_with_its_colours_running(home: Home, ter
     os.kill(two.process.pid, signal.SIGWINCH)
     two.read_until("\x1b[32mgreen\x1b[0m")  # all of it again, from the beginning
     time.sleep(0.3)
-    (home.path / "go").touch()
+    go.touch()
     assert two.finish() == 6 and "33 77" in two.seen
 
 
 def test_killed_clients_and_daemons_change_nothing_for_who_follows(home: Home) -> None:
-    go = home.path / "go"
+    go = home.path / "killed"
     client = subprocess.Popen(
         home.command("job", "run", f"echo first; while [ ! -e {go} ]; do sleep 0.02; done; echo last; exit 9"),
         env=home.env, cwd=home.repo, stdout=subprocess.PIPE,
     )  # fmt: skip
     assert client.stdout is not None and client.stdout.readline() == b"first\n"
-    follower = subprocess.Popen(home.command("attach", "1"), env=home.env, stdout=subprocess.PIPE)
+    follower = subprocess.Popen(home.command("attach"), env=home.env, stdout=subprocess.PIPE)
     assert follower.stdout is not None and follower.stdout.readline() == b"first\n"
     client.kill()
     client.wait()
@@ -165,12 +190,14 @@ def test_killed_clients_and_daemons_change_nothing_for_who_follows(home: Home) -
 
 def test_a_lost_job_says_so(home: Home) -> None:
     home.run("job", "run", "-d", "sleep 100")
-    follower = subprocess.Popen(home.command("attach", "1"), env=home.env, stderr=subprocess.PIPE, text=True)
-    time.sleep(0.5)
-    os.kill(shown(home)[0]["pid"], signal.SIGKILL)
+    follower = subprocess.Popen(home.command("attach"), env=home.env, stderr=subprocess.PIPE, text=True)
+    row = shown(home)[0]
+    os.kill(row["pid"], signal.SIGKILL)
+    n = row["number"]
     assert follower.wait(20) == 11
     assert follower.stderr is not None
-    assert "job 1 is lost: its process is gone, and has left no result; see `millpond logs 1`" in follower.stderr.read()
+    said = follower.stderr.read()
+    assert f"job {n} is lost: its process is gone, and has left no result; see `millpond logs {n}`" in said
     follower.stderr.close()
     assert shown(home)[0]["state"] == "lost"
 
@@ -180,7 +207,7 @@ def test_the_daemon_says_that_jobs_go_on_without_it(home: Home) -> None:
     assert "Jobs:     1 running, 0 waiting" in home.run("daemon", "status").stdout
     assert "1 job goes on without it" in home.run("daemon", "stop").stdout
     assert shown(home)[0]["state"] == "running"
-    home.run("cancel", "1")
+    home.run("cancel", str(number(home)))
 
 
 def test_output_of_any_bytes_and_a_reader_that_goes_away(home: Home) -> None:
@@ -224,6 +251,7 @@ def test_a_verb_as_a_job_gives_its_result_or_its_error(home: Home) -> None:
 
     assert "'pointer': 'f.dvc'" in add("-f", "f")
     assert add("-f", "none").startswith("target 'none' does not exist")
-    assert add("-d", "f").splitlines()[0].startswith("Job 3 runs")
-    assert [row["state"] for row in (ended(home), *shown(home)[1:])] == ["succeeded", "failed", "succeeded"]
-    assert "ERROR: 'none' does not exist" in home.run("logs", "2").stderr
+    n = number(home)
+    assert "ERROR: 'none' does not exist" in home.run("logs").stderr
+    assert add("-d", "f").splitlines()[0].startswith(f"Job {n + 1}")
+    assert [row["state"] for row in (ended(home), *shown(home)[1:3])] == ["succeeded", "failed", "succeeded"]

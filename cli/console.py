@@ -65,6 +65,16 @@ class Console:
         except OSError as error:
             raise OutputError(error) from error
 
+    def write_bytes(self, data: bytes, *, err: bool = False) -> None:
+        """Bytes of another program, as they are, to stdout or stderr, at once. Raises OutputError."""
+        stream = self.err if err else self.out
+        try:
+            stream.flush()
+            stream.buffer.write(data)
+            stream.buffer.flush()
+        except OSError as error:
+            raise OutputError(error) from error
+
     def flush(self) -> None:
         """Write out what is buffered. Raises OutputError."""
         try:

@@ -24,7 +24,10 @@ class Entry(NamedTuple):
     section: str
 
 
-_PROJECT, _REMOTES, _MOUNTS, _STORE, _OTHER = "Project", "Remotes", "Mounts", "Store and daemon", "Other"
+_PROJECT, _REMOTES, _MOUNTS, _JOBS, _STORE, _OTHER = (
+    *("Project", "Remotes", "Mounts", "Jobs"),
+    *("Store and daemon", "Other"),
+)
 ENTRIES: dict[str, Entry] = {
     "init": Entry("project", "init", "Make a directory a DVC repository.", _PROJECT),
     "add": Entry("project", "add", "Store files and directories and track them.", _PROJECT),
@@ -64,6 +67,11 @@ ENTRIES: dict[str, Entry] = {
     "mount": Entry("mounts", "mount", "Show a version of the data as a read-only directory.", _MOUNTS),
     "umount": Entry("mounts", "umount", "End a mount, or all of them.", _MOUNTS),
     "mounts": Entry("mounts", "mounts", "List mounts; mount again what is gone.", _MOUNTS),
+    "jobs": Entry("jobs", "jobs", "List jobs.", _JOBS),
+    "job": Entry("jobs", "job", "Run commands as jobs, which outlive their terminal; remove them.", _JOBS),
+    "logs": Entry("jobs", "logs", "Print what a job has written.", _JOBS),
+    "attach": Entry("jobs", "attach", "Follow a job to its end.", _JOBS),
+    "cancel": Entry("jobs", "cancel", "End jobs.", _JOBS),
     "fsck": Entry("store", "fsck", "Check the store, and repair it.", _STORE),
     "gc": Entry("gc", "gc", "Remove data that no version needs any more.", _STORE),
     "pin": Entry("gc", "pin", "Keep a version's data whatever happens to its project.", _STORE),
@@ -201,7 +209,7 @@ class Main(click.Group):
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        for section in (_PROJECT, _REMOTES, _MOUNTS, _STORE, _OTHER):
+        for section in (_PROJECT, _REMOTES, _MOUNTS, _JOBS, _STORE, _OTHER):
             with formatter.section(section):
                 formatter.write_dl([(name, e.help) for name, e in ENTRIES.items() if e.section == section])
 

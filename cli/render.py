@@ -313,11 +313,51 @@ def daemon_lines(status: dict[str, Any], *, now: float) -> Iterator[str]:
     yield f"At work:  {text.plural(len(status.get('requests') or []), 'request')}, " + (
         f"{text.plural(status['workers'], 'worker')}, {text.plural(status['mounts'], 'mount')}"
     )
+    if jobs := status.get("jobs"):
+        yield f"Jobs:     {jobs['running']} running, {jobs['queued']} waiting"
     for item in status.get("requests") or []:
         yield (
             f"\t{item['method']} of uid {item['uid']} (pid {item['pid']}), request {item['id']}, "
             f"{text.duration(item['seconds'])}"
         )
+
+
+_JOB_COLORS = {"running": "green", "failed": "red", "lost": "red", "cancelled": "yellow"}
+
+
+def job_lines(jobs: list[dict[str, Any]], *, now: float, paint: Paint = plain) -> Iterator[str]:
+    """`jobs`: SINCE is how long it has run or waited, or how long ago it ended."""
+    if not jobs:
+        yield "There are no jobs."
+        return
+    rows = []
+    for row in jobs:
+        since = row["ended"] or row["started"] or row["created"]
+        code = "" if row["exit_code"] is None else str(row["exit_code"])
+        end = f"signal {row['signal']}" if row["signal"] is not None else code
+        ago = text.duration(now - since) + (" ago" if row["ended"] else "")
+        told = _job_progress(row.get("progress"))
+        rows.append([str(row["number"]), row["name"] or "", row["state"], ago, end, row["title"] + told])
+    header, *lines = text.table(["JOB", "NAME", "STATE", "SINCE", "EXIT", "COMMAND"], rows)
+    yield header
+    for row, line in zip(jobs, lines, strict=True):
+        state = row["state"]
+        yield line.replace(f"  {state}", f"  {paint(state, _JOB_COLORS[state])}", 1) if state in _JOB_COLORS else line
+
+
+def _job_progress(progress: dict[str, Any] | None) -> str:
+    """What a verb told last: where it is, or for whom it waits."""
+    if not progress:
+        return ""
+    if progress.get("for"):
+        return f" (waiting for {text.printable(str(progress['for']))})"
+    amounts = [
+        text.size(done) if key == "bytes" else text.plural(done, "file")
+        for key in ("files", "bytes")
+        if progress.get(key)
+        for done in [progress[key][0]]
+    ]
+    return f" ({', '.join([text.printable(str(progress.get('phase') or 'at work')), *amounts])})"
 
 
 def gc_lines(report: dict[str, Any]) -> Iterator[str]:

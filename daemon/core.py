@@ -16,6 +16,7 @@ from typing import Any
 import trio
 
 from millpond.daemon.errors import AccessError, BusyError
+from millpond.daemon.jobs import service as jobs_service
 from millpond.daemon.jobs import verbs as job_verbs
 from millpond.daemon.jobs.system import SystemMode
 from millpond.daemon.jobs.zygotes import OwnUserStarter, Zygotes
@@ -82,6 +83,7 @@ class Daemon:
         self.mounts = mounts_service.register(self.registry, self)
         sources.register(self.registry, self)
         folder_service.register(self.registry, self)
+        self.jobs = jobs_service.register(self.registry, self)
         gc_service.register(self.registry, self)
         evict_service.register(self.registry, self)
         scrub_service.register(self)
@@ -129,7 +131,7 @@ class Daemon:
         (self.hurry if self.stop.is_set() else self.stop).set()
 
     async def _status(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
-        """{} -> {pid, version, protocol, started, store, socket, log, requests, workers, locks, mounts, rss}.
+        """{} -> {pid, version, protocol, started, store, socket, log, requests, workers, locks, mounts, jobs, rss}.
 
         Others than the owner see their own requests only, and no locks.
         """
@@ -155,6 +157,7 @@ class Daemon:
             "zygotes": len(self.zygotes),
             "locks": self.locks.state() if owner else [],
             "mounts": self.mounts.count,
+            "jobs": self.jobs.counts,
             "rss": _rss_bytes(),
         }
 
@@ -194,6 +197,7 @@ async def serve(
             await daemon.stop.wait()
             await daemon.drain()
             zygotes.close()
+            await daemon.jobs.close()
             await trio.to_thread.run_sync(store.close)
             listener.close()
             nursery.cancel_scope.cancel()

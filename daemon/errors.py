@@ -193,6 +193,18 @@ class CredentialsError(MillpondError):
     kind, code, exit_code = "needs-credentials", 1073, 10
 
 
+class JobError(MillpondError):
+    """There is no such job, or it is not in a state for this."""
+
+    kind, code, exit_code = "job", 1085, 255
+
+
+class JobLostError(MillpondError):
+    """A job's process is gone and has left no result."""
+
+    kind, code, exit_code = "job-lost", 1086, 11
+
+
 class CancelledError(MillpondError):
     """The request was cancelled by its caller, or its caller is gone."""
 

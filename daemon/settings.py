@@ -17,12 +17,13 @@ from millpond.daemon.errors import UsageError
 # sockaddr_un.sun_path holds 108 bytes, the last one a NUL.
 MAX_SOCKET_PATH = 107
 VERBS = "millpond.daemon.project.verbs:VERBS"
+JOBS_AT_ONCE = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     """Paths are absolute. `idle_exit_s` is the time without requests and mounts after which the daemon ends; 0: never. `scrub_after_s`: that
-    before it reads its segments again to find damage; 0: never.
+    before it reads its segments again to find damage; 0: never. `jobs_at_once` of one user's jobs run, others wait.
 
     `verbs` names the table of verbs, `module:NAME`, that workers import.
     """
@@ -35,6 +36,7 @@ class Settings:
     scrub_after_s: float = 60.0
     fsync: bool = True
     verbs: str = VERBS
+    jobs_at_once: int = JOBS_AT_ONCE
 
     @property
     def log(self) -> Path:
@@ -51,7 +53,7 @@ def from_env(environ: Mapping[str, str], uid: int) -> Settings:
     """Settings of a user's daemon, or of the system's when MILLPOND_SYSTEM_USER is set. Raises UsageError.
 
     MILLPOND_STORE, MILLPOND_STATE, MILLPOND_SOCKET, MILLPOND_IDLE_EXIT and MILLPOND_SCRUB (seconds), MILLPOND_FSYNC (0:
-    measuring only), MILLPOND_VERBS; then the XDG base directories, then HOME. Another store than the usual one has a socket, a log and
+    measuring only), MILLPOND_VERBS, MILLPOND_JOBS (a number); then the XDG base directories, then HOME. Another store than the usual one has a socket, a log and
     records of its own; what else belongs to the running daemon lies beside its socket.
     """
     base = _Base.of_system() if environ.get("MILLPOND_SYSTEM_USER") else _Base.of_user(environ, uid)
@@ -80,6 +82,7 @@ def from_env(environ: Mapping[str, str], uid: int) -> Settings:
         scrub_after_s=_seconds("MILLPOND_SCRUB", environ.get("MILLPOND_SCRUB") or "60"),
         fsync=environ.get("MILLPOND_FSYNC", "1") != "0",
         verbs=environ.get("MILLPOND_VERBS") or VERBS,
+        jobs_at_once=_count("MILLPOND_JOBS", environ.get("MILLPOND_JOBS") or str(JOBS_AT_ONCE)),
     )
 
 
@@ -140,3 +143,9 @@ def _seconds(name: str, text: str) -> float:
     if not 0 <= seconds < 1e9:
         raise UsageError(f"{name} is '{text}', which is not a number of seconds")
     return seconds
+
+
+def _count(name: str, text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < 1_000_000:
+        raise UsageError(f"{name} is '{text}', which is not a number of jobs")
+    return int(text)

@@ -25,7 +25,7 @@ _LIBRARIES = ("blake3", "click", "lmdb", "pyfastcdc", "pyfuse3", "pygit2", "trio
 ENVIRONMENT = (
     ("MILLPOND_STORE", "Where the store is; by default $XDG_CACHE_HOME/millpond."),
     ("MILLPOND_SOCKET", "Where the daemon listens; by default $XDG_RUNTIME_DIR/millpond/millpond.sock."),
-    ("MILLPOND_STATE", "The daemon's log and the list of mounts; by default $XDG_STATE_HOME/millpond."),
+    ("MILLPOND_STATE", "The daemon's log, the lists of mounts and jobs; by default $XDG_STATE_HOME/millpond."),
     (
         "MILLPOND_EXPORT",
         "Whether add and commit also bring objects into DVC's own cache: auto (where it is in use), always, never.",
@@ -33,10 +33,11 @@ ENVIRONMENT = (
     ("MILLPOND_RATE", "Bytes a second that push, fetch and pull may move, as 20M; by default no bound."),
     (
         "MILLPOND_IDLE_EXIT",
-        "Seconds without requests and mounts after which the daemon ends; 0: never. By default 600.",
+        "Seconds without requests, mounts and jobs after which the daemon ends; 0: never. By default 600.",
     ),
+    ("MILLPOND_JOBS", "How many jobs of one user run at once; others wait. By default 64."),
     ("XDG_CACHE_HOME", "By default ~/.cache: the store."),
-    ("XDG_STATE_HOME", "By default ~/.local/state."),
+    ("XDG_STATE_HOME", "By default ~/.local/state; jobs' output, too."),
     ("XDG_RUNTIME_DIR", "By default /run/user/UID if it is there, else a folder below the state directory."),
     ("NO_COLOR", "Set: no colours. There are none outside a terminal either."),
     ("TERM", "`dumb`: no colours and no progress."),

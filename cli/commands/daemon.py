@@ -9,7 +9,7 @@ import time
 
 import click
 
-from millpond.cli import exits, render
+from millpond.cli import exits, render, text
 from millpond.cli.connection import ask, running, settings
 from millpond.cli.console import Console
 from millpond.cli.group import Group, json_option
@@ -27,7 +27,7 @@ def daemon() -> None:
     """Start, stop and look at the daemon.
 
     Commands start it when they need it, and it ends by itself when it is idle: none of these is needed every day.
-    Mounts live on without it.
+    Mounts and jobs live on without it.
     """
 
 
@@ -47,13 +47,16 @@ def start(console: Console) -> None:
 @daemon.command(short_help="Stop the daemon.", example="$ millpond daemon stop")
 @click.pass_obj
 def stop(console: Console) -> None:
-    """Stop the daemon, after the requests that are under way."""
+    """Stop the daemon, after the requests that are under way. Jobs and mounts go on without it."""
     client = running(greet=False)
     if client is None:
         console.say("The daemon is not running.")
         return
     with client:
+        jobs = (ask(console, client, "daemon.status", {}).get("jobs") or {}).get("running", 0)
         console.say(f"The daemon has stopped: pid {_stop(console, client)}")
+    if jobs:
+        console.say(f"{text.plural(jobs, 'job')} {'goes' if jobs == 1 else 'go'} on without it.")
 
 
 @daemon.command(short_help="Stop and start the daemon.", example="$ millpond daemon restart")

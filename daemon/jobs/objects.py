@@ -46,6 +46,7 @@ class Peer(Protocol):
     ) -> tuple[dict[str, Any], list[int]]: ...
     def start(self, method: str, params: dict[str, Any], fds: Sequence[int] = ()) -> Any: ...
     def wait(self, request: Any) -> tuple[dict[str, Any], list[int]]: ...
+    def notify(self, method: str, params: dict[str, Any]) -> None: ...
 
 
 @dataclass(slots=True)
@@ -151,6 +152,10 @@ class DaemonObjectStore:
         except BaseException:
             self._session = None  # a content may have been begun and never ended
             raise
+
+    def forget(self) -> None:
+        """The daemon of this session is gone: the next put begins another."""
+        self._session = None
 
     def commit(self) -> None:
         """See ObjectStore.commit. Without puts it does nothing."""

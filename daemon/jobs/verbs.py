@@ -68,6 +68,7 @@ VERBS = (
         "warm",
     ),
     *("mount", "umount", "tree", "look", "url", "fsck", "gc", "pin", "unpin", "forget-project"),
+    *("job.run", "job.cancel", "job.remove"),
 )
 # Workers of one uid at once.
 MAX_WORKERS = 64

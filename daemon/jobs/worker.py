@@ -14,9 +14,9 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -30,10 +30,11 @@ from millpond.daemon.errors import (
     TargetError,
     from_system,
 )
-from millpond.daemon.jobs.objects import MAX_NAMES, DaemonObjectStore
+from millpond.daemon.jobs.objects import MAX_NAMES, DaemonObjectStore, Peer
 from millpond.daemon.names import ObjectName
 from millpond.daemon.rpc.client import IN_FILE, Client
 
+T = TypeVar("T")
 # Progress is sent at most this often; what is left out is sent with the next one, or before the answer.
 PROGRESS_S = 0.1
 # Verbs that put contents into the store, or count on those that are there.
@@ -76,7 +77,7 @@ class WorkerContext:
     `wait_s` bounds the wait for locks; None: as long as it takes.
     """
 
-    client: Client
+    client: Peer
     store: DaemonObjectStore
     uid: int
     wait_s: float | None = None
@@ -101,6 +102,10 @@ class WorkerContext:
         texts = [str(name) for name in names]
         for start in range(0, max(len(texts), 1), MAX_NAMES):
             self.client.call("projects.seen", {"path": path, "git": git, "names": texts[start : start + MAX_NAMES]})
+
+    def again(self, work: Callable[[], T]) -> T:
+        """See VerbContext.again: a worker ends with its daemon."""
+        return work()
 
     def progress(
         self,
@@ -130,7 +135,7 @@ def run(request: dict[str, Any], fds: list[int]) -> int:
 
     `fds[1]`, if there is one, is the lock that tells a new daemon that this worker still runs: it is kept open.
     """
-    signal.signal(signal.SIGTERM, _cancel)
+    signal.signal(signal.SIGTERM, cancel)
     client = Client(socket.socket(fileno=fds[0]), serving=True)
     try:
         message = client.serve_one()
@@ -139,24 +144,24 @@ def run(request: dict[str, Any], fds: list[int]) -> int:
     number, method = message["id"], message["method"]
     try:
         result = _perform(client, method, message.get("params") or {}, request["verbs"])
-        _deaf()
+        deaf()
         _answer(client, number, result)
         _revive(client, request.get("refused") or [])
         return 0
     except MillpondError as error:
-        _deaf()
+        deaf()
         code = _fail(client, number, error)
         _revive(client, request.get("refused") or [])
         return code
     except MemoryError:
-        _deaf()
+        deaf()
         return _fail(client, number, InternalError(f"{method} ran out of memory", hint="free some and try again"))
     except OSError as error:
-        _deaf()
+        deaf()
         _trace(client)
         return _fail(client, number, from_system(error, method))
     except BaseException as error:
-        _deaf()
+        deaf()
         _trace(client)
         hint = "please report it with the log: millpond daemon logs"
         return _fail(client, number, InternalError(f"internal error in {method}: {error!r}", hint=hint))
@@ -201,22 +206,28 @@ def _fail(client: Client, number: Any, error: MillpondError) -> int:
 
 
 def _perform(client: Client, method: str, params: dict[str, Any], table: str) -> dict[str, Any]:
-    module, _, name = table.partition(":")
-    verbs = getattr(importlib.import_module(module), name)
-    if method not in verbs:
-        raise ProtocolError(f"this daemon has no verb '{method}'", hint="is it older? millpond daemon restart")
+    verb = find_verb(table, method)
     context = params.pop("context", None) or {}
-    _enter(context)
+    enter(context)
     worker = WorkerContext(client, DaemonObjectStore(client), os.getuid(), context.get("wait_s"))
     # While gc runs nobody relies on what is stored; gc itself takes this lock alone.
     using = worker.lock("", "read") if method in USES_STORE else contextlib.nullcontext()
     with using:
-        result: dict[str, Any] = verbs[method](worker, params)
+        result = verb(worker, params)
     worker.tell_progress()
     return result
 
 
-def _enter(context: dict[str, Any]) -> None:
+def find_verb(table: str, method: str) -> Callable[[Any, dict[str, Any]], dict[str, Any]]:
+    """The verb of that name in `table`, `module:NAME`. Raises ProtocolError."""
+    module, _, name = table.partition(":")
+    verbs: dict[str, Callable[[Any, dict[str, Any]], dict[str, Any]]] = getattr(importlib.import_module(module), name)
+    if method not in verbs:
+        raise ProtocolError(f"this daemon has no verb '{method}'", hint="is it older? millpond daemon restart")
+    return verbs[method]
+
+
+def enter(context: dict[str, Any]) -> None:
     """The client's environment, umask and folder, and nothing of the daemon's."""
     try:
         env = {wirepath.decode(key): wirepath.decode(value) for key, value in (context.get("env") or {}).items()}
@@ -244,11 +255,11 @@ def _refresh_git() -> None:
             git.settings.search_path[level] = None
 
 
-def _deaf() -> None:
+def deaf() -> None:
     """The outcome is known: a cancellation comes too late, and must not tear the answer apart."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def _cancel(*_: object) -> None:
-    _deaf()
+def cancel(*_: object) -> None:
+    deaf()
     raise CancelledError("the request was cancelled")

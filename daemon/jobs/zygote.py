@@ -1,4 +1,5 @@
-"""The zygote: a process of one uid with all imports done, that forks workers, sources and holders in a millisecond.
+"""The zygote: a process of one uid with all imports done, that forks workers, shims, sources and holders in a
+millisecond.
 
 It has one thread, no LMDB environment, and the environment of nobody. It speaks SOCK_SEQPACKET with the daemon, one
 message a request and one an answer, in JSON:
@@ -9,7 +10,7 @@ message a request and one an answer, in JSON:
                                                                 another user; SIGKILL goes to the child's whole group
     {"op": "status", "pid"}                                  -> {"status"} of an ended child (os.waitpid), else null
 
-Sources and holders outlive it and the daemon. Workers do not: a worker whose daemon is gone holds no lock any more.
+Shims, sources and holders outlive it and the daemon. Workers do not: a worker whose daemon is gone holds no lock any more.
 
 While nobody asks for anything it forks one worker ahead, the spare: it waits for a request on a socket of its own, and
 has its share of copied pages behind it when one comes.
@@ -46,11 +47,12 @@ GRACE_S = 5.0
 KINDS = {
     "worker": ("millpond.daemon.jobs.worker", "run"),
     "source": ("millpond.fusefs.source", "run"),
+    "shim": ("millpond.daemon.jobs.shim", "run"),
     "holder": ("millpond.fusefs.holder", "run"),
 }
 # Imported before the first request, and then one by one while nobody asks for anything.
 FIRST = {"caller": ("millpond.daemon.jobs.worker",), "holder": ("millpond.fusefs.holder",)}
-LATER = {"caller": ("millpond.fusefs.source",), "holder": ()}
+LATER = {"caller": ("millpond.daemon.jobs.shim", "millpond.fusefs.source"), "holder": ()}
 
 
 class Zygote:

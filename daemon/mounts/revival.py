@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from millpond.daemon import environs, wirepath
 from millpond.daemon.errors import MillpondError, ObjectMissingError
+from millpond.daemon.jobs.objects import Peer
 from millpond.daemon.mounts.records import MountRecord
 from millpond.daemon.names import ObjectName
 from millpond.daemon.project import config
@@ -23,7 +24,6 @@ from millpond.daemon.remote import remotes
 from millpond.daemon.remote.layout import key_of
 from millpond.daemon.remote.places import NOTHING, Places
 from millpond.daemon.remote.transfer import Transfer
-from millpond.daemon.rpc.client import Client
 
 if TYPE_CHECKING:
     from millpond.daemon.jobs.worker import WorkerContext
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _ASK_S = 5.0
 
 
-def revive(client: Client, refused: Sequence[tuple[str, str, str]]) -> None:
+def revive(client: Peer, refused: Sequence[tuple[str, str, str]]) -> None:
     """After a command, in its environment: give that to those of the mounts (id, project, wanted object) that are of the project here, if
     the remote gives out the object. Never raises for what does not work: the mounts stay as they were."""
     try:
@@ -57,7 +57,7 @@ def revive(client: Client, refused: Sequence[tuple[str, str, str]]) -> None:
             continue
 
 
-def give(client: Client, mount_id: str) -> None:
+def give(client: Peer, mount_id: str) -> None:
     """Have a mount's source ask with this process's environment. Raises CredentialsError, RemoteError, RemoteConfigError, MountError."""
     environ = environs.to_file(os.environ)
     try:

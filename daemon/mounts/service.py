@@ -31,6 +31,7 @@ from millpond.daemon.errors import (
     StoreDamagedError,
     from_wire,
 )
+from millpond.daemon.jobs.process import start_ticks
 from millpond.daemon.jobs.zygotes import Child
 from millpond.daemon.mounts import engines, listings
 from millpond.daemon.mounts.records import MountRecord, MountRecords, new_id
@@ -149,7 +150,7 @@ class MountService:
                 with trio.CancelScope(shield=True):
                     await self._forget(mount)
             raise
-        mount.record = dataclasses.replace(record, pid=child.pid, start=_start_ticks(child.pid), made=time.time())
+        mount.record = dataclasses.replace(record, pid=child.pid, start=start_ticks(child.pid), made=time.time())
         mount.child, mount.state, mount.error, mount.ended = child, "mounted", None, trio.Event()
         await self._in_thread(lambda: self._records.save(mount.record))
         self._daemon.nursery.start_soon(self._watch, mount, child)
@@ -251,7 +252,7 @@ class MountService:
         """At start: find the holders that outlived the last daemon, restore the mounts whose holder did not."""
         for mount in list(self._mounts.values()):
             record = mount.record
-            if record.pid and _start_ticks(record.pid) == record.start:
+            if record.pid and start_ticks(record.pid) == record.start:
                 child = Child(record.pid, os.pidfd_open(record.pid), _no_kill)
                 mount.child, mount.state = child, "mounted"
                 log.info("adopted mount %s on '%s', pid %d", record.id, record.mountpoint, record.pid)
@@ -552,16 +553,6 @@ def _kept_context(context: dict[str, Any]) -> dict[str, Any]:
         if key in _KEPT or (key.startswith(_KEPT_PREFIXES) and not _SECRET.search(key.upper()))
     }
     return {"env": kept, "umask": context.get("umask", 0o022)}
-
-
-def _start_ticks(pid: int) -> int:
-    """When a process began, in ticks since boot (proc_pid_stat(5), field 22); 0 when there is none, or none that lives."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
-            return 0 if fields[0] == b"Z" else int(fields[19])
-    except (OSError, ValueError, IndexError):
-        return 0
 
 
 async def _no_kill(pid: int, number: int) -> None:

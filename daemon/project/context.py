@@ -6,11 +6,12 @@ import contextlib
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from millpond.daemon.names import ObjectName
 from millpond.daemon.objects import ObjectStore
 
+T = TypeVar("T")
 # (done, total or None) of files or of bytes.
 Counts = tuple[int, int | None]
 
@@ -30,6 +31,10 @@ class VerbContext(Protocol):
 
     def seen(self, project: str, git: str | None, names: Iterable[ObjectName]) -> None:
         """The project at `project` (Git directory `git`) uses these objects: gc keeps them for it."""
+        ...
+
+    def again(self, work: Callable[[], T]) -> T:
+        """Do what may be repeated as a whole: where the verb outlives the daemon, it is, with the next one."""
         ...
 
     def progress(self, phase: str, files: Counts | None = None, bytes: Counts | None = None, note: str = "") -> None:
@@ -54,6 +59,9 @@ class LocalContext:
 
     def seen(self, project: str, git: str | None, names: Iterable[ObjectName]) -> None:
         """There is no daemon that would collect garbage."""
+
+    def again(self, work: Callable[[], T]) -> T:
+        return work()
 
     def progress(self, phase: str, files: Counts | None = None, bytes: Counts | None = None, note: str = "") -> None:
         if self.on_progress is not None:

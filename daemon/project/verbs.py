@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from millpond.daemon import wirepath
+from millpond.daemon.jobs.jobverbs import VERBS as JOB_VERBS
 from millpond.daemon.mounts.checkout import checkout
 from millpond.daemon.mounts.look import look, url
 from millpond.daemon.mounts.verbs import VERBS as MOUNT_VERBS
@@ -109,4 +110,5 @@ VERBS: dict[str, Verb] = {
     "warm": warm,
     "forget-project": forget_project,
     **MOUNT_VERBS,
+    **JOB_VERBS,
 }

@@ -123,6 +123,7 @@ def _start_in_manager(command: list[str], env: dict[str, str]) -> bool:
     import subprocess
 
     unit = ["systemd-run", "--user", "--quiet", "--collect", "--property=Type=notify", "--property=NotifyAccess=main"]
+    unit.append("--property=KillMode=process")  # mounts and jobs outlive the daemon
     settings = [f"--setenv={key}={value}" for key, value in env.items()]
     try:
         done = subprocess.run([*unit, *settings, "--", *command], capture_output=True, timeout=START_S, check=False)

@@ -81,7 +81,11 @@ class Call:
             return
         origin = self.origin
         if not origin.ended:
-            origin.connection.notes.put(origin.number, method, params)
+            origin.tell(method, params)
+
+    def tell(self, method: str, params: dict[str, Any]) -> None:
+        """Have the client who made this call told something of it."""
+        self.connection.notes.put(self.number, method, params)
 
     def seconds(self) -> float:
         """How long it has run."""

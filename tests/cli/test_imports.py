@@ -32,7 +32,7 @@ def loaded(code: str) -> set[str]:
     return set(json.loads(done.stdout))
 
 
-@pytest.mark.parametrize("module", ["project", "mounts", "store", "daemon", "about"])
+@pytest.mark.parametrize("module", ["project", "mounts", "store", "daemon", "about", "jobs"])
 def test_a_command_loads_little(module: str) -> None:
     found = loaded(f"import millpond.cli.program, millpond.cli.commands.{module}")
     assert f"millpond.cli.commands.{module}" in found

@@ -319,7 +319,7 @@ def test_started_by_a_user_manager_it_says_when_it_is_ready(tmp_path: Path) -> N
         f"#!{sys.executable}\n"
         "import os, socket, subprocess, sys\n"
         "args, command = sys.argv[1:sys.argv.index('--')], sys.argv[sys.argv.index('--') + 1:]\n"
-        "assert '--user' in args and '--property=Type=notify' in args\n"
+        "assert {'--user', '--property=Type=notify', '--property=KillMode=process'} <= set(args)\n"
         "sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)\n"
         f"sock.bind({os.fspath(tmp_path / 'notify')!r})\n"
         "env = dict(a.removeprefix('--setenv=').split('=', 1) for a in args if a.startswith('--setenv='))\n"

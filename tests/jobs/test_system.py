@@ -268,3 +268,72 @@ def test_the_spawner_ends_with_the_daemon() -> None:
         theirs.close()
         ours.close()
         assert process.wait(20) == 0
+
+
+def job(machine: System, uid: int, *argv: str, **params: Any) -> dict[str, Any]:
+    """A job of `uid`, when it has begun."""
+    surroundings = context("/", env={"PATH": os.environ["PATH"], "HOME": str(params.pop("home"))})
+    [answer] = ask(machine, uid, ("job.run", {"argv": list(argv), "context": surroundings, **params}))
+    number = answer["result"]["job"]["number"]
+    [begun] = ask(machine, uid, ("jobs.wait", {"job": number, "until": "begun"}))
+    found: dict[str, Any] = begun["result"]["job"]
+    return found
+
+
+def test_a_job_is_its_callers_and_nobody_elses() -> None:
+    with (
+        system(MILLPOND_VERBS="tests.jobs.verbtable:VERBS", ROOT_SECRET="hunter2") as machine,
+        tempfile.TemporaryDirectory(prefix="mp-") as name,
+    ):
+        homes = {uid: Path(name, str(uid)) for uid in (ALICE, BOB)}
+        os.chmod(name, 0o755)
+        for uid, home in homes.items():
+            home.mkdir(mode=0o700)
+            os.chown(home, uid, uid)
+        alice = job(machine, ALICE, "sh", "-c", "id -u; env; exec sleep 1000", name="mine", home=homes[ALICE])
+        bob = job(machine, BOB, "sleep", "1000", home=homes[BOB])
+        folder = Path(alice["folder"])
+        assert folder.is_relative_to(homes[ALICE]) and folder.stat().st_uid == ALICE
+        assert folder.stat().st_mode & 0o777 == 0o700
+        log = until(lambda: (folder / "log").exists() and (folder / "log").read_text())
+        assert f" stdout F {ALICE}\n" in log and "hunter2" not in log
+        assert uids(alice["pid"]) == {ALICE} and uids(bob["pid"]) == {BOB}
+
+        # Bob sees and ends his own only; that of another is no job to him, by number, by name, or by the job's own door.
+        number = alice["number"]
+        seen, by_number, by_name, ended, removed, joined = ask(
+            machine,
+            BOB,
+            ("jobs", {"limit": 100}),
+            ("jobs.find", {"job": number}),
+            ("jobs.find", {"job": "mine"}),
+            ("job.cancel", {"jobs": [str(number)], "context": context("/")}),
+            ("job.remove", {"jobs": [str(number)], "keep": None, "context": context("/")}),
+            ("jobs.join", {"number": number}),
+        )
+        assert [row["number"] for row in seen["result"]["jobs"]] == [bob["number"]]
+        for answer in (by_number, by_name, ended, removed):
+            assert answer["error"]["data"]["kind"] == "job"
+        assert joined["error"]["data"]["kind"] == "permission"
+        # Nor may he say what a worker says.
+        for method in ("jobs.submit", "jobs.cancelling", "jobs.forget", "jobs.hold"):
+            [answer] = ask(machine, BOB, (method, {"job": number, "numbers": [number]}))
+            assert answer["error"]["data"]["kind"] == "permission"
+        [everybodys] = ask(machine, 0, ("jobs", {"limit": 100}))
+        assert {row["uid"] for row in everybodys["result"]["jobs"]} == {ALICE, BOB}
+
+        # Jobs outlive the daemon and its spawner, and their callers' next zygotes adopt nothing that is not theirs.
+        machine.process.kill()
+        machine.process.wait()
+        with system(
+            MILLPOND_VERBS="tests.jobs.verbtable:VERBS",
+            MILLPOND_STORE=str(machine.folder / "store"),
+            MILLPOND_STATE=str(machine.folder / "state"),
+        ) as second:
+            [shown] = ask(second, ALICE, ("jobs", {"limit": 100}))
+            assert [(row["number"], row["state"]) for row in shown["result"]["jobs"]] == [(number, "running")]
+            os.kill(bob["pid"], 9)
+            [lost] = ask(second, BOB, ("jobs.wait", {"job": bob["number"], "until": "ended"}))
+            assert lost["result"]["job"]["state"] == "lost"
+            [ended] = ask(second, ALICE, ("job.cancel", {"jobs": ["mine"], "context": context("/")}))
+            assert [row["state"] for row in ended["result"]["jobs"]] == ["cancelled"]

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from millpond.daemon.errors import CancelledError, TargetError
+from millpond.daemon.jobs.jobverbs import VERBS as JOB_VERBS
+from millpond.daemon.jobs.runner import CommandRunner, Sink, Task
 from millpond.daemon.jobs.worker import WorkerContext
 
 
@@ -105,6 +107,42 @@ def fsck(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
     return context.client.call("store.fsck", params)[0]
 
 
+def steps(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
+    """A long verb as a job: what it does outside of locks is done once, whatever becomes of the daemon."""
+    names = []
+    for step in range(params["steps"]):
+        context.log("info", f"step {step}")
+        while not Path(f"{params['go']}{step}").exists():
+            time.sleep(0.005)
+        with context.lock(params["project"], "write"):
+            _mark(f"{params['mark']}{step}", os.getpid())
+            while not Path(f"{params['in']}{step}").exists():
+                time.sleep(0.005)
+            names.append(context.again(lambda: _put(context, params["paths"])))
+    return {"names": names}
+
+
+def stages(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
+    """Two commands side by side, for ever; one has started another."""
+    runner = CommandRunner(Sink(1, 2))
+    for number in range(2):
+        command = f"sleep 1000 & echo $! > {params['mark']}{number}; wait"
+        log = f"{params['folder']}/log{number}"
+        runner.start(Task(str(number), command, params["folder"], dict(os.environ), log, label=f"{number}: "))
+    Path(params["mark"]).write_text(f"{os.getpid()}\n")
+    try:
+        runner.wait()
+    finally:
+        runner.stop()
+    return {}
+
+
+def _put(context: WorkerContext, paths: list[str]) -> list[str]:
+    puts = list(context.store.put_files(paths))
+    context.store.commit()
+    return [str(put.name) for put in puts]
+
+
 VERBS: dict[str, Callable[[WorkerContext, dict[str, Any]], dict[str, Any]]] = {
     "init": init,
     "add": add,
@@ -112,4 +150,7 @@ VERBS: dict[str, Callable[[WorkerContext, dict[str, Any]], dict[str, Any]]] = {
     "status": status,
     "root": root,
     "fsck": fsck,
+    "steps": steps,
+    "stages": stages,
+    **JOB_VERBS,
 }

@@ -44,8 +44,6 @@ class HttpSettings:
         """From the remote's url and section. Raises RemoteConfigError."""
         parts, port = values.place(url)
         host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
-        if parts.query or parts.fragment:
-            raise values.wrong("its url has a query or a fragment, behind which no path can be", values.modify("url"))
         made = cls(
             url=f"{parts.scheme}://{host}{f':{port}' if port else ''}{quote(parts.path.rstrip('/'), safe=_PATH)}",
             auth=_auth(values),

@@ -21,7 +21,7 @@ import asyncssh
 
 from millpond.daemon.errors import CredentialsError, RemoteError
 from millpond.daemon.remote.backend import FINAL, why
-from millpond.daemon.remote.sshsettings import SSHSettings, login_name
+from millpond.daemon.remote.sshsettings import SSHSettings
 
 T = TypeVar("T")
 # Calls in one session before another one is opened.
@@ -159,10 +159,10 @@ class SSHLink:
             raise self._unverified(client, known_hosts, str(error.reason)) from error
         except asyncssh.PermissionDenied as error:
             raise self._refused(
-                f"the server does not let {settings.user or login_name()} in",
+                f"the server does not let {options.username} in",
                 "see user, keyfile and ssh-agent (ssh-add -l)",
             ) from error
-        except (asyncssh.Error, asyncssh.ConfigParseError, OSError, ValueError, TimeoutError) as error:
+        except (asyncssh.Error, OSError, ValueError, KeyError) as error:  # KeyError: a uid without a name
             raise self._unreachable(_reason(error)) from error
         self._worked = True
         return _Sessions(connection, settings.sessions)

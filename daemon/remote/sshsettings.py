@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import getpass
 import importlib.util
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import SplitResult
 
 from millpond.daemon.remote.backend import FIRST_CONNECT_S
 from millpond.daemon.remote.values import Values
@@ -57,7 +57,7 @@ class SSHSettings:
             if values.flag(f"ask_{secret}") and secret not in values:
                 raise values.wrong(f"ask_{secret} needs a terminal, which the daemon's workers have not", way)
         made = cls(
-            host=parts.hostname or "",
+            host=_host(parts),
             folder=parts.path.rstrip("/") or "/",
             user=values.text("user") or parts.username,
             port=values.number("port", 1, 65535) or port,
@@ -80,7 +80,8 @@ class SSHSettings:
         """Without secrets."""
         user = f"{self.user}@" if self.user else ""
         port = f":{self.port}" if self.port else ""
-        return f"ssh://{user}{self.host}{port}{self.folder}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"ssh://{user}{host}{port}{self.folder}"
 
     def options(self) -> asyncssh.SSHClientConnectionOptions:
         """asyncssh's, ~/.ssh/config read. Raises asyncssh's errors and OSError for keys and files that cannot be read."""
@@ -128,17 +129,15 @@ class SSHSettings:
 
     def _ways(self) -> list[str]:
         """How to log in, only where the config says something of it: a server counts each key that is tried."""
-        ways = ["gssapi-with-mic"] if self.gss else []
+        ways = []
         if self.keyfile is not None or self.passphrase is not None:
             ways.append("publickey")
         if self.password is not None:
             ways += ["keyboard-interactive", "password"]
-        return ways
+        return ["gssapi-with-mic", *ways] if ways and self.gss else ways
 
 
-def login_name() -> str:
-    """Whom ssh would log in as, where nothing says it."""
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):
-        return f"uid {os.getuid()}"
+def _host(parts: SplitResult) -> str:
+    """As it is spelled: names in ~/.ssh/config are not the resolver's alone."""
+    where = parts.netloc.rpartition("@")[2]
+    return where[1:].partition("]")[0] if where.startswith("[") else where.partition(":")[0]

@@ -71,6 +71,8 @@ class Values:
         way = f"write {parts.scheme}://[USER@]HOST[:PORT]/PATH"
         if not parts.hostname:
             raise self.wrong("its url names no host", way)
+        if parts.query or parts.fragment:
+            raise self.wrong("its url has a ? or #, behind which no path can be", way)
         try:
             return parts, parts.port
         except ValueError as error:

@@ -195,7 +195,7 @@ def test_proxies_of_the_environment(connected: Connect, web: WebServer) -> None:
         ({"ssl_verify": "/none/at/all"}, "https://h/p", "ssl_verify"),
         ({"read_timeout": "soon"}, "https://h/p", "read_timeout"),
         ({}, "https:///p", "names no host"),
-        ({}, "https://h/p?token=1", "query"),
+        ({}, "https://h/p?token=1", "behind which no path"),
     ],
 )
 def test_settings_that_cannot_be_honoured_are_refused_by_name(values: dict[str, str], url: str, told: str) -> None:

@@ -79,13 +79,13 @@ def test_the_caller_s_own_settings_for_a_host_count(
     known.rename(home / "elsewhere")
     (home / ".ssh/id_ed25519").rename(home / "key")
     (home / ".ssh/config").write_text(
-        f"Host nas\n HostName 127.0.0.1\n Port {ssh.port}\n User {ssh.user}\n IdentityFile {home}/key\n"
+        f"Host NAS\n HostName 127.0.0.1\n Port {ssh.port}\n User {ssh.user}\n IdentityFile {home}/key\n"
         f" UserKnownHostsFile {home}/elsewhere\n"
     )
     (tmp_path / "remote").mkdir()
-    backend = connected(f"ssh://nas{tmp_path}/remote", home)
+    backend = connected(f"ssh://NAS{tmp_path}/remote", home)
     backend.put("a", b"1")
-    assert (tmp_path / "remote/a").read_bytes() == b"1" and backend.url == f"ssh://nas{tmp_path}/remote"
+    assert (tmp_path / "remote/a").read_bytes() == b"1" and backend.url == f"ssh://NAS{tmp_path}/remote"
 
 
 def test_keys(connected: Connect, home: Path, ssh: SSHServer) -> None:
@@ -124,6 +124,7 @@ def test_an_agent_is_asked_unless_the_config_forbids_it(
         ({"max_sessions": "many"}, "ssh://h/p", "max_sessions = many"),
         ({}, "ssh:///p", "names no host"),
         ({}, "ssh://h:99999/p", "port"),
+        ({}, "ssh://h/data#1", "behind which no path"),
     ],
 )
 def test_settings_that_cannot_be_honoured_are_refused_by_name(values: dict[str, str], url: str, told: str) -> None:
@@ -134,6 +135,7 @@ def test_settings_that_cannot_be_honoured_are_refused_by_name(values: dict[str, 
 
 def test_secrets_of_a_url_are_not_shown() -> None:
     backend = connect(Remote("r", "ssh://me:secret@h:22/p", {}), {})
+    assert connect(Remote("r", "ssh://[::1]:22/p", {}), {}).url == "ssh://[::1]:22/p"
     assert backend.url == "ssh://me@h:22/p" and "secret" not in repr(vars(backend))
 
 

@@ -69,29 +69,35 @@ class CloudSweep:
         self._running = contextlib.ExitStack()
         self._collections: dict[str, Collection] = {}
         self._plans: list[_Plan] = []
-        self._shared: list[str] = []
+        self._shared: list[Repo] = []
 
     def plan(
         self,
         keep: set[bytes],
-        outs: Sequence[Output],
+        outs: Mapping[str, Sequence[Output]],
         scoped: Mapping[str, ProjectRoots],
         others: Iterable[str],
         grace_s: float,
     ) -> None:
-        """Find what goes. `keep` and `outs` are of the projects in scope, `scoped`; `others` are the caller's other projects: where they
+        """Find what goes. `keep` and `outs` (by path) are of the projects in scope, `scoped`; `others` are the caller's other projects: where they
         use one of the remotes, or cannot be read, all that they need stays. Raises as Follower.members, and BusyError."""
-        used = self._used(outs)
+        used = self._used(outs[self._repo.root])
         held = self._held(used, scoped, others)
         links = [*used, *self._further(used)]
         must = {
             root_of(out.name): out.path
-            for out in outs
+            for found in outs.values()
+            for out in found
             # Those with `files` have no manifest of their own: their pointers name all that is in them.
             if out.name is not None and out.name.is_dir and out.cache and not out.files
         }
-        objects = Objects(self._context.store, self._repo.cache)
-        follower = Follower(self._context, objects, links, must, skip=bool(self._params.get("skip_failed")))
+        caches = [
+            self._repo,
+            *(Repo.open(path, os.environ) for path in scoped if path != self._repo.root),
+            *self._shared,
+        ]
+        places = [Objects(self._context.store, each.cache) for each in caches]
+        follower = Follower(self._context, places, links, must, skip=bool(self._params.get("skip_failed")))
         keep = keep | held
         keep |= follower.members(keep)
         for link in used:
@@ -149,7 +155,7 @@ class CloudSweep:
                 if places & {place_of(remotes.find(other.config, name)) for name in other.config.remotes}:
                     root = None if other.git is None else other.git.root
                     found |= ProjectRoots(other.root, root, os.environ).everything()
-                    self._shared.append(path)
+                    self._shared.append(other)
             except (MillpondError, OSError):
                 unread.append(wirepath.encode(path))
         answer, fds = self._context.client.call("gc.held", {"projects": unread})
@@ -209,17 +215,19 @@ class CloudSweep:
             "oldest": min((each.modified for each in garbage), default=None),
             "newest": max((each.modified for each in garbage), default=None),
             "shown": shown,
-            "shared": [wirepath.encode(path) for path in self._shared],
+            "shared": [wirepath.encode(each.root) for each in self._shared],
         }
 
 
 def not_in_remote(
-    context: VerbContext, repo: Repo, links: Links, keep: set[bytes], outs: Iterable[Output]
+    context: VerbContext, repo: Repo, links: Links, keep: set[bytes], outs: Mapping[str, Sequence[Output]]
 ) -> set[bytes]:
     """Those of `keep` that no remote of theirs has, asked now; an object of another size there counts as not there. A manifest that it has
-    is kept no more, but those of its files that it has not are. Raises RemoteConfigError, RemoteError, CredentialsError."""
+    is kept no more, but those of its files that it has not are. `outs` by project: what others name remotes of their own for stays. Raises
+    RemoteConfigError, RemoteError, CredentialsError."""
     objects = Objects(context.store, repo.cache)
-    chosen = [Choice(out) for out in dict.fromkeys(outs) if out.name is not None and out.cache]
+    named_here = [out for path, found in outs.items() for out in found if path == repo.root or out.remote is None]
+    chosen = [Choice(out) for out in dict.fromkeys(named_here) if out.name is not None and out.cache]
     pushed: set[bytes] = set()
     named: set[bytes] = set()
     for group in groups(links, objects, chosen, pushing=False):

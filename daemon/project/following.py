@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
 
 from millpond.daemon.errors import MillpondError, ObjectMissingError, StoreDamagedError
 from millpond.daemon.names import DIR_SUFFIX, ObjectName
@@ -18,14 +19,20 @@ _PART = 256
 
 
 class Follower:
-    """Reads manifests: here first, then on `links`, in their order. `must` are roots that have to be read, with where they are; with `skip`
+    """Reads manifests: in `places` here first, then on `links`, in their order. `must` are roots that have to be read, with where they are; with `skip`
     one that cannot be is told of and passed over."""
 
     def __init__(
-        self, context: VerbContext, objects: Objects, links: Sequence[Link], must: Mapping[bytes, str], *, skip: bool
+        self,
+        context: VerbContext,
+        places: Sequence[Objects],
+        links: Sequence[Link],
+        must: Mapping[bytes, str],
+        *,
+        skip: bool,
     ) -> None:
         self._context = context
-        self._objects = objects
+        self._places = places
         self._links = links
         self._must = must
         self._skip = skip
@@ -53,9 +60,9 @@ class Follower:
         return found
 
     def _here(self, root: bytes, damaged: dict[bytes, str]) -> bytes | None:
-        for algo in ("md5", LEGACY):
+        for objects, algo in product(self._places, ("md5", LEGACY)):
             try:
-                raw = self._objects.manifest(_name(root, algo))
+                raw = objects.manifest(_name(root, algo))
             except StoreDamagedError as error:
                 damaged[root] = error.message
                 continue

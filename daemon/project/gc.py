@@ -46,19 +46,13 @@ def gc(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
     dry, elsewhere = bool(params.get("dry")), bool(params.get("cloud") or params.get("not_in_remote"))
     grace_s = GRACE_S if params.get("grace_s") is None else float(params["grace_s"])
     skipped: list[str] | None = [] if params.get("skip_failed") else None
-    outs: list[Output] = []
-
-    def roots_of(roots: ProjectRoots) -> set[bytes]:
-        if elsewhere:
-            outs.extend(roots.outputs(scope))
-        return roots.scoped(scope)
-
     with contextlib.ExitStack() as stack:
         with context.lock(STORE_LOCK, "write"):
-            opened, keep, unreadable = kept(context, scoped, roots_of, skipped)
+            opened, keep, unreadable = kept(context, scoped, lambda roots: roots.scoped(scope), skipped)
             cloud = None
             if elsewhere:
                 repo = Repo.open(here, os.environ)
+                outs = {path: list(roots.outputs(scope)) for path, roots in opened.items()}
                 links = stack.enter_context(Links(repo, params.get("remote"), params.get("jobs"), os.environ))
                 if params.get("cloud"):
                     cloud = CloudSweep(context, repo, links, params)

@@ -58,11 +58,12 @@ def _listed(document: Any, kinds: Collection[str]) -> Iterator[str]:
 
 
 def _items(found: Any) -> Iterator[tuple[str, Any]]:
-    """A list of paths, or of mappings of paths to their options, or one such mapping."""
-    for item in found if isinstance(found, list) else [found] if found else ():
-        yield from (
-            ((str(path), options) for path, options in item.items()) if isinstance(item, dict) else [(str(item), None)]
-        )
+    """What is listed: paths, or mappings of paths to their options; or one such mapping."""
+    for item in found if isinstance(found, list) else [found]:
+        if isinstance(item, dict):
+            yield from ((str(path), options) for path, options in item.items())
+        elif item is not None:
+            yield str(item), None
 
 
 def _sources(path: str, options: Any) -> Iterator[str]:

@@ -36,12 +36,19 @@ def push_runs(context: VerbContext, repo: Repo, links: Links) -> int:
 
     def items() -> Iterator[tuple[str, bytes]]:
         for key in todo:
-            with open(os.path.join(repo.cache.folder, key), "rb") as file:
-                yield key, file.read(_MAX_BYTES)
+            try:
+                with open(os.path.join(repo.cache.folder, key), "rb") as file:
+                    data = file.read(_MAX_BYTES + 1)
+            except OSError as error:
+                context.log("warning", f"'{key}' of the run cache cannot be read: {error.strerror}")
+                continue
+            if len(data) <= _MAX_BYTES:
+                yield key, data
 
+    done = 0
     for done in link.transfer.put_small(items()):
         context.progress("pushing the run cache", (done, len(todo)))
-    return len(todo)
+    return done
 
 
 def fetch_runs(context: VerbContext, repo: Repo, links: Links) -> int:

@@ -147,7 +147,7 @@ def _first(home: Home) -> str:
 
 
 @locally
-def test_what_others_need_and_what_is_young_stays(team: Team) -> None:
+def test_what_others_need_here_stays(team: Team) -> None:
     ann = team.begin()
     ann.run("push", "-A")
     clone = ann.path / "clone"
@@ -163,17 +163,25 @@ def test_what_others_need_and_what_is_young_stays(team: Team) -> None:
     ann.run("pin", "one.csv@v1")
     gone = collect(ann, "-w")["remotes"][0]["removed"]["objects"]
     assert gone == 2 and key_of(hashlib.md5(b"one\n").hexdigest()) in objects(team), "the pin's stays"
-    # Bob pushes what names old files, which only he knows of.
+
+
+@pytest.mark.long
+@locally
+def test_what_a_young_manifest_names_stays(team: Team) -> None:
+    """Somebody pushes what names old files, and only he knows of it."""
+    ann = team.begin()
+    ann.run("push")
     bob = team.person("bob", ann)
     bob.run("pull")
     (bob.repo / "data/new.txt").write_bytes(b"new")
     (bob.repo / "one.csv").write_bytes(b"another\n")
     bob.run("add", "-q", "data", "one.csv")
-    time.sleep(1.5)
+    time.sleep(12)
+    began = time.time()
     bob.run("push")
     (ann.repo / "data.dvc").unlink()
     shutil.rmtree(ann.repo / "data")
-    ann.run("gc", "-cwf", "--grace", str(1.0 / 3600))
+    ann.run("gc", "-cwf", "--grace", str((time.time() - began + 10) / 3600))
     assert not broken(team) and key_of(hashlib.md5(b"new").hexdigest()) in objects(team)
     carol = team.person("carol", ann)
     shutil.copy(bob.repo / "data.dvc", carol.repo)
@@ -195,6 +203,33 @@ def test_only_the_remote_that_was_asked_for(team: Team) -> None:
     pointer.write_text(pointer.read_text() + "  remote: own\n")
     assert [each["name"] for each in collect(ann, "-w")["remotes"]] == ["team", "own"]
     assert len([path for path in other.rglob("*") if path.is_file() and "gc" not in path.parts]) == 7
+
+
+@locally
+def test_a_second_project_in_scope(team: Team) -> None:
+    ann = team.begin()
+    ann.run("push", "-A")
+    second = ann.path / "second"
+    second.mkdir()
+    ann.git("init", "-q", cwd=second)
+    ann.run("init", "-q", cwd=second)
+    shutil.copy(ann.repo / ".dvc/config", second / ".dvc/config")
+    for text in (b"older", b"newer"):
+        (second / "d").mkdir(exist_ok=True)
+        (second / "d/f").write_bytes(text)
+        ann.run("add", "-q", "d", cwd=second)
+        ann.run("push", "-q", cwd=second)
+    with open(second / ".dvc/config", "a") as config:
+        config.write(f"['remote \"own\"']\n    url = {team.folder}/own\n")
+    pointer = second / "d.dvc"
+    pointer.write_text(pointer.read_text() + "  remote: own\n")
+    before = set(objects(team))
+    report = collect(ann, "-A", "-p", str(second))
+    assert report["remotes"][0]["removed"]["objects"] == 2 and not report["remotes"][0]["shared"]
+    assert before - set(objects(team)) >= {key_of(hashlib.md5(b"older").hexdigest())}
+    assert not broken(team) and key_of(hashlib.md5(b"newer").hexdigest()) in objects(team)
+    ann.run("gc", "--not-in-remote", "-wf", "--grace", "0", "-p", str(second))
+    assert (ann.run("pull", cwd=second).returncode, (second / "d/f").read_bytes()) == (0, b"newer")
 
 
 @locally

@@ -44,6 +44,7 @@ LEFT_OUT = {
     "init",
     "config",
     "remote",
+    "remote.login",
     "cache.dir",
     "cache.info",
     "doctor",

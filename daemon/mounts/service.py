@@ -14,7 +14,8 @@ import re
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -59,6 +60,8 @@ _SETTLED_S = 60.0
 # A remote that is asked with other credentials must answer in this time.
 _CREDENTIALS_S = 60.0
 _MAX_LINE = 1 << 20
+# A holder that is not there, hangs up, takes too long, or talks nonsense.
+_NO_ANSWER = (OSError, ValueError, TypeError, trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError)
 # Of a holder's statistics, where it hands files to the kernel.
 _PASSTHROUGH = ("passthrough", "passthrough_files", "passthrough_bytes")
 # What a holder tells of files that were not here.
@@ -284,16 +287,17 @@ class MountService:
             try:
                 async with await self._connect(mount) as stream:
                     await stream.send_all(b'{"op": "watch"}\n')
-                    async for state in _lines(stream):
-                        mount.refused, mount.wanted = (str(state.get(key) or "") for key in ("refused", "wanted"))
-                        if state.get("gone"):
-                            if time.monotonic() - started > _SETTLED_S:
-                                pause = _PAUSE_S
-                            await trio.sleep(pause)
-                            pause, started = min(2 * pause, _MOST_PAUSE_S), time.monotonic()
-                            log.warning("the source of mount %s is gone: another one is started", mount.record.id)
-                            await self._succeed(mount)
-            except (OSError, ValueError, trio.BrokenResourceError, MillpondError) as error:
+                    async with aclosing(_lines(stream)) as states:
+                        async for state in states:
+                            mount.refused, mount.wanted = (str(state.get(key) or "") for key in ("refused", "wanted"))
+                            if state.get("gone"):
+                                if time.monotonic() - started > _SETTLED_S:
+                                    pause = _PAUSE_S
+                                await trio.sleep(pause)
+                                pause, started = min(2 * pause, _MOST_PAUSE_S), time.monotonic()
+                                log.warning("the source of mount %s is gone: another one is started", mount.record.id)
+                                await self._succeed(mount)
+            except (*_NO_ANSWER, MillpondError) as error:
                 log.warning("the holder of mount %s is not heard: %s", mount.record.id, error)
             # It is not there yet, is of an older version, or no source could be started.
             await trio.sleep(1.0)
@@ -486,7 +490,7 @@ class MountService:
                 async with await self._connect(mount) as stream:
                     await stream.socket.sendmsg([json.dumps(request).encode() + b"\n"], framing.ancillary(fds))
                     answers = [answer async for answer in _lines(stream)]
-        except (OSError, ValueError, trio.BrokenResourceError, trio.TooSlowError) as error:
+        except _NO_ANSWER as error:
             answers = []
             log.info("mount %s did not answer %s: %r", mount.record.id, request["op"], error)
         if not answers:
@@ -533,8 +537,8 @@ async def _await_ready(sock: socket.socket, record: MountRecord) -> None:
     )
 
 
-async def _lines(stream: trio.SocketStream) -> AsyncIterator[dict[str, Any]]:
-    """What comes, JSON line by line, until the other side hangs up. Raises ValueError, OSError, BrokenResourceError."""
+async def _lines(stream: trio.SocketStream) -> AsyncGenerator[dict[str, Any], None]:
+    """What comes, JSON line by line, until the other side hangs up. Raises what is in _NO_ANSWER."""
     waiting = b""
     while part := await stream.receive_some(65536):
         *lines, waiting = (waiting + part).split(b"\n")

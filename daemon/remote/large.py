@@ -39,7 +39,7 @@ T = TypeVar("T")
 _JOINED = 8
 _MOST_AHEAD = 32
 # Large objects that are kept open while nobody reads them.
-_MAX_IDLE = 64
+_MAX_IDLE, _IDLE_S = 64, 5.0
 # Objects that are brought as a whole at once, and requests of each under way.
 FILLED, _FILLING = 4, 6
 # Who waits is told of a failure in this time; one who waits for a whole object hears in this time how far it is.
@@ -65,6 +65,7 @@ class _Large:
     window: int = 1
     next: int = -1
     readers: int = 0
+    used: float = 0.0
     settling: bool = False
     damaged: float | None = None
     checked: bool = False
@@ -72,6 +73,9 @@ class _Large:
 
     @property
     def is_idle(self) -> bool:
+        """Whether nobody is at it, or about to be."""
+        if time.monotonic() - self.used < _IDLE_S:
+            return False
         return not (self.readers or self.flying or self.settling or (self.whole is not None and not self.whole.done()))
 
 
@@ -170,6 +174,7 @@ class LargeObjects:
             large = self._large.get(name)
             if large is not None and (large.damaged is None or time.monotonic() - large.damaged < _DAMAGED_S):
                 self._large.move_to_end(name)
+                large.used = time.monotonic()
                 return large
             if time.monotonic() - self._changed.get(name, -_CHANGED_S) < _CHANGED_S:
                 raise _changed(name)
@@ -190,7 +195,7 @@ class LargeObjects:
                 partial = self._partials.open(name, size, first.entry.etag or "")
                 if not partial.has(0):
                     partial.fill(0, memoryview(first.data).cast("B"))
-            large = _Large(partial, os.fstat(partial.fd).st_ino)
+            large = _Large(partial, os.fstat(partial.fd).st_ino, used=time.monotonic())
             with self._lock:
                 self._stored.pop(large.inode, None)
                 self._large[name] = large

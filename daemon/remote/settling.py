@@ -133,11 +133,13 @@ class Settler:
             with self._changed:
                 batch, size = [], 0
                 for name, data in self._small.items():
+                    if name.algo == LEGACY:  # came just now
+                        continue
                     batch.append((name, data))
                     size += len(data)
                     if size >= BATCH_BYTES or len(batch) >= BATCH_FILES:
                         break
-                files = list(self._files.items())[:1]
+                files = [(name, each) for name, each in self._files.items() if name.algo != LEGACY][:1]
             if not batch and not files:
                 return
             if batch:

@@ -385,6 +385,8 @@ class Transfer:
             for piece in each.pieces:
                 self._put(pieces, bytes(piece), task)
                 self._pause(len(piece))
+                if task.done():
+                    break
             # Too few pieces are an error of the stream.
             self._put(pieces, None, task)
             task.result()

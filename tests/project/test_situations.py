@@ -48,6 +48,7 @@ LEFT_OUT = {
     "init",
     "config",
     "remote",
+    "remote.login",
     "cache.dir",
     "cache.evict",
     "cache.make-room",

@@ -83,6 +83,8 @@ def get_url(console: Console, /, url: str, out: str | None, as_json: bool, **par
 
 
 def _tell(console: Console, result: dict[str, Any], as_json: bool) -> None:
+    for warning in result.get("warnings") or []:
+        console.warn(wirepath.decode(warning))
     if as_json:
         console.write(json.dumps(render.decoded(result, _PATHS)))
     elif console.verbose:

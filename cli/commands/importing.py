@@ -128,6 +128,8 @@ def update(console: Console, /, targets: tuple[str, ...], as_json: bool, **param
 
 
 def _tell(console: Console, result: dict[str, Any], as_json: bool) -> None:
+    for warning in result["warnings"]:
+        console.warn(wirepath.decode(warning))
     if as_json:
         console.write(json.dumps(render.decoded(result, _PATHS)))
         return

@@ -23,6 +23,7 @@ from millpond.daemon.project.durable import write_error
 from millpond.daemon.project.dvcfile import Out
 from millpond.daemon.project.export import dvc_is_used, export_after, exports
 from millpond.daemon.project.importing.addurl import add_from_elsewhere, is_from_elsewhere
+from millpond.daemon.project.importing.pointer import with_md5
 from millpond.daemon.project.placer import Placer
 from millpond.daemon.project.plan import Content
 from millpond.daemon.project.repo import Repo, printable
@@ -314,6 +315,8 @@ class Adding:
         before, current = texts.get(target.pointer, (target.old.text, target.old.text))
         pointer = target.old if current == target.old.text else dvcfile.parse(current, target.old.path)
         text = dvcfile.updated_text(pointer, [out])
+        if text != current and pointer.is_import:
+            text = with_md5(text, pointer.path)
         job.changed = text != current
         return before, text
 

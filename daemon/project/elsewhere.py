@@ -39,6 +39,8 @@ def everything(source: str) -> Listing:
         if stat.S_ISREG(status.st_mode):
             found.paths.append(path)
             found.stats.extend(stat_fields(status))
-        elif not stat.S_ISDIR(status.st_mode):
+        elif stat.S_ISDIR(status.st_mode):
+            found.skipped.append(path)
+        else:
             raise TargetError(f"'{shown}' is {kind_of(status.st_mode)}", path=shown, hint="remove it first")
     return found

@@ -17,6 +17,7 @@ from millpond.daemon.mounts.place import mounted_at, require_mounted
 from millpond.daemon.project import dvcfile, gitignore, yamlio
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.durable import remove_all, rename, write_all, write_error
+from millpond.daemon.project.importing.pointer import with_md5
 from millpond.daemon.project.outputs import Output
 from millpond.daemon.project.repo import Repo, printable
 from millpond.daemon.project.select import refuse_clashes
@@ -151,7 +152,8 @@ def _text(pointer: dvcfile.DvcFile, output: Output, path: str, *, beside: bool) 
             local = isinstance(dep.get("path"), str) and "://" not in dep["path"] and "repo" not in dep
             if local and not os.path.isabs(dep["path"]):
                 dep["path"] = os.path.relpath(os.path.join(old_folder, dep["path"]), folder or ".")
-    return yamlio.dump(document)
+    text = yamlio.dump(document)
+    return with_md5(text, output.pointer) if pointer.is_import else text
 
 
 def _keep_digests(repo: Repo, context: VerbContext, planned: _Move) -> None:

@@ -92,6 +92,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write({"a": "1\n", "d/b": "2\n"}, here.git)
     (here.git / "a").chmod(0o755)
     os.symlink("../a", here.git / "d/l")
+    os.symlink("d", here.git / "folder")
     commit(here.git)
     write({"f.txt": "hello\n", "d/a": "a\n", "d/sub/b": "b\n", "d/sub/c": ""}, here.files)
     (here.files / "f.txt").chmod(0o755)
@@ -279,6 +280,10 @@ def test_a_stage_s_md5_is_dvc_s(pair: Pair, elsewhere: Elsewhere) -> None:
     pair.dvc("update", "-q", "d.dvc")
     assert pair.ours.read("d.dvc") == (pair.theirs / "d.dvc").read_text()
     assert "# said" in pair.ours.read("d.dvc") and pair.ours.status() == {}
+    pair.ours.write("d/a", "mine\n")
+    pair.ours.run("commit", "d.dvc", force=True)
+    pair.ours.run("move", source="d", target="e")
+    assert pair.ours.status() == {} and "# said" in pair.ours.read("e.dvc")
 
 
 def test_imports_come_back_from_where_they_are_from(pair: Pair, elsewhere: Elsewhere) -> None:
@@ -376,6 +381,10 @@ def test_get_brings_what_import_would(project: Project, elsewhere: Elsewhere) ->
     with pytest.raises(TargetError, match="no storage"):
         get("plain", show_url=True)
     assert not [path for path in outside.rglob(".millpond*")]
+    (told,) = run(project, "get", "../elsewhere/git", ".", cwd=outside, out="whole")["warnings"]
+    assert "'folder' is a link to a folder" in told and not os.path.lexists(outside / "whole/folder")
+    run(project, "get", "../elsewhere/git", "folder", cwd=outside, out="followed")
+    assert (outside / "followed/l").read_text() == "1\n"
 
 
 def test_get_url_and_list_url(project: Project, elsewhere: Elsewhere) -> None:
@@ -520,6 +529,9 @@ def test_data_that_is_damaged_or_gone_in_the_other_repository(project: Project, 
     file.write_bytes(b"12\n")
     with pytest.raises(StoreDamagedError, match="not what its name says"):
         run(project, "import", data, "data", **settings_of)
+    file.write_bytes(b"")
+    with pytest.raises(StoreDamagedError):
+        run(project, "get", data, "data/one", **settings_of)
     file.unlink()
     with pytest.raises(ObjectMissingError, match="'one' .md5:|'data/one' .md5:|is neither here nor on remote"):
         run(project, "import", data, "data", **settings_of)

@@ -57,7 +57,8 @@ def add_from_elsewhere(context: VerbContext, params: dict[str, Any]) -> dict[str
                     content = Uploading(context, links.of(links.remote_of(None))).run(found)
             else:
                 content = keep(context, found)
-        return _finish(context, repo, goal, content, params)
+            told = source.warnings(found)
+        return {**_finish(context, repo, goal, content, params), "warnings": [wirepath.encode(each) for each in told]}
 
 
 def _finish(context: VerbContext, repo: Repo, goal: Target, content: Found, params: dict[str, Any]) -> dict[str, Any]:
@@ -78,7 +79,6 @@ def _finish(context: VerbContext, repo: Repo, goal: Target, content: Found, para
         "added": [row],
         "git_add": [repo.wire(path) for path in git_add],
         "autostaged": repo.git is not None and repo.config.flag("core", "autostage"),
-        "warnings": [],
         "totals": {"files": files, "bytes": content.size, "new_bytes": getattr(context.store, "new_bytes", None)},
     }
 

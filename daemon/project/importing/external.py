@@ -179,8 +179,9 @@ def local_path(url: str, folders: tuple[str, ...]) -> str | None:
 def _local(
     url: str, path: str, rev: str | None, settings: Settings, environ: Mapping[str, str], folder: str
 ) -> External:
-    top = _root(path)
-    git = git_at(top or path, environ)
+    top, git = _root(path), git_at(path, environ)
+    if top is not None and git is not None and git.root is not None and os.path.relpath(top, git.root).startswith(".."):
+        top = None  # around the Git repository, and none of it
     shown = shown_url(url)
     if git is None:
         if top is None:

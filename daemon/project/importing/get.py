@@ -25,7 +25,7 @@ from millpond.daemon.remote.layout import key_of
 
 
 def get(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
-    """Verb. {url, source, out, rev, show_url, jobs, force, config, remote, remote_config} -> {path, files, bytes}; with `show_url`
+    """Verb. {url, source, out, rev, show_url, jobs, force, config, remote, remote_config} -> {path, files, bytes, warnings}; with `show_url`
     {storage}: where the object of what is at `source` lies.
 
     Raises NotARepoError, RevisionError, TargetError, ConflictError, ObjectMissingError, StoreDamagedError, RemoteConfigError,
@@ -45,7 +45,7 @@ def get(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
 
 
 def get_url(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
-    """Verb. {url, out, jobs, force, fs_config} -> {path, files, bytes}. Raises TargetError, ConflictError, RemoteConfigError, RemoteError,
+    """Verb. {url, out, jobs, force, fs_config} -> {path, files, bytes, warnings}. Raises TargetError, ConflictError, RemoteConfigError, RemoteError,
     RemoteChangedError, CredentialsError, DiskFullError."""
     url = wirepath.decode(params["url"])
     place = _place(url, params)
@@ -116,7 +116,8 @@ def _place(url: str, params: dict[str, Any]) -> str:
 
 def _delivered(context: VerbContext, found: Source, place: str, params: dict[str, Any]) -> dict[str, Any]:
     files, size = deliver(context, found, place, force=bool(params.get("force")))
-    return {"path": wirepath.encode(os.path.relpath(place)), "files": files, "bytes": size}
+    told = [wirepath.encode(each) for each in source.warnings(found)]
+    return {"path": wirepath.encode(os.path.relpath(place)), "files": files, "bytes": size, "warnings": told}
 
 
 def _storage(files: repofiles.RepoFiles, path: str) -> str:

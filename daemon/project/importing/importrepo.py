@@ -41,7 +41,8 @@ def import_(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
         with external.opened(context, url, rev, settings, os.environ, folders=(repo.cwd,)) as other:
             content = Found()
             with repofiles.opened(other, path, context.store, jobs=how.jobs) as files:
+                told = source.warnings(files)
                 if not how.no_download:
                     content = keep_repo(context, files, Objects(context.store, repo.cache))
             dep = {"path": path, "repo": {**entry, "rev_lock": other.commit, **settings.entry()}}
-        return finish(context, repo, goal, dep, content, how, shown=f"{path} ({url})")
+        return finish(context, repo, goal, dep, content, how, shown=f"{path} ({url})", warnings=told)

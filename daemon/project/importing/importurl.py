@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,7 +76,7 @@ class How:
 
 def import_url(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
     """Verb. {url, out, to_remote, remote, no_exec, no_download, jobs, force, fs_config} -> {source, path, pointer, md5, size, nfiles,
-    git_add, autostaged}; md5, size and nfiles None where they are not known.
+    git_add, autostaged, executed, warnings}; md5, size and nfiles None where they are not known.
 
     Raises TargetError, OverlapError, TrackedByGitError, UsageError, RemoteConfigError, RemoteError, RemoteChangedError,
     CredentialsError, DiskFullError; the project is as it was then.
@@ -105,7 +105,8 @@ def import_url(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
         ) as found:
             _refuse_itself(repo, found, goal)
             content, dep = bring(context, repo, found, recorded, fs_config, how)
-        return finish(context, repo, goal, dep, content, how, shown=shown_source(repo, found))
+        shown, told = shown_source(repo, found), source.warnings(found)
+        return finish(context, repo, goal, dep, content, how, shown=shown, warnings=told)
 
 
 def bring(
@@ -138,6 +139,7 @@ def finish(
     how: How,
     *,
     shown: str,
+    warnings: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Put the data in place, then write its pointer; the verb's result."""
     text = pointer.text(dep, goal.name, content, whole=not how.no_exec, old=goal.old, path=goal.pointer)
@@ -152,6 +154,7 @@ def finish(
         "git_add": [repo.wire(path) for path in git_add],
         "autostaged": repo.git is not None and repo.config.flag("core", "autostage"),
         "executed": not how.no_exec,
+        "warnings": [wirepath.encode(each) for each in warnings],
     }
 
 

@@ -39,15 +39,17 @@ def keep_repo(context: VerbContext, files: RepoFiles, own: Objects) -> Found:
     """As `keep`, of another repository's files; those that are at hand in the store or in the project's own cache are not read. Raises
     as RepoFiles.read, DiskFullError."""
     names = dict(enumerate(files.names))
-    known = [(index, name) for index, name in names.items() if name is not None and name.algo == "md5"]
-    places = own.places([name for _, name in known])
-    here = {index for (index, _), place in zip(known, places, strict=True) if place is not None}
-    sizes = {index: place.size for (index, _), place in zip(known, places, strict=True) if place is not None}
+    known = [(index, name) for index, name in names.items() if name is not None]
+    sizes: dict[int, int] = {}
+    for (index, _), place in zip(known, own.places([name for _, name in known]), strict=True):
+        # A name of DVC 2 is written nowhere anew.
+        if place is not None and place.name.algo == "md5":
+            names[index], sizes[index] = place.name, place.size
 
     def stored(index: int, name: ObjectName, size: int) -> None:
         names[index], sizes[index] = name, size
 
-    lacking = [index for index in names if index not in here]
+    lacking = [index for index in names if index not in sizes]
     put_all(context.store, counted(context, "importing", files, lacking), stored)
     files.sizes = [sizes[index] for index in names]
     ordered = [name for name in names.values() if name is not None]

@@ -82,6 +82,15 @@ def stage_md5(document: Mapping[str, Any]) -> str:
     return hashlib.md5(raw, usedforsecurity=False).hexdigest()
 
 
+def with_md5(text: str, path: str) -> str:
+    """The text of an import's pointer that was changed, with the MD5 that belongs to it; one that has none gets none."""
+    document = yamlio.load(text, path, round_trip=True)
+    if "md5" not in document or document["md5"] == (right := stage_md5(yamlio.load(text, path))):
+        return text
+    document["md5"] = right
+    return yamlio.dump(document)
+
+
 def is_changed(pointer: dvcfile.DvcFile) -> bool:
     """Whether a pointer with dependencies is not as a tool wrote it: its MD5 is another one, or is not there."""
     document = yamlio.load(pointer.text, pointer.path)

@@ -9,7 +9,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from millpond.daemon.errors import ObjectMissingError, RemoteConfigError, StoreDamagedError, TargetError
+from millpond.daemon.errors import (
+    InvalidFileError,
+    ObjectMissingError,
+    RemoteConfigError,
+    StoreDamagedError,
+    TargetError,
+)
 from millpond.daemon.names import ObjectName
 from millpond.daemon.objects import Data, ObjectStore
 from millpond.daemon.project import ignore, manifest, outputs
@@ -43,7 +49,8 @@ class Item:
 @dataclass(slots=True)
 class RepoFiles:
     """The files at a path, as a Source: `paths` below it in a manifest's order, [""] for a file. `names` are those of objects, None for
-    Git's files. A size is 0 where it is not known. `output` is the tracked output that the path is, if it is one as a whole."""
+    Git's files. A size is 0 where it is not known. `output` is the tracked output that the path is, if it is one as a whole. `skipped` are links to
+    folders."""
 
     external: External
     store: ObjectStore
@@ -53,6 +60,7 @@ class RepoFiles:
     items: list[Item]
     output: Output | None
     jobs: int | None
+    skipped: list[str]
     sizes: list[int] = field(init=False)
     _links: dict[str, Links] = field(default_factory=dict)
     _stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
@@ -155,21 +163,21 @@ class RepoFiles:
                 hint="push it there to a remote; or name one that has it: --remote NAME, --remote-config url=...",
             ) from error
         waiting = iter(indexes)
-        index, digest = -1, Digest("md5")
+        index, digests = -1, [Digest("md5")]
         for part in link.transfer.download([self._name(each) for each in indexes]):
             if index < 0:
                 index = next(waiting)
-                digest, legacy = Digest("md5"), Digest(part.name.algo)
+                # What has a name of DVC 2 may lie there under that of its bytes, without having been renamed here.
+                digests = [Digest(algo) for algo in dict.fromkeys(("md5", part.name.algo))]
             if part.error is not None:
                 raise ObjectMissingError(
                     f"{self._what(index)} is neither here nor on remote '{link.remote.name}' of '{shown_url(self.url)}'",
                     path=self._path(index),
                     hint="push it there from where it still is",
                 )
-            digest.update(part.data)
-            if part.name.algo != "md5":
-                legacy.update(part.data)
-            if part.last and part.name.hex not in (digest.hexdigest(), legacy.hexdigest()):
+            for digest in digests:
+                digest.update(part.data)
+            if part.last and part.name.hex not in [digest.hexdigest() for digest in digests]:
                 raise StoreDamagedError(
                     f"{self._what(index)} on remote '{link.remote.name}' of '{shown_url(self.url)}' is not what its name says",
                     path=self._path(index),
@@ -213,6 +221,9 @@ class _Finding:
         self._external = external
         self._store = store
         self._jobs = jobs
+        self._skipped: list[str] = []
+        # Manifests are read once.
+        self._read: dict[str, dict[str, Item]] = {}
         git, commit, prefix = external.git, external.commit, external.prefix
         cut = len(prefix) + 1 if prefix else 0
         self._files = {file.path[cut:]: file for file in git.files(commit, prefix) if file.mode != 0o160000}
@@ -242,9 +253,11 @@ class _Finding:
     def _made(self, is_dir: bool, items: dict[str, Item], output: Output | None) -> RepoFiles:
         paths = sorted(items, key=manifest.sort_key)
         url = self._external.url
-        return RepoFiles(
-            self._external, self._store, url, is_dir, paths, [items[path] for path in paths], output, self._jobs
-        )
+        problem = manifest.problem(paths, ["0" * 32] * len(paths)) if is_dir else None
+        if problem is not None:
+            raise InvalidFileError(f"'{shown_url(url)}' at {self._external.commit[:10]} {problem}", path=shown_url(url))
+        files = [items[path] for path in paths]
+        return RepoFiles(self._external, self._store, url, is_dir, paths, files, output, self._jobs, self._skipped)
 
     def _tracked(self, output: Output, wanted: str) -> RepoFiles:
         """A tracked output, or what it has at a path."""
@@ -273,7 +286,9 @@ class _Finding:
         for each, file in self._files.items():
             if each.startswith(prefix) and self._is_seen(each, owner, rules):
                 item = self._item(each, file)
-                if item.file is None or not item.file.is_link:
+                if item.file is not None and item.file.is_link:
+                    self._skipped.append(each)
+                else:
                     items[each[len(prefix) :]] = item
         for output in self._outputs.values():
             if not output.path.startswith(prefix) or self._owner(output.path) != owner or output.name is None:
@@ -287,6 +302,11 @@ class _Finding:
 
     def _entries(self, output: Output) -> dict[str, Item]:
         """A tracked folder's files by the path in it."""
+        if output.path not in self._read:
+            self._read[output.path] = self._read_entries(output)
+        return self._read[output.path]
+
+    def _read_entries(self, output: Output) -> dict[str, Item]:
         assert output.name is not None
         owner = self._owner(output.path)
         whole = self._made(False, {"": Item(owner, None, output.name, output)}, output)

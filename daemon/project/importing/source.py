@@ -14,7 +14,7 @@ import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from millpond.daemon.errors import InvalidFileError, RemoteChangedError, TargetError, UsageError
 from millpond.daemon.names import ObjectName
@@ -45,12 +45,14 @@ _ABSENT = {"absent": True}
 
 
 class Source(Protocol):
-    """What a url names, listed. `paths` of its files below it, in a manifest's order; [""] for a file. `sizes` in bytes."""
+    """What a url names, listed. `paths` of its files below it, in a manifest's order; [""] for a file. `sizes` in bytes; `skipped` are
+    links to folders, which are left out."""
 
     url: str
     is_dir: bool
     paths: list[str]
     sizes: list[int]
+    skipped: list[str]
 
     def read(self, indexes: Sequence[int]) -> Iterator[tuple[int, Data, bool]]:
         """The contents of these files, one after the other: index in `paths`, bytes, whether they end it. Raises RemoteChangedError,
@@ -74,8 +76,10 @@ class LocalSource:
     listing: Listing
     paths: list[str] = field(init=False)
     sizes: list[int] = field(init=False)
+    skipped: list[str] = field(init=False)
 
     def __post_init__(self) -> None:
+        self.skipped = self.listing.skipped
         self.paths = self.listing.paths if self.is_dir else [""]
         self.sizes = list(self.listing.sizes)
 
@@ -126,6 +130,7 @@ class RemoteSource:
     paths: list[str]
     transfer: Transfer
     sizes: list[int] = field(init=False)
+    skipped: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.sizes = [entry.size for entry in self.entries]
@@ -188,9 +193,9 @@ def opened(
 
     Raises TargetError when nothing is there, RemoteConfigError, RemoteError, CredentialsError.
     """
-    scheme = urlsplit(url).scheme
+    scheme = parsed(url).scheme
     if scheme in ("", "file") or len(scheme) == 1:
-        path = urlsplit(url).path if scheme == "file" else url
+        path = parsed(url).path if scheme == "file" else url
         yield _local(url, os.path.abspath(os.path.join(folder, os.path.expanduser(path))), everything)
         return
     remote = remotes.of_url(config or Config(), url, fs_config)
@@ -206,7 +211,7 @@ def opened(
 
 def is_local(url: str) -> bool:
     """Whether a url is a path of this machine."""
-    return urlsplit(url).scheme in ("", "file") or len(urlsplit(url).scheme) == 1
+    return parsed(url).scheme in ("", "file") or len(parsed(url).scheme) == 1
 
 
 def _local(url: str, path: str, everything: bool) -> LocalSource:
@@ -226,7 +231,7 @@ def _local(url: str, path: str, everything: bool) -> LocalSource:
 
 
 def _remote(url: str, remote: Remote, environ: Mapping[str, str], jobs: int | None, rate: float | None) -> RemoteSource:
-    parts = urlsplit(remote.url)
+    parts = parsed(remote.url)
     is_web = remote.scheme in ("http", "https")
     if is_web and parts.query:
         shown = shown_url(url)
@@ -280,9 +285,22 @@ def _absent(url: str) -> TargetError:
     )
 
 
+def parsed(url: str) -> SplitResult:
+    """The parts of a url. Raises TargetError for what is none."""
+    try:
+        return urlsplit(url)
+    except ValueError as error:
+        raise TargetError(f"'{printable(url)}' is no url: {error}", path=printable(url)) from error
+
+
+def warnings(found: Source) -> list[str]:
+    """What is to be told of a source that was read: links to folders are not among its files."""
+    return [f"'{printable(path)}' is a link to a folder and was left out" for path in found.skipped]
+
+
 def shown_url(url: str) -> str:
     """A url for messages: without a password."""
-    parts = urlsplit(url)
+    parts = parsed(url)
     if parts.password is None:
         return printable(url)
     return printable(url.replace(f":{parts.password}@", "@", 1))
@@ -290,7 +308,7 @@ def shown_url(url: str) -> str:
 
 def basename(url: str) -> str:
     """What a url's data is called. Raises TargetError for one that names nothing."""
-    name = posixpath.basename(posixpath.normpath(urlsplit(url).path))
+    name = posixpath.basename(posixpath.normpath(parsed(url).path))
     if name in ("", ".", ".."):
         shown = shown_url(url)
         raise TargetError(f"'{shown}' has no name to give to its data", path=shown, hint="say where it goes: OUT")

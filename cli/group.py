@@ -50,6 +50,8 @@ ENTRIES: dict[str, Entry] = {
     "config": Entry("settings", "config", "Get or set config options.", _PROJECT),
     "install": Entry("hooks", "install", "Install Git hooks, and the merge driver for .dvc files.", _PROJECT),
     "stage": Entry("stages", "stage", "List stages.", _PIPELINES),
+    "repro": Entry("repro", "repro", "Run stages that are out of date.", _PIPELINES),
+    "why": Entry("repro", "why", "Say why a stage would run, or did.", _PIPELINES),
     "dag": Entry("stages", "dag", "Show how stages hang together.", _PIPELINES),
     "push": Entry("sharing", "push", "Bring tracked data to a remote.", _REMOTES),
     "fetch": Entry("sharing", "fetch", "Bring tracked data from a remote into the store.", _REMOTES),
@@ -78,7 +80,7 @@ ENTRIES: dict[str, Entry] = {
 # What DVC 3 has and this version has not: named, so that a script that uses one learns why it fails.
 _DVC_ONLY = """
 artifacts experiments exp get get-url
-import import-db import-url list-url ls-url metrics params plots queue repro
+import import-db import-url list-url ls-url metrics params plots queue
 studio update
 """
 DVC_ONLY = frozenset(_DVC_ONLY.split())

@@ -193,6 +193,12 @@ class CredentialsError(MillpondError):
     kind, code, exit_code = "needs-credentials", 1073, 10
 
 
+class StageFailedError(MillpondError):
+    """A stage of a pipeline did not do what it should: `details` has the stages that failed and those left out."""
+
+    kind, code, exit_code = "stage-failed", 1080, 255
+
+
 class CancelledError(MillpondError):
     """The request was cancelled by its caller, or its caller is gone."""
 

@@ -58,6 +58,8 @@ VERBS = (
         "status.cloud",
         "warm",
         "stage.list",
+        "repro",
+        "why",
         "dag",
     ),
     *("mount", "umount", "tree", "fsck", "gc", "pin", "unpin", "forget-project"),
@@ -93,7 +95,7 @@ class VerbRunner:
             raise BusyError(f"{MAX_WORKERS} of your requests are at work already", hint="try again later")
         worker = await self._start(call)
         try:
-            answer = await worker.connection.request(call.method, params)
+            answer = await worker.connection.request(call.method, params, call.fds)
         except trio.Cancelled:
             with trio.CancelScope(shield=True):
                 await self._end(worker)

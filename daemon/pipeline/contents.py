@@ -79,14 +79,9 @@ class Contents:
         for each, group in folders:
             self._take_folder(each, group, since)
 
-    def forget(self, places: Iterable[str] | None = None) -> None:
-        """Look again at these places when they are asked for, or at all of them."""
-        if places is None:
-            self._found.clear()
-            return
-        for place in places:
-            for algo in ("md5", "md5-dos2unix"):
-                self._found.pop((place, algo), None)
+    def forget(self) -> None:
+        """Look again at places when they are asked for."""
+        self._found.clear()
 
     def take(self, place: str, found: Locked) -> None:
         """It is known what is at a place now."""

@@ -23,14 +23,20 @@ class Graph:
     needs: dict[Stage, list[Stage]] = field(default_factory=dict)
     needed: dict[Stage, list[Stage]] = field(default_factory=dict)
 
-    def above(self, starts: Iterable[Stage], *, frozen: bool = True) -> list[Stage]:
-        """The stages and all that they need, what is needed first. Without `frozen` nothing above a frozen stage."""
-        return list(self._post_order(starts, self.needs, frozen=frozen))
+    def active(self) -> Graph:
+        """Without what frozen stages need: they do not look at it."""
+        needs: dict[Stage, list[Stage]] = {stage: [] if stage.frozen else found for stage, found in self.needs.items()}
+        needed = {stage: [each for each in found if not each.frozen] for stage, found in self.needed.items()}
+        return Graph(self.stages, needs, needed)
 
-    def below(self, starts: Iterable[Stage], *, frozen: bool = True) -> list[Stage]:
-        """The stages and all that needs them, in an order in which they can be run."""
-        found = set(self._post_order(starts, self.needed, frozen=True, into_frozen=frozen))
-        return [stage for stage in self._post_order(self.stages, self.needs, frozen=True) if stage in found]
+    def above(self, starts: Iterable[Stage]) -> list[Stage]:
+        """The stages and all that they need, what is needed first."""
+        return list(self._post_order(starts, self.needs))
+
+    def below(self, starts: Iterable[Stage]) -> list[Stage]:
+        """The stages and all that needs them, what is needed first."""
+        found = set(self._post_order(starts, self.needed))
+        return [stage for stage in self._post_order(self.stages, self.needs) if stage in found]
 
     def connected(self, starts: Iterable[Stage]) -> list[Stage]:
         """The whole pipelines of the stages, what is needed first."""
@@ -41,27 +47,15 @@ class Graph:
             if stage not in found:
                 found.add(stage)
                 waiting += [*self.needs[stage], *self.needed[stage]]
-        return [stage for stage in self._post_order(self.stages, self.needs, frozen=True) if stage in found]
+        return [stage for stage in self._post_order(self.stages, self.needs) if stage in found]
 
-    def pipelines(self) -> list[list[Stage]]:
-        """The stages, those that hang together together."""
-        found: list[list[Stage]] = []
-        seen: set[Stage] = set()
-        for stage in self.stages:
-            if stage not in seen:
-                found.append(self.connected([stage]))
-                seen.update(found[-1])
-        return found
-
-    def _post_order(
-        self, starts: Iterable[Stage], edges: dict[Stage, list[Stage]], *, frozen: bool, into_frozen: bool = True
-    ) -> Iterator[Stage]:
+    def _post_order(self, starts: Iterable[Stage], edges: dict[Stage, list[Stage]]) -> Iterator[Stage]:
         seen: set[Stage] = set()
         for start in starts:
             if start in seen:
                 continue
             seen.add(start)
-            stack = [(start, iter(self._next(start, edges, frozen, into_frozen)))]
+            stack = [(start, iter(edges[start]))]
             while stack:
                 stage, rest = stack[-1]
                 following = next((each for each in rest if each not in seen), None)
@@ -69,12 +63,7 @@ class Graph:
                     yield stack.pop()[0]
                 else:
                     seen.add(following)
-                    stack.append((following, iter(self._next(following, edges, frozen, into_frozen))))
-
-    def _next(self, stage: Stage, edges: dict[Stage, list[Stage]], frozen: bool, into_frozen: bool) -> list[Stage]:
-        if not frozen and stage.frozen:
-            return []
-        return edges[stage] if into_frozen else [each for each in edges[stage] if not each.frozen]
+                    stack.append((following, iter(edges[following])))
 
 
 class OutIndex:

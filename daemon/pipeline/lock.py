@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,10 +66,16 @@ class Lock:
     def get(self, stage: str) -> dict[str, Any] | None:
         return self.entries.get(stage)
 
-    def with_entry(self, stage: str, entry: dict[str, Any]) -> Lock:
-        """With a stage's entry as it should be now: in its place, or at the end. Raises InvalidFileError."""
+    def with_entry(self, stage: str, entry: dict[str, Any], *, before: Collection[str] = ()) -> Lock:
+        """With a stage's entry as it should be now: in its place, or a new one before the first of `before`, else at the
+        end. Raises InvalidFileError."""
         entries = {**self.entries, stage: entry}
-        text = self._spliced(stage, entry)
+        later = None if stage in self.entries else next((name for name in self.entries if name in before), None)
+        if later is not None:
+            at = list(self.entries).index(later)
+            items = list(self.entries.items())
+            entries = dict([*items[:at], (stage, entry), *items[at:]])
+        text = self._spliced(stage, entry, later)
         if text is None:
             document = yamlio.load(self.text, self.path, round_trip=True) if self.has_schema else None
             if document is None:
@@ -77,10 +83,11 @@ class Lock:
             if not document.get("stages"):
                 document["stages"] = {}
             document["stages"][stage] = entry
+            document["stages"] = {name: document["stages"][name] for name in entries}
             text = yamlio.dump(document)
         return Lock(self.path, text, entries)
 
-    def _spliced(self, stage: str, entry: dict[str, Any]) -> str | None:
+    def _spliced(self, stage: str, entry: dict[str, Any], later: str | None) -> str | None:
         """The text with the entry's lines exchanged; None where the lines do not show what belongs to whom."""
         if not self.text.strip():
             return _HEAD + rendered(stage, entry)
@@ -98,7 +105,7 @@ class Lock:
         if list(starts) != list(self.entries):
             return None
         if stage not in starts:
-            first, last = end, end
+            first = last = end if later is None else starts[later]
         else:
             first = starts[stage]
             last = next((at for at in starts.values() if at > first), end)
@@ -159,8 +166,8 @@ def _line(line: str) -> str:
 def _scalar(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, int):
-        return str(value)
+    if isinstance(value, int | float) and (shown := quickyaml.number(value)) is not None:
+        return shown
     if isinstance(value, str) and value and quickyaml.is_text(value):
         return value
     raise _UnusualError

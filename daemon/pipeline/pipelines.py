@@ -37,6 +37,8 @@ class Pipelines:
     locks: dict[str, Lock] = field(default_factory=dict)
     failed: dict[str, InvalidFileError] = field(default_factory=dict)
     values: dict[str, Any] = field(default_factory=dict)
+    # Where outputs are.
+    places: set[str] = field(default_factory=set)
 
     def lock_of(self, stage: Stage) -> Lock:
         return self.locks[stage.lock]
@@ -55,11 +57,15 @@ class Pipelines:
             document = resolve.resolve(raw, path, self.value, style, shown)
             found = list(stages_of(document, path, self.root))
             self.documents[path] = document
-            self.stages += found
+            self._take(found)
         elif name == LOCK_FILE:
             self.locks[path] = Lock.parse(yamlio.decode(raw, shown), shown)
         else:
-            self.stages.append(pointer_stage(dvcfile.parse(yamlio.decode(raw, shown), shown), path, self.root))
+            self._take([pointer_stage(dvcfile.parse(yamlio.decode(raw, shown), shown), path, self.root)])
+
+    def _take(self, stages: list[Stage]) -> None:
+        self.stages += stages
+        self.places.update(out.place for stage in stages for out in stage.outs if out.place is not None)
 
 
 def load(repo: Repo, *, tolerant: bool = False) -> Pipelines:
@@ -79,7 +85,8 @@ def load(repo: Repo, *, tolerant: bool = False) -> Pipelines:
             raise InvalidFileError(f"cannot read '{shown}': {error.strerror}", path=shown) from error
 
     pipelines = Pipelines(repo.root, content, repo.seen)
-    return fill(pipelines, WorkTree(repo.root, repo.rules).pointer_files(), style_of(repo), tolerant=tolerant)
+    files = WorkTree(repo.root, repo.rules, lambda: pipelines.places).pointer_files()
+    return fill(pipelines, files, style_of(repo), tolerant=tolerant)
 
 
 def fill(

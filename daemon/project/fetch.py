@@ -56,7 +56,7 @@ def fetch(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
     """
     repo = Repo.open(os.getcwd(), os.environ)
     with context.lock(repo.root, "read"):
-        return _fetch(context, repo, choices(repo, params), params)
+        return fetch_chosen(context, repo, choices(repo, params), params)
 
 
 def warm(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def warm(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
                 "recursive": True,
             }
             chosen.update(dict.fromkeys(choices(repo, asked)))
-        return _fetch(context, repo, list(chosen), params)
+        return fetch_chosen(context, repo, list(chosen), params)
 
 
 def pull(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
@@ -93,7 +93,8 @@ def pull(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _fetch(context: VerbContext, repo: Repo, chosen: Sequence[Choice], params: dict[str, Any]) -> dict[str, Any]:
+def fetch_chosen(context: VerbContext, repo: Repo, chosen: Sequence[Choice], params: dict[str, Any]) -> dict[str, Any]:
+    """Bring what is chosen and lacking into the store, from {remote, jobs, max_size}. Answers and raises as `fetch`."""
     done, used = Fetched(), list[str]()
     objects = Objects(context.store, repo.cache)
     with Links(repo, params.get("remote"), params.get("jobs"), os.environ) as links:

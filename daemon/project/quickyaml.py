@@ -10,7 +10,8 @@ import re
 from typing import Any
 
 _KEY = re.compile(r"([A-Za-z_](?:[A-Za-z0-9_./@=+ -]*[A-Za-z0-9_./@=+-])?)[ ]*:(?: +(.*))?")
-_DIGEST = r"(?!0[xob])(?=[0-9a-f]*[a-df])[0-9a-f]{32}(?:\.dir)?"
+# Not a number in binary, nor one with an exponent.
+_DIGEST = r"(?!0b[01]{30})(?=[0-9a-f]*[a-df])[0-9a-f]{32}(?:\.dir)?"
 # Begins with what no number, date or indicator begins with, or has two letters in a row, which they do not have.
 _TEXT = re.compile(
     r"[A-Za-z_/$][ -~]*|\.\.?/[ -~]*|" + _DIGEST + r"|(?!0[xob])[0-9](?=[A-Za-z0-9_./-]*[A-Za-z]{2})[A-Za-z0-9_./-]*"
@@ -52,6 +53,12 @@ def is_text(word: str) -> bool:
         and word[-1] not in ": "
         and word.lower() not in _OTHER
     )
+
+
+def number(value: float) -> str | None:
+    """A number as DVC writes it, None for one that is not read back as it stands (infinity, say)."""
+    text = repr(value).lower()
+    return text if _INT.fullmatch(text) or _FLOAT.fullmatch(text) else None
 
 
 def _lines(text: str) -> list[_Line]:

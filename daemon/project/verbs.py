@@ -9,8 +9,11 @@ from typing import Any
 from millpond.daemon import wirepath
 from millpond.daemon.mounts.checkout import checkout
 from millpond.daemon.mounts.verbs import VERBS as MOUNT_VERBS
+from millpond.daemon.pipeline.commit import commit
 from millpond.daemon.pipeline.listing import dag, stage_list
+from millpond.daemon.pipeline.repro import repro
 from millpond.daemon.pipeline.status import status
+from millpond.daemon.pipeline.why import why
 from millpond.daemon.project.add import add
 from millpond.daemon.project.cacheimport import import_
 from millpond.daemon.project.cacheinfo import cache_info
@@ -18,7 +21,6 @@ from millpond.daemon.project.cachemigrate import migrate
 from millpond.daemon.project.cacheverify import verify
 from millpond.daemon.project.checkignore import check_ignore
 from millpond.daemon.project.cloudstatus import cloud_status
-from millpond.daemon.project.commit import commit
 from millpond.daemon.project.configedit import cache_dir, config_verb
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.datastatus import data_status
@@ -93,5 +95,7 @@ VERBS: dict[str, Verb] = {
     "forget-project": forget_project,
     "stage.list": stage_list,
     "dag": dag,
+    "repro": repro,
+    "why": why,
     **MOUNT_VERBS,
 }

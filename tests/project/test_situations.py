@@ -40,6 +40,8 @@ PARAMS: dict[str, dict[str, Any]] = {
     "move": {"source": "d", "target": "g"},
     "stage.list": {"all": True},
     "dag": {},
+    "repro": {"all_pipelines": True},
+    "why": {"targets": ["f.dvc"]},
     "remove": {"targets": ["f.dvc"]},
 }
 LEFT_OUT = {

@@ -38,7 +38,7 @@ PARAMS: dict[str, dict[str, Any]] = {
     "install": {},
     "unprotect": {"targets": ["f"]},
     "move": {"source": "d", "target": "g"},
-    "stage.list": {"all": True},
+    "stage.list": {"all": True, "fail": True},
     "dag": {},
     "repro": {"all_pipelines": True},
     "why": {"targets": ["f.dvc"]},

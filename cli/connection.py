@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from millpond.cli.console import Console
@@ -31,8 +32,21 @@ def request(console: Console, method: str, params: dict[str, Any] | None = None)
 
 def verb(console: Console, method: str, params: dict[str, Any]) -> dict[str, Any]:
     """The result of a request that runs as the caller, in this directory and environment. Raises MillpondError."""
+    return request(console, method, _with_context(console, params))
+
+
+def running_verb(console: Console, method: str, params: dict[str, Any], out: int, err: int) -> dict[str, Any]:
+    """As `verb`, for one that runs commands: their output goes to the descriptors `out` and `err`, so nothing else is drawn
+    on the terminal."""
+    console.flush()
+    console.terminal = False
+    with connect_or_start(settings(), os.environ) as client:
+        return ask(console, client, method, _with_context(console, params), fds=(out, err))
+
+
+def _with_context(console: Console, params: dict[str, Any]) -> dict[str, Any]:
     wait_s = None if console.wait_for_lock else LOCK_WAIT_S
-    return request(console, method, {**params, "context": surroundings(os.environ, wait_s)})
+    return {**params, "context": surroundings(os.environ, wait_s)}
 
 
 def running(*, greet: bool = True) -> Client | None:
@@ -46,11 +60,13 @@ def running(*, greet: bool = True) -> Client | None:
         return None
 
 
-def ask(console: Console, client: Client, method: str, params: dict[str, Any]) -> dict[str, Any]:
+def ask(
+    console: Console, client: Client, method: str, params: dict[str, Any], *, fds: Sequence[int] = ()
+) -> dict[str, Any]:
     """A request on an open connection, with progress; Ctrl-C cancels it, a second one does not wait for its end."""
     with Reporter(console) as reporter:
         client.on_notify = reporter.notified
-        number = client.start(method, params)
+        number = client.start(method, params, fds)
         try:
             return client.wait(number)[0]
         except KeyboardInterrupt:

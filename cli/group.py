@@ -24,10 +24,8 @@ class Entry(NamedTuple):
     section: str
 
 
-_PROJECT, _REMOTES, _MOUNTS, _JOBS, _STORE, _OTHER = (
-    *("Project", "Remotes", "Mounts", "Jobs"),
-    *("Store and daemon", "Other"),
-)
+_PROJECT, _PIPELINES, _REMOTES, _MOUNTS = "Project", "Pipelines", "Remotes", "Mounts"
+_JOBS, _STORE, _OTHER = "Jobs", "Store and daemon", "Other"
 ENTRIES: dict[str, Entry] = {
     "init": Entry("project", "init", "Make a directory a DVC repository.", _PROJECT),
     "add": Entry("project", "add", "Store files and directories and track them.", _PROJECT),
@@ -58,6 +56,10 @@ ENTRIES: dict[str, Entry] = {
     "list-url": Entry("getting", "list_url", "List what lies at a url.", _REMOTES),
     "ls-url": Entry("getting", "list_url", "As `list-url`.", _REMOTES),
     "update": Entry("importing", "update", "Bring what has changed at the sources of imports.", _REMOTES),
+    "stage": Entry("stages", "stage", "List stages.", _PIPELINES),
+    "repro": Entry("repro", "repro", "Run stages that are out of date.", _PIPELINES),
+    "why": Entry("repro", "why", "Say why a stage would run, or did.", _PIPELINES),
+    "dag": Entry("stages", "dag", "Show how stages hang together.", _PIPELINES),
     "push": Entry("sharing", "push", "Bring tracked data to a remote.", _REMOTES),
     "fetch": Entry("sharing", "fetch", "Bring tracked data from a remote into the store.", _REMOTES),
     "pull": Entry("sharing", "pull", "Bring tracked data from a remote into the workspace.", _REMOTES),
@@ -89,8 +91,8 @@ ENTRIES: dict[str, Entry] = {
 
 # What DVC 3 has and this version has not: named, so that a script that uses one learns why it fails.
 _DVC_ONLY = """
-artifacts dag experiments exp
-import-db metrics params plots queue repro stage
+artifacts experiments exp
+import-db metrics params plots queue
 studio
 """
 DVC_ONLY = frozenset(_DVC_ONLY.split())
@@ -209,7 +211,7 @@ class Main(click.Group):
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        for section in (_PROJECT, _REMOTES, _MOUNTS, _JOBS, _STORE, _OTHER):
+        for section in (_PROJECT, _PIPELINES, _REMOTES, _MOUNTS, _JOBS, _STORE, _OTHER):
             with formatter.section(section):
                 formatter.write_dl([(name, e.help) for name, e in ENTRIES.items() if e.section == section])
 

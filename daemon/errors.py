@@ -205,6 +205,12 @@ class JobLostError(MillpondError):
     kind, code, exit_code = "job-lost", 1086, 11
 
 
+class StageFailedError(MillpondError):
+    """A stage of a pipeline did not do what it should: `details` has the stages that failed and those left out."""
+
+    kind, code, exit_code = "stage-failed", 1080, 255
+
+
 class CancelledError(MillpondError):
     """The request was cancelled by its caller, or its caller is gone."""
 

@@ -11,11 +11,9 @@ import click
 from millpond.cli import text
 from millpond.cli.connection import verb
 from millpond.cli.console import Console
-from millpond.cli.group import Verb, json_option, refused
+from millpond.cli.group import Verb, json_option
 from millpond.daemon import wirepath
 from millpond.daemon.errors import ConflictError, UsageError
-
-_PIPELINES = "it follows the stages of a pipeline, and there are no pipelines yet"
 
 
 @click.command(
@@ -27,21 +25,28 @@ $ millpond commit --force data.dvc
 )
 @click.argument("targets", nargs=-1, type=click.Path())
 @click.option("-f", "--force", is_flag=True, help="Record changed data without asking.")
-@refused("-d", "--with-deps", is_flag=True, reason=_PIPELINES)
+@click.option("-d", "--with-deps", is_flag=True, help="Also all that the targets need.")
 @click.option("-R", "--recursive", is_flag=True, help="Targets may be directories: all .dvc files below them.")
 @click.option("--no-relink", is_flag=True, help="Leave the files in the workspace as they are.")
 @json_option
 @click.pass_obj
 def commit(
-    console: Console, targets: tuple[str, ...], force: bool, recursive: bool, no_relink: bool, as_json: bool
+    console: Console,
+    targets: tuple[str, ...],
+    force: bool,
+    with_deps: bool,
+    recursive: bool,
+    no_relink: bool,
+    as_json: bool,
 ) -> None:
-    """Store what tracked files and directories hold now, and record it in their .dvc files.
+    """Store what tracked files and directories and outputs of stages hold now, and record it in .dvc files and dvc.lock.
 
     What was added with --no-commit is stored at once; data that differs from its .dvc file needs your word, or --force.
     """
     params: dict[str, Any] = {
         "targets": [wirepath.encode(target) for target in targets],
         "force": force,
+        "with_deps": with_deps,
         "recursive": recursive,
         "no_relink": no_relink,
     }

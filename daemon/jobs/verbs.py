@@ -66,6 +66,10 @@ VERBS = (
         "status.cloud",
         "update",
         "warm",
+        "stage.list",
+        "repro",
+        "why",
+        "dag",
     ),
     *("mount", "umount", "tree", "look", "url", "fsck", "gc", "pin", "unpin", "forget-project"),
     *("job.run", "job.cancel", "job.remove"),
@@ -103,7 +107,7 @@ class VerbRunner:
             raise BusyError(f"{MAX_WORKERS} of your requests are at work already", hint="try again later")
         worker = await self._start(call, params.get("context") or {})
         try:
-            answer = await worker.connection.request(call.method, params)
+            answer = await worker.connection.request(call.method, params, call.fds)
         except trio.Cancelled:
             with trio.CancelScope(shield=True):
                 await self._end(worker)

@@ -15,7 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import msgspec
@@ -81,6 +81,8 @@ class WorkerContext:
     store: DaemonObjectStore
     uid: int
     wait_s: float | None = None
+    # Descriptors that came with the request: where the client's output goes, for verbs that run commands.
+    fds: list[int] = field(default_factory=list)
     _told: float = 0.0
     _latest: dict[str, Any] | None = None
 
@@ -209,7 +211,8 @@ def _perform(client: Client, method: str, params: dict[str, Any], table: str) ->
     verb = find_verb(table, method)
     context = params.pop("context", None) or {}
     enter(context)
-    worker = WorkerContext(client, DaemonObjectStore(client), os.getuid(), context.get("wait_s"))
+    store = DaemonObjectStore(client)
+    worker = WorkerContext(client, store, os.getuid(), context.get("wait_s"), client.request_fds)
     # While gc runs nobody relies on what is stored; gc itself takes this lock alone.
     using = worker.lock("", "read") if method in USES_STORE else contextlib.nullcontext()
     with using:

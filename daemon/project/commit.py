@@ -1,4 +1,4 @@
-"""`commit`: store what tracked files and folders hold now, and record it in their pointers."""
+"""`commit` of `.dvc` files: store what tracked files and folders hold now, and record it in their pointers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 from typing import Any
 
 from millpond.daemon import wirepath
-from millpond.daemon.errors import UsageError
 from millpond.daemon.project import targets
 from millpond.daemon.project.add import Adding, Options
 from millpond.daemon.project.context import VerbContext
@@ -16,10 +15,10 @@ from millpond.daemon.project.status import changed
 
 
 def commit(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
-    """Verb. {targets, recursive, force} -> {unconfirmed: [{pointer, outs}]} or as `add`.
+    """{targets, recursive, force, dry} -> {unconfirmed: [{pointer, outs}]} or as `add`; outputs of stages are passed over.
 
-    Without `force` nothing is done when tracked data was changed: those outputs are `unconfirmed`, for a person to confirm.
-    Data that was added with --no-commit needs no confirmation. Raises as `add`; UsageError for outputs of stages.
+    With `dry` nothing is done in any case. Without `force` nothing is done when tracked data was changed: those outputs are `unconfirmed`, for a person to confirm.
+    Data that was added with --no-commit needs no confirmation. Raises as `add`.
     """
     repo = Repo.open(os.getcwd(), os.environ)
     names = [wirepath.decode(target) for target in params.get("targets") or []]
@@ -27,11 +26,6 @@ def commit(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
         outputs = repo.outputs()
         refuse_clashes(outputs)
         chosen = select(repo, outputs, names, recursive=bool(params.get("recursive")))
-        if names and any(choice.output.stage is not None for choice in chosen):
-            raise UsageError(
-                "outputs of stages are recorded by the pipeline that makes them, and this version has no pipelines yet",
-                hint="name .dvc files, or use `dvc commit`",
-            )
         chosen = [choice for choice in chosen if choice.output.stage is None and choice.output.cache]
         if not params.get("force"):
             pointers: dict[str, list[str]] = {}
@@ -39,7 +33,7 @@ def commit(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
                 pointers.setdefault(repo.wire(output.pointer), []).append(repo.wire(output.path))
             if pointers:
                 return {"unconfirmed": [{"pointer": pointer, "outs": outs} for pointer, outs in pointers.items()]}
-        if not chosen:
+        if not chosen or params.get("dry"):
             return {"added": [], "git_add": [], "autostaged": False, "warnings": []}
         places = [_place(repo, choice) for choice in chosen]
         found = targets.resolve(repo, places, outputs)

@@ -56,7 +56,7 @@ def fetch(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
     """
     repo = Repo.open(os.getcwd(), os.environ)
     with context.lock(repo.root, "read"):
-        return _fetch(context, repo, choices(repo, params), params)
+        return fetch_chosen(context, repo, choices(repo, params), params)
 
 
 def warm(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def warm(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
                 "recursive": True,
             }
             chosen.update(dict.fromkeys(choices(repo, asked)))
-        return _fetch(context, repo, list(chosen), params)
+        return fetch_chosen(context, repo, list(chosen), params)
 
 
 def pull(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
@@ -106,7 +106,8 @@ def _pull_partial(context: VerbContext, params: dict[str, Any], result: dict[str
                 result["added"] = sorted([*result["added"], repo.wire(output.path) + ("/" if is_dir else "")])
 
 
-def _fetch(context: VerbContext, repo: Repo, chosen: Sequence[Choice], params: dict[str, Any]) -> dict[str, Any]:
+def fetch_chosen(context: VerbContext, repo: Repo, chosen: Sequence[Choice], params: dict[str, Any]) -> dict[str, Any]:
+    """Bring what is chosen and lacking into the store, from {remote, jobs, max_size}. Answers and raises as `fetch`."""
     done, used = Fetched(), list[str]()
     objects = Objects(context.store, repo.cache)
     with Links(repo, params.get("remote"), params.get("jobs"), os.environ, reading=True) as links:

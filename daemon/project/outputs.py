@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import posixpath
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -59,11 +59,15 @@ class Tree(Protocol):
 
 
 class WorkTree:
-    """The workspace: ignored folders are left out, tracked directories are not walked."""
+    """The workspace: ignored folders are left out, tracked directories are not walked.
 
-    def __init__(self, root: str, rules: IgnoreRules) -> None:
+    `tracked` says which outputs (relative paths) the files name that were given out so far; without it they are parsed.
+    """
+
+    def __init__(self, root: str, rules: IgnoreRules, tracked: Callable[[], Collection[str]] | None = None) -> None:
         self._root = root
         self._rules = rules
+        self._tracked = tracked
 
     def pointer_files(self) -> Iterator[tuple[str, bytes]]:
         yield from self._folder("", self._rules.top, frozenset())
@@ -83,7 +87,9 @@ class WorkTree:
                 with open(entry.path, "rb") as file:
                     own.append((path, yamlio.read(file)))
         yield from own
-        if folders:
+        if folders and self._tracked is not None:
+            outs = frozenset(self._tracked())
+        elif folders:
             stages = dict(own).get(posixpath.join(folder, STAGES_FILE))
             outs |= {output.path for path, content in own for output in outputs_of(path, content, stages)}
         for path, name in folders:

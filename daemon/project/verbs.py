@@ -11,6 +11,11 @@ from millpond.daemon.jobs.jobverbs import VERBS as JOB_VERBS
 from millpond.daemon.mounts.checkout import checkout
 from millpond.daemon.mounts.look import look, url
 from millpond.daemon.mounts.verbs import VERBS as MOUNT_VERBS
+from millpond.daemon.pipeline.commit import commit
+from millpond.daemon.pipeline.listing import dag, stage_list
+from millpond.daemon.pipeline.repro import repro
+from millpond.daemon.pipeline.status import status
+from millpond.daemon.pipeline.why import why
 from millpond.daemon.project.add import add
 from millpond.daemon.project.cacheimport import import_
 from millpond.daemon.project.cacheinfo import cache_info
@@ -18,7 +23,6 @@ from millpond.daemon.project.cachemigrate import migrate
 from millpond.daemon.project.cacheverify import verify
 from millpond.daemon.project.checkignore import check_ignore
 from millpond.daemon.project.cloudstatus import cloud_status
-from millpond.daemon.project.commit import commit
 from millpond.daemon.project.configedit import cache_dir, config_verb
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.datastatus import data_status
@@ -45,7 +49,6 @@ from millpond.daemon.project.remotecheck import remote_check
 from millpond.daemon.project.remoteconfig import remote
 from millpond.daemon.project.remove import remove
 from millpond.daemon.project.repo import find_root
-from millpond.daemon.project.status import status
 from millpond.daemon.project.unprotect import unprotect
 
 Verb = Callable[[Any, dict[str, Any]], dict[str, Any]]
@@ -109,6 +112,10 @@ VERBS: dict[str, Verb] = {
     "unpin": unpin,
     "warm": warm,
     "forget-project": forget_project,
+    "stage.list": stage_list,
+    "dag": dag,
+    "repro": repro,
+    "why": why,
     **MOUNT_VERBS,
     **JOB_VERBS,
 }

@@ -59,6 +59,8 @@ class Client:
         self._requests: deque[dict[str, Any]] = deque(maxlen=1)
         self._notes: deque[dict[str, Any]] = deque()
         self._serving = serving
+        # Descriptors that came with the request that is served.
+        self.request_fds: list[int] = []
         self._broken = False
         self.on_notify = on_notify
         self.server: dict[str, Any] = {}
@@ -232,6 +234,8 @@ class Client:
             if "method" not in message and number in self._started:
                 self._answers[number] = (message, fds)
                 continue
+            if self._serving and number is not None and "method" in message:
+                self.request_fds, fds = fds, []
             framing.close_all(fds)
             if "method" not in message:
                 if number is None and "error" in message:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import trio
@@ -116,10 +116,10 @@ class Connection:
                 except Exception:
                     log.exception("connection %d: its end was not clean", self.id)
 
-    async def request(self, method: str, params: dict[str, Any]) -> Message | None:
-        """Send the one request that the other side (a worker) gets; its answer, None when it is gone."""
+    async def request(self, method: str, params: dict[str, Any], fds: Sequence[int] = ()) -> Message | None:
+        """Send the one request that the other side (a worker) gets, with descriptors; its answer, None when it is gone."""
         try:
-            await self._send({"id": 1, "method": method, "params": params})
+            await self._send({"id": 1, "method": method, "params": params}, list(fds))
         except OSError as error:
             log.info("connection %d broke: %s", self.id, error)
             return None

@@ -59,7 +59,6 @@ def test_dvc_s_options_are_all_there(home: Home) -> None:
     ("command", "option"),
     [
         ("import-url --version-aware x", "--version-aware"),
-        ("status -d x", "-d/--with-deps"),
         ("checkout --with-deps x", "-d/--with-deps"),
     ],
 )
@@ -77,7 +76,7 @@ def test_options_that_cannot_be_honoured_are_refused_by_name(home: Home, command
         ("status --bogus", "No such option '--bogus'"),
         ("stauts", "there is no command `stauts`; did you mean `millpond status`?"),
         ("xyzzy", "there is no command `xyzzy`; `millpond help` lists the commands"),
-        ("repro", "`repro` is a command of DVC that this version of millpond does not have"),
+        ("params", "`params` is a command of DVC that this version of millpond does not have"),
         ("mount a b c", "`mount` takes a target and a mountpoint, 3 arguments were given"),
         ("mount --versions data /m", "`mount --versions` shows all revisions"),
         ("umount", "`umount` takes either a mountpoint or --all"),

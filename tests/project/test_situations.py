@@ -42,6 +42,10 @@ PARAMS: dict[str, dict[str, Any]] = {
     "install": {},
     "unprotect": {"targets": ["f"]},
     "move": {"source": "d", "target": "g"},
+    "stage.list": {"all": True, "fail": True},
+    "dag": {},
+    "repro": {"all_pipelines": True},
+    "why": {"targets": ["f.dvc"]},
     "remove": {"targets": ["f.dvc"]},
 }
 LEFT_OUT = {

@@ -1,0 +1,295 @@
+"""`repro`: run what is out of date, in order, and record what it made.
+
+The project is locked while stages are looked at, started and recorded, and free while their commands run. What a stage made
+is stored and durable before dvc.lock names it, so a repro that is killed anywhere is done again from there: a stage
+whose command was under way runs anew, one whose outputs were stored and not recorded is found changed, or in the run cache.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from millpond.daemon import wirepath
+from millpond.daemon.errors import CancelledError, InternalError, MillpondError, StageFailedError
+from millpond.daemon.pipeline import graph, pipelines
+from millpond.daemon.pipeline.changed import Comparer
+from millpond.daemon.pipeline.contents import Contents
+from millpond.daemon.pipeline.graph import Graph
+from millpond.daemon.pipeline.memory import Memory
+from millpond.daemon.pipeline.planning import FAIL, IGNORE, Options, Queue, chosen
+from millpond.daemon.pipeline.recording import Recorder
+from millpond.daemon.pipeline.runner import Ended, LocalRunner, Runner, Sink, Task
+from millpond.daemon.pipeline.stage import Stage, address, folder_of
+from millpond.daemon.pipeline.turns import CACHED, RAN, UNCHANGED, Turn, Turns
+from millpond.daemon.project.context import VerbContext
+from millpond.daemon.project.repo import Repo, printable
+
+FAILED, LEFT_OUT, ASKED = "failed", "left out", "asked"
+
+
+def repro(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
+    """Verb. {targets, force, force_downstream, single_item, pipeline, all_pipelines, recursive, downstream, glob, dry, pull,
+    allow_missing, no_commit, no_run_cache, on_error, jobs, interactive, approved, quiet} -> {stages: [{name, outcome,
+    reasons}], ran, ask, git_add, autostaged}.
+
+    `outcome`: ran (with `dry`: would run), cached, unchanged, failed, left out. Output goes to the descriptors that came with
+    the request. `ask` is the stage that an interactive repro stopped at. Raises StageFailedError, and what loading raises.
+    """
+    options = Options.of(params)
+    sink = Sink(*getattr(context, "fds", ())[:2])
+    runner = LocalRunner(sink)
+    try:
+        return Repro(context, options, runner, Voice(context, sink, quiet=options.quiet)).run()
+    finally:
+        runner.stop()
+
+
+@dataclass(slots=True)
+class Voice:
+    """What a repro says, in order with what its commands write."""
+
+    context: VerbContext
+    sink: Sink
+    quiet: bool = False
+
+    def say(self, text: str) -> None:
+        if self.quiet:
+            return
+        if self.sink.out is None:
+            self.context.log("info", text)
+        else:
+            self.sink.write(f"{_shown(text)}\n".encode(errors="surrogateescape"))
+
+    def warn(self, text: str) -> None:
+        if self.sink.err is None:
+            self.context.log("warning", text)
+        elif not self.quiet:
+            self.sink.write(f"WARNING: {_shown(text)}\n".encode(errors="surrogateescape"), error=True)
+
+
+@dataclass(slots=True)
+class _Running:
+    turn: Turn
+    rest: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+class Repro:
+    """One repro."""
+
+    def __init__(self, context: VerbContext, options: Options, runner: Runner, voice: Voice) -> None:
+        self._context = context
+        self._options = options
+        self._runner = runner
+        self._voice = voice
+        self._repo = Repo.open(os.getcwd(), os.environ)
+        self._memory = Memory.load(self._repo.temporary)
+        self._running: dict[str, _Running] = {}
+        self._outcomes: dict[Stage, tuple[str, Turn | None]] = {}
+        self._errors: dict[Stage, MillpondError] = {}
+        self._ask: str | None = None
+        # As DVC: an empty line after what a stage says that ran.
+        self._blank = False
+
+    def run(self) -> dict[str, Any]:
+        with self._phase():
+            loaded = pipelines.load(self._repo)
+            active = graph.build(loaded.stages, self._repo.seen).active()
+            steps = chosen(self._repo, loaded, active, self._options)
+            contents = Contents.of(self._context, self._repo)
+            comparer = Comparer(contents, loaded.value)
+            recorder = Recorder(self._context, self._repo, loaded, contents, comparer)
+            recorder.order = {stage: number for number, stage in enumerate(steps)}
+            self._graph: Graph | None = None if self._options.single_item else active
+            self._turns = Turns(self._context, self._repo, recorder, self._options, self._voice.say, self._graph)
+            self._turns.prepare(steps)
+            self._queue = Queue(steps, self._graph, self._memory.seconds, self._options.jobs > 1)
+        try:
+            self._loop()
+        finally:
+            self._keep(contents)
+        return self._result(recorder)
+
+    def _loop(self) -> None:
+        ended: Ended | None = None
+        while True:
+            with self._phase():
+                if ended is not None:
+                    self._take(ended)
+                while self._open and len(self._running) < self._options.jobs:
+                    stage = self._queue.pop()
+                    if stage is None:
+                        break
+                    self._begin(stage)
+            if not self._running:
+                return
+            ended = self._runner.wait()
+
+    @property
+    def _open(self) -> bool:
+        """Whether more stages may begin."""
+        return self._ask is None and not (self._errors and self._options.on_error == FAIL)
+
+    @contextlib.contextmanager
+    def _phase(self) -> Iterator[None]:
+        """With the project's lock, and nothing being collected as garbage: never while commands run."""
+        with self._context.lock("", "read"), self._context.lock(self._repo.root, "write"):
+            yield
+
+    def _begin(self, stage: Stage) -> None:
+        if stage in self._outcomes:  # left out because of a failure
+            return
+        name = self._name(stage)
+        if self._blank:
+            self._voice.say("")
+            self._blank = False
+        if stage.frozen and stage.pointer is None:
+            self._voice.warn(f"stage '{name}' is frozen. Its dependencies are not going to be reproduced.")
+
+        def start(turn: Turn) -> None:
+            running = _Running(turn, list(stage.commands))
+            self._running[name] = running
+            self._next_command(running)
+
+        def begin() -> None:
+            turn = self._turns.begin(stage)
+            if turn.outcome != UNCHANGED and self._options.interactive and name not in self._options.approved:
+                self._ask = name
+                return
+            outcome = self._turns.perform(turn)
+            if outcome is None:
+                start(turn)
+            else:
+                self._end(turn, outcome)
+
+        self._guarded(stage, begin)
+
+    def _take(self, ended: Ended) -> None:
+        """A command ended: go on with the stage's next one, or record what it made."""
+        running = self._running[ended.key]
+        running.seconds += ended.seconds
+        stage = running.turn.stage
+
+        def go_on() -> None:
+            if ended.code:
+                raise self._command_failed(running, ended)
+            if running.rest:
+                self._next_command(running)
+                return
+            del self._running[ended.key]
+            self._turns.record(running.turn)
+            self._memory.note(stage, seconds=round(running.seconds, 3))
+            self._end(running.turn, RAN)
+
+        self._guarded(stage, go_on)
+
+    def _next_command(self, running: _Running) -> None:
+        stage = running.turn.stage
+        name = self._name(stage)
+        command = running.rest.pop(0)
+        self._voice.say(f"> {command}")
+        env = {"DVC_ROOT": self._repo.root, **os.environ, "DVC_STAGE": name}
+        first = len(running.rest) + 1 == len(stage.commands)
+        label = f"{name}: " if self._options.jobs > 1 else ""
+        folder = folder_of(stage, self._repo.root)
+        self._runner.start(Task(name, command, folder, env, self._memory.log(stage), not first, label))
+
+    def _guarded(self, stage: Stage, action: Callable[[], None]) -> None:
+        """An error of the action is the stage's; others may go on, as the person wished."""
+        try:
+            action()
+        except (CancelledError, InternalError):
+            raise
+        except MillpondError as error:
+            self._fail(stage, error)
+
+    def _fail(self, stage: Stage, error: MillpondError) -> None:
+        running = self._running.pop(self._name(stage), None)
+        self._errors[stage] = error
+        self._outcomes[stage] = (FAILED, None if running is None else running.turn)
+        if self._options.on_error == FAIL:
+            return
+        ignored = self._options.on_error == IGNORE
+        self._voice.warn(f"{error.message}{' (ignored)' if ignored else ''}")
+        if ignored or self._graph is None:
+            self._queue.done(stage)
+            return
+        after = [each for each in self._graph.below([stage]) if each is not stage and each not in self._outcomes]
+        self._outcomes.update((each, (LEFT_OUT, None)) for each in after)
+        if after:
+            names = ", ".join(f"'{printable(self._name(each))}'" for each in after)
+            self._voice.warn(f"Stage{'s' if len(after) > 1 else ''} {names} will be skipped due to this failure")
+
+    def _end(self, turn: Turn, outcome: str) -> None:
+        self._outcomes[turn.stage] = (outcome, turn)
+        self._blank = outcome != UNCHANGED and self._options.jobs == 1
+        self._queue.done(turn.stage)
+
+    def _command_failed(self, running: _Running, ended: Ended) -> StageFailedError:
+        stage = running.turn.stage
+        command = stage.commands[len(stage.commands) - len(running.rest) - 1]
+        how = f"exited with {ended.code}"
+        if ended.code < 0:
+            how = f"was killed by {signal.Signals(-ended.code).name}"
+        if ended.code in (-signal.SIGKILL, 128 + signal.SIGKILL):
+            how += " (was there enough memory? see `dmesg`)"
+        log = os.path.relpath(self._memory.log(stage), self._repo.cwd)
+        return StageFailedError(f"failed to run: {printable(command)}, {how}", hint=f"its output is in {log}")
+
+    def _keep(self, contents: Contents) -> None:
+        """Remember digests, durations and reasons, however the repro ended."""
+        contents.save()
+        if not self._options.dry:
+            for stage, (outcome, turn) in self._outcomes.items():
+                if outcome != UNCHANGED:
+                    why = [] if turn is None else [reason.to_json() for reason in turn.reasons]
+                    self._memory.note(stage, outcome=outcome, reasons=why)
+            if any(outcome != UNCHANGED for outcome, _ in self._outcomes.values()):
+                self._memory.save()
+
+    def _result(self, recorder: Recorder) -> dict[str, Any]:
+        if self._errors and self._options.on_error != IGNORE:
+            raise self._failed()
+        git = self._repo.git
+        autostaged = git is not None and self._repo.config.flag("core", "autostage")
+        if git is not None and autostaged:
+            git.stage([self._repo.git_path(path) for path in recorder.git_add])
+        return {
+            "stages": [
+                {
+                    "name": wirepath.encode(self._name(stage)),
+                    "outcome": outcome,
+                    "reasons": [] if turn is None else [reason.to_json() for reason in turn.reasons],
+                }
+                for stage, (outcome, turn) in self._outcomes.items()
+            ],
+            "ran": sum(outcome in (RAN, CACHED) for outcome, _ in self._outcomes.values()),
+            "ask": None if self._ask is None else wirepath.encode(self._ask),
+            "git_add": [self._repo.wire(path) for path in recorder.git_add],
+            "autostaged": autostaged,
+        }
+
+    def _failed(self) -> StageFailedError:
+        names = [printable(self._name(stage)) for stage in self._errors]
+        left = [wirepath.encode(self._name(stage)) for stage, (how, _) in self._outcomes.items() if how == LEFT_OUT]
+        details = {"failed": [wirepath.encode(name) for name in names], "left_out": left}
+        if len(names) > 1:
+            shown = ", ".join(f"'{name}'" for name in names)
+            return StageFailedError(f"failed to reproduce stages: {shown}", details=details)
+        (error,) = self._errors.values()
+        hint = "; ".join(filter(None, (error.hint, "when it is mended, `millpond repro` goes on from there")))
+        message = f"failed to reproduce '{names[0]}': {error.message}"
+        return StageFailedError(message, path=error.path, hint=hint, details=details)
+
+    def _name(self, stage: Stage) -> str:
+        return address(stage, self._repo.seen(stage.file))
+
+
+def _shown(text: str) -> str:
+    """A line without what moves a terminal's cursor."""
+    return "\n".join(printable(line) for line in text.split("\n"))

@@ -24,7 +24,8 @@ class Entry(NamedTuple):
     section: str
 
 
-_PROJECT, _REMOTES, _MOUNTS, _STORE, _OTHER = "Project", "Remotes", "Mounts", "Store and daemon", "Other"
+_PROJECT, _PIPELINES, _REMOTES = "Project", "Pipelines", "Remotes"
+_MOUNTS, _STORE, _OTHER = "Mounts", "Store and daemon", "Other"
 ENTRIES: dict[str, Entry] = {
     "init": Entry("project", "init", "Make a directory a DVC repository.", _PROJECT),
     "add": Entry("project", "add", "Store files and directories and track them.", _PROJECT),
@@ -48,6 +49,8 @@ ENTRIES: dict[str, Entry] = {
     "destroy": Entry("leaving", "destroy", "Remove all of DVC's files from a project, but for its data.", _PROJECT),
     "config": Entry("settings", "config", "Get or set config options.", _PROJECT),
     "install": Entry("hooks", "install", "Install Git hooks, and the merge driver for .dvc files.", _PROJECT),
+    "stage": Entry("stages", "stage", "List stages.", _PIPELINES),
+    "dag": Entry("stages", "dag", "Show how stages hang together.", _PIPELINES),
     "push": Entry("sharing", "push", "Bring tracked data to a remote.", _REMOTES),
     "fetch": Entry("sharing", "fetch", "Bring tracked data from a remote into the store.", _REMOTES),
     "pull": Entry("sharing", "pull", "Bring tracked data from a remote into the workspace.", _REMOTES),
@@ -74,8 +77,8 @@ ENTRIES: dict[str, Entry] = {
 
 # What DVC 3 has and this version has not: named, so that a script that uses one learns why it fails.
 _DVC_ONLY = """
-artifacts dag experiments exp get get-url
-import import-db import-url list-url ls-url metrics params plots queue repro stage
+artifacts experiments exp get get-url
+import import-db import-url list-url ls-url metrics params plots queue repro
 studio update
 """
 DVC_ONLY = frozenset(_DVC_ONLY.split())
@@ -146,7 +149,7 @@ class Main(click.Group):
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        for section in (_PROJECT, _REMOTES, _MOUNTS, _STORE, _OTHER):
+        for section in (_PROJECT, _PIPELINES, _REMOTES, _MOUNTS, _STORE, _OTHER):
             with formatter.section(section):
                 formatter.write_dl([(name, e.help) for name, e in ENTRIES.items() if e.section == section])
 

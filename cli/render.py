@@ -112,7 +112,12 @@ def status_lines(status: dict[str, Any], *, tracked: int | None = None) -> Itera
             for title, outputs in group.items():
                 yield f"\t{text.printable(title)}:"
                 for name, state in outputs.items():
-                    yield f"\t\t{_state(state)}{path(name)}"
+                    if not isinstance(state, dict):
+                        yield f"\t\t{_state(state)}{path(name)}"
+                        continue
+                    # Parameters of a file.
+                    yield f"\t\t{path(name)}:"
+                    yield from (f"\t\t\t{_state(each)}{text.printable(key)}" for key, each in state.items())
 
 
 def _state(state: Any) -> str:

@@ -174,7 +174,7 @@ data.dvc:
 """,
 )
 @_TARGETS
-@refused("-d", "--with-deps", is_flag=True, reason=_PIPELINES)
+@click.option("-d", "--with-deps", is_flag=True, help="Also all that the targets need.")
 @click.option("-R", "--recursive", is_flag=True, help="Targets may be directories: all .dvc files below them.")
 @click.option(
     "--no-updates", is_flag=True, expose_value=False, help="Do not look at sources of imports (it never does)."
@@ -193,20 +193,25 @@ def status(
     console: Console,
     /,
     targets: tuple[str, ...],
+    with_deps: bool,
     recursive: bool,
     as_json: bool,
     cloud: bool,
     **sharing: Any,
 ) -> int:
-    """Show what differs between the workspace and the .dvc files, or with -c between this machine and the remote.
+    """Show what differs between the workspace, the .dvc files and the stages of pipelines, or with -c between this machine and the remote.
 
     With -q nothing is printed: the exit code is 0 when nothing differs, else 1. With -c, `new` is what is here and not on the remote,
     `deleted` the reverse, `missing` what is in neither place.
     """
     params = {"targets": _wire(targets), "recursive": recursive}
     if cloud or any(sharing.values()):  # as in DVC, each of these means -c
+        if with_deps:
+            raise UsageError("--with-deps cannot be used with --cloud in this version")
         return _cloud_status(console, {**params, **sharing}, as_json)
-    result = verb(console, "status", params)
+    result = verb(console, "status", {**params, "with_deps": with_deps})
+    for name in result["frozen"]:
+        console.warn(f"'{wirepath.decode(name)}' is frozen: what it depends on is not shown")
     found: dict[str, Any] = result["status"]
     if console.quiet:
         return exits.DIFFERENT if found else exits.OK

@@ -57,6 +57,8 @@ VERBS = (
         "remote",
         "status.cloud",
         "warm",
+        "stage.list",
+        "dag",
     ),
     *("mount", "umount", "tree", "fsck", "gc", "pin", "unpin", "forget-project"),
 )

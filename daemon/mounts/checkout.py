@@ -16,11 +16,11 @@ from millpond.daemon.mounts import place
 from millpond.daemon.mounts.plan import Planner, Project
 from millpond.daemon.mounts.records import MountRecord
 from millpond.daemon.mounts.verbs import create, mount_values, require_fuse, umount_one
+from millpond.daemon.pipeline.status import status
 from millpond.daemon.project import checkout as files
 from millpond.daemon.project.outputs import Output
 from millpond.daemon.project.repo import Repo, printable
 from millpond.daemon.project.select import refuse_clashes, select
-from millpond.daemon.project.status import status
 from millpond.daemon.project.workspace import Workspace
 
 if TYPE_CHECKING:

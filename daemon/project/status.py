@@ -1,24 +1,20 @@
-"""`status`: what differs between the pointers and the workspace, in DVC's words."""
+"""Which outputs hold something else in the workspace than their pointers say, and what is stored nowhere."""
 
 from __future__ import annotations
 
 import os
 import stat
 from dataclasses import dataclass
-from typing import Any
 
-from millpond.daemon import wirepath
 from millpond.daemon.mounts.place import require_mounted
 from millpond.daemon.names import ObjectName
-from millpond.daemon.project import manifest
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.digests import Group, fill
 from millpond.daemon.project.outputs import Output
 from millpond.daemon.project.repo import Repo
-from millpond.daemon.project.select import select
 from millpond.daemon.project.workspace import Workspace
 
-NOT_IN_CACHE, DELETED, MODIFIED = "not in cache", "deleted", "modified"
+DELETED, MODIFIED = "deleted", "modified"
 
 
 @dataclass(slots=True)
@@ -30,38 +26,6 @@ class _Seen:
     group: Group | None = None
     index: int | None = None
     workspace: ObjectName | None = None
-
-
-def status(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
-    """Verb. {targets, recursive, with_deps} -> {status: {stage: [{"changed outs": {path: state}}]}, tracked}.
-
-    `status` is DVC's JSON; `tracked` is the number of outputs in the whole project.
-
-    States: "not in cache" (neither the store nor DVC's cache has the recorded data), "deleted", "modified". Raises
-    NotARepoError, InvalidFileError, TargetError (unknown target), NotMountedError.
-    """
-    repo = Repo.open(os.getcwd(), os.environ)
-    targets = [wirepath.decode(target) for target in params.get("targets") or []]
-    with context.lock(repo.root, "read"):
-        outputs = repo.outputs()
-        chosen = [choice.output for choice in select(repo, outputs, targets, recursive=bool(params.get("recursive")))]
-        found = _compare(context, repo, chosen)
-    changes: dict[str, dict[str, str]] = {}
-    for seen in found:
-        if seen.state is not None:
-            changes.setdefault(stage_key(repo, seen.output), {})[repo.wire(seen.output.path)] = seen.state
-    status = {stage: [{"changed outs": outs}] for stage, outs in changes.items()}
-    return {"status": status, "tracked": len(outputs)}
-
-
-def stage_key(repo: Repo, output: Output) -> str:
-    """How DVC addresses the stage of an output: its `.dvc` file, or a stage's name with its file unless that is here."""
-    if output.stage is None:
-        return repo.wire(output.pointer)
-    folder = os.path.dirname(output.pointer)
-    file = repo.seen(os.path.join(folder, "dvc.yaml"))
-    name = wirepath.encode(output.stage)
-    return name if file == "dvc.yaml" else f"{wirepath.encode(file)}:{name}"
 
 
 def changed(context: VerbContext, repo: Repo, outputs: list[Output]) -> list[Output]:
@@ -87,14 +51,6 @@ def unstored(context: VerbContext, repo: Repo, outputs: list[Output]) -> list[Ou
         if names is None or None in workspace.objects.sizes(names):
             lost.append(seen.output)
     return lost
-
-
-def _compare(context: VerbContext, repo: Repo, outputs: list[Output]) -> list[_Seen]:
-    workspace = Workspace(repo, context.store)
-    found = _seen(context, workspace, outputs)
-    _keep(workspace, found)
-    _find_missing(workspace, found)
-    return found
 
 
 def _seen(context: VerbContext, workspace: Workspace, outputs: list[Output]) -> list[_Seen]:
@@ -142,54 +98,3 @@ def _decide(seen: _Seen, workspace: Workspace) -> None:
     if seen.group is not None:
         seen.workspace = seen.group.tree() if seen.index is None else seen.group.name(seen.index)
         seen.state = None if seen.workspace == seen.output.name else MODIFIED
-
-
-def _keep(workspace: Workspace, found: list[_Seen]) -> None:
-    kept: set[int] = set()
-    for seen in found:
-        if seen.group is None or id(seen.group) in kept:
-            continue
-        kept.add(id(seen.group))
-        if seen.index is None:
-            assert seen.workspace is not None
-            workspace.keep_folder(seen.output.path, seen.group, seen.workspace.value)
-        else:
-            workspace.keep_files(seen.group)
-    workspace.save()
-
-
-def _find_missing(workspace: Workspace, found: list[_Seen]) -> None:
-    """Mark outputs whose recorded data is nowhere at hand. That goes before every other state, as in DVC."""
-    wanted: list[tuple[_Seen, list[ObjectName]]] = []
-    for seen in found:
-        name = seen.output.name
-        if name is None or not seen.output.cache:
-            continue
-        names = [name]
-        if name.is_dir and workspace.objects.store.complete(name):
-            continue
-        if name.is_dir:
-            inside = _entries(seen, workspace)
-            if inside is None:
-                seen.state = NOT_IN_CACHE
-                continue
-            names += inside
-        wanted.append((seen, names))
-    sizes = workspace.objects.sizes([name for _, names in wanted for name in names])
-    at = 0
-    for seen, names in wanted:
-        if None in sizes[at : at + len(names)]:
-            seen.state = NOT_IN_CACHE
-        at += len(names)
-
-
-def _entries(seen: _Seen, workspace: Workspace) -> list[ObjectName] | None:
-    """The objects that the recorded manifest names; None when the manifest is nowhere."""
-    name = seen.output.name
-    assert name is not None
-    if seen.group is not None and seen.workspace == name:
-        return [ObjectName(name.algo, each) for each in set(seen.group.hexes())]
-    raw = workspace.objects.manifest(name)
-    if raw is None:
-        return None
-    return list({entry.name for entry in manifest.parse(raw, source=str(name), algo=name.algo)})

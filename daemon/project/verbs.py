@@ -9,6 +9,8 @@ from typing import Any
 from millpond.daemon import wirepath
 from millpond.daemon.mounts.checkout import checkout
 from millpond.daemon.mounts.verbs import VERBS as MOUNT_VERBS
+from millpond.daemon.pipeline.listing import dag, stage_list
+from millpond.daemon.pipeline.status import status
 from millpond.daemon.project.add import add
 from millpond.daemon.project.cacheimport import import_
 from millpond.daemon.project.cacheinfo import cache_info
@@ -37,7 +39,6 @@ from millpond.daemon.project.push import push
 from millpond.daemon.project.remoteconfig import remote
 from millpond.daemon.project.remove import remove
 from millpond.daemon.project.repo import find_root
-from millpond.daemon.project.status import status
 from millpond.daemon.project.unprotect import unprotect
 
 Verb = Callable[[Any, dict[str, Any]], dict[str, Any]]
@@ -90,5 +91,7 @@ VERBS: dict[str, Verb] = {
     "unpin": unpin,
     "warm": warm,
     "forget-project": forget_project,
+    "stage.list": stage_list,
+    "dag": dag,
     **MOUNT_VERBS,
 }

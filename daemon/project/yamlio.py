@@ -12,6 +12,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from millpond.daemon.errors import InvalidFileError
+from millpond.daemon.project import quickyaml
 from millpond.daemon.project.paths import printable
 
 _CONFLICT = re.compile(r"^(<{7}|={7}|>{7})( |$)", re.MULTILINE)
@@ -27,6 +28,10 @@ def load(text: str, path: str, *, round_trip: bool = False) -> Any:
         raise invalid(
             path, "it has Git conflict markers", line, 1, hint="resolve the conflict, then run the command again"
         )
+    if not round_trip:
+        done, document = quickyaml.load(text)
+        if done:
+            return document
     yaml = YAML(typ="rt" if round_trip else "safe", pure=True)
     try:
         return yaml.load(text)

@@ -58,7 +58,6 @@ def test_dvc_s_options_are_all_there(home: Home) -> None:
         ("add --to-remote x", "--to-remote"),
         ("add -r origin x", "-r/--remote"),
         ("add x --remote-jobs 4", "--remote-jobs"),
-        ("status -d x", "-d/--with-deps"),
         ("checkout --with-deps x", "-d/--with-deps"),
     ],
 )

@@ -110,7 +110,8 @@ def test_status_groups() -> None:
         "dvc.yaml:s:",
         "\tchanged command",
         "\tchanged deps:",
-        "\t\t{'lr': 'new'}:      p",
+        "\t\tp:",
+        "\t\t\tnew:                lr",
     ]
     assert render.status_json(status) == {
         "a\nb.dvc": [{"changed outs": {"data\udcff": "modified", "x": "not in cache"}}, "always changed"],

@@ -38,6 +38,8 @@ PARAMS: dict[str, dict[str, Any]] = {
     "install": {},
     "unprotect": {"targets": ["f"]},
     "move": {"source": "d", "target": "g"},
+    "stage.list": {"all": True},
+    "dag": {},
     "remove": {"targets": ["f.dvc"]},
 }
 LEFT_OUT = {

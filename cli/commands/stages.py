@@ -1,0 +1,125 @@
+"""stage, dag: the stages of pipelines, with DVC's options and words."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from millpond.cli import text
+from millpond.cli.connection import verb
+from millpond.cli.console import Console
+from millpond.cli.group import Group, Verb, json_option
+from millpond.daemon import wirepath
+from millpond.daemon.errors import UsageError
+
+
+@click.group(cls=Group)
+def stage() -> None:
+    """List stages."""
+
+
+@stage.command(
+    "list",
+    short_help="List stages.",
+    example="""
+$ millpond stage list
+prepare  Outputs data/prepared
+train    Outputs model.pkl; Reports scores.json
+""",
+)
+@click.argument("targets", nargs=-1, type=click.Path())
+@click.option("--all", "everything", is_flag=True, help="List the stages of the whole project.")
+@click.option("--fail", is_flag=True, help="Fail at the first file that cannot be read.")
+@click.option("-R", "--recursive", is_flag=True, help="Targets may be directories: all stages below them.")
+@click.option("--name-only", "--names-only", is_flag=True, help="Print names only.")
+@json_option
+@click.pass_obj
+def stage_list(
+    console: Console,
+    targets: tuple[str, ...],
+    everything: bool,
+    fail: bool,
+    recursive: bool,
+    name_only: bool,
+    as_json: bool,
+) -> None:
+    """List the stages of dvc.yaml files and .dvc files; those of the dvc.yaml here by default.
+
+    With --all, files that cannot be read are passed over, unless --fail is given; -v names them.
+    """
+    params = {
+        "targets": [wirepath.encode(target) for target in targets],
+        "all": everything,
+        "fail": fail,
+        "recursive": recursive,
+    }
+    result = verb(console, "stage.list", params)
+    for message in result["failed"].values():
+        console.debug(wirepath.decode(message))
+    rows = [_decoded(row) for row in result["stages"]]
+    if as_json:
+        console.write(json.dumps({"stages": rows}))
+        return
+    for line in [text.printable(row["name"]) for row in rows] if name_only else _table(rows):
+        console.say(line)
+
+
+def _decoded(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        **row,
+        **{key: wirepath.decode(row[key]) for key in ("name", "description", "file")},
+        **{key: [wirepath.decode(path) for path in row[key]] for key in ("deps", "outs")},
+        "params": {wirepath.decode(path): keys for path, keys in row["params"].items()},
+    }
+
+
+def _table(rows: list[dict[str, Any]]) -> Iterator[str]:
+    names = [text.printable(row["name"]) for row in rows]
+    width = max(map(len, names), default=0)
+    for name, row in zip(names, rows, strict=True):
+        yield f"{name:<{width}}  {text.printable(row['description'])}".rstrip()
+
+
+@click.command(
+    cls=Verb,
+    example="""
+$ millpond dag --dot train
+strict digraph {
+"prepare";
+"train";
+"prepare" -> "train";
+}
+""",
+)
+@click.argument("target", required=False, type=click.Path())
+@click.option("--dot", "drawn_as", flag_value="dot", help="As a graph for Graphviz.")
+@click.option("--mermaid", "drawn_as", flag_value="mermaid", help="As a graph for Mermaid.")
+@click.option("--md", "drawn_as", flag_value="md", help="As --mermaid, in a block for Markdown.")
+@click.option("--full", is_flag=True, help="With TARGET: all that hangs together with it, not only what it needs.")
+@click.option("-o", "--outs", is_flag=True, help="Show outputs instead of stages.")
+@click.option("--collapse-foreach-matrix", "collapse", is_flag=True, help="Show all that a loop makes as one.")
+@json_option
+@click.pass_obj
+def dag(
+    console: Console, target: str | None, drawn_as: str | None, full: bool, outs: bool, collapse: bool, as_json: bool
+) -> None:
+    """Show how the stages and .dvc files of a project hang together: what is needed above what needs it."""
+    if as_json and drawn_as:
+        raise UsageError(f"--json cannot be used with --{drawn_as}")
+    params = {
+        "target": None if target is None else wirepath.encode(target),
+        "full": full,
+        "outs": outs,
+        "collapse": collapse,
+        "format": drawn_as,
+    }
+    result = verb(console, "dag", params)
+    if as_json:
+        console.write(json.dumps({"nodes": result["nodes"], "edges": result["edges"]}))
+    elif result["text"]:
+        console.say(result["text"].rstrip("\n"))
+    else:
+        console.say("There are no stages in this project.")

@@ -1,0 +1,202 @@
+"""dvc.lock, byte for byte as DVC writes it. One stage's entry is replaced, all other lines stay as they are."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from millpond.daemon.names import ObjectName
+from millpond.daemon.pipeline import schema
+from millpond.daemon.project import quickyaml, yamlio
+
+LOCK_FILE = "dvc.lock"
+_HEAD = "schema: '2.0'\nstages:\n"
+_KEY_LINE = re.compile(r"  (\S.*?):(?: .*)?")
+# Where ruamel.yaml, and so DVC, begins to break lines.
+_WIDTH = 80
+_MD5 = re.compile(r"[0-9a-f]{32}(?:\.dir)?")
+_ORDER = ("path", "hash", "md5", "size", "nfiles", "isexec")
+
+
+@dataclass(frozen=True, slots=True)
+class Locked:
+    """A dependency or output as a lock has it: `name` None where it has none (a URL's etag, say)."""
+
+    name: ObjectName | None
+    size: int | None = None
+    nfiles: int | None = None
+    isexec: bool = False
+
+    def entry(self, path: str) -> dict[str, Any]:
+        """As dvc.lock has it, keys in DVC's order."""
+        fields: dict[str, Any] = {"path": path}
+        if self.name is not None:
+            if self.name.algo == "md5":
+                fields["hash"] = "md5"
+            fields["md5"] = self.name.value
+        optional = {"size": self.size, "nfiles": self.nfiles, "isexec": True if self.isexec else None}
+        return fields | {key: value for key, value in optional.items() if value is not None}
+
+
+@dataclass(slots=True)
+class Lock:
+    """A dvc.lock: its `text`, and the entries by stage as they are in it."""
+
+    path: str
+    text: str
+    entries: dict[str, dict[str, Any]] = field(default_factory=dict)
+    # Only DVC before 2 wrote one without.
+    has_schema: bool = True
+
+    @classmethod
+    def parse(cls, text: str, path: str) -> Lock:
+        """Raises InvalidFileError for what is no lock file, Git's conflict markers included."""
+        document = yamlio.load(text, path)
+        if document is None:
+            return cls(path, text)
+        has_schema = isinstance(document, dict) and "schema" in document
+        problem = next(_problems(document), None) if has_schema else None
+        if problem is not None or not isinstance(document, dict):
+            raise yamlio.invalid_at(path, text, *(problem or ((), "it is not a lock file")))
+        entries = (document.get("stages") or {}) if has_schema else document
+        return cls(path, text, entries, has_schema)
+
+    def get(self, stage: str) -> dict[str, Any] | None:
+        return self.entries.get(stage)
+
+    def with_entry(self, stage: str, entry: dict[str, Any]) -> Lock:
+        """With a stage's entry as it should be now: in its place, or at the end. Raises InvalidFileError."""
+        entries = {**self.entries, stage: entry}
+        text = self._spliced(stage, entry)
+        if text is None:
+            document = yamlio.load(self.text, self.path, round_trip=True) if self.has_schema else None
+            if document is None:
+                document = {"schema": "2.0", "stages": dict(self.entries)}
+            if not document.get("stages"):
+                document["stages"] = {}
+            document["stages"][stage] = entry
+            text = yamlio.dump(document)
+        return Lock(self.path, text, entries)
+
+    def _spliced(self, stage: str, entry: dict[str, Any]) -> str | None:
+        """The text with the entry's lines exchanged; None where the lines do not show what belongs to whom."""
+        if not self.text.strip():
+            return _HEAD + rendered(stage, entry)
+        lines = self.text.splitlines(keepends=True)
+        if not self.has_schema or lines.count("stages:\n") != 1 or not lines[-1].endswith("\n"):
+            return None
+        start = lines.index("stages:\n") + 1
+        end = next((at for at in range(start, len(lines)) if not lines[at].startswith((" ", "\n"))), len(lines))
+        starts = {}
+        for at in range(start, end):
+            if lines[at][2:3] != " " and (found := _KEY_LINE.fullmatch(lines[at].rstrip("\n"))) is not None:
+                if found[1].startswith("#"):
+                    return None
+                starts[found[1].strip("'\"")] = at
+        if list(starts) != list(self.entries):
+            return None
+        if stage not in starts:
+            first, last = end, end
+        else:
+            first = starts[stage]
+            last = next((at for at in starts.values() if at > first), end)
+        return "".join([*lines[:first], rendered(stage, entry), *lines[last:]])
+
+
+def locked(entry: Mapping[str, Any] | None, section: str) -> dict[str, Locked]:
+    """The deps or outs of a stage's entry, by their paths as written."""
+    found = {}
+    for item in (entry or {}).get(section) or []:
+        value = item.get("md5")
+        name = None
+        if value is not None:
+            name = ObjectName("md5" if item.get("hash") == "md5" else "md5-dos2unix", str(value))
+        found[item["path"]] = Locked(name, item.get("size"), item.get("nfiles"), bool(item.get("isexec")))
+    return found
+
+
+def rendered(stage: str, entry: dict[str, Any]) -> str:
+    """The lines of a stage's entry."""
+    try:
+        return "".join(_mapping({stage: entry}, 2))
+    except _UnusualError:
+        return yamlio.dump({"stages": {stage: entry}}).removeprefix("stages:\n")
+
+
+class _UnusualError(Exception):
+    """What YAML's own writer must write: quotes, broken lines, odd types."""
+
+
+def _mapping(values: Mapping[Any, Any], indent: int, first: str | None = None) -> Iterator[str]:
+    """The lines of a mapping; `first` is what the first one begins with instead of spaces."""
+    for key, value in values.items():
+        if not isinstance(key, str) or not quickyaml.is_text(key) or ":" in key or len(key) > _WIDTH:
+            raise _UnusualError
+        lead = " " * indent if first is None else first
+        first = None
+        if isinstance(value, dict) and value:
+            yield f"{lead}{key}:\n"
+            yield from _mapping(value, indent + 2)
+        elif isinstance(value, list) and value:
+            yield f"{lead}{key}:\n"
+            for item in value:
+                if isinstance(item, dict) and item:
+                    yield from _mapping(item, indent + 2, f"{' ' * indent}- ")
+                else:
+                    yield _line(f"{' ' * indent}- {_scalar(item)}")
+        else:
+            yield _line(f"{lead}{key}: {_scalar(value)}")
+
+
+def _line(line: str) -> str:
+    if len(line) > _WIDTH:
+        raise _UnusualError
+    return line + "\n"
+
+
+def _scalar(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, str) and value and quickyaml.is_text(value):
+        return value
+    raise _UnusualError
+
+
+def _problems(document: dict[str, Any]) -> Iterator[schema.Problem]:
+    if document["schema"] != "2.0":
+        yield ("schema",), f"its schema is '{document['schema']}', expected '2.0'"
+    stages = document.get("stages")
+    if stages is not None and not isinstance(stages, dict):
+        yield ("stages",), "'stages' is not a mapping"
+        return
+    for name, entry in (stages or {}).items():
+        if not isinstance(entry, dict) or not isinstance(entry.get("cmd"), str | list):
+            yield ("stages", name), f"stage '{name}' has no command"
+            continue
+        for section in ("deps", "outs"):
+            yield from _item_problems(entry.get(section), ("stages", name, section))
+        params = entry.get("params")
+        if params is not None and not (
+            isinstance(params, dict) and all(isinstance(values, dict) for values in params.values())
+        ):
+            yield ("stages", name, "params"), "'params' is not a mapping of files to their values"
+
+
+def _item_problems(items: Any, at: schema.Keys) -> Iterator[schema.Problem]:
+    if items is not None and not isinstance(items, list):
+        yield at, f"'{at[-1]}' is not a list"
+        return
+    for index, item in enumerate(items or []):
+        if not isinstance(item, dict) or not isinstance(item.get("path"), str):
+            yield (*at, index), "an entry has no path"
+        elif item.get("md5") is not None and not _MD5.fullmatch(str(item["md5"])):
+            yield (*at, index), f"'{item['md5']}' is not an MD5"
+
+
+def ordered(values: Mapping[str, Any]) -> dict[str, Any]:
+    """An entry's keys in DVC's order, those that DVC has not last."""
+    return {key: values[key] for key in (*_ORDER, *values) if key in values}

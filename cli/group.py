@@ -51,6 +51,9 @@ ENTRIES: dict[str, Entry] = {
     "install": Entry("hooks", "install", "Install Git hooks, and the merge driver for .dvc files.", _PROJECT),
     "stage": Entry("stages", "stage", "List stages.", _PIPELINES),
     "dag": Entry("stages", "dag", "Show how stages hang together.", _PIPELINES),
+    "metrics": Entry("figures", "metrics", "Show and compare metrics.", _PIPELINES),
+    "params": Entry("figures", "params", "Compare parameters.", _PIPELINES),
+    "plots": Entry("plots", "plots", "Draw plots of data files, over revisions.", _PIPELINES),
     "push": Entry("sharing", "push", "Bring tracked data to a remote.", _REMOTES),
     "fetch": Entry("sharing", "fetch", "Bring tracked data from a remote into the store.", _REMOTES),
     "pull": Entry("sharing", "pull", "Bring tracked data from a remote into the workspace.", _REMOTES),
@@ -78,7 +81,7 @@ ENTRIES: dict[str, Entry] = {
 # What DVC 3 has and this version has not: named, so that a script that uses one learns why it fails.
 _DVC_ONLY = """
 artifacts experiments exp get get-url
-import import-db import-url list-url ls-url metrics params plots queue repro
+import import-db import-url list-url ls-url queue repro
 studio update
 """
 DVC_ONLY = frozenset(_DVC_ONLY.split())

@@ -60,6 +60,7 @@ VERBS = (
         "stage.list",
         "dag",
     ),
+    *("metrics.show", "metrics.diff", "params.diff", "plots", "plots.templates", "plots.modify"),
     *("mount", "umount", "tree", "fsck", "gc", "pin", "unpin", "forget-project"),
 )
 # Workers of one uid at once.

@@ -9,7 +9,10 @@ from typing import Any
 from millpond.daemon import wirepath
 from millpond.daemon.mounts.checkout import checkout
 from millpond.daemon.mounts.verbs import VERBS as MOUNT_VERBS
+from millpond.daemon.pipeline import metrics, paramsdiff
 from millpond.daemon.pipeline.listing import dag, stage_list
+from millpond.daemon.pipeline.plots import modify
+from millpond.daemon.pipeline.plots import verbs as plots
 from millpond.daemon.pipeline.status import status
 from millpond.daemon.project.add import add
 from millpond.daemon.project.cacheimport import import_
@@ -85,6 +88,12 @@ VERBS: dict[str, Verb] = {
     "install": install,
     "merge-driver": merge,
     "fetch": fetch,
+    "metrics.show": metrics.show,
+    "metrics.diff": metrics.diff,
+    "params.diff": paramsdiff.diff,
+    "plots": plots.plots,
+    "plots.modify": modify.modify,
+    "plots.templates": plots.templates,
     "fsck": fsck,
     "gc": gc,
     "pin": pin,

@@ -295,11 +295,17 @@ def test_a_browser_draws_the_report(made: Home, tmp_path: Path) -> None:
     """Without a network: each chart has become a picture of some size."""
     made.run("plots", "diff", "v1", "-o", str(tmp_path / "out"))
     page = tmp_path / "out/index.html"
-    probe = "<script>setTimeout(() => { document.title = 'drawn ' + document.querySelectorAll('canvas, svg').length }, 3000)"
-    page.write_text(page.read_text().replace("</body>", f"{probe}</script></body>"))
+    probe = "setInterval(() => { document.title = `drawn ${document.querySelectorAll('.marks').length}` }, 200)"
+    before, _, after = page.read_text().rpartition("</body>")
+    page.write_text(f"{before}<script>{probe}</script></body>{after}")
     command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
     command += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-    command += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=8000", "--dump-dom", f"file://{page}"]
+    command += [
+        f"--user-data-dir={tmp_path / 'profile'}",
+        "--virtual-time-budget=30000",
+        "--dump-dom",
+        f"file://{page}",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     told = as_data(made.run("plots", "diff", "v1", "--json").stdout)
     charts = sum(figures[0]["type"] == "vega" for figures in told["data"].values() if figures)

@@ -295,7 +295,7 @@ def test_a_browser_draws_the_report(made: Home, tmp_path: Path) -> None:
     """Without a network: each chart has become a picture of some size."""
     made.run("plots", "diff", "v1", "-o", str(tmp_path / "out"))
     page = tmp_path / "out/index.html"
-    probe = "setInterval(() => { document.title = `drawn ${document.querySelectorAll('canvas.marks').length}` }, 200)"
+    probe = "setInterval(() => { document.title = `drawn ${document.querySelectorAll('canvas.marks, svg.marks').length}` }, 200)"
     before, _, after = page.read_text().rpartition("</body>")
     page.write_text(f"{before}<script>{probe}</script></body>{after}")
     command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]

@@ -30,6 +30,7 @@ test: setup
 	@$(PY) -m pytest -q -n $(JOBS) --dist worksteal -m "not long" -p no:cacheprovider --hypothesis-seed=$(SEED) $(ARGS)
 
 test-long: setup
+	@bash .ci/setup-long
 	@echo "seed: $(SEED)"
 	@MILLPOND_TESTS=long $(PY) -m pytest -q -n $(JOBS) --dist worksteal -p no:cacheprovider --hypothesis-seed=$(SEED) --timeout=1800 $(ARGS)
 

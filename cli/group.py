@@ -60,6 +60,9 @@ ENTRIES: dict[str, Entry] = {
     "repro": Entry("repro", "repro", "Run stages that are out of date.", _PIPELINES),
     "why": Entry("repro", "why", "Say why a stage would run, or did.", _PIPELINES),
     "dag": Entry("stages", "dag", "Show how stages hang together.", _PIPELINES),
+    "metrics": Entry("figures", "metrics", "Show and compare metrics.", _PIPELINES),
+    "params": Entry("figures", "params", "Compare parameters.", _PIPELINES),
+    "plots": Entry("plots", "plots", "Draw plots of data files, over revisions.", _PIPELINES),
     "push": Entry("sharing", "push", "Bring tracked data to a remote.", _REMOTES),
     "fetch": Entry("sharing", "fetch", "Bring tracked data from a remote into the store.", _REMOTES),
     "pull": Entry("sharing", "pull", "Bring tracked data from a remote into the workspace.", _REMOTES),
@@ -92,7 +95,7 @@ ENTRIES: dict[str, Entry] = {
 # What DVC 3 has and this version has not: named, so that a script that uses one learns why it fails.
 _DVC_ONLY = """
 artifacts experiments exp
-import-db metrics params plots queue
+import-db queue
 studio
 """
 DVC_ONLY = frozenset(_DVC_ONLY.split())

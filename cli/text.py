@@ -86,13 +86,24 @@ def shell_quoted(path: str) -> str:
     return "$'" + printable(path).replace("'", "\\'") + "'"
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of left-aligned columns, two spaces apart; nothing but the header for no rows."""
-    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, pad: int = 0) -> list[str]:
+    """Lines of left-aligned columns, two spaces apart, at least `pad` wider than their heads; nothing but the header for no
+    rows."""
+    widths = [max(len(head) + pad, *(len(row[column]) for row in rows), 0) for column, head in enumerate(header)]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in [header, *rows]
     ]
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table as GitHub's Markdown has them, as wide as DVC makes them."""
+    widths = [max(len(head) + 2, *(len(row[column]) for row in rows), 0) for column, head in enumerate(header)]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+        for row in [header, *rows]
+    ]
+    return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]
 
 
 def _is_control(char: str) -> bool:

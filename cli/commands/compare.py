@@ -127,11 +127,7 @@ def _table(found: Found, show_hash: bool) -> Iterator[str]:
     for state in _STATES:
         for row in found.get(state, []):
             rows.append([state, *([_digest(row["hash"])] if show_hash else []), _shown(row["path"])])
-    widths = [max(len(head) + 2, *map(len, cells)) for head, *cells in zip(*rows, strict=True)]
-    for number, cells in enumerate(rows):
-        yield "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"
-        if number == 0:
-            yield "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+    yield from text.markdown(rows[0], rows[1:])
     yield ""
 
 

@@ -71,6 +71,7 @@ VERBS = (
         "why",
         "dag",
     ),
+    *("metrics.show", "metrics.diff", "params.diff", "plots", "plots.templates", "plots.modify"),
     *("mount", "umount", "tree", "look", "url", "fsck", "gc", "pin", "unpin", "forget-project"),
     *("job.run", "job.cancel", "job.remove"),
 )

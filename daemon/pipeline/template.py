@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -135,6 +135,19 @@ def has_expressions(value: Any) -> bool:
     if isinstance(value, list):
         return any(map(has_expressions, value))
     return isinstance(value, str) and _OPEN.search(value) is not None
+
+
+def expressions(value: Any) -> Iterator[str]:
+    """What stands between `${` and `}` in all texts of a value."""
+    if isinstance(value, dict):
+        for key, each in value.items():
+            yield from expressions(key)
+            yield from expressions(each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from expressions(each)
+    elif isinstance(value, str):
+        yield from _OPEN.findall(value)
 
 
 def text_of(value: Any, style: Style = Style()) -> str:

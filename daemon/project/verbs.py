@@ -11,8 +11,11 @@ from millpond.daemon.jobs.jobverbs import VERBS as JOB_VERBS
 from millpond.daemon.mounts.checkout import checkout
 from millpond.daemon.mounts.look import look, url
 from millpond.daemon.mounts.verbs import VERBS as MOUNT_VERBS
+from millpond.daemon.pipeline import metrics, paramsdiff
 from millpond.daemon.pipeline.commit import commit
 from millpond.daemon.pipeline.listing import dag, stage_list
+from millpond.daemon.pipeline.plots import modify
+from millpond.daemon.pipeline.plots import verbs as plots
 from millpond.daemon.pipeline.repro import repro
 from millpond.daemon.pipeline.status import status
 from millpond.daemon.pipeline.why import why
@@ -106,6 +109,12 @@ VERBS: dict[str, Verb] = {
     "install": install,
     "merge-driver": merge,
     "fetch": fetch,
+    "metrics.show": metrics.show,
+    "metrics.diff": metrics.diff,
+    "params.diff": paramsdiff.diff,
+    "plots": plots.plots,
+    "plots.modify": modify.modify,
+    "plots.templates": plots.templates,
     "fsck": fsck,
     "gc": gc,
     "pin": pin,

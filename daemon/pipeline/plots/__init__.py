@@ -1,0 +1,1 @@
+"""Plots of data files over revisions: what dvc.yaml defines, the points, the report."""

@@ -36,7 +36,7 @@ class Values:
         value = self.text(key)
         if value is None:
             return None
-        if not value.isdigit() or not least <= int(value) <= most:
+        if not value.isdecimal() or not least <= int(value) <= most:
             raise self.wrong(f"{key} = {value} is no number from {least} to {most}", self.modify(key))
         return int(value)
 

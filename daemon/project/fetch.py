@@ -100,6 +100,7 @@ def _fetch(context: VerbContext, repo: Repo, chosen: Sequence[Choice], params: d
     with Links(repo, params.get("remote"), params.get("jobs"), os.environ, reading=True) as links:
         if params.get("remote") is not None:
             links.of(links.remote_of(None))  # one that cannot be used is told of, though nothing may be lacking
+        runs = fetch_runs(context, repo, links) if params.get("run_cache") else 0
         lacking = [each for each in chosen if each.output.name and (each.inner or not objects.whole(each.output.name))]
         if lacking:
             for group in _by_remote(links, objects, lacking, done):
@@ -111,7 +112,6 @@ def _fetch(context: VerbContext, repo: Repo, chosen: Sequence[Choice], params: d
         ]
         for name in came:
             del done.missing[name]
-        runs = fetch_runs(context, repo, links) if params.get("run_cache") else 0
     git = repo.git
     names = [each.output.name for each in chosen if each.output.name is not None]
     context.seen(repo.root, None if git is None else git.git_dir, names)

@@ -113,6 +113,7 @@ def fetch_chosen(context: VerbContext, repo: Repo, chosen: Sequence[Choice], par
     with Links(repo, params.get("remote"), params.get("jobs"), os.environ, reading=True) as links:
         if params.get("remote") is not None:
             links.of(links.remote_of(None))  # one that cannot be used is told of, though nothing may be lacking
+        runs = fetch_runs(context, repo, links) if params.get("run_cache") else 0
         lacking = [each for each in chosen if each.output.name and (each.inner or not objects.whole(each.output.name))]
         shared = [each for each in lacking if _is_shared(links, each.output)]
         if shared:
@@ -125,7 +126,6 @@ def fetch_chosen(context: VerbContext, repo: Repo, chosen: Sequence[Choice], par
         ]
         for name in came:
             del done.missing[name]
-        runs = fetch_runs(context, repo, links) if params.get("run_cache") else 0
     _fetch_imports(context, repo, objects, lacking, done, used, params)
     git = repo.git
     names = [each.output.name for each in chosen if each.output.name is not None]

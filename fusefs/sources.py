@@ -45,11 +45,13 @@ class Sources:
 
     @property
     def state(self) -> dict[str, object]:
-        """{gone, refused, wanted}: whether there is a source, why remotes refuse it (""), and for which object they did."""
+        """{gone, started, refused, wanted}: whether there is a source, which one it is (so that two deaths are two states), why remotes
+        refuse it (""), and for which object they did."""
         with self._came:
             told = self._client.told
             return {
                 "gone": self._client.ended and not self._closed,
+                "started": self.started,
                 "refused": told.refused,
                 "wanted": told.wanted,
             }

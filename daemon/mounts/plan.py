@@ -182,9 +182,8 @@ class Planner:
         assert output.name is not None
         name = output.name
         size = self._store.sizes([name])[0]
-        if (
-            size is None and name.algo == LEGACY
-        ):  # text without CRLF, and whatever is no text, has the same digest both ways
+        if size is None and name.algo == LEGACY:
+            # Text without CRLF, and whatever is no text, has the same digest both ways.
             size = self._store.sizes([as_md5(name)])[0]
             name = name if size is None else as_md5(name)
         if size is None:

@@ -77,8 +77,8 @@ def all_is_right(place: Path, expected: dict[str, bytes]) -> bool:
     return found.keys() == expected.keys()
 
 
-@pytest.mark.parametrize("victim", ["client", pytest.param("worker", marks=pytest.mark.long)])
-@s3_if_long
+@pytest.mark.long
+@pytest.mark.parametrize("victim", ["client", "worker"])
 def test_two_stores_push_to_one_remote_and_one_is_killed(team: Team, victim: str) -> None:
     ann = team.begin()
     for number in range(30):

@@ -74,6 +74,7 @@ def test_a_push_that_was_cut_goes_on_with_its_parts(team: Team, far: Proxy) -> N
     assert not note.exists()
 
 
+@pytest.mark.long
 def test_what_was_begun_long_ago_or_is_gone_is_begun_anew(team: Team, far: Proxy) -> None:
     ann, _ = with_a_large_file(team)
     through(ann, far)
@@ -99,6 +100,7 @@ def test_what_was_begun_long_ago_or_is_gone_is_begun_anew(team: Team, far: Proxy
     assert second["UploadId"] != upload["UploadId"]
 
 
+@pytest.mark.long
 def test_a_fetch_that_was_cut_goes_on_with_its_blocks(team: Team, far: Proxy) -> None:
     ann, data = with_a_large_file(team)
     ann.run("push", "-q")
@@ -126,6 +128,7 @@ def test_a_fetch_that_was_cut_goes_on_with_its_blocks(team: Team, far: Proxy) ->
     assert (bob.repo / "large.bin").read_bytes() == data
 
 
+@pytest.mark.long
 def test_a_push_is_cancelled_at_once_though_the_line_stands_still(team: Team, far: Proxy) -> None:
     ann, _ = with_a_large_file(team)
     through(ann, far)

@@ -7,7 +7,9 @@ import json
 import os
 import signal
 import subprocess
+import tempfile
 import threading
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from tests.mounts.conftest import contents
 from tests.mounts.test_kills import processes
 from tests.remote import proxy as proxies
 from tests.remote.proxy import Proxy
-from tests.remote.servers import KEY, SECRET
+from tests.remote.servers import KEY, SECRET, s3_server
 from tests.remote.shared import Team, s3_if_long
 from tests.remote.test_lazy import begin, fails, far, mount, stats, through
 
@@ -71,7 +73,7 @@ def test_a_source_that_was_killed_is_followed_by_another(team: Team) -> None:
     assert shown(bob)["pid"] == holder, "nothing was mounted anew"
 
 
-@s3_if_long
+@pytest.mark.long
 def test_readers_wait_for_the_daemon_that_starts_a_source(team: Team) -> None:
     bob, expected = begin(team)
     place = mount(bob)
@@ -151,3 +153,58 @@ def test_login_gives_a_mount_what_lets_it_in(team: Team, far: Proxy) -> None:
     assert shown(bob)["state"] == "mounted", "at once"
     assert "1 mount has these credentials now" in bob.run("remote", "login").stdout
     assert contents(place) == expected
+
+
+@pytest.mark.long
+def test_a_key_that_was_deleted_is_followed_by_another_in_a_file(tmp_path: Path) -> None:
+    """A service that checks who asks: the mount says what it says, and takes the new key from the project's own config."""
+    import boto3
+
+    with s3_server(tmp_path / "log") as server, tempfile.TemporaryDirectory(prefix="mp-rem-") as folder:
+        iam = boto3.client("iam", endpoint_url=server.endpoint, region_name="us-east-1", **as_boto(KEY, SECRET))
+        keys = {}
+        policy = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "*", "Resource": "*"}]}
+        for user in ("admin", "bob"):
+            iam.create_user(UserName=user)
+            iam.put_user_policy(UserName=user, PolicyName="all", PolicyDocument=json.dumps(policy))
+            keys[user] = iam.create_access_key(UserName=user)["AccessKey"]
+        server.bucket("team")
+        team = Team(Path(folder), "s3://team/data", server, [])
+        try:
+            bob, expected = begin(team)
+            checking = urllib.request.Request(
+                f"{server.endpoint}/moto-api/reset-auth", b"0", {"Content-Type": "text/plain"}
+            )
+            urllib.request.urlopen(checking).close()
+            write_key(bob, keys["bob"])
+            place = mount(bob)
+            assert (place / "many/01").read_bytes() == expected["many/01"]
+            admin = boto3.client(
+                "iam",
+                endpoint_url=server.endpoint,
+                region_name="us-east-1",
+                **as_boto(keys["admin"]["AccessKeyId"], keys["admin"]["SecretAccessKey"]),
+            )
+            admin.delete_access_key(UserName="bob", AccessKeyId=keys["bob"]["AccessKeyId"])
+            assert fails(place / "large.bin")
+            assert shown(bob)["state"] == "needs-credentials" and "InvalidAccessKeyId" in shown(bob)["error"]
+            bob.run("status", "-q", code=None)
+            assert shown(bob)["state"] == "needs-credentials"
+            write_key(bob, admin.create_access_key(UserName="bob")["AccessKey"])
+            bob.run("status", "-q", code=None)
+            eventually(lambda: shown(bob)["state"] == "mounted", "it has the new key")
+            assert contents(place) == expected
+        finally:
+            for home in team.people:
+                home.close()
+
+
+def as_boto(key: str, secret: str) -> dict[str, Any]:
+    return {"aws_access_key_id": key, "aws_secret_access_key": secret}
+
+
+def write_key(home: Home, key: dict[str, Any]) -> None:
+    (home.repo / ".dvc/config.local").write_text(
+        f"['remote \"team\"']\n    access_key_id = {key['AccessKeyId']}\n"
+        f"    secret_access_key = {key['SecretAccessKey']}\n"
+    )

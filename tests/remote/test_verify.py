@@ -10,14 +10,12 @@ from pathlib import Path
 import pytest
 from tests.fusefs.helpers import eventually
 from tests.mounts.conftest import contents
-from tests.remote.proxy import Proxy
-from tests.remote.shared import Team, key_of
-from tests.remote.test_lazy import LARGE, begin, fails, far, mount, stats, through
-from tests.remote.test_revival import only_s3, shown
+from tests.remote.shared import Team, key_of, s3_if_long
+from tests.remote.test_lazy import LARGE, begin, fails, mount, stats
+from tests.remote.test_revival import shown
 
 from millpond.daemon.project.hashing import md5_dos2unix_of
 
-__all__ = ["far"]
 pytestmark = pytest.mark.fuse
 
 
@@ -31,11 +29,10 @@ def part_of(path: Path, offset: int, size: int) -> bytes:
         os.close(fd)
 
 
-@only_s3
-def test_with_verify_whole_no_byte_of_a_wrong_object_is_given_out(team: Team, far: Proxy) -> None:
+@s3_if_long
+def test_with_verify_whole_no_byte_of_a_wrong_object_is_given_out(team: Team) -> None:
     bob, expected = begin(team)
     key = key_of(hashlib.md5(expected["large.bin"]).hexdigest())
-    through(bob, far)
     team.put(key, expected["large.bin"][:-1] + b"X")
     place = mount(bob, "m", "--verify", "whole")
     with pytest.raises(OSError, match="Input/output error"):
@@ -47,7 +44,6 @@ def test_with_verify_whole_no_byte_of_a_wrong_object_is_given_out(team: Team, fa
     bob.run("umount", str(place))
     team.put(key, expected["large.bin"])
     again = mount(bob, "n", "--verify", "whole")
-    far.delay_s = 0.05
     assert part_of(again / "large.bin", 5_000_000, 100) == expected["large.bin"][5_000_000:5_000_100]
     assert stats(again)["remote_bytes"] >= LARGE, "all of it came first"
     assert contents(again) == expected
@@ -67,12 +63,11 @@ def test_what_is_here_in_part_is_counted_until_it_is_checked(team: Team) -> None
     eventually(lambda: shown(bob)["unverified"] == 0, "it is checked")
     assert contents(place) == expected == contents(place)
     now = shown(bob)
-    assert (
-        now["waited_s"] > 0 and now["waited_disk_s"] >= 0 and now["waited_unpacking_s"] > 0 and 0 < now["hit_rate"] < 1
-    )
+    assert now["waited_s"] > 0 and 0 < now["hit_rate"] < 1
+    assert min(now["waited_disk_s"], now["waited_unpacking_s"]) >= 0
 
 
-@pytest.mark.parametrize("team", ["local", pytest.param("s3", marks=pytest.mark.long)], indirect=True)
+@s3_if_long
 def test_objects_of_dvc_2_are_read_lazily(team: Team) -> None:
     """Text is named by what it is without CRs, part by part: it comes whole, is checked, and is kept in DVC's cache."""
     ann = team.person("ann")

@@ -511,6 +511,8 @@ def test_refusals_change_nothing(project: Project, elsewhere: Elsewhere) -> None
     with pytest.raises(ConflictError, match="saved nowhere"):
         project.run("update", "there.dvc")
     assert project.snapshot() == before
+    run(project, "import-url", f"{files}/f.txt", out="there", force=True, no_exec=True)
+    assert project.read("there") == "edited, saved nowhere\n", "nothing is done but to the .dvc file"
     run(project, "import-url", f"{files}/f.txt", out="there", force=True)
     assert project.read("there") == "newer\n"
 

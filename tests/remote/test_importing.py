@@ -16,6 +16,7 @@ from tests.cli.helpers import Home
 from tests.faults.test_limits import sentence
 from tests.mounts.conftest import contents, fill
 from tests.mounts.test_kills import processes
+from tests.project.realdvc import real_dvc
 from tests.remote.servers import KEY, SECRET, S3Server
 from tests.remote.shared import Team
 from tests.store.helpers import sample
@@ -36,8 +37,10 @@ def bucket(s3: S3Server) -> str:
 
 
 def with_s3(home: Home, s3: S3Server, bucket: str) -> None:
-    """A remote `s3` for the bucket, its credentials in the environment, as with both tools' users."""
+    """A remote `s3` for the bucket, credentials where they are not committed, and for urls in the environment."""
     home.extra |= s3.environ
+    with open(home.repo / ".dvc/config.local", "a") as config:
+        config.write(f"['remote \"s3\"']\n    access_key_id = {KEY}\n    secret_access_key = {SECRET}\n")
     with open(home.repo / ".dvc/config", "a") as config:
         config.write(f"['remote \"s3\"']\n    url = s3://{bucket}\n    endpointurl = {s3.endpoint}\n")
 
@@ -50,20 +53,19 @@ def test_imports_from_s3_are_as_dvc_s(team: Team, s3: S3Server, bucket: str) -> 
     cases = (
         ("remote://s3/d",),
         ("remote://s3/d.txt", "one"),
-        (f"s3://{bucket}/d/sub", "direct", "--fs-config", f"endpointurl={s3.endpoint}"),
         ("--no-download", "remote://s3/d", "partial"),
     )
     for words in cases:
         ours.run("import-url", "-q", *words)
-        theirs.dvc("import-url", "-q", *words)
-    for name in ("d.dvc", "one.dvc", "direct.dvc", "partial.dvc"):
+        real_dvc().ok("import-url", "-q", *words, cwd=theirs.repo)
+    for name in ("d.dvc", "one.dvc", "partial.dvc"):
         assert (ours.repo / name).read_bytes() == (theirs.repo / name).read_bytes()
     assert contents(ours.repo / "d") == FILES and (ours.repo / "one").read_bytes() == b"beside\n"
     assert ours.run("update", "d.dvc").stdout == "'d.dvc' didn't change, skipping\n"
     s3.client().put_object(Bucket=bucket, Key="d/a", Body=b"changed\n")
     ours.run("update", "-q", "d.dvc")
     ours.run("update", "-q", "--no-download", "partial.dvc")
-    theirs.dvc("update", "-q", "d.dvc")
+    real_dvc().ok("update", "-q", "d.dvc", cwd=theirs.repo)
     assert (ours.repo / "d.dvc").read_bytes() == (theirs.repo / "d.dvc").read_bytes()
     # Lost here, and on no remote of the project: the bucket still has what it had.
     ours.run("daemon", "stop", "-q")
@@ -72,7 +74,8 @@ def test_imports_from_s3_are_as_dvc_s(team: Team, s3: S3Server, bucket: str) -> 
     ours.run("remote", "default", "-q", "-u")
     assert "A       d/\n" in ours.run("pull", "d.dvc", "partial.dvc").stdout
     assert contents(ours.repo / "d") == {**FILES, "a": b"changed\n"} == contents(ours.repo / "partial")
-    assert ours.run("list-url", "remote://s3", "-R").stdout.splitlines() == theirs_sorted(theirs, "remote://s3")
+    listed = ours.run("list-url", "remote://s3", "-R").stdout.splitlines()
+    assert listed == sorted(["d.txt", *(f"d/{path}" for path in FILES)])
     ours.run("get-url", "-q", "remote://s3/d/sub", "got")
     assert contents(ours.repo / "got") == {"b": b"b\n", "empty": b""}
     done = ours.run("get-url", "remote://s3/none", code=None)
@@ -80,8 +83,18 @@ def test_imports_from_s3_are_as_dvc_s(team: Team, s3: S3Server, bucket: str) -> 
     assert done.returncode == 255 and "there is nothing at 'remote://s3/none'" in done.stderr
 
 
-def theirs_sorted(home: Home, url: str) -> list[str]:
-    return sorted(line for line in home.dvc("list-url", "-R", url).stdout.splitlines() if line)
+@pytest.mark.long
+@pytest.mark.parametrize("team", ["local"], indirect=True)
+def test_a_url_with_its_own_settings(team: Team, s3: S3Server, bucket: str) -> None:
+    ours, theirs = team.person("ann"), team.person("bob")
+    words = ("import-url", "-q", f"s3://{bucket}/d", "--fs-config", f"endpointurl={s3.endpoint}")
+    for home in (ours, theirs):
+        home.extra |= s3.environ
+    ours.run(*words)
+    theirs.dvc(*words)
+    assert (ours.repo / "d.dvc").read_bytes() == (theirs.repo / "d.dvc").read_bytes()
+    listed = ours.run("list-url", f"s3://{bucket}", "-R", *words[3:]).stdout.splitlines()
+    assert listed == sorted(theirs.dvc("list-url", "-R", f"s3://{bucket}", *words[3:]).stdout.split("\n")[:-1])
 
 
 @pytest.mark.long

@@ -33,7 +33,11 @@ def is_from_elsewhere(params: dict[str, Any]) -> bool:
     for option in ("remote", "remote_jobs"):
         if params.get(option):
             raise UsageError(f"--{option.replace('_', '-')} can't be used without --to-remote")
-    return params.get("out") is not None and len(targets) == 1 and not source.is_local(wirepath.decode(targets[0]))
+    if params.get("out") is None or len(targets) != 1 or source.is_local(wirepath.decode(targets[0])):
+        return False
+    if params.get("no_commit"):
+        raise UsageError("--no-commit can't be used with a url: its data has no other place here")
+    return True
 
 
 def add_from_elsewhere(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:

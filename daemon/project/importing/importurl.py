@@ -169,7 +169,7 @@ def settle(
 ) -> list[str]:
     """Write pointers, then bring stored content into the workspace, where what is of an older version goes; what to give to `git add`."""
     placing = None
-    if not how.to_remote:
+    if not (how.to_remote or how.no_exec):
         names = [] if content.name is None else [content.name]
         context.seen(repo.root, None if repo.git is None else repo.git.git_dir, names)
         placing = Placing(context, repo, path, content.name)

@@ -23,8 +23,8 @@ from millpond.daemon.project.workspace import Workspace
 
 
 def keep(context: VerbContext, source: Source, *, store: bool = True) -> Found:
-    """Have a source's content in the store, durable; its name. With `store` False it is only hashed (of this machine: else its bytes
-    would come over the network for nothing). Raises as the source's `read`, DiskFullError, FileChangedError."""
+    """Have a source's content in the store, durable; its name. With `store` False what lies on this machine is only hashed; what comes
+    over a network is stored in any case. Raises as the source's `read`, DiskFullError, FileChangedError."""
     names = _local(context, source, store) if isinstance(source, LocalSource) else _remote(context, source)
     found = found_of(source, names)
     if store:
@@ -136,4 +136,5 @@ def counted(
     for index, data, last in source.read(list(indexes)):
         yield index, data, last
         files, done = files + last, done + len(data)
-        context.progress(phase, (files, len(indexes)), (done, total))
+        # Sizes of what only a remote has are not known before.
+        context.progress(phase, (files, len(indexes)), (done, total if total >= done else None))

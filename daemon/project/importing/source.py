@@ -22,7 +22,7 @@ from millpond.daemon.objects import Data
 from millpond.daemon.project import elsewhere, manifest
 from millpond.daemon.project.config import Config
 from millpond.daemon.project.paths import printable
-from millpond.daemon.project.walk import Listing
+from millpond.daemon.project.walk import Listing, stat_fields
 from millpond.daemon.remote import remotes
 from millpond.daemon.remote.backend import Entry
 from millpond.daemon.remote.remotes import Remote
@@ -98,19 +98,21 @@ class LocalSource:
             try:
                 with open(path, "rb", buffering=0) as file:
                     before, done = os.fstat(file.fileno()), 0
+                    if before.st_size != self.sizes[index]:
+                        raise self._changed(path)
                     while data := file.read(_READ_BYTES):
                         done += len(data)
                         yield index, data, False
                     after = os.fstat(file.fileno())
             except OSError as error:
                 raise TargetError(f"cannot read '{printable(path)}': {error.strerror}", path=printable(path)) from error
-            if (after.st_size, after.st_mtime_ns, after.st_ctime_ns) != (
-                before.st_size, before.st_mtime_ns, before.st_ctime_ns
-            ) or done != after.st_size:  # fmt: skip
-                raise RemoteChangedError(
-                    f"'{printable(path)}' changed while it was read", path=printable(path), hint="try again"
-                )
+            if stat_fields(before) != stat_fields(after) or done != self.sizes[index]:
+                raise self._changed(path)
             yield index, b"", True
+
+    def _changed(self, path: str) -> RemoteChangedError:
+        shown = printable(path)
+        return RemoteChangedError(f"'{shown}' changed while it was read", path=shown, hint="try again")
 
     def token(self) -> dict[str, Any] | None:
         return None

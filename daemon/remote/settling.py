@@ -47,7 +47,8 @@ class Settler:
 
     @classmethod
     def to(cls, socket: str, context: dict[str, Any] | None = None) -> Settler:
-        """For the daemon that listens there. With `context`, that of the user's request, it may evict for what comes in."""
+        """For the daemon that listens there. With `context`, that of the user's request, it may evict for what comes
+        in."""
         return cls(lambda: Client.connect(Path(socket), name="source"), context)
 
     def get(self, name: ObjectName) -> bytes | None:

@@ -460,7 +460,8 @@ def evictable_lines(report: dict[str, Any]) -> Iterator[str]:
     yield f"May be evicted: {text.plural(may['objects'], 'object')}, {text.size(may['bytes'])}: remotes hold them"
     yield from _staying_lines(report)
     if gone["objects"]:
-        yield f"Only on remotes: {text.plural(gone['objects'], 'object')}, {text.size(gone['bytes'])}, that were evicted"
+        evicted = f"{text.plural(gone['objects'], 'object')}, {text.size(gone['bytes'])}"
+        yield f"Only on remotes: {evicted}, that were evicted"
 
 
 def _staying_lines(report: dict[str, Any]) -> Iterator[str]:

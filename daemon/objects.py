@@ -65,8 +65,8 @@ class ObjectStore(Protocol):
         ...
 
     def sizes(self, names: Sequence[ObjectName], *, evicted: bool = False) -> list[int | None]:
-        """Each content's size in bytes, None where the caller has no such object; with `evicted` also of what was here and only a
-        remote has now."""
+        """Each content's size in bytes, None where the caller has no such object; with `evicted` also of what was here
+        and only a remote has now."""
         ...
 
     def complete(self, name: ObjectName) -> bool:

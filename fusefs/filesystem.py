@@ -411,10 +411,10 @@ class Filesystem:
             return ForeignFile(fd, size)
         return LazyFile(self._source, self.ask_source, self.waits, name, fd, size)
 
-    async def _from_elsewhere(self, handle: int, gone: StoredFile, error: StoreDamagedError) -> OpenFile:
-        """An open file whose content left the store (it was evicted), from the source. Raises `error` when it is still there, and as
-        `_foreign`."""
-        name = ObjectName(*self._open[handle][1].split(":", 1))
+    async def _from_elsewhere(self, handle: int, gone: StoredFile, text: str, error: StoreDamagedError) -> OpenFile:
+        """An open file whose content left the store (it was evicted), from the source. Raises `error` when it is still
+        there, and as `_foreign`."""
+        name = ObjectName(*text.split(":", 1))
         if self._source is None or self._reader.resolve([name], self.uid)[0] is not None:
             raise error
         file = await self._foreign(InodeRecord(False, gone.size, name, None), name)
@@ -423,7 +423,7 @@ class Filesystem:
             if handle not in self._open:
                 raise error
             return self._open[handle][0]
-        self._open[handle] = file, str(name)
+        self._open[handle] = file, text
         gone.close()
         return file
 
@@ -449,7 +449,7 @@ class Filesystem:
             except StoreDamagedError as error:
                 if not isinstance(file, StoredFile):
                     raise
-                parts = await (await self._from_elsewhere(handle, file, error)).read(offset, size)
+                parts = await (await self._from_elsewhere(handle, file, name, error)).read(offset, size)
         except (MillpondError, OSError) as error:
             raise self._unreadable(name, offset, size, error) from error
         self._counted(parts)

@@ -272,10 +272,11 @@ Evicted 4,802 objects, 21.3 GB; the store has 98.7 GB
 @json_option
 @click.pass_obj
 def evict(console: Console, size: str | None, dry: bool, as_json: bool) -> None:
-    """Remove what was used longest ago of the data that every project that needs it has on a remote of its own. Each remote
-    is asked just before. It stays in listings and mounts: what is read comes from the remote again.
+    """Remove what was used longest ago of the data that every project that needs it has on a remote of its own. Each
+    remote is asked just before. It stays in listings and mounts: what is read comes from the remote again.
 
-    With a limit (`cache limit`) it happens by itself when the limit is reached. Without --to it goes down to nine tenths of the limit.
+    With a limit (`cache limit`) it happens by itself when the limit is reached. Without --to it goes down to nine
+    tenths of the limit.
     """
     to = None if size is None else 0 if size == "0" else text.parsed_size(size)
     result = verb(console, "cache.evict", {"to": to, "dry": dry})
@@ -299,8 +300,8 @@ The store has 1.41 GB of at most 200 GB.
 def limit(console: Console, size: str | None, as_json: bool) -> None:
     """Show or set (SIZE: 500MB, 200GB, 2TB, none) how large the store may become.
 
-    Beyond it what every project has on its remotes makes room, see `cache evict`; where that is not enough new data is refused,
-    with exit code 7.
+    Beyond it what every project has on its remotes makes room, see `cache evict`; where that is not enough new data is
+    refused, with exit code 7.
     """
     result = request(console, "store.limit", {} if size is None else {"bytes": text.parsed_size(size)})
     if as_json:

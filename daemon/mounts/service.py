@@ -462,7 +462,8 @@ class MountService:
         await self._in_thread(lambda: self._records.remove(mount.record.id))
 
     async def used(self) -> set[int]:
-        """Numbers of the store's segments that mounts have read since they were asked last; of those that say so in time."""
+        """Numbers of the store's segments that mounts have read since they were asked last; of those that say so in
+        time."""
         found: set[int] = set()
 
         async def one(mount: Mount) -> None:

@@ -183,7 +183,8 @@ class Tree:
                 folders.append(f"{path}/")
 
     def sized(self, rows: Iterable[Row]) -> list[Row]:
-        """The rows with the sizes of tracked files that the store or DVC's cache knows, also of those that were evicted."""
+        """The rows with the sizes of tracked files that the store or DVC's cache knows, also of those that were
+        evicted."""
         rows = list(rows)
         unknown = [(at, row.item.name) for at, row in enumerate(rows) if row.item.size is None and not row.item.is_dir]
         wanted = [(at, name) for at, name in unknown if name is not None]

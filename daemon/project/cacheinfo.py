@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 def cache_info(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
     """Verb. {} -> {projects: [{path, seen, roots, objects, bytes, alone, only}], eviction}, paths in wire form.
 
-    `eviction` says what might be evicted and what not (project/evict.py), by what remotes were seen to hold within a day or say now. `only`: {objects, bytes} that lie in the store and not in the project's DVC cache; None when the project cannot be
-    opened, so that nobody knows. Works anywhere. Raises StoreDamagedError.
+    `eviction` says what might be evicted and what not (project/evict.py), by what remotes were seen to hold within a
+    day or say now. `only`: {objects, bytes} that lie in the store and not in the project's DVC cache; None when the
+    project cannot be opened, so that nobody knows. Works anywhere. Raises StoreDamagedError.
     """
     rows, _ = context.client.call("gc.projects", {})
     used, _ = context.client.call("gc.usage", {})

@@ -1,6 +1,8 @@
-"""`cache evict`: the caller's side of eviction. It asks the remotes of his projects what they hold, and tells the daemon, project by project.
+"""`cache evict`: the caller's side of eviction. It asks the remotes of his projects what they hold, and tells the
+daemon, project by project.
 
-Twice: what was noted within a day is good enough to choose by; what is chosen goes only when it was asked for once more, just before.
+Twice: what was noted within a day is good enough to choose by; what is chosen goes only when it was asked for once
+more, just before.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ _ROUNDS = 20
 
 @dataclass(slots=True)
 class Holding:
-    """A project (`path` in wire form) and what its remotes hold of its objects, with sizes; `reason` why that cannot be known."""
+    """A project (`path` in wire form) and what its remotes hold of its objects, with sizes; `reason` why that cannot be
+    known."""
 
     path: str
     reason: str | None = None
@@ -45,10 +48,10 @@ class Holding:
 
 
 def evict(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
-    """Verb. {to?, dry} -> the report (store/evict.py) with `stored` before and `left` after, and `projects` [{path, reason, objects, bytes}] of
-    what no remote was seen to hold. `to`: bytes that the store may have in the end, by default nine tenths of its limit. Raises
-    UsageError (neither is there), AccessError (a project that was not read since the index was made anew cannot be read), BusyError,
-    StoreDamagedError.
+    """Verb. {to?, dry} -> the report (store/evict.py) with `stored` before and `left` after, and `projects` [{path,
+    reason, objects, bytes}] of what no remote was seen to hold. `to`: bytes that the store may have in the end, by
+    default nine tenths of its limit. Raises UsageError (neither is there), AccessError (a project that was not read
+    since the index was made anew cannot be read), BusyError, StoreDamagedError.
     """
     room, _ = context.client.call("gc.room", {})
     to = params.get("to")
@@ -59,8 +62,8 @@ def evict(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
 
 
 def make_room(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
-    """The daemon's own verb. {to, lock} -> {why}: evict for a request of the same user that waits, and say what may not go. `lock` is whether
-    the store's lock is to be taken, which that request may have. Raises as `evict`."""
+    """The daemon's own verb. {to, lock} -> {why}: evict for a request of the same user that waits, and say what may not
+    go. `lock` is whether the store's lock is to be taken, which that request may have. Raises as `evict`."""
     with context.lock(STORE_LOCK, "read") if params.get("lock") else contextlib.nullcontext():
         report = _evict(context, int(params["to"]), shared=False, dry=False)
     return {"why": why_not(report)}
@@ -138,7 +141,8 @@ def what_may_go(context: WorkerContext) -> dict[str, Any]:
 
 
 def told(report: dict[str, Any], found: Sequence[Holding]) -> dict[str, Any]:
-    """A report with what no remote was seen to hold as `projects`, and `kept` as rows [{why, reason, objects, bytes}]."""
+    """A report with what no remote was seen to hold as `projects`, and `kept` as rows [{why, reason, objects,
+    bytes}]."""
     reasons = {holding.path: holding.reason for holding in found}
     lacking, kept_part = report["lacking"], report["kept"]
     rows = [{"path": path, "reason": reasons.get(path), **part} for path, part in sorted(lacking.items())]

@@ -5,8 +5,9 @@ reading began, on the file system's own clock: a later write then must show anot
 files belong to one user and are believed for that user only. Losing one costs a re-hash, so they are not fsynced; a damaged
 one is as good as none.
 
-Format of a file, little-endian: magic (8), XXH3-64 of all that follows (8); then, in one zstd frame: lengths of scope, algo and tree
-(u32 each), of paths (u64), count (u64); scope, algo, tree, paths (each ended by NUL), stats (count x 5 x i64), digests (count x 16).
+Format of a file, little-endian: magic (8), XXH3-64 of all that follows (8); then, in one zstd frame: lengths of scope,
+algo and tree (u32 each), of paths (u64), count (u64); scope, algo, tree, paths (each ended by NUL), stats (count x 5 x
+i64), digests (count x 16).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""What running verbs count on: records and contents that eviction must not touch, by the connection that found them here.
+"""What running verbs count on: records and contents that eviction must not touch, by the connection that found them
+here.
 
-Who puts what is here already is told by a look-up, and the same look-up claims it, under a lock that who removes holds as well. So nobody
-waits for anybody, and nothing that was found is gone before its finder has ended.
+Who puts what is here already is told by a look-up, and the same look-up claims it, under a lock that who removes holds
+as well. So nobody waits for anybody, and nothing that was found is gone before its finder has ended.
 """
 
 from __future__ import annotations
@@ -17,10 +18,9 @@ MAX_IDS = 1_000_000
 
 @dataclass(slots=True)
 class Claim:
-    """Of one connection: ids of records and contents, roots of manifests (ledger.py) with all that they name. `since`: when it
-    began to put what a pointer is to name, in seconds since the epoch; `mark`: (segment, offset) of the store's end when it began to
-    put; `begun`: by the connection itself; `holds`: how many keep it
-    alive."""
+    """Of one connection: ids of records and contents, roots of manifests (ledger.py) with all that they name. `since`:
+    when it began to put what a pointer is to name, in seconds since the epoch; `mark`: (segment, offset) of the store's
+    end when it began to put; `begun`: by the connection itself; `holds`: how many keep it alive."""
 
     ids: set[bytes] = field(default_factory=set)
     manifests: set[bytes] = field(default_factory=set)
@@ -34,7 +34,8 @@ class Claims:
     """All claims on a store. From any thread; only `lock` may be waited for."""
 
     def __init__(self) -> None:
-        # Held by who finds something and claims it, and by who looks at the claims and removes: for as long as a commit may take.
+        # Held by who finds something and claims it, and by who looks at the claims and removes: for as long as a commit
+        # may take.
         self.lock = threading.Lock()
         self._mutex = threading.RLock()
         # Grows when a manifest is claimed.
@@ -45,8 +46,8 @@ class Claims:
         self._ended: list[int] = []
 
     def begin(self, owner: int) -> bool:
-        """A connection may claim from now on; False when it could before. Each `begin` that was True, and each `hold`, is ended by
-        `end`."""
+        """A connection may claim from now on; False when it could before. Each `begin` that was True, and each `hold`,
+        is ended by `end`."""
         with self._mutex:
             claim = self._claims.get(owner)
             if claim is not None and claim.begun:
@@ -73,7 +74,8 @@ class Claims:
                 del self._claims[owner]
 
     def puts(self, owner: int, mark: tuple[int, int], now: float | None) -> None:
-        """A connection puts: records behind `mark` may be its; what is granted from `now` on, too, if it is a verb's."""
+        """A connection puts: records behind `mark` may be its; what is granted from `now` on, too, if it is a
+        verb's."""
         with self._mutex:
             claim = self._claims.get(owner)
             if claim is not None and claim.mark is None:

@@ -1,8 +1,8 @@
 """The commit thread: the only writer of the index, which commits for all who wait, as one group.
 
-Threads append records and note them in `_pending`. A commit takes all jobs that wait: it indexes what is pending, checks every chunk
-that a new name needs, appends the journal, syncs the segments, then commits the index. So records are found by others as soon as
-they are written, and a name is never there before everything it means is durable.
+Threads append records and note them in `_pending`. A commit takes all jobs that wait: it indexes what is pending,
+checks every chunk that a new name needs, appends the journal, syncs the segments, then commits the index. So records
+are found by others as soon as they are written, and a name is never there before everything it means is durable.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ _FRESH_S = 3600.0
 
 
 class Job:
-    """Names to commit (`anew`: also those that are there), notes (uid, note) for the journal, or work for the commit thread
-    (`alone`: it gets no transaction), or (none of these) a commit of what is pending."""
+    """Names to commit (`anew`: also those that are there), notes (uid, note) for the journal, or work for the commit
+    thread (`alone`: it gets no transaction), or (none of these) a commit of what is pending."""
 
     def __init__(
         self,
@@ -252,8 +252,9 @@ class Committer:
         return results
 
     def _is_named(self, txn: Any, uid: int, key: bytes, content: Content) -> bool:
-        """Whether a name and its grant are durable already, the grant given so lately that it need not be renewed, and the
-        content whole. Who adds a folder again has mostly such names, and writing them again would cost more than what is new."""
+        """Whether a name and its grant are durable already, the grant given so lately that it need not be renewed, and
+        the content whole. Who adds a folder again has mostly such names, and writing them again would cost more than
+        what is new."""
         index = self._index
         if txn.get(key, db=index.objects) != content.pack():
             return False
@@ -276,7 +277,8 @@ class Committer:
 
 
 def _bounded(jobs: list[Job]) -> Iterator[list[Job]]:
-    """Groups of jobs with at most _MAX_NAMES names, or one job: what LMDB keeps of a transaction in memory is bounded."""
+    """Groups of jobs with at most _MAX_NAMES names, or one job: what LMDB keeps of a transaction in memory is
+    bounded."""
     group: list[Job] = []
     names = 0
     for job in jobs:

@@ -41,8 +41,8 @@ class CompactReport:
 
 
 class Compaction:
-    """One round over all segments of which less than `live_part` is needed, until the store has `to` bytes. `pace` is told of bytes
-    that were copied: it may wait, and may raise to stop."""
+    """One round over all segments of which less than `live_part` is needed, until the store has `to` bytes. `pace` is
+    told of bytes that were copied: it may wait, and may raise to stop."""
 
     def __init__(
         self,

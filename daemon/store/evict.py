@@ -1,7 +1,9 @@
-"""Eviction: what goes of what is wanted, because the projects' own remotes were seen to hold it (DESIGN.md, "Eviction").
+"""Eviction: what goes of what is wanted, because the projects' own remotes were seen to hold it (DESIGN.md,
+"Eviction").
 
-As a sweep it belongs to one caller, and takes away his grants. What a project's remotes hold is his worker's word, for his own projects.
-Verbs go on meanwhile: what they found here is claimed (claims.py), and each transaction looks at the claims, projects and pins anew.
+As a sweep it belongs to one caller, and takes away his grants. What a project's remotes hold is his worker's word, for
+his own projects. Verbs go on meanwhile: what they found here is claimed (claims.py), and each transaction looks at the
+claims, projects and pins anew.
 """
 
 from __future__ import annotations
@@ -41,9 +43,9 @@ class PlanIsOld(Exception):
 
 @dataclass(slots=True)
 class EvictReport:
-    """`evicted` went, or would, with `freed` bytes of records; `evictable` might have. `kept` is what may not go, by reason; `lacking` by
-    the path of a project whose remotes were not seen to hold it. `there`: bytes of all records before, `garbage` those of them that have
-    no name, left by what was broken off; they go first."""
+    """`evicted` went, or would, with `freed` bytes of records; `evictable` might have. `kept` is what may not go, by
+    reason; `lacking` by the path of a project whose remotes were not seen to hold it. `there`: bytes of all records
+    before, `garbage` those of them that have no name, left by what was broken off; they go first."""
 
     dry: bool
     evicted: Part = field(default_factory=Part)
@@ -57,8 +59,8 @@ class EvictReport:
 
 @dataclass(slots=True)
 class Victim:
-    """A content that may go: its one name's key, the records that it needs, the projects that name it. `theirs`: others may read it, so
-    only the caller's grant goes."""
+    """A content that may go: its one name's key, the records that it needs, the projects that name it. `theirs`: others
+    may read it, so only the caller's grant goes."""
 
     key: bytes
     content: Content
@@ -73,11 +75,13 @@ class Victim:
 
 
 class Eviction:
-    """One plan for `uid`. `held`: for each project's path the size of each of its objects' roots that its remotes hold. Unless `shared`,
-    what others may read too stays. `to`: bytes that all records may have in the end; at most MAX_VICTIMS contents go.
+    """One plan for `uid`. `held`: for each project's path the size of each of its objects' roots that its remotes hold.
+    Unless `shared`, what others may read too stays. `to`: bytes that all records may have in the end; at most
+    MAX_VICTIMS contents go.
 
-    What stays in any case: manifests; names with several contents, and contents with several names; what pins keep; what is claimed, or was
-    granted since the oldest of those began who put; what no project names; and what has no record to itself.
+    What stays in any case: manifests; names with several contents, and contents with several names; what pins keep;
+    what is claimed, or was granted since the oldest of those began who put; what no project names; and what has no
+    record to itself.
     """
 
     def __init__(
@@ -107,8 +111,8 @@ class Eviction:
         self.report = EvictReport(True)
 
     def run(self, *, dry: bool) -> EvictReport:
-        """Find what may go (`victims`), and unless `dry` remove it. Raises StoreDamagedError when a manifest or recipe cannot be read:
-        then nothing is removed; PlanIsOld, and what `progress` raises, after whole steps."""
+        """Find what may go (`victims`), and unless `dry` remove it. Raises StoreDamagedError when a manifest or recipe
+        cannot be read: then nothing is removed; PlanIsOld, and what `progress` raises, after whole steps."""
         report = self.report = EvictReport(dry)
         with self._store.claims.frozen():
             self._store.flush()
@@ -195,7 +199,8 @@ class Eviction:
         return Sweep(self._store, self._uid, roots, grace_s=0).members_too()
 
     def _contents(self) -> list[tuple[bytes, Content, bool]]:
-        """(key of a name, content, whether both have no other) of everything, each content once; a manifest's name first."""
+        """(key of a name, content, whether both have no other) of everything, each content once; a manifest's name
+        first."""
         found: dict[bytes, tuple[bytes, Content, bool]] = {}
         last = b"", b""
         for key, value in rows(self._index, self._index.objects):
@@ -224,7 +229,8 @@ class Eviction:
     # -- what goes first ------------------------------------------------------------------------------------------
 
     def _weigh(self, found: list[Victim], alive: set[bytes], report: EvictReport) -> None:
-        """Note what each record takes that only these need, and by that in which order they go; and what nobody needs."""
+        """Note what each record takes that only these need, and by that in which order they go; and what nobody
+        needs."""
         for each in found:
             if not each.theirs:
                 self._needs.update(record_id for record_id in set(each.records) if record_id not in alive)

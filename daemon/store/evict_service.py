@@ -38,7 +38,8 @@ log = logging.getLogger("millpond.store")
 _TRIES = 3
 # For room a segment is rewritten unless it is all but full.
 _LIVE_PART = 0.97
-# What eviction leaves of the limit when a feed does not fit, and for how long none is tried after one that did not help.
+# What eviction leaves of the limit when a feed does not fit, and for how long none is tried after one that did not
+# help.
 _TO_PART = 0.9
 _FUTILE_S = 60.0
 # Who waits for a check of the store to end.
@@ -61,8 +62,9 @@ class EvictionService:
         self._stop = threading.Event()
 
     async def evict(self, call: Call, params: dict[str, Any]) -> Reply:
-        """{projects: [{path, count}], to, shared, dry} + memfd of what each project's remotes hold, `count` rows (`usage.packed`) of each -> the
-        report (see EvictReport) and `remote_only` + memfd of the victims, VICTIM each: with `dry` those that would go."""
+        """{projects: [{path, count}], to, shared, dry} + memfd of what each project's remotes hold, `count` rows
+        (`usage.packed`) of each -> the report (see EvictReport) and `remote_only` + memfd of the victims, VICTIM each:
+        with `dry` those that would go."""
         held = _held(params, call.take_fd())
         numbers = {path: number for number, path in enumerate(held)}
         to, shared, dry = int(params["to"]), bool(params.get("shared")), bool(params.get("dry"))
@@ -161,13 +163,15 @@ class Room:
         # Bytes of feeds under way that fit.
         self._flying = 0
         self._locks: dict[int, trio.Lock] = {}
-        # Why it was of no use, and until when none is tried, by connection or (sources', which come anew each time) by user.
+        # Why it was of no use, and until when none is tried, by connection or (sources', which come anew each time) by
+        # user.
         self._futile: dict[tuple[str, int], tuple[float, str]] = {}
 
     @contextlib.asynccontextmanager
     async def for_feed(self, call: Call, size: int, count: int, context: dict[str, Any] | None) -> AsyncIterator[None]:
-        """While `count` contents or parts of them, `size` bytes, come in. `context` is that of a source, which is no worker. Raises
-        DiskFullError with the reasons why nothing more can be evicted, when they do not fit in the end."""
+        """While `count` contents or parts of them, `size` bytes, come in. `context` is that of a source, which is no
+        worker. Raises DiskFullError with the reasons why nothing more can be evicted, when they do not fit in the
+        end."""
         wanted = size + _RECORD_BYTES * count
         if self._lacks(wanted):
             await self._make(call, wanted, context)

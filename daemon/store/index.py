@@ -1,7 +1,8 @@
 """The LMDB index: where every record lies, what every name means, who may read what.
 
-All of it can be rebuilt from the segments, but for `folders`, `inodes` and `listings`, which are caches made anew when needed, and
-`uses` and `evicted`, which can be done without. One environment per process, never across a fork; a transaction lasts one request.
+All of it can be rebuilt from the segments, but for `folders`, `inodes` and `listings`, which are caches made anew when
+needed, and `uses` and `evicted`, which can be done without. One environment per process, never across a fork; a
+transaction lasts one request.
 
     records    id 32                        -> location 24 (records.LOCATION)
     objects    ObjectName.key()             -> content 41, sorted duplicates (one name may have several contents)

@@ -78,8 +78,8 @@ class StoreReader:
             return [self.index.granted(txn, name, uid) for name in names]
 
     def sizes(self, keys: Sequence[bytes], uid: int, *, evicted: bool = False) -> list[int | None]:
-        """For each name's key the size of the content that `uid` may read, or None; with `evicted` also of one that only a
-        remote has now."""
+        """For each name's key the size of the content that `uid` may read, or None; with `evicted` also of one that
+        only a remote has now."""
         index = self.index
         with index.begin() as txn:
             found: list[int | None] = []

@@ -163,8 +163,8 @@ class SegmentWriter:
         limited: bool = True,
     ) -> None:
         """Write records, not yet durably, and tell `note` where each lies; until it returns, `unnoted` counts them. `free`
-        ones bring nothing new, so the store's limit does not count, and most of the reserve is for them; nor does it for those
-        that are not `limited`.
+        ones bring nothing new, so the store's limit does not count, and most of the reserve is for them; nor does it
+        for those that are not `limited`.
 
         Raises DiskFullError, StoreDamagedError.
         """

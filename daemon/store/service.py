@@ -53,7 +53,8 @@ def parse_name(text: str) -> ObjectName:
 
 @dataclass(slots=True)
 class _Session:
-    """Puts of one connection; `context` of a source: folder, environment and umask to evict with. Who begins a feed holds `beginning`, who waits for one `finishing`."""
+    """Puts of one connection; `context` of a source: folder, environment and umask to evict with. Who begins a feed
+    holds `beginning`, who waits for one `finishing`."""
 
     puts: IngestSession
     context: dict[str, Any] | None = None
@@ -73,8 +74,9 @@ class StoreService:
         self._sessions: dict[tuple[int, int], _Session] = {}
 
     async def begin(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
-        """{context?} -> {session, own}; `own`: the daemon is this user's, and takes memory files that are used again. `context` is for
-        who is no worker: what a verb of his would run with, to evict what remotes hold when the store's limit is reached."""
+        """{context?} -> {session, own}; `own`: the daemon is this user's, and takes memory files that are used again.
+        `context` is for who is no worker: what a verb of his would run with, to evict what remotes hold when the
+        store's limit is reached."""
         owner = call.connection.id
         if sum(1 for key in self._sessions if key[0] == owner) >= MAX_SESSIONS:
             raise BusyError(f"this connection has {MAX_SESSIONS} sessions open already")
@@ -130,7 +132,8 @@ class StoreService:
         return {"again": [str(name) for name in again[:MAX_NAMES]]}
 
     async def sizes(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
-        """{names, evicted?} -> {sizes: [bytes | null]} of the caller's objects; with `evicted` also of those that only remotes have now."""
+        """{names, evicted?} -> {sizes: [bytes | null]} of the caller's objects; with `evicted` also of those that only
+        remotes have now."""
         names = _names(params)
         owner = self._claims(call)
         contents = await self._in_thread(lambda: self._store.resolve(names, call.uid, owner))

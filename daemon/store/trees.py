@@ -76,7 +76,8 @@ class OutOfOrder(Exception):
 
 
 class _Open:
-    """A folder being built: rows, children and names as the blob will have them, offsets still from the first name on."""
+    """A folder being built: rows, children and names as the blob will have them, offsets still from the first name
+    on."""
 
     __slots__ = ("bytes", "children", "files", "last", "name", "names", "rows")
 

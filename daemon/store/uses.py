@@ -1,8 +1,10 @@
-"""When segments were read last, so that eviction takes what nobody wants first: one row a segment, written now and then.
+"""When segments were read last, so that eviction takes what nobody wants first: one row a segment, written now and
+then.
 
     uses       segment u64be -> seconds since the epoch, u64
 
-Readers, here and in the mounts' processes, note the numbers of the segments that they read, in a set; who collects it takes the time.
+Readers, here and in the mounts' processes, note the numbers of the segments that they read, in a set; who collects it
+takes the time.
 """
 
 from __future__ import annotations
@@ -21,8 +23,8 @@ WARM_S = 7 * 86_400.0
 
 
 def note_used(store: Store, segments: Iterable[int]) -> None:
-    """These segments were read just now, or since this was called last; rows of segments that are gone are dropped. Raises
-    DiskFullError, StoreDamagedError."""
+    """These segments were read just now, or since this was called last; rows of segments that are gone are dropped.
+    Raises DiskFullError, StoreDamagedError."""
     index, now = store.reader.index, stamp(store.now())
     there = set(segment_numbers(store.path / "segments"))
     used = there.intersection(segments)
@@ -40,8 +42,8 @@ def note_used(store: Store, segments: Iterable[int]) -> None:
 
 
 def ages(store: Store) -> dict[int, tuple[bool, float]]:
-    """For each segment whether it was read within WARM_S, and when it was used: read, or else written. Sorted by this, what goes first
-    comes first."""
+    """For each segment whether it was read within WARM_S, and when it was used: read, or else written. Sorted by this,
+    what goes first comes first."""
     index = store.reader.index
     with index.begin() as txn, txn.cursor(db=index.uses) as cursor:
         read = {int.from_bytes(key, "big"): stamped(value) for key, value in cursor}

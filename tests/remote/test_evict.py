@@ -1,4 +1,5 @@
-"""`cache evict`, and eviction under a limit: mounts read on, adds find room, and what is only here stays, also when the daemon is killed."""
+"""`cache evict`, and eviction under a limit: mounts read on, adds find room, and what is only here stays, also when the
+daemon is killed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Eviction: what goes has been seen on a remote of every project that needs it, whatever fails and whoever works meanwhile."""
+"""Eviction: what goes has been seen on a remote of every project that needs it, whatever fails and whoever works
+meanwhile."""
 
 from __future__ import annotations
 
@@ -269,14 +270,15 @@ def test_too_many_claims_claim_everything(store: Store, monkeypatch: pytest.Monk
 
 
 def test_adding_and_evicting_at_once_loses_nothing(tmp_path: Path) -> None:
-    """Threads add the same contents in projects of their own, pushing nothing, while everything that the first project has pushed is
-    evicted again and again."""
+    """Threads add the same contents in projects of their own, pushing nothing, while everything that the first project
+    has pushed is evicted again and again."""
     store = Store.open(settings(tmp_path / "s"))
     contents = [sample(seed, 70_000 * (seed % 3) + 3000) for seed in range(12)]
     held = {HOME: held_of(put(store, contents))}
     store.ledger.replace(UID, HOME, None, list(held[HOME]))
     failures: list[Exception] = []
-    # What was granted in the second in which an add begins may be its own: so some seconds are needed to see anything go.
+    # What was granted in the second in which an add begins may be its own: so some seconds are needed to see anything
+    # go.
     end = time.monotonic() + 3
 
     def add(number: int) -> None:
@@ -320,7 +322,8 @@ def test_adding_and_evicting_at_once_loses_nothing(tmp_path: Path) -> None:
 
 
 def test_whatever_fails_each_object_is_here_or_was_seen_on_a_remote(tmp_path: Path) -> None:
-    """The n-th operation of an eviction and the rewriting behind it fails, for every n; then the store is opened again."""
+    """The n-th operation of an eviction and the rewriting behind it fails, for every n; then the store is opened
+    again."""
     contents = [sample(seed, 90_000) for seed in range(8)]
     for fail_at in itertools.count(1):
         path = tmp_path / str(fail_at)
@@ -357,7 +360,8 @@ def test_whatever_fails_each_object_is_here_or_was_seen_on_a_remote(tmp_path: Pa
 
 @dataclass
 class _Project:
-    """A project and its remote: `named` its objects by seed, `remote` what is there, `noted` what was noted to be there."""
+    """A project and its remote: `named` its objects by seed, `remote` what is there, `noted` what was noted to be
+    there."""
 
     uid: int
     path: str
@@ -375,7 +379,8 @@ def content_of(seed: int) -> bytes:
 
 
 class Rule(RuleBasedStateMachine):
-    """Users add, push, forget, pin and evict; objects vanish from remotes behind their backs; the daemon is killed, its index lost."""
+    """Users add, push, forget, pin and evict; objects vanish from remotes behind their backs; the daemon is killed, its
+    index lost."""
 
     def __init__(self) -> None:
         super().__init__()

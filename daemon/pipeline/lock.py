@@ -13,7 +13,10 @@ from millpond.daemon.project import quickyaml, yamlio
 
 LOCK_FILE = "dvc.lock"
 _HEAD = "schema: '2.0'\nstages:\n"
-_KEY_LINE = re.compile(r"  (\S.*?):(?: .*)?")
+_FRAME = re.compile(r"^stages:\n", re.MULTILINE)
+# What comes after the stages.
+_NEXT = re.compile(r"^[^ \n]", re.MULTILINE)
+_KEY_LINE = re.compile(r"""^  ("(?:[^"\\\n]|\\.)*"|'(?:[^'\n]|'')*'|[^ \n"'][^\n]*?):(?: [^\n]*)?$""", re.MULTILINE)
 # Where ruamel.yaml, and so DVC, begins to break lines.
 _WIDTH = 80
 _MD5 = re.compile(r"[0-9a-f]{32}(?:\.dir)?")
@@ -77,31 +80,24 @@ class Lock:
             entries = dict([*items[:at], (stage, entry), *items[at:]])
         text = self._spliced(stage, entry, later)
         if text is None:
-            document = yamlio.load(self.text, self.path, round_trip=True) if self.has_schema else None
-            if document is None:
-                document = {"schema": "2.0", "stages": dict(self.entries)}
-            if not document.get("stages"):
-                document["stages"] = {}
-            document["stages"][stage] = entry
-            document["stages"] = {name: document["stages"][name] for name in entries}
+            document = (yamlio.load(self.text, self.path, round_trip=True) if self.has_schema else None) or {}
+            document.setdefault("schema", "2.0")
+            # Not as they were read for a round trip, which changes the last digits of numbers.
+            document["stages"] = entries
             text = yamlio.dump(document)
         return Lock(self.path, text, entries)
 
     def _spliced(self, stage: str, entry: dict[str, Any], later: str | None) -> str | None:
         """The text with the entry's lines exchanged; None where the lines do not show what belongs to whom."""
-        if not self.text.strip():
+        text = self.text
+        if not text.strip():
             return _HEAD + rendered(stage, entry)
-        lines = self.text.splitlines(keepends=True)
-        if not self.has_schema or lines.count("stages:\n") != 1 or not lines[-1].endswith("\n"):
+        frame = _FRAME.search(text)
+        if not self.has_schema or frame is None or not text.endswith("\n"):
             return None
-        start = lines.index("stages:\n") + 1
-        end = next((at for at in range(start, len(lines)) if not lines[at].startswith((" ", "\n"))), len(lines))
-        starts = {}
-        for at in range(start, end):
-            if lines[at][2:3] != " " and (found := _KEY_LINE.fullmatch(lines[at].rstrip("\n"))) is not None:
-                if found[1].startswith("#"):
-                    return None
-                starts[found[1].strip("'\"")] = at
+        following = _NEXT.search(text, frame.end())
+        end = len(text) if following is None else following.start()
+        starts = {_unquoted(found[1]): found.start() for found in _KEY_LINE.finditer(text, frame.end(), end)}
         if list(starts) != list(self.entries):
             return None
         if stage not in starts:
@@ -109,7 +105,11 @@ class Lock:
         else:
             first = starts[stage]
             last = next((at for at in starts.values() if at > first), end)
-        return "".join([*lines[:first], rendered(stage, entry), *lines[last:]])
+        return f"{text[:first]}{rendered(stage, entry)}{text[last:]}"
+
+
+def _unquoted(key: str) -> str:
+    return str(yamlio.load(key, LOCK_FILE)) if key[0] in "'\"" else key
 
 
 def locked(entry: Mapping[str, Any] | None, section: str) -> dict[str, Locked]:
@@ -130,6 +130,14 @@ def rendered(stage: str, entry: dict[str, Any]) -> str:
         return "".join(_mapping({stage: entry}, 2))
     except _UnusualError:
         return yamlio.dump({"stages": {stage: entry}}).removeprefix("stages:\n")
+
+
+def rendered_alone(entry: dict[str, Any]) -> str:
+    """An entry as a file of its own, as the run cache has it."""
+    try:
+        return "".join(_mapping(entry, 0))
+    except _UnusualError:
+        return yamlio.dump(entry)
 
 
 class _UnusualError(Exception):

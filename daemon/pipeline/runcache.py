@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from millpond.daemon.errors import InvalidFileError
-from millpond.daemon.pipeline.lock import Lock
+from millpond.daemon.pipeline.lock import Lock, rendered_alone
 from millpond.daemon.pipeline.stage import OUTS, Stage
 from millpond.daemon.project import yamlio
 from millpond.daemon.project.durable import write_all
@@ -66,7 +66,7 @@ class RunCache:
         if os.path.exists(path):
             return
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        write_all({path: yamlio.dump(entry)})
+        write_all({path: rendered_alone(entry)})
 
     def _place(self, key: str) -> str:
         return os.path.join(self._folder, key[:2], key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,13 +53,16 @@ class Team:
         """What the remote holds: key below its url, size."""
         if self.server is None:
             top = Path(self.url)
-            return {str(path.relative_to(top)): path.stat().st_size for path in top.rglob("*") if path.is_file()}
+            found = {}
+            for path in top.rglob("*"):
+                with contextlib.suppress(FileNotFoundError):  # somebody removes, or renames, meanwhile
+                    if path.is_file():
+                        found[str(path.relative_to(top))] = path.stat().st_size
+            return found
         bucket, _, prefix = self.url.removeprefix("s3://").partition("/")
         pages = self.server.client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{prefix}/")
         return {
-            found["Key"].removeprefix(f"{prefix}/"): found["Size"]
-            for page in pages
-            for found in page.get("Contents", ())
+            each["Key"].removeprefix(f"{prefix}/"): each["Size"] for page in pages for each in page.get("Contents", ())
         }
 
     def put(self, key: str, data: bytes | None) -> None:

@@ -400,8 +400,8 @@ def test_what_is_not_on_the_remote_is_as_dvc_s(team: Team) -> None:
     bob = team.person("bob", ann)
     assert both(bob, "--granular") == ["data/a.txt"]
     ann.run("data", "status", "--not-in-remote", "-r", "nope", code=251)
-    with open(ann.repo / ".dvc/config", "w") as config:
-        config.write("")
+    (ann.repo / ".dvc/config").write_text("")
+    (ann.repo / ".dvc/config.local").unlink(missing_ok=True)
     assert both(ann) == ["data/", "one.csv"]
 
 

@@ -11,12 +11,11 @@ import click
 from millpond.cli import exits, render, text
 from millpond.cli.connection import verb
 from millpond.cli.console import Console
-from millpond.cli.group import Verb, json_option, refused
+from millpond.cli.group import Verb, json_option
 from millpond.cli.place import config_file
 from millpond.daemon import wirepath
 from millpond.daemon.errors import ObjectMissingError, TargetError, UsageError
 
-_PIPELINES = "it follows the stages of a pipeline, and there are no pipelines yet"
 _ADD_PATHS = frozenset({"path", "pointer", "git_add"})
 _CHECKOUT_PATHS = frozenset({"added", "modified", "deleted", "failed", "unchanged"})
 _TARGETS = click.argument("targets", nargs=-1, type=click.Path())
@@ -126,7 +125,7 @@ M       data/
 )
 @_TARGETS
 @click.option("--summary", is_flag=True, help="Print how much changed instead of what.")
-@refused("-d", "--with-deps", is_flag=True, reason=_PIPELINES)
+@click.option("-d", "--with-deps", is_flag=True, help="Also what is needed to make the targets.")
 @click.option("-R", "--recursive", is_flag=True, help="Targets may be directories: all .dvc files below them.")
 @click.option("-f", "--force", is_flag=True, help="Overwrite and remove changed files that are not stored.")
 @click.option("--relink", is_flag=True, help="As in DVC; files are copies or clones here, so there is nothing to do.")
@@ -138,6 +137,7 @@ def checkout(
     console: Console,
     targets: tuple[str, ...],
     summary: bool,
+    with_deps: bool,
     recursive: bool,
     force: bool,
     relink: bool,
@@ -154,6 +154,7 @@ def checkout(
         "targets": _wire(targets),
         "force": force,
         "recursive": recursive,
+        "with_deps": with_deps,
         "summary": summary,
         "relink": relink,
         "allow_missing": allow_missing,
@@ -216,9 +217,7 @@ def status(
     """
     params = {"targets": _wire(targets), "recursive": recursive}
     if cloud or any(sharing.values()):  # as in DVC, each of these means -c
-        if with_deps:
-            raise UsageError("--with-deps cannot be used with --cloud in this version")
-        return _cloud_status(console, {**params, **sharing}, as_json)
+        return _cloud_status(console, {**params, "with_deps": with_deps, **sharing}, as_json)
     result = verb(console, "status", {**params, "with_deps": with_deps, "updates": not no_updates})
     for name in result["frozen"]:
         console.warn(f"'{wirepath.decode(name)}' is frozen: what it depends on is not shown")

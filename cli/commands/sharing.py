@@ -10,11 +10,10 @@ import click
 from millpond.cli import exits, render, text
 from millpond.cli.connection import verb
 from millpond.cli.console import Console
-from millpond.cli.group import Callback, Verb, json_option, refused
+from millpond.cli.group import Callback, Verb, json_option
 from millpond.daemon import wirepath
 from millpond.daemon.errors import ObjectMissingError, StoreDamagedError
 
-_PIPELINES = "it is about pipelines, which are not here yet"
 # Paths named in a sentence.
 _NAMED = 3
 _CHECKOUT_PATHS = frozenset({"added", "modified", "deleted", "failed"})
@@ -32,7 +31,7 @@ def _common(function: Callback) -> Callback:
         click.option("-T", "--all-tags", is_flag=True, help="What all tags need."),
         click.option("-A", "--all-commits", is_flag=True, help="What all commits need."),
         click.option("-R", "--recursive", is_flag=True, help="Targets may be directories: all .dvc files below them."),
-        refused("-d", "--with-deps", is_flag=True, reason=_PIPELINES),
+        click.option("-d", "--with-deps", is_flag=True, help="Also what is needed to make the targets."),
         click.option(
             "--run-cache/--no-run-cache", default=False, help="Also what stages made of what (not by default)."
         ),

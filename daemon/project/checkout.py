@@ -9,9 +9,10 @@ from typing import Any
 from millpond.daemon import wirepath
 from millpond.daemon.errors import ConflictError, TargetError, UsageError
 from millpond.daemon.names import DIR_SUFFIX, ObjectName
+from millpond.daemon.pipeline.upstream import with_needed
 from millpond.daemon.project import manifest
 from millpond.daemon.project.context import VerbContext
-from millpond.daemon.project.outputs import Output
+from millpond.daemon.project.outputs import Output, WorkTree
 from millpond.daemon.project.placer import Placer
 from millpond.daemon.project.plan import ADDED, DELETED, MODIFIED, Content, Plan, Planner
 from millpond.daemon.project.repo import Repo, printable
@@ -23,7 +24,7 @@ _NAMED, _LISTED = 3, 1000
 
 
 def checkout(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
-    """Verb. {targets, force, recursive, relink, allow_missing} -> {added, modified, deleted, failed, unchanged,
+    """Verb. {targets, force, recursive, with_deps, relink, allow_missing} -> {added, modified, deleted, failed, unchanged,
     files}.
 
     The first four are lists of paths seen from the caller's folder, a folder's with a slash at the end; `failed` are
@@ -41,6 +42,9 @@ def checkout(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
         outputs = repo.outputs()
         refuse_clashes(outputs, agreeing=True)
         chosen = select(repo, outputs, targets, recursive=bool(params.get("recursive")))
+        if params.get("with_deps") and targets:
+            tree = WorkTree(repo.root, repo.rules)
+            chosen = with_needed(repo, dict(tree.pointer_files()), tree.content, outputs, chosen)
         chosen = [each for each in chosen if each.output.name is not None and each.output.cache]
         names = [each.output.name for each in chosen if each.output.name is not None]
         context.seen(repo.root, None if repo.git is None else repo.git.git_dir, names)

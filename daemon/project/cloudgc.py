@@ -88,8 +88,10 @@ class CloudSweep:
             root_of(out.name): out.path
             for found in outs.values()
             for out in found
-            # Those with `files` have no manifest of their own: their pointers name all that is in them.
+            # Those with `files` have no manifest of their own: their pointers name all that is in them; imports from repositories
+            # are on no remote of this project.
             if out.name is not None and out.name.is_dir and out.cache and not out.files
+            if out.imported is None or not out.imported.is_repo
         }
         caches = [
             self._repo,

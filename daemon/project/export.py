@@ -14,6 +14,7 @@ from typing import Any
 from millpond.daemon import wirepath
 from millpond.daemon.errors import UsageError
 from millpond.daemon.names import ObjectName
+from millpond.daemon.pipeline.upstream import with_needed
 from millpond.daemon.project import manifest, outputs
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.copying import Staged, Staging
@@ -67,7 +68,8 @@ def chosen(repo: Repo, params: dict[str, Any]) -> list[Output]:
 
 
 def choices(repo: Repo, params: dict[str, Any]) -> list[Choice]:
-    """As `chosen`, with the paths inside outputs that targets name; targets may be patterns (`glob`). With `types` only metrics, plots."""
+    """As `chosen`, with the paths inside outputs that targets name; targets may be patterns (`glob`). With `types` only metrics, plots;
+    with `with_deps` also what is needed to make them."""
     targets = [wirepath.decode(target) for target in params.get("targets") or []]
     if params.get("glob"):
         targets = expand(repo, targets)
@@ -78,6 +80,8 @@ def choices(repo: Repo, params: dict[str, Any]) -> list[Choice]:
         if isinstance(tree, WorkTree):
             version = [output for output in version if not output.stale]
         meant = select(repo, version, targets, recursive=bool(params.get("recursive")))
+        if params.get("with_deps") and targets:
+            meant = with_needed(repo, files, tree.content, version, meant)
         if params.get("types"):
             kinds = OutKinds(files, params["types"])
             meant = [choice for choice in meant if kinds.has(choice.output)]

@@ -88,7 +88,7 @@ def pull(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
     result = fetch(context, params)
     result["checkout"] = None
     if params.get("allow_missing") or not (result["missing"] or result["damaged"]):
-        wanted = {key: params.get(key) for key in ("targets", "recursive", "force", "allow_missing")}
+        wanted = {key: params.get(key) for key in ("targets", "recursive", "with_deps", "force", "allow_missing")}
         result["checkout"] = checkout(context, wanted)
         _pull_partial(context, params, result["checkout"])
     return result

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from millpond.daemon.errors import RevisionError, UsageError
+from millpond.daemon.errors import InvalidFileError, RevisionError, UsageError
 from millpond.daemon.names import ObjectName
 from millpond.daemon.project import dvcfile, yamlio
 from millpond.daemon.project.dvcfile import DvcFile
@@ -57,6 +57,10 @@ class Tree(Protocol):
         """(path relative to the project's root, content) of each `.dvc` file, `dvc.lock` and `dvc.yaml`."""
         ...
 
+    def content(self, path: str) -> bytes | None:
+        """Any small file by its path from the project's root; None where it is not. Raises InvalidFileError, RevisionError."""
+        ...
+
 
 class WorkTree:
     """The workspace: ignored folders are left out, tracked directories are not walked.
@@ -71,6 +75,17 @@ class WorkTree:
 
     def pointer_files(self) -> Iterator[tuple[str, bytes]]:
         yield from self._folder("", self._rules.top, frozenset())
+
+    def content(self, path: str) -> bytes | None:
+        try:
+            with open(os.path.join(self._root, path), "rb") as file:
+                return yamlio.read(file)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise InvalidFileError(
+                f"cannot read '{printable(path)}': {error.strerror}", path=printable(path)
+            ) from error
 
     def _folder(self, folder: str, rules: FolderRules, outs: frozenset[str]) -> Iterator[tuple[str, bytes]]:
         folders = []
@@ -119,6 +134,9 @@ class GitTree:
                     problem = f"'{printable(path)}' at {self._commit[:10]} is not in this clone"
                     raise RevisionError(problem, hint="a partial clone lacks it: git fetch --refetch --no-filter")
                 yield path, content
+
+    def content(self, path: str) -> bytes | None:
+        return self._repo.blob(self._commit, f"{self._prefix}/{path}" if self._prefix else path)
 
 
 def is_pointer(name: str) -> bool:

@@ -59,7 +59,6 @@ def test_dvc_s_options_are_all_there(home: Home) -> None:
     ("command", "option"),
     [
         ("import-url --version-aware x", "--version-aware"),
-        ("checkout --with-deps x", "-d/--with-deps"),
     ],
 )
 def test_options_that_cannot_be_honoured_are_refused_by_name(home: Home, command: str, option: str) -> None:
@@ -76,7 +75,7 @@ def test_options_that_cannot_be_honoured_are_refused_by_name(home: Home, command
         ("status --bogus", "No such option '--bogus'"),
         ("stauts", "there is no command `stauts`; did you mean `millpond status`?"),
         ("xyzzy", "there is no command `xyzzy`; `millpond help` lists the commands"),
-        ("params", "`params` is a command of DVC that this version of millpond does not have"),
+        ("queue", "`queue` is a command of DVC that this version of millpond does not have"),
         ("mount a b c", "`mount` takes a target and a mountpoint, 3 arguments were given"),
         ("mount --versions data /m", "`mount --versions` shows all revisions"),
         ("umount", "`umount` takes either a mountpoint or --all"),

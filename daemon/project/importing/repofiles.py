@@ -115,7 +115,9 @@ class RepoFiles:
         """The remote of a repository's output whose entry says `own`. Raises RemoteConfigError that tells whose it is."""
         if project not in self._links:
             repo = self.external.project(project)
-            self._links[project] = self._stack.enter_context(Links(repo, None, self.jobs, self.external.environ))
+            self._links[project] = self._stack.enter_context(
+                Links(repo, None, self.jobs, self.external.environ, reading=True)
+            )
         links = self._links[project]
         return links.of(links.remote_of(own))
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
 # Objects that the daemon is told of at once; of more than these the rest stay.
 _MOST = memfd.MAX_BYTES // ROW_BYTES
+# How long `cache info` waits for remotes.
+_PATIENCE_S = 10.0
 # Times that others are chosen instead of those that remotes turned out not to hold.
 _ROUNDS = 20
 
@@ -69,15 +73,22 @@ def make_room(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
     return {"why": why_not(report)}
 
 
-def holdings(context: WorkerContext) -> list[Holding]:
-    """What the remotes of each of the caller's projects hold, by its roots as last known."""
+def holdings(context: WorkerContext, within_s: float | None = None) -> list[Holding]:
+    """What the remotes of each of the caller's projects hold, by its roots as last known. With `within_s` no more is waited for
+    all of them; what has not answered then holds nothing, for that reason."""
     known, _ = context.client.call("gc.projects", {})
+    end = None if within_s is None else time.monotonic() + within_s
     found = []
     for row in known["projects"]:
-        holding = Holding(row["path"])
-        found.append(holding)
+        holding, rows = Holding(row["path"]), dict[bytes, int]()
+        context.progress("looking at remotes", note=wirepath.decode(row["path"]))
         with _reason(holding):
-            _look(context, holding)
+            rows = _objects(context, row["path"])
+        if end is not None:
+            holding = _look_until(end, holding, rows)
+        elif rows:
+            _look(holding, rows, lambda done, total: context.progress("looking at remotes", (done, total)))
+        found.append(holding)
     return found
 
 
@@ -133,7 +144,7 @@ def _evict(context: WorkerContext, to: int, *, shared: bool, dry: bool) -> dict[
 def what_may_go(context: WorkerContext) -> dict[str, Any]:
     """The report of an eviction of everything, which is not done. Raises StoreDamagedError, BusyError."""
     with contextlib.ExitStack() as stack:
-        found = holdings(context)
+        found = holdings(context, _PATIENCE_S)
         for holding in found:
             stack.callback(holding.close)
         report, _ = ask(context, found, to=0, shared=True, dry=True)
@@ -188,18 +199,32 @@ def _reason(holding: Holding) -> Iterator[None]:
         holding.held, holding.reason = {}, from_system(error, "looking at it").message
 
 
-def _look(context: WorkerContext, holding: Holding) -> None:
-    """Which of a project's objects its remotes hold: as it tells now."""
-    path = wirepath.decode(holding.path)
-    rows = _objects(context, holding.path)
-    dvc_dir = os.path.join(path, ".dvc")
+def _look_until(end: float, holding: Holding, rows: dict[bytes, int]) -> Holding:
+    """`_look` in a thread, which is left to itself when it takes too long."""
+    if not rows:
+        return holding
+    thread = threading.Thread(target=_look, args=(holding, rows, lambda done, total: None), daemon=True)
+    thread.start()
+    thread.join(max(0.0, end - time.monotonic()))
+    if thread.is_alive():
+        return Holding(holding.path, f"they have not answered in {_PATIENCE_S:g} s")
+    return holding
+
+
+def _look(holding: Holding, rows: dict[bytes, int], tick: Callable[[int, int], None]) -> None:
+    """Which of a project's objects (`rows`: roots and sizes) its remotes hold, as they tell now."""
+    with _reason(holding):
+        _look_at(holding, rows, tick)
+
+
+def _look_at(holding: Holding, rows: dict[bytes, int], tick: Callable[[int, int], None]) -> None:
+    dvc_dir = os.path.join(wirepath.decode(holding.path), ".dvc")
     os.stat(dvc_dir)
     holding.places = Places(lambda: config.load(dvc_dir, os.environ), os.environ)
-    context.progress("looking at remotes", note=path)
     names = {_name(root): root for root in rows if root[0] != MANIFEST}
     for transfer in holding.places.transfers():
         rest = [name for name, root in names.items() if root not in holding.held]
-        there = transfer.present(rest, _ticking(context)) if rest else {}
+        there = transfer.present(rest, tick) if rest else {}
         holding.held |= {names[name]: size for name, size in there.items()}
 
 
@@ -243,7 +268,3 @@ def _size(size: float) -> str:
             return f"{size:.3g} {unit}"
         size /= 1000
     return f"{size:.3g} GB"
-
-
-def _ticking(context: WorkerContext) -> Callable[[int, int], None]:
-    return lambda done, total: context.progress("looking at remotes", (done, total))

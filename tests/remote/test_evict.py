@@ -9,6 +9,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -199,6 +200,22 @@ def test_without_credentials_nothing_goes(team: Team) -> None:
     assert "May be evicted: 0 objects" in said and "no credentials" in said
     secrets.write_text(before)
     assert evict(ann, "--to", "0")["evicted"]["objects"] > 5
+
+
+@local
+@pytest.mark.long
+def test_a_remote_that_does_not_answer_holds_up_nobody_for_long(team: Team) -> None:
+    ann = team.person("ann")
+    write(ann, "d", 1)
+    ann.run("add", "-q", "d")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        (ann.repo / ".dvc/config").write_text(
+            f"[core]\n    remote = r\n['remote \"r\"']\n    url = s3://bucket/path\n    endpointurl = {endpoint}\n"
+            "    access_key_id = key\n    secret_access_key = secret\n"
+        )
+        said = ann.run("cache", "info").stdout
+    assert "have not answered in 10 s" in said and "May be evicted: 0 objects" in said
 
 
 @local

@@ -86,10 +86,11 @@ class Watch:
 
 
 class Printer:
-    """Writes records out as the job wrote them, each stream to its own; the shim's lines to stderr."""
+    """Writes records out as the job wrote them, each stream to its own (with `err` both to stderr); the shim's lines to stderr."""
 
-    def __init__(self, console: Console, *, timestamps: bool = False) -> None:
+    def __init__(self, console: Console, *, timestamps: bool = False, err: bool = False) -> None:
         self._console = console
+        self._err = err
         self._timestamps = timestamps
         self._midway = {b"stdout": False, b"stderr": False}
 
@@ -102,7 +103,7 @@ class Printer:
                 continue
             self._midway[record.stream] = not record.whole
             end = b"\n" if record.whole else b""
-            self._console.write_bytes(head + record.content + end, err=record.stream == b"stderr")
+            self._console.write_bytes(head + record.content + end, err=self._err or record.stream == b"stderr")
 
 
 def last(records: list[Record], lines: int) -> list[Record]:

@@ -154,7 +154,7 @@ class Commands:
             marks = [c.kill_at for c in self._running if c.kill_at is not None]
             until = min([*marks, *([deadline] if deadline is not None else [])], default=None)
             ready = {fd for fd, _ in self._poll.poll(None if until is None else max(0.0, until - now) * 1000)}
-            for fd in ready - self._watched:
+            for fd in sorted(ready - self._watched):  # stdout before stderr, of those that are ready together
                 command = self._by_fd[fd]
                 if fd in command.streams:
                     self._read(command, fd)

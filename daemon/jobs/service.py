@@ -177,11 +177,11 @@ class JobService:
             resources,
             created=time.time(),
         )
+        await self._adopted.wait()  # what runs already has its places first
         with trio.CancelScope(shield=True):  # what is written down runs, also when its client is gone by now
             number = await self._in_thread(lambda: self._table.add(record))
             job = self._jobs[number] = Job(dataclasses.replace(record, number=number))
-            if self._adopted.is_set():
-                self._give_places()  # now, so that the answer says whether it has one
+            self._give_places()  # now, so that the answer says whether it has one
             expired = await self._in_thread(lambda: self._table.beyond(call.uid, MAX_KEPT, MAX_EXPIRED))
         return {
             "job": dataclasses.asdict(job.record),

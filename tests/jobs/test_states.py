@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from millpond.daemon.errors import JobError
+from millpond.daemon.errors import BusyError, JobError
 from millpond.daemon.jobs.jobtable import JobTable
 from millpond.daemon.jobs.record import JobRecord, chosen
 from millpond.daemon.jobs.scheduler import AtOnce
@@ -124,6 +124,8 @@ def test_a_table_is_made_for_its_owner_only(tmp_path: Path) -> None:
     table = JobTable.open(tmp_path / "jobs.db")
     table.add(record(0))
     assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o600}
+    with pytest.raises(BusyError, match="another daemon"):
+        JobTable.open(tmp_path / "jobs.db")
     table.close()
 
 

@@ -86,11 +86,6 @@ class Command:
     ended: Ended | None = None
     kill_at: float | None = None
 
-    @property
-    def terminal(self) -> int | None:
-        """This side of its pseudo-terminal."""
-        return next(iter(self.streams), None) if self.spec.output == "terminal" else None
-
 
 class Commands:
     """Commands of one thread. Close it: what still runs then is killed."""

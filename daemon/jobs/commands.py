@@ -58,7 +58,8 @@ class CommandSpec:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a command ended: its exit code, or the signal that ended it; times in seconds, memory in bytes."""
+    """How a command ended: its exit code, or the signal that ended it; times in seconds, memory in bytes, which is not less than
+    this process's own: the kernel counts from the fork on."""
 
     exit_code: int | None
     signal: int | None

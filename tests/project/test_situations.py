@@ -40,18 +40,24 @@ PARAMS: dict[str, dict[str, Any]] = {
     "move": {"source": "d", "target": "g"},
     "remove": {"targets": ["f.dvc"]},
 }
-LEFT_OUT = {
-    "init",
-    "config",
-    "remote",
-    "cache.dir",
-    "cache.info",
-    "doctor",
-    "fsck",
-    "gc",
-    "unpin",
-    "forget-project",
-} | {*("merge-driver", "destroy", "mount", "umount", "remount", "tree", "pin", "purge")}
+LEFT_OUT = (
+    {
+        "init",
+        "config",
+        "remote",
+        "cache.dir",
+        "cache.info",
+        "doctor",
+        "fsck",
+        "gc",
+        "unpin",
+        "forget-project",
+    }
+    | {*("merge-driver", "destroy", "mount", "umount", "remount", "tree", "pin", "purge")}
+    | {
+        *("job.run", "job.cancel", "job.remove", "job.settle"),
+    }
+)
 
 
 def test_the_table_is_of_all_verbs() -> None:

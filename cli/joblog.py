@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from millpond.cli.console import Console
-from millpond.daemon.jobs.joblog import EARLIER, NAME, OWN, Record, parse
+from millpond.daemon.jobs.joblog import EARLIER, ERROR, NAME, OWN, Record, parse
 
 # Where the system does not tell of changes, or forgets to.
 POLL_S, IDLE_S = 0.2, 1.0
@@ -86,10 +86,13 @@ class Watch:
 
 
 class Printer:
-    """Writes records out as the job wrote them, each stream to its own; the shim's lines to stderr."""
+    """Writes records out as the job wrote them, each stream to its own (with `err` both to stderr); the shim's lines to stderr,
+    but for a verb's error with `told`: somebody else says it."""
 
-    def __init__(self, console: Console, *, timestamps: bool = False) -> None:
+    def __init__(self, console: Console, *, timestamps: bool = False, err: bool = False, told: bool = False) -> None:
         self._console = console
+        self._told = told
+        self._err = err
         self._timestamps = timestamps
         self._midway = {b"stdout": False, b"stderr": False}
 
@@ -97,12 +100,14 @@ class Printer:
         """Raises OutputError."""
         for record in records:
             head = record.time + b" " if self._timestamps and not self._midway.get(record.stream) else b""
+            if record.stream == OWN and self._told and record.content.startswith(ERROR.encode()):
+                continue
             if record.stream == OWN:
                 self._console.write_bytes(head + b"[millpond] " + record.content + b"\n", err=True)
                 continue
             self._midway[record.stream] = not record.whole
             end = b"\n" if record.whole else b""
-            self._console.write_bytes(head + record.content + end, err=record.stream == b"stderr")
+            self._console.write_bytes(head + record.content + end, err=self._err or record.stream == b"stderr")
 
 
 def last(records: list[Record], lines: int) -> list[Record]:

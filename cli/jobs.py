@@ -10,13 +10,16 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from millpond.cli import exits
 from millpond.cli.connection import request, verb
 from millpond.cli.console import Console
 from millpond.daemon import wirepath
 from millpond.daemon.errors import CancelledError, DaemonUnavailableError, JobLostError, from_wire
+
+if TYPE_CHECKING:
+    from millpond.cli.joblog import Printer
 
 Row = dict[str, Any]
 # A wait may outlive so many daemons that are stopped or killed.
@@ -37,14 +40,22 @@ def start(console: Console, what: dict[str, Any], **options: Any) -> Row:
 
 
 def as_job(
-    console: Console, method: str, params: dict[str, Any], *, detach: bool, title: str, **options: Any
+    console: Console,
+    method: str,
+    params: dict[str, Any],
+    *,
+    detach: bool,
+    title: str,
+    err: bool = False,
+    **options: Any,
 ) -> dict[str, Any] | None:
-    """Run a verb as a job; its result, None when it was left running. Ctrl-C cancels it. Raises the verb's error."""
+    """Run a verb as a job; its result, None when it was left running. Ctrl-C cancels it. With `err` all that it writes goes to
+    stderr. Raises the verb's error."""
     row = start(console, {"verb": method, "params": params, "title": title}, **options)
     if detach:
         console.say(begun_line(row))
         return None
-    ended = follow(console, row, cancel=True)
+    ended = follow(console, row, cancel=True, err=err, told=True)
     if ended is None:
         return None
     answer: dict[str, Any] = {}
@@ -57,9 +68,11 @@ def as_job(
     return result
 
 
-def follow(console: Console, row: Row, *, cancel: bool) -> Row | None:
+def follow(console: Console, row: Row, *, cancel: bool, err: bool = False, told: bool = False) -> Row | None:
     """Print what a job writes until it has ended; its row then. Ctrl-C leaves it running (None), or with `cancel` cancels it
-    the first time."""
+    the first time. `err`, `told`: see Printer."""
+    from millpond.cli.joblog import Printer
+
     number = row["number"]
     try:
         row = await_job(console, row, "begun")
@@ -67,7 +80,7 @@ def follow(console: Console, row: Row, *, cancel: bool) -> Row | None:
         if cancel:
             verb(console, "job.cancel", {"jobs": [str(number)], "now": False, "wait": False})
         return None
-    with _Signals() as signals, _Output(console, row) as output:
+    with _Signals() as signals, _Output(row, Printer(console, err=err, told=told)) as output:
         while not output.advance(signals.wake):
             if signals.resized:
                 signals.resized = False
@@ -111,12 +124,12 @@ def folder_of(row: Row) -> Path:
 class _Output:
     """What a job writes, from its beginning, to this terminal. A context manager."""
 
-    def __init__(self, console: Console, row: Row) -> None:
-        from millpond.cli.joblog import JobLog, Printer
+    def __init__(self, row: Row, printer: Printer) -> None:
+        from millpond.cli.joblog import JobLog
 
         self._folder = folder_of(row)
         self._log = JobLog(self._folder)
-        self._printer = Printer(console)
+        self._printer = printer
         self._pidfd = pidfd_of(row)
         self._watch: Any = None
         self.resize()

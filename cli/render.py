@@ -318,7 +318,8 @@ def daemon_lines(status: dict[str, Any], *, now: float) -> Iterator[str]:
     yield f"At work:  {text.plural(len(status.get('requests') or []), 'request')}, " + (
         f"{text.plural(status['workers'], 'worker')}, {text.plural(status['mounts'], 'mount')}"
     )
-    if jobs := status.get("jobs"):
+    jobs = status.get("jobs") or {}
+    if any(jobs.values()):
         yield f"Jobs:     {jobs['running']} running, {jobs['queued']} waiting"
     for item in status.get("requests") or []:
         yield (

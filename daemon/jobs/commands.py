@@ -58,7 +58,8 @@ class CommandSpec:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a command ended: its exit code, or the signal that ended it; times in seconds, memory in bytes."""
+    """How a command ended: its exit code, or the signal that ended it; times in seconds, memory in bytes, which is not less than
+    this process's own: the kernel counts from the fork on."""
 
     exit_code: int | None
     signal: int | None
@@ -85,11 +86,6 @@ class Command:
     started: float
     ended: Ended | None = None
     kill_at: float | None = None
-
-    @property
-    def terminal(self) -> int | None:
-        """This side of its pseudo-terminal."""
-        return next(iter(self.streams), None) if self.spec.output == "terminal" else None
 
 
 class Commands:
@@ -154,7 +150,7 @@ class Commands:
             marks = [c.kill_at for c in self._running if c.kill_at is not None]
             until = min([*marks, *([deadline] if deadline is not None else [])], default=None)
             ready = {fd for fd, _ in self._poll.poll(None if until is None else max(0.0, until - now) * 1000)}
-            for fd in ready - self._watched:
+            for fd in sorted(ready - self._watched):  # stdout before stderr, of those that are ready together
                 command = self._by_fd[fd]
                 if fd in command.streams:
                     self._read(command, fd)

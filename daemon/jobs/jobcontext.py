@@ -19,7 +19,6 @@ from typing import Any, TypeVar
 
 from millpond.daemon import wirepath
 from millpond.daemon.errors import (
-    CancelledError,
     DaemonUnavailableError,
     InternalError,
     MillpondError,
@@ -254,9 +253,7 @@ def _connected(path: Path, *, system: bool) -> Client:
 
 
 def _failed(folder: JobFolder, error: MillpondError) -> int:
-    """Keep the error, and say it in the log."""
-    if not isinstance(error, CancelledError):
-        print(f"ERROR: {error}", file=sys.stderr, flush=True)
+    """Keep the error; the shim says it in the log."""
     with contextlib.suppress(OSError):
         folder.answer({"error": framing.readable(error.to_wire())})
     return error.exit_code

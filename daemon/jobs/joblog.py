@@ -32,6 +32,8 @@ MAX_LINE = 16 << 10
 RETRY_S = 1.0
 # The stream of the shim's own lines.
 OWN = b"millpond"
+# So the last of them begins when a verb has failed.
+ERROR = "ERROR: "
 
 
 class Record(NamedTuple):

@@ -31,7 +31,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from millpond.daemon.errors import DiskFullError, InternalError, StoreFormatError, from_system
+from millpond.daemon.errors import (
+    BusyError,
+    DiskFullError,
+    InternalError,
+    MillpondError,
+    StoreFormatError,
+    from_system,
+)
 from millpond.daemon.jobs.record import JobRecord
 from millpond.daemon.jobs.states import ACTIVE, ENDED
 
@@ -60,7 +67,7 @@ class JobTable:
     @classmethod
     def open(cls, path: Path, *, fsync: bool = True) -> JobTable:
         """Open or make the file; one that is damaged is set aside under another name. Raises StoreFormatError for one of a
-        newer version, DiskFullError, AccessError, InternalError."""
+        newer version, BusyError when another daemon has it, DiskFullError, AccessError, InternalError."""
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             try:
@@ -145,8 +152,10 @@ def _set_aside(path: Path, error: sqlite3.DatabaseError) -> None:
 def _connected(path: Path, fsync: bool) -> sqlite3.Connection:
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     os.close(fd)
-    db = sqlite3.connect(path, check_same_thread=False, timeout=5.0)
+    db = sqlite3.connect(path, check_same_thread=False, timeout=1.0)
     try:
+        # One daemon has it, also where a home is shared by machines; and there is no shared memory to go wrong there.
+        db.execute("PRAGMA locking_mode = EXCLUSIVE")
         db.execute("PRAGMA journal_mode = WAL")
         db.execute(f"PRAGMA synchronous = {'FULL' if fsync else 'OFF'}")
         [[version]] = db.execute("PRAGMA user_version")
@@ -180,7 +189,11 @@ def _record(row: Sequence[Any]) -> JobRecord:
     return JobRecord(**values | {name: json.loads(values[name]) for name in _JSON})
 
 
-def _told(error: sqlite3.Error | OverflowError) -> DiskFullError | InternalError:
+def _told(error: sqlite3.Error | OverflowError) -> MillpondError:
+    if getattr(error, "sqlite_errorname", "").startswith("SQLITE_BUSY"):
+        return BusyError(
+            "the table of jobs is in use by another daemon", hint="is your home shared with another machine?"
+        )
     if getattr(error, "sqlite_errorname", "").startswith(("SQLITE_FULL", "SQLITE_IOERR")):
         return DiskFullError(f"the table of jobs cannot be written: {error}", hint="free some space, then do it again")
     return InternalError(f"the table of jobs failed: {error}", hint="see `millpond daemon logs`")

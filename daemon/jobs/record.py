@@ -11,6 +11,8 @@ from millpond.daemon.errors import JobError, UsageError
 from millpond.daemon.jobs.states import ENDED, State
 
 MAX_TITLE = 2000
+# The daemon's word to a shim: its pid is written down, the job may begin.
+GO = b"go\n"
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}\Z")
 
 

@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import json
 import logging
-import math
 import os
 import socket
 import time
@@ -33,10 +32,10 @@ from millpond.daemon.errors import (
 )
 from millpond.daemon.jobs import states
 from millpond.daemon.jobs.jobtable import JobTable
+from millpond.daemon.jobs.outcomes import line_of, open_shim, refusal, row_of, session_of
 from millpond.daemon.jobs.process import boot_id, start_ticks
-from millpond.daemon.jobs.record import MAX_TITLE, JobRecord, checked_name, chosen
+from millpond.daemon.jobs.record import GO, MAX_TITLE, JobRecord, checked_name, chosen
 from millpond.daemon.jobs.scheduler import AtOnce, Scheduler
-from millpond.daemon.jobs.shim import GO
 from millpond.daemon.jobs.states import Event
 from millpond.daemon.jobs.zygotes import Child
 from millpond.daemon.rpc.methods import Call, Registry, Reply
@@ -56,8 +55,6 @@ MAX_KEPT = 200
 MAX_EXPIRED = 50
 MAX_RESOURCES = 4096
 MAX_PATH = 16 << 10
-# What a result says beyond its row is kept up to so many characters.
-MAX_OUTCOME = 64 << 10
 # Connections of one job's processes at once.
 MAX_JOINED = 8
 # Workers that look after jobs that ended, at once; how often one that fails is tried, and what is between tries at most.
@@ -67,12 +64,10 @@ _PAUSE_S = 5.0
 # A shim that ends before it has begun, or cannot be made for want of processes, is made again this often.
 MAX_RETURNS = 3
 _RETURN_S = 1.0
-_MAX_WORD = 64 << 10
 # The table is written again and again while its disk has no room.
 _SAVE_S = 5.0
 # Jobs that were running when a daemon starts are looked at for this long before it answers questions about jobs.
 ADOPT_S = 10.0
-_OUTCOME = ("seconds", "rusage", "oom", "log", "ended_with_it", "mounts")
 
 
 @dataclass(slots=True, eq=False)
@@ -130,6 +125,7 @@ class JobService:
         self._adopted = trio.Event()
         self._wake = trio.Event()
         self._broken: MillpondError | None = None
+        self._boot = boot_id()
         try:
             self._table = JobTable.open(daemon.settings.state / "jobs.db", fsync=daemon.settings.fsync)
             self._jobs = {record.number: Job(record) for record in self._table.active()}
@@ -177,11 +173,11 @@ class JobService:
             resources,
             created=time.time(),
         )
+        await self._adopted.wait()  # what runs already has its places first
         with trio.CancelScope(shield=True):  # what is written down runs, also when its client is gone by now
             number = await self._in_thread(lambda: self._table.add(record))
             job = self._jobs[number] = Job(dataclasses.replace(record, number=number))
-            if self._adopted.is_set():
-                self._give_places()  # now, so that the answer says whether it has one
+            self._give_places()  # now, so that the answer says whether it has one
             expired = await self._in_thread(lambda: self._table.beyond(call.uid, MAX_KEPT, MAX_EXPIRED))
         return {
             "job": dataclasses.asdict(job.record),
@@ -248,7 +244,7 @@ class JobService:
     async def join(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
         """{number} -> {}: from a process of the job's session, whose connection may do from now on what a worker's may."""
         job = self._jobs.get(int(params["number"]))
-        if job is None or job.record.uid != call.uid or not job.record.pid or _session(call.pid) != job.record.pid:
+        if job is None or job.record.uid != call.uid or not job.record.pid or session_of(call.pid) != job.record.pid:
             raise AccessError("this process is not of that job")
         if job.joined >= MAX_JOINED:
             raise BusyError(f"{MAX_JOINED} processes of that job are connected already")
@@ -300,7 +296,7 @@ class JobService:
         try:
             if record.state == "queued":
                 return
-            pidfd = _open_shim(record)
+            pidfd = await open_shim(record, self._boot)
             if pidfd < 0:
                 await self._settle(job)
                 return
@@ -315,14 +311,14 @@ class JobService:
 
     async def _see_begun(self, job: Job) -> None:
         """Whether a shim whose word went to an earlier daemon has begun: it writes so, or ends."""
-        alive = _open_shim(job.record)
+        alive = await open_shim(job.record, self._boot)
         while alive >= 0:
             os.close(alive)
             if (await self._look(job, peek=True) or {}).get("begun"):
                 await self._change(job, "begun", started=time.time())
                 return
             await trio.sleep(0.1)
-            alive = _open_shim(job.record)
+            alive = await open_shim(job.record, self._boot)
 
     async def _start(self, job: Job) -> None:
         """Fork the shim, write its pid down, let it begin."""
@@ -369,7 +365,7 @@ class JobService:
     async def _let_begin(self, job: Job, pid: int, stream: trio.SocketStream) -> None:
         """Say `go` to a new shim, unless there is a reason not to: without it nothing begins."""
         try:
-            record = dataclasses.replace(job.record, pid=pid, start=start_ticks(pid), boot=boot_id())
+            record = dataclasses.replace(job.record, pid=pid, start=start_ticks(pid), boot=self._boot)
             await self._save(job, record)
         except MillpondError as error:
             await self._change(job, "failed", reason=error.message, ended=time.time())
@@ -380,13 +376,13 @@ class JobService:
             return
         try:
             await stream.send_all(GO)
-            answer = await _line(stream)
+            answer = await line_of(stream)
         except trio.BrokenResourceError:
             return
         if answer == b"{}\n":
             await self._change(job, "begun", started=time.time())
         elif answer:
-            await self._change(job, "failed", reason=_refusal(answer), ended=time.time())
+            await self._change(job, "failed", reason=refusal(answer), ended=time.time())
 
     async def _watch(self, job: Job, pidfd: int, talked: trio.Event) -> None:
         """Until the shim has ended, and has said what it had to say; then see how the job did."""
@@ -408,13 +404,13 @@ class JobService:
             return
         result = found.get("result")
         if isinstance(result, dict) and result.get("state") in ("succeeded", "failed", "cancelled"):
-            await self._change(job, result["state"], **_row(result))
+            await self._change(job, result["state"], **{"ended": time.time(), **row_of(result)})
         elif job.cancelled is not None:
             await self._change(job, "cancelled", reason=job.cancelled, ended=time.time())
         elif found.get("begun"):
             reason = str(found.get("reason") or "its process is gone, and has left no result")[:MAX_TITLE]
             log.warning("job %d is lost: %s", job.record.number, reason)
-            row = _row({"ended_with_it": found.get("ended")})
+            row = row_of({"ended_with_it": found.get("ended")})
             await self._change(job, "lost", reason=reason, ended=time.time(), outcome=row["outcome"])
         elif job.returns < MAX_RETURNS:
             job.returns += 1
@@ -503,61 +499,8 @@ class JobService:
         return await trio.to_thread.run_sync(work, limiter=self._threads)
 
 
-def _row(result: dict[str, Any]) -> dict[str, Any]:
-    """What a result says, as far as it is of the right kind: a user's file says what he likes, about his own job."""
-    row: dict[str, Any] = {"outcome": {name: result[name] for name in _OUTCOME if result.get(name) is not None}}
-    if len(json.dumps(row["outcome"])) > MAX_OUTCOME:
-        row["outcome"] = {}
-    for name in ("exit_code", "signal"):
-        if type(result.get(name)) is int and abs(result[name]) < 1 << 31:
-            row[name] = result[name]
-    for name in ("started", "ended"):
-        if type(result.get(name)) is float and math.isfinite(result[name]):
-            row[name] = result[name]
-    if isinstance(result.get("reason"), str):
-        row["reason"] = result["reason"][:MAX_TITLE]
-    return row
-
-
-def _refusal(answer: bytes) -> str:
-    """Why a shim does not begin; it is its user's process, and may say anything."""
-    try:
-        return str(json.loads(answer)["message"])[:MAX_TITLE]
-    except (ValueError, KeyError, TypeError):
-        return "its process could not begin, and does not say why"
-
-
 def _stopping() -> DaemonUnavailableError:
     return DaemonUnavailableError("the daemon is stopping", hint="run the command again", details={"stopping": True})
-
-
-def _open_shim(record: JobRecord) -> int:
-    """A pidfd of the shim, -1 when it has ended."""
-    if record.boot != boot_id():
-        return -1
-    try:
-        pidfd = os.pidfd_open(record.pid)
-    except ProcessLookupError:
-        return -1
-    if start_ticks(record.pid) != record.start:  # after it was opened, so that it is this process's for certain
-        os.close(pidfd)
-        return -1
-    return pidfd
-
-
-def _session(pid: int) -> int:
-    try:
-        return os.getsid(pid)
-    except ProcessLookupError:
-        return 0
-
-
-async def _line(stream: trio.SocketStream) -> bytes:
-    """A line, or what there was of it at the end of the stream."""
-    answer = b""
-    while not answer.endswith(b"\n") and len(answer) < _MAX_WORD and (part := await stream.receive_some(65536)):
-        answer += part
-    return answer
 
 
 def register(registry: Registry, daemon: Daemon) -> JobService:

@@ -22,16 +22,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from millpond.daemon import wirepath
-from millpond.daemon.errors import InternalError, MillpondError, from_system
+from millpond.daemon.errors import InternalError, MillpondError, from_system, from_wire
 from millpond.daemon.jobs import process
-from millpond.daemon.jobs.commands import Command, Commands, CommandSpec, Ended, Output
+from millpond.daemon.jobs.commands import GRACE_S, Command, Commands, CommandSpec, Ended, Output
 from millpond.daemon.jobs.jobcontext import run_verb
 from millpond.daemon.jobs.jobfolder import JobFolder
-from millpond.daemon.jobs.joblog import PART_BYTES, LogWriter
+from millpond.daemon.jobs.joblog import ERROR, PART_BYTES, LogWriter
+from millpond.daemon.jobs.record import GO
 from millpond.daemon.jobs.terminals import open_terminal
 from millpond.daemon.rpc import framing
 
-GO = b"go\n"
 # What a command left behind in its session has this long to end.
 LEFTOVER_S = 2.0
 # A verb that is cancelled ends what it runs first: it has this much longer.
@@ -63,7 +63,8 @@ class Shim:
         self._spec = spec
         self._env = env
         self._pty = pty
-        self._grace_s = float(spec.get("grace_s") or 10.0)
+        grace_s = spec.get("grace_s")
+        self._grace_s = GRACE_S if grace_s is None else float(grace_s)
         self._log = LogWriter(folder.path, int(spec.get("log_bytes") or PART_BYTES))
         self._orders = Orders()
         self._commands = Commands()
@@ -78,13 +79,16 @@ class Shim:
         left: list[str] = []
         try:
             command = self._commands.start(self._command(verb), self._log.feed)
-            ended = self._follow(command)
-            left = self._end_leftovers()
         except OSError as error:
             reason = f"cannot run '{error.filename or 'the command'}': {error.strerror}"
             self._log.note(reason)
             code = NOT_FOUND if error.errno == 2 else NOT_RUNNABLE
             ended = Ended(code, None, time.monotonic() - clock, 0.0, 0.0, 0)
+        else:
+            ended = self._follow(command)
+            left = self._end_leftovers()
+            if (failure := self._error()) is not None and not self._cancelling:
+                self._log.note(f"{ERROR}{failure}")
         oom = ended.code == 128 + signal.SIGKILL and not self._cancelling and _oom_kills() > kills
         self._log.close()
         usage = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -212,12 +216,16 @@ class Shim:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, number)
 
+    def _error(self) -> MillpondError | None:
+        """What a verb failed with."""
+        error = (self._folder.answered() or {}).get("error") if self._spec["kind"] == "verb" else None
+        return from_wire(error) if error else None
+
     def _reason(self, ended: Ended, *, oom: bool) -> str | None:
         if self._cancelling:
             return "cancelled"
-        error = (self._folder.answered() or {}).get("error") if self._spec["kind"] == "verb" else None
-        if error:
-            return str(error.get("message"))
+        if (error := self._error()) is not None:
+            return error.message
         if oom:
             return "killed by the kernel: memory ran out"
         if ended.signal is not None:

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from millpond.daemon.errors import JobError
+from millpond.daemon.errors import BusyError, JobError
 from millpond.daemon.jobs.jobtable import JobTable
+from millpond.daemon.jobs.outcomes import refusal, row_of
 from millpond.daemon.jobs.record import JobRecord, chosen
 from millpond.daemon.jobs.scheduler import AtOnce
 from millpond.daemon.jobs.states import ACTIVE, ENDED, TRANSITIONS, Event, State, after
@@ -124,6 +125,8 @@ def test_a_table_is_made_for_its_owner_only(tmp_path: Path) -> None:
     table = JobTable.open(tmp_path / "jobs.db")
     table.add(record(0))
     assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o600}
+    with pytest.raises(BusyError, match="another daemon"):
+        JobTable.open(tmp_path / "jobs.db")
     table.close()
 
 
@@ -147,3 +150,15 @@ def test_a_word_means_one_job_or_none() -> None:
             chosen(jobs, word)
     with pytest.raises(JobError, match="no jobs"):
         chosen([], None)
+
+
+def test_what_a_result_claims_is_believed_as_far_as_it_is_of_its_kind() -> None:
+    said = {"state": "failed", "exit_code": 3, "signal": None, "started": 1.5, "ended": 2.5, "reason": "r" * 9999}
+    row = row_of({**said, "rusage": {"user_s": 1}, "what": "else"})
+    assert row.pop("reason") == "r" * 2000
+    assert row == {"exit_code": 3, "started": 1.5, "ended": 2.5, "outcome": {"rusage": {"user_s": 1}}}
+    wrong = {"exit_code": 1 << 70, "signal": True, "started": "x", "ended": float("nan"), "reason": 7}
+    assert row_of({**wrong, "log": "x" * 100_000}) == {"outcome": {}}
+    assert refusal(b'{"message": "no"}') == "no"
+    for answer in (b"", b"[]", b"{}", b"7", b"{", b"\xff"):
+        assert "does not say why" in refusal(answer)

@@ -49,7 +49,7 @@ ENTRIES: dict[str, Entry] = {
     "destroy": Entry("leaving", "destroy", "Remove all of DVC's files from a project, but for its data.", _PROJECT),
     "config": Entry("settings", "config", "Get or set config options.", _PROJECT),
     "install": Entry("hooks", "install", "Install Git hooks, and the merge driver for .dvc files.", _PROJECT),
-    "stage": Entry("stages", "stage", "List stages.", _PIPELINES),
+    "stage": Entry("stages", "stage", "Add and list stages.", _PIPELINES),
     "repro": Entry("repro", "repro", "Run stages that are out of date.", _PIPELINES),
     "why": Entry("repro", "why", "Say why a stage would run, or did.", _PIPELINES),
     "dag": Entry("stages", "dag", "Show how stages hang together.", _PIPELINES),

@@ -58,6 +58,7 @@ VERBS = (
         "status.cloud",
         "warm",
         "stage.list",
+        "stage.add",
         "repro",
         "why",
         "dag",

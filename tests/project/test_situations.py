@@ -45,6 +45,7 @@ PARAMS: dict[str, dict[str, Any]] = {
     "remove": {"targets": ["f.dvc"]},
 }
 LEFT_OUT = {
+    "stage.add",
     "init",
     "config",
     "remote",

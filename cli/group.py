@@ -56,7 +56,7 @@ ENTRIES: dict[str, Entry] = {
     "list-url": Entry("getting", "list_url", "List what lies at a url.", _REMOTES),
     "ls-url": Entry("getting", "list_url", "As `list-url`.", _REMOTES),
     "update": Entry("importing", "update", "Bring what has changed at the sources of imports.", _REMOTES),
-    "stage": Entry("stages", "stage", "List stages.", _PIPELINES),
+    "stage": Entry("stages", "stage", "Add and list stages.", _PIPELINES),
     "repro": Entry("repro", "repro", "Run stages that are out of date.", _PIPELINES),
     "why": Entry("repro", "why", "Say why a stage would run, or did.", _PIPELINES),
     "dag": Entry("stages", "dag", "Show how stages hang together.", _PIPELINES),

@@ -222,6 +222,8 @@ def status(
     for name in result["frozen"]:
         console.warn(f"'{wirepath.decode(name)}' is frozen: what it depends on is not shown")
     found: dict[str, Any] = result["status"]
+    for path in result["unseen"]:
+        console.warn(f"'{wirepath.decode(path)}' is not on this machine: it was not looked at")
     if console.quiet:
         return exits.DIFFERENT if found else exits.OK
     if as_json:

@@ -3,22 +3,99 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
 
-from millpond.cli import text
-from millpond.cli.connection import verb
+from millpond.cli import render, text
+from millpond.cli.connection import running_verb, verb
 from millpond.cli.console import Console
-from millpond.cli.group import Group, Verb, json_option
+from millpond.cli.group import Callback, Group, Verb, json_option
 from millpond.daemon import wirepath
 from millpond.daemon.errors import UsageError
 
 
 @click.group(cls=Group)
 def stage() -> None:
-    """List stages."""
+    """Add and list stages."""
+
+
+def _paths(*names: str, help: str) -> Callable[[Callback], Callback]:
+    return click.option(*names, multiple=True, metavar="PATH", type=click.Path(), help=help)
+
+
+@stage.command(
+    "add",
+    short_help="Add a stage to dvc.yaml.",
+    context_settings={"allow_interspersed_args": False, "help_option_names": []},
+    example="""
+$ millpond stage add -n train -d data -p lr -o model.pkl python train.py
+Added stage 'train' in 'dvc.yaml'
+""",
+)
+@click.option("-n", "--name", required=True, metavar="NAME", help="The stage's name.")
+@click.option("-f", "--force", is_flag=True, help="Overwrite a stage of that name.")
+@_paths("-d", "--deps", help="A file or directory that the command reads.")
+@click.option("-p", "--params", multiple=True, metavar="[FILE:]KEYS", help="Parameters that the command uses.")
+@_paths("-o", "--outs", help="A file or directory that the command makes.")
+@_paths("-O", "--outs-no-cache", help="As -o, kept by Git.")
+@_paths("--outs-persist", help="As -o, not removed before the command runs.")
+@_paths("--outs-persist-no-cache", help="As -O, not removed before the command runs.")
+@_paths("-m", "--metrics", help="A file of metrics that the command makes.")
+@_paths("-M", "--metrics-no-cache", help="As -m, kept by Git.")
+@_paths("--plots", help="A file of plots that the command makes.")
+@_paths("--plots-no-cache", help="As --plots, kept by Git.")
+@click.option("-w", "--wdir", metavar="PATH", type=click.Path(), help="The directory in which the command runs.")
+@click.option("--always-changed", is_flag=True, help="Have the stage run in every repro.")
+@click.option("--desc", metavar="TEXT", help="What the stage is for.")
+@click.option("--run", is_flag=True, help="Run the stage at once.")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@click.pass_obj
+def stage_add(
+    console: Console,
+    /,
+    name: str,
+    force: bool,
+    params: tuple[str, ...],
+    wdir: str | None,
+    always_changed: bool,
+    desc: str | None,
+    run: bool,
+    command: tuple[str, ...],
+    **paths: tuple[str, ...],
+) -> None:
+    """Add a stage to the dvc.yaml here, which is made when there is none.
+
+    Paths are relative to the working directory of the stage. Options come before the command.
+    """
+    asked = {
+        "name": name,
+        "force": force,
+        "cmd": _joined(command),
+        "params": [wirepath.encode(each) for each in params],
+        "wdir": None if wdir is None else wirepath.encode(wdir),
+        "always_changed": always_changed,
+        "desc": desc,
+        **{option: [wirepath.encode(path) for path in given] for option, given in paths.items()},
+    }
+    result = verb(console, "stage.add", asked)
+    for warning in result["warnings"]:
+        console.warn(wirepath.decode(warning))
+    console.say(f"{'Modified' if result['changed'] else 'Added'} stage '{name}' in 'dvc.yaml'")
+    if run:
+        wanted = {"targets": [wirepath.encode(name)], "single_item": True, "quiet": console.quiet}
+        running_verb(console, "repro", wanted, sys.stdout.fileno(), sys.stderr.fileno())
+    for line in render.add_lines(result, config=None):
+        console.say(line)
+
+
+def _joined(words: tuple[str, ...]) -> str:
+    """The command as DVC puts words together: those with spaces in double quotes."""
+    if len(words) < 2:
+        return " ".join(words)
+    return " ".join('""' if not word else f'"{word}"' if " " in word and '"' not in word else word for word in words)
 
 
 @stage.command(

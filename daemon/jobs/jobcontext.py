@@ -87,6 +87,7 @@ class _Lock:
 
     project: str
     mode: str
+    patient: bool = False
     held: int = -1
 
     def let_go(self) -> None:
@@ -123,10 +124,10 @@ class JobContext(WorkerContext):
         raise AssertionError("the last try returns or raises")
 
     @contextlib.contextmanager
-    def lock(self, project: str, mode: str) -> Iterator[None]:
+    def lock(self, project: str, mode: str, *, patient: bool = False) -> Iterator[None]:
         """See WorkerContext.lock. As long as it is held no other daemon starts, which would not know of it. A daemon that went away
         while no lock was held has not been missed."""
-        lock = _Lock(project, mode)
+        lock = _Lock(project, mode, patient)
         self._locks.append(lock)
         try:
             if len(self._locks) == 1:
@@ -163,7 +164,7 @@ class JobContext(WorkerContext):
             self._waiting_for = whom
 
     def _take(self, lock: _Lock) -> None:
-        params = {"project": wirepath.encode(lock.project), "mode": lock.mode, "timeout": self.wait_s}
+        params = {"project": wirepath.encode(lock.project), "mode": lock.mode, "timeout": None if lock.patient else self.wait_s}
         self.client.call("lock.acquire", params)
         lock.held = self.client.call("jobs.hold", {})[1][0]
 

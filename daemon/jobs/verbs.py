@@ -67,6 +67,7 @@ VERBS = (
         "update",
         "warm",
         "stage.list",
+        "stage.add",
         "repro",
         "why",
         "dag",

@@ -87,10 +87,10 @@ class WorkerContext:
     _latest: dict[str, Any] | None = None
 
     @contextlib.contextmanager
-    def lock(self, project: str, mode: str) -> Iterator[None]:
-        """Hold the project's lock, `read` or `write`. Raises LockTimeoutError."""
+    def lock(self, project: str, mode: str, *, patient: bool = False) -> Iterator[None]:
+        """Hold the project's lock, `read` or `write`; with `patient` however long it takes to get. Raises LockTimeoutError."""
         name = wirepath.encode(project)
-        self.client.call("lock.acquire", {"project": name, "mode": mode, "timeout": self.wait_s})
+        self.client.call("lock.acquire", {"project": name, "mode": mode, "timeout": None if patient else self.wait_s})
         try:
             yield
         finally:

@@ -12,7 +12,7 @@ from millpond.daemon.names import ObjectName
 from millpond.daemon.pipeline import values
 from millpond.daemon.pipeline.contents import Contents, Wanted
 from millpond.daemon.pipeline.lock import Locked, locked
-from millpond.daemon.pipeline.stage import Stage
+from millpond.daemon.pipeline.stage import Stage, StageOut
 from millpond.daemon.project.paths import printable
 
 NEW, MODIFIED, DELETED, NOT_IN_CACHE = "new", "modified", "deleted", "not in cache"
@@ -56,13 +56,11 @@ class Comparer:
         wanted: list[Wanted] = []
         names: list[ObjectName] = []
         for stage, entry in stages:
-            for place, _, known in (*self._deps(stage, entry), *self._outs(stage, entry)):
+            wanted += [(place, _algo(known)) for place, _, known in self._deps(stage, entry)]
+            for out, place, known in self._outs(stage, entry):
                 wanted.append((place, _algo(known)))
-            names += [
-                known.name
-                for (_, _, known), out in zip(self._outs(stage, entry), stage.outs, strict=True)
-                if known is not None and known.name is not None and out.cache
-            ]
+                if known is not None and known.name is not None and out.cache:
+                    names.append(known.name)
         self._contents.look(wanted)
         self._contents.look_for(names)
 
@@ -90,12 +88,12 @@ class Comparer:
     def out_reasons(self, stage: Stage, entry: Entry) -> list[Reason]:
         """What differs of outputs."""
         found = []
-        for (place, path, known), out in zip(self._outs(stage, entry), stage.outs, strict=True):
-            lost = known is not None and known.name is not None and out.cache
-            if lost and known is not None and known.name is not None and not self._contents.at_hand(known.name):
-                found.append(self._reason(OUT, NOT_IN_CACHE, place, path, known))
+        for out, place, known in self._outs(stage, entry):
+            recorded = None if known is None or not out.cache else known.name
+            if recorded is not None and not self._contents.at_hand(recorded):
+                found.append(self._reason(OUT, NOT_IN_CACHE, place, out.path, known))
             elif state := _state(self._contents.at(place, _algo(known)), known):
-                found.append(self._reason(OUT, state, place, path, known))
+                found.append(self._reason(OUT, state, place, out.path, known))
         return found
 
     def param_values(self, stage: Stage) -> dict[str, dict[str, Any] | None]:
@@ -148,27 +146,33 @@ class Comparer:
             if dep.place is not None:
                 yield dep.place, dep.path, recorded.get(dep.path)
 
-    def _outs(self, stage: Stage, entry: Entry) -> Iterator[tuple[str, str, Locked | None]]:
+    def _outs(self, stage: Stage, entry: Entry) -> Iterator[tuple[StageOut, str, Locked | None]]:
+        """(output, place, what is recorded) of each output that is a file or folder of this machine."""
         if stage.pointer is not None:
             outs = stage.pointer.outs
             recorded = {out.path: Locked(out.name, out.size, out.nfiles, out.isexec) for out in outs}
         else:
             recorded = locked(entry, "outs")
         for out in stage.outs:
-            if out.place is None:
-                raise remote_place(out.path, "output")
-            yield out.place, out.path, recorded.get(out.path)
+            if out.place is not None:
+                yield out, out.place, recorded.get(out.path)
 
     def _shown(self, place: str, path: str) -> str:
         """As DVC shows a path: from the caller's folder, but for what lies outside of the project."""
         return path if place.startswith("/") else self._seen(place)
 
 
-def remote_place(path: str, kind: str) -> UsageError:
+def elsewhere(stage: Stage) -> list[str]:
+    """What a stage needs and makes that is no file of this machine: URLs, which nobody looks at."""
+    needed = [] if stage.frozen else [dep.path for dep in stage.deps if dep.place is None]
+    return [*needed, *(out.path for out in stage.outs if out.place is None)]
+
+
+def remote_place(path: str) -> UsageError:
     """The error for a path that is no file of this machine."""
     shown = printable(path)
     return UsageError(
-        f"{kind} '{shown}' is not on this machine, and this version of millpond follows only what is",
+        f"'{shown}' is not on this machine, and this version of millpond follows only what is",
         hint="use `dvc` for this stage",
     )
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import posixpath
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 from millpond.daemon.errors import InvalidFileError
@@ -68,8 +69,9 @@ class Pipelines:
         self.places.update(out.place for stage in stages for out in stage.outs if out.place is not None)
 
 
-def load(repo: Repo, *, tolerant: bool = False) -> Pipelines:
-    """The stages of the workspace. With `tolerant` files that cannot be read are left out, in `failed`.
+def load(repo: Repo, *, tolerant: bool = False, replaced: Mapping[str, bytes] | None = None) -> Pipelines:
+    """The stages of the workspace. With `tolerant` files that cannot be read are left out, in `failed`; `replaced` are files
+    as they are to be.
 
     Raises InvalidFileError.
     """
@@ -85,7 +87,9 @@ def load(repo: Repo, *, tolerant: bool = False) -> Pipelines:
             raise InvalidFileError(f"cannot read '{shown}': {error.strerror}", path=shown) from error
 
     pipelines = Pipelines(repo.root, content, repo.seen)
-    files = WorkTree(repo.root, repo.rules, lambda: pipelines.places).pointer_files()
+    files: Iterator[tuple[str, bytes]] = WorkTree(repo.root, repo.rules, lambda: pipelines.places).pointer_files()
+    if replaced is not None:
+        files = ((path, raw) for path, raw in chain(files, replaced.items()) if raw is replaced.get(path, raw))
     return fill(pipelines, files, style_of(repo), tolerant=tolerant)
 
 

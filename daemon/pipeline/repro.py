@@ -137,8 +137,13 @@ class Repro:
 
     @contextlib.contextmanager
     def _phase(self) -> Iterator[None]:
-        """With the project's lock, and nothing being collected as garbage: never while commands run."""
-        with self._context.lock("", "read"), self._context.lock(self._repo.root, "write"):
+        """With the project's lock, and nothing being collected as garbage: never while commands run. What a command made is worth
+        any wait."""
+        patient = bool(self._running)
+        with (
+            self._context.lock("", "read", patient=patient),
+            self._context.lock(self._repo.root, "write", patient=patient),
+        ):
             yield
 
     def _begin(self, stage: Stage) -> None:

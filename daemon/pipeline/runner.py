@@ -175,7 +175,8 @@ class LocalRunner:
                 if key.fd != key.data.pidfd:
                     self._copy(key.data, key.fd)
             for running in list(self._running):
-                self._ended(running)
+                if self._ended(running) is not None:
+                    _kill(running, signal.SIGKILL)  # what it left behind in its group
         for running in list(self._running):
             _kill(running, signal.SIGKILL)
             while self._ended(running) is None:

@@ -11,7 +11,7 @@ from millpond.daemon.errors import ConflictError, MillpondError, ObjectMissingEr
 from millpond.daemon.mounts.place import mounted_at
 from millpond.daemon.names import ObjectName
 from millpond.daemon.pipeline import runcache
-from millpond.daemon.pipeline.changed import DEP, FORCED, NOT_IN_CACHE, OUT, Reason, remote_place
+from millpond.daemon.pipeline.changed import DEP, FORCED, NOT_IN_CACHE, OUT, Reason, elsewhere, remote_place
 from millpond.daemon.pipeline.graph import Graph
 from millpond.daemon.pipeline.lock import Locked, locked
 from millpond.daemon.pipeline.planning import Options
@@ -64,6 +64,9 @@ class Turns:
 
     def begin(self, stage: Stage) -> Turn:
         """Find out why the stage should run, if it should. Raises MillpondError for files that cannot be read."""
+        urls = elsewhere(stage) if stage.name else []
+        if urls:
+            raise remote_place(urls[0])
         entry = self._entry(stage)
         self.recorder.comparer.prepare([(stage, entry)])
         reasons = self.recorder.comparer.reasons(stage, entry)
@@ -190,9 +193,6 @@ class Turns:
 
     def _inputs(self, turn: Turn) -> Entry:
         """The lock entry of what the stage would run with. Raises TargetError for what is missing."""
-        for dep in turn.stage.deps:
-            if dep.place is None:
-                raise remote_place(dep.path, "dependency")
         if self.options.pull:
             self._pull_deps(turn.stage)
         return self.recorder.inputs(turn.stage)
@@ -280,7 +280,7 @@ class Turns:
 
     def _pretend(self, turn: Turn) -> str:
         stage = turn.stage
-        if not turn.forced and all(dep.place is not None for dep in stage.deps):
+        if not turn.forced:
             try:
                 made = self._made_before(turn, self.recorder.inputs(stage))
             except MillpondError:  # something is missing that an earlier stage will make

@@ -25,8 +25,9 @@ class VerbContext(Protocol):
     @property
     def uid(self) -> int: ...
 
-    def lock(self, project: str, mode: str) -> AbstractContextManager[None]:
-        """Hold the lock of the project at the absolute path `project`; `mode` is read or write."""
+    def lock(self, project: str, mode: str, *, patient: bool = False) -> AbstractContextManager[None]:
+        """Hold the lock of the project at the absolute path `project`; `mode` is read or write. With `patient` it is waited for as
+        long as it takes: who asks has done work that must not be lost."""
         ...
 
     def seen(self, project: str, git: str | None, names: Iterable[ObjectName]) -> None:
@@ -54,7 +55,7 @@ class LocalContext:
     uid: int
     on_progress: Callable[[str, Counts | None, Counts | None], None] | None = None
 
-    def lock(self, project: str, mode: str) -> AbstractContextManager[None]:
+    def lock(self, project: str, mode: str, *, patient: bool = False) -> AbstractContextManager[None]:
         return contextlib.nullcontext()
 
     def seen(self, project: str, git: str | None, names: Iterable[ObjectName]) -> None:

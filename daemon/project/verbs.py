@@ -17,6 +17,7 @@ from millpond.daemon.pipeline.listing import dag, stage_list
 from millpond.daemon.pipeline.plots import modify
 from millpond.daemon.pipeline.plots import verbs as plots
 from millpond.daemon.pipeline.repro import repro
+from millpond.daemon.pipeline.stageadd import stage_add
 from millpond.daemon.pipeline.status import status
 from millpond.daemon.pipeline.why import why
 from millpond.daemon.project.add import add
@@ -122,6 +123,7 @@ VERBS: dict[str, Verb] = {
     "warm": warm,
     "forget-project": forget_project,
     "stage.list": stage_list,
+    "stage.add": stage_add,
     "dag": dag,
     "repro": repro,
     "why": why,

@@ -94,6 +94,23 @@ def test_a_command_that_fails_and_one_that_is_interrupted(home: Home, terminal: 
     assert not _runs(pid)
 
 
+def test_stage_add_and_run(home: Home) -> None:
+    begin(home)
+    done = home.run(
+        "stage", "add", "-n", "third", "-d", "two", "-o", "three", "--run", "cp", "-f", "two", "three", code=255
+    )
+    assert done.stdout.startswith("Added stage 'third' in 'dvc.yaml'\n")
+    assert "dependency 'two' does not exist" in done.stderr
+    (home.repo / "two").write_text("2")
+    shown = home.run(
+        "stage", "add", "-f", "--run", "-n", "third", "-d", "src", "-o", "three", "cp", "-f", "a b", "three", code=255
+    )
+    assert '> cp -f "a b" three\n' in shown.stdout
+    home.run("stage", "add", "-q", "-f", "--run", "-n", "third", "-d", "src", "-o", "three", "cp", "-f", "src", "three")
+    assert (home.repo / "three").read_text() == "1"
+    assert "third:" in (home.repo / "dvc.lock").read_text()
+
+
 def _runs(pid: int) -> bool:
     try:
         with open(f"/proc/{pid}/stat") as file:

@@ -50,6 +50,7 @@ PARAMS: dict[str, dict[str, Any]] = {
 }
 LEFT_OUT = (
     {
+        "stage.add",
         "init",
         "config",
         "remote",

@@ -30,6 +30,8 @@ class Sources:
         # Guards what follows, and is told when there is another source.
         self._came = threading.Condition()
         self._closed = False
+        # Until when the next source is waited for, once this one is missed.
+        self._until: float | None = None
         # What those before had moved.
         self._before = Told()
         self.started = 1
@@ -66,6 +68,7 @@ class Sources:
             self._before = self._sum()
             self.started += 1
             self._client = self._client_of(sock)
+            self._until = None
             self._came.notify_all()
         old.close()
         self.changed()
@@ -109,21 +112,21 @@ class Sources:
         return replace(told, requests=before.requests + told.requests, bytes=before.bytes + told.bytes)
 
     def _ask(self, work: Callable[[SourceClient], T]) -> T:
-        until: float | None = None
         while True:
             with self._came:
                 client = self._client
             try:
                 return work(client)
             except MillpondError:
-                if not client.ended:
-                    raise
-                until = until or time.monotonic() + self._successor_s
-                if not self._wait(client, until):
+                if not client.ended or not self._wait(client):
                     raise
 
-    def _wait(self, gone: SourceClient, until: float) -> bool:
-        """Whether there is another source in time."""
+    def _wait(self, gone: SourceClient) -> bool:
+        """Whether another source comes in the time since somebody first missed this one. Who comes later waits no longer: the kernel asks
+        for one page several times."""
         with self._came:
-            self._came.wait_for(lambda: self._closed or self._client is not gone, max(0.0, until - time.monotonic()))
+            if self._client is gone and self._until is None:
+                self._until = time.monotonic() + self._successor_s
+            left = 0.0 if self._until is None else self._until - time.monotonic()
+            self._came.wait_for(lambda: self._closed or self._client is not gone, max(0.0, left))
             return not self._closed and self._client is not gone

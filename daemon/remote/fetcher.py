@@ -40,7 +40,7 @@ NOW, AHEAD = 32, 16
 _BUSY = 24
 # Blocks in one request, and the most that is brought behind a sequential reader; twice as far each time.
 _JOINED = 8
-_MOST_AHEAD = 32
+_MOST_AHEAD = 64
 # Names that wait to be brought ahead of need, and large objects with open files.
 _MAX_HINTS, _MAX_PARTIALS = 4096, 64
 # Who waits is told of a failure in this time.
@@ -54,13 +54,15 @@ _CHANGED_S = 1.0
 
 @dataclass(slots=True)
 class _Large:
-    """A large object being read; `flying` are blocks under way, `window` how many come behind a reader who is at `next`."""
+    """A large object being read; `flying` are blocks under way, `window` how many come behind a reader who is at `next`, and who
+    knows that all before the block `told` is there."""
 
     partial: Partial
     inode: int
     flying: dict[int, Future[None]] = field(default_factory=dict)
     window: int = 1
     next: int = -1
+    told: int = -1
     settling: bool = False
     damaged: bool = False
 
@@ -130,6 +132,9 @@ class Fetcher:
         self._settle_if_whole(large)
         start, _ = large.partial.run(wanted[0])
         _, end = large.partial.run(wanted[-1])
+        if large.window > 1:  # he is to ask again before he is through: then what follows is on its way by then
+            end = min(end, (large.next + min(large.window // 2, _JOINED)) * BLOCK_BYTES)
+        large.told = -(-end // BLOCK_BYTES)
         return start, end
 
     def hint(self, names: Sequence[ObjectName]) -> None:
@@ -282,7 +287,7 @@ class Fetcher:
 
     def _read_ahead(self, large: _Large, wanted: range) -> None:
         """Twice as far each time while the reader goes on where he was; from the beginning after a jump."""
-        if wanted[0] in (large.next, large.next - 1):
+        if large.next - 1 <= wanted[0] <= max(large.next, large.told):
             large.window = min(_MOST_AHEAD, large.window * 2)
         else:
             large.window = 1

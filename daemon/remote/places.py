@@ -53,7 +53,7 @@ class Places:
         found: dict[ObjectName, int] = {}
         for transfer in self.transfers():
             rest = [name for name in names if name not in found]
-            found |= transfer.present(rest) if rest else {}
+            found |= transfer.present(rest, more=True) if rest else {}
         return found
 
     def get(self, name: ObjectName, start: int, size: int | None, *, etag: str | None = None) -> Got:

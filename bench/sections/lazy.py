@@ -3,7 +3,7 @@ request after 20 ms, behind a link of 1 Gbit/s (bench/s3.py).
 
 Every run begins with nothing here: a new user or an empty cache, a new mount. Times of the first byte and of reads include the mount, or
 the pull, since without it nothing can be read. What was read is compared with what was stored; requests and bytes are the
-service's own count. Peers that are not installed are named on stderr and in the results.
+service's own count. Peers that are not installed are named on stderr.
 """
 
 from __future__ import annotations

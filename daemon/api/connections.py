@@ -160,7 +160,8 @@ _process = _Process()
 def connections() -> Connections:
     """Those of this process to the daemon that its environment names. Raises UsageError."""
     settings = from_env(os.environ, os.getuid())
-    return _process.by_settings.setdefault(settings, Connections(settings))
+    found = _process.by_settings.get(settings)
+    return found if found is not None else _process.by_settings.setdefault(settings, Connections(settings))
 
 
 def close() -> None:

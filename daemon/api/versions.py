@@ -179,7 +179,7 @@ class Version:
                 return connections().call(method, {"root": tree, **params})[0]
             except StoreDamagedError:
                 self._trees.pop(top, None)
-        tree = self._folder(top).tree
+        tree = self._look(top).tree
         if tree is None:
             raise ObjectMissingError(f"the files of '{top}' are not all to be had any more", hint="look again")
         return connections().call(method, {"root": tree, **params})[0]
@@ -188,8 +188,9 @@ class Version:
         """Where the daemon says that a folder is, or has said."""
         if self.rev is None and time.monotonic() - self._since > _FRESH_S:
             self.forget()
-        if folder in self._folders:
-            return _Place("", None, self._folders[folder])
+        folders = self._folders  # another thread may put a new one in its place
+        if folder in folders:
+            return _Place("", None, folders[folder])
         top = folder
         while top:
             if (tree := self._trees.get(top)) is not None:

@@ -164,7 +164,11 @@ class JobContext(WorkerContext):
             self._waiting_for = whom
 
     def _take(self, lock: _Lock) -> None:
-        params = {"project": wirepath.encode(lock.project), "mode": lock.mode, "timeout": None if lock.patient else self.wait_s}
+        params = {
+            "project": wirepath.encode(lock.project),
+            "mode": lock.mode,
+            "timeout": None if lock.patient else self.wait_s,
+        }
         self.client.call("lock.acquire", params)
         lock.held = self.client.call("jobs.hold", {})[1][0]
 

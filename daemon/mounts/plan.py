@@ -55,6 +55,8 @@ class Project:
         folder = self.config.cache_dir(self.dvc_dir)
         # Objects of DVC 2 may lie in the default place although config names another now.
         self.caches = [DvcCache(path) for path in dict.fromkeys((folder, os.path.join(self.dvc_dir, "cache")))]
+        # A folder that is not there need not be asked for each of very many objects.
+        self._there = [cache for cache in self.caches if os.path.isdir(cache.folder)]
         self.places = Places(lambda: self.config, os.environ)
 
     @classmethod
@@ -91,7 +93,7 @@ class Project:
 
     def size(self, name: ObjectName) -> int | None:
         """Bytes of an object in one of the caches."""
-        for cache in self.caches:
+        for cache in self._there:
             size = cache.size(name)
             if size is not None:
                 return size
@@ -111,7 +113,8 @@ class Project:
         if not self.config.remotes:
             return [None] * len(names)
         try:
-            found = self.places.sizes([name for name in dict.fromkeys(names) if name.algo in ("md5", LEGACY)])
+            asked = [name for name in dict.fromkeys(names) if name.algo in ("md5", LEGACY)]
+            found = self.places.sizes(asked, more=True)
         except RemoteConfigError as error:
             raise without_remote(error, what) from None
         return [found.get(name) for name in names]

@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 # Blocks in one request, and the most that is brought behind a sequential reader; twice as far each time.
 _JOINED = 8
-_MOST_AHEAD = 32
+_MOST_AHEAD = 64
 # Large objects that are kept open while nobody reads them.
 _MAX_IDLE, _IDLE_S = 64, 5.0
 # Objects that are brought as a whole at once, and requests of each under way.
@@ -56,7 +56,7 @@ _MAX_STORED = 65536
 @dataclass(slots=True)
 class _Large:
     """A large object being read. `flying` are blocks under way and whether that is ahead of need; `window` how many come behind a
-    reader who is at `next`; `readers` wait for it now; `checked` when its bytes are what its name says, `whole` is for those who wait
+    reader who is at `next`, and who knows that all before the block `told` is there; `readers` wait for it now; `checked` when its bytes are what its name says, `whole` is for those who wait
     for that; `damaged` is when they were found not to be."""
 
     partial: Partial
@@ -64,6 +64,7 @@ class _Large:
     flying: dict[int, tuple[Future[None], bool]] = field(default_factory=dict)
     window: int = 1
     next: int = -1
+    told: int = -1
     readers: int = 0
     used: float = 0.0
     settling: bool = False
@@ -223,6 +224,9 @@ class LargeObjects:
         self._settle_if_whole(large)
         start, _ = partial.run(wanted[0])
         _, end = partial.run(wanted[-1])
+        if large.window > 1:  # he is to ask again before he is through: then what follows is on its way by then
+            end = min(end, (large.next + min(large.window // 2, _JOINED)) * BLOCK_BYTES)
+        large.told = -(-end // BLOCK_BYTES)
         return start, end
 
     def _outcome(self, large: _Large, task: Future[None], deadline: float) -> None:
@@ -292,7 +296,7 @@ class LargeObjects:
 
     def _read_ahead(self, large: _Large, wanted: range) -> None:
         """Twice as far each time while the reader goes on where he was; from the beginning after a jump."""
-        if wanted[0] in (large.next, large.next - 1):
+        if large.next - 1 <= wanted[0] <= max(large.next, large.told):
             large.window = min(_MOST_AHEAD, large.window * 2)
         else:
             large.window = 1

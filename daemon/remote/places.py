@@ -76,12 +76,13 @@ class Places:
                 transfer.__exit__()
             self._transfers = None
 
-    def sizes(self, names: Sequence[ObjectName]) -> dict[ObjectName, int]:
-        """Those that are there, with their sizes, as the remotes tell them."""
+    def sizes(self, names: Sequence[ObjectName], *, more: bool = False) -> dict[ObjectName, int]:
+        """Those that are there, with their sizes, as the remotes tell them now; with `more` others are asked for soon, and what a listing
+        told before is good enough."""
         found: dict[ObjectName, int] = {}
         for transfer in self.transfers():
             rest = [name for name in names if name not in found]
-            found |= transfer.present(rest) if rest else {}
+            found |= transfer.present(rest, more=more) if rest else {}
         return found
 
     def get(self, name: ObjectName, start: int, size: int | None, *, etag: str | None = None) -> Got:

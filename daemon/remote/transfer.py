@@ -45,6 +45,8 @@ GROUP_FILES, GROUP_BYTES, GROUPS = 512, 16 << 20, 3
 _SMALL = 64
 # Larger objects that come from afar are kept in part: a download that was cut goes on there.
 RESUMED_BYTES = 32 << 20
+# Objects of a listing that is kept, about 130 bytes each.
+_MAX_LISTED = 1_000_000
 # Ranges of one object under way at once.
 _RANGES = 8
 _TRIES = 4
@@ -91,6 +93,8 @@ class Transfer:
         self._budget = None if rate is None else Budget(rate)
         self._stop = threading.Event()
         self._lock = threading.Lock()
+        # All that the remote holds, where it was listed and is asked for again.
+        self._listed: dict[str, int] | None = None
         self.requests = 0
         self.bytes = 0
 
@@ -115,11 +119,14 @@ class Transfer:
         return got
 
     def present(
-        self, names: Sequence[ObjectName], tick: Callable[[int, int], None] | None = None
+        self, names: Sequence[ObjectName], tick: Callable[[int, int], None] | None = None, *, more: bool = False
     ) -> dict[ObjectName, int]:
-        """Which of these are there, with their sizes: by listing where that takes fewer requests than asking for each."""
-        if len(names) > _ASK_EACH and self.backend.lists and not self.backend.near:
-            found = self._by_listing(names)
+        """Which of these are there, with their sizes: by listing where that takes fewer requests than asking for each. With `more`
+        others are asked for soon: a listing is kept for them."""
+        if (more and self._listed is not None) or (
+            len(names) > _ASK_EACH and self.backend.lists and not self.backend.near
+        ):
+            found = self._by_listing(names, more)
             if found is not None:
                 return found
         there: dict[ObjectName, int] = {}
@@ -130,24 +137,34 @@ class Transfer:
                 tick(number, len(names))
         return there
 
-    def _by_listing(self, names: Sequence[ObjectName]) -> dict[ObjectName, int] | None:
+    def _by_listing(self, names: Sequence[ObjectName], more: bool) -> dict[ObjectName, int] | None:
         """As `present`, None where the remote holds so much more that a listing would take longer."""
-        by_value = {name.value: name for name in names}
-        # Digests are spread evenly: one folder of 256 tells how many objects there are.
-        sample = [entry for page in self.listings(_PREFIXES[:1]) for entry in page]
-        if len(sample) * len(_PREFIXES) / _PAGE + len(_PREFIXES) > len(names):
+        listed = self._listed if more and self._listed is not None else self._list_all(names, more)
+        if listed is None:
             return None
-        there: dict[ObjectName, int] = {}
-        for page in self.listings(_PREFIXES):
-            for entry in page:
-                value = digest_of(entry.key)
-                if value is not None and (name := by_value.get(value)) is not None:
-                    there[name] = entry.size
+        there = {name: listed[name.value] for name in names if name.value in listed}
         rest = [name for name in names if name not in there]
         # DVC 2 has its own folders, one for each two digits as well.
         if rest and len(rest) <= _ASK_EACH:
             there |= {name: entry.size for name, entry in zip(rest, self.heads(rest), strict=True) if entry is not None}
         return there
+
+    def _list_all(self, names: Sequence[ObjectName], more: bool) -> dict[str, int] | None:
+        """Sizes by digest of those of the names that are listed; with `more` of all that is, kept unless that is too much."""
+        wanted = {name.value for name in names}
+        # Digests are spread evenly: one folder of 256 tells how many objects there are.
+        sample = [entry for page in self.listings(_PREFIXES[:1]) for entry in page]
+        if len(sample) * len(_PREFIXES) / _PAGE + len(_PREFIXES) > len(names):
+            return None
+        listed: dict[str, int] = {}
+        for page in self.listings(_PREFIXES):
+            for entry in page:
+                value = digest_of(entry.key)
+                if value is not None and (value in wanted or (more and len(listed) < _MAX_LISTED)):
+                    listed[value] = entry.size
+        if more and len(listed) < _MAX_LISTED:
+            self._listed = listed
+        return listed
 
     def listings(self, prefixes: Iterable[str]) -> Iterator[list[Entry]]:
         """All that lies below each prefix."""

@@ -35,6 +35,10 @@ PARAMS: dict[str, dict[str, Any]] = {
     "list": {},
     "du": {},
     "check-ignore": {"targets": ["f"]},
+    "stage.list": {"all": True, "fail": True},
+    "dag": {},
+    "repro": {"all_pipelines": True},
+    "why": {"targets": ["f.dvc"]},
     "update": {"targets": ["."], "recursive": True},
     "import": {"url": ".", "source": "f", "out": "i", "no_exec": True},
     "import-url": {"url": "f", "out": "u", "no_exec": True},
@@ -42,10 +46,6 @@ PARAMS: dict[str, dict[str, Any]] = {
     "install": {},
     "unprotect": {"targets": ["f"]},
     "move": {"source": "d", "target": "g"},
-    "stage.list": {"all": True, "fail": True},
-    "dag": {},
-    "repro": {"all_pipelines": True},
-    "why": {"targets": ["f.dvc"]},
     "remove": {"targets": ["f.dvc"]},
 }
 LEFT_OUT = (

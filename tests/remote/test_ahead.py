@@ -1,0 +1,95 @@
+"""Large objects read in order: what is on its way while the reader goes on, and how often a remote is listed for a mount."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from millpond.daemon.names import ObjectName
+from millpond.daemon.project import config
+from millpond.daemon.remote.backend import Entry
+from millpond.daemon.remote.fetcher import Fetcher
+from millpond.daemon.remote.layout import key_of
+from millpond.daemon.remote.local import LocalBackend
+from millpond.daemon.remote.partial import BLOCK_BYTES
+from millpond.daemon.remote.places import Places
+from millpond.daemon.remote.settling import Settler
+from millpond.daemon.remote.transfer import Transfer
+
+BLOCKS = 96
+
+
+@pytest.fixture
+def remote(tmp_path: Path) -> Path:
+    """A project with a folder as its remote."""
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / ".dvc/config").write_text(
+        f"[core]\n    remote = r\n['remote \"r\"']\n    url = {tmp_path / 'remote'}\n"
+    )
+    return tmp_path / "remote"
+
+
+def put(remote: Path, data: bytes) -> ObjectName:
+    name = ObjectName("md5", hashlib.md5(data).hexdigest())
+    path = remote / key_of(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return name
+
+
+def test_a_reader_who_goes_on_in_what_is_there_is_still_in_order(tmp_path: Path, remote: Path) -> None:
+    data = b"".join(number.to_bytes(4, "big") * (BLOCK_BYTES // 4) for number in range(BLOCKS))
+    name = put(remote, data)
+    places = Places(lambda: config.load(str(tmp_path / ".dvc"), os.environ), os.environ)
+    fetcher = Fetcher(places, Settler.to(str(tmp_path / "nobody")), str(tmp_path / "partial"))
+    try:
+        fd, whole = fetcher.open(name, len(data))
+        assert not whole
+        inode, at, asked = os.fstat(fd).st_ino, 0, []
+        while at < len(data):
+            start, end = fetcher.ensure(name, len(data), inode, at, 128 << 10)
+            assert start <= at < end
+            assert os.pread(fd, end - at, at) == data[at:end]
+            asked.append(end - at)
+            at = end
+        os.close(fd)
+        # Far fewer questions than blocks, none of them for more than what leaves the rest of the window on its way.
+        assert len(asked) < BLOCKS / 3
+        assert max(asked) <= 10 * BLOCK_BYTES
+        # And few requests: the window was not begun anew at each question.
+        assert fetcher.moved[0] < BLOCKS / 2
+    finally:
+        fetcher.close()
+
+
+class Listed(LocalBackend):
+    """A folder that is asked as if it were far away, and tells what it was asked to list."""
+
+    near = False
+
+    def __init__(self, name: str, path: str) -> None:
+        super().__init__(name, path)
+        self.prefixes: list[str] = []
+
+    def list(self, prefix: str) -> Iterator[Entry]:
+        self.prefixes.append(prefix)
+        return super().list(prefix)
+
+
+def test_a_remote_is_listed_once_for_all_that_is_asked_for_in_parts(tmp_path: Path) -> None:
+    remote = tmp_path / "remote"
+    names = [put(remote, b"%d" % number) for number in range(3300)]
+    absent = [ObjectName("md5", hashlib.md5(b"absent %d" % number).hexdigest()) for number in range(3)]
+    backend = Listed("r", str(remote))
+    with Transfer(backend) as transfer:
+        for start in (0, 1500, 3000):
+            part = names[start : start + 1500]
+            assert transfer.present([*part, *absent], more=True) == {
+                name: len(str(start + number)) for number, name in enumerate(part)
+            }
+        # One to see how much there is, then all of them.
+        assert len(backend.prefixes) == 257

@@ -119,6 +119,16 @@ class Holder:
     async def _control(self, listener: trio.SocketListener) -> None:
         await trio.serve_listeners(self._answer, [listener])
 
+    def _state(self, filesystem: Filesystem) -> dict[str, Any]:
+        return {
+            "id": self._settings.id,
+            "pid": os.getpid(),
+            "rss": _rss_bytes(),
+            "engine": self._choice.engine,
+            "engine_why": self._choice.why,
+            "stats": filesystem.statistics(),
+        }
+
     async def _answer(self, stream: trio.SocketStream) -> None:
         with contextlib.suppress(trio.BrokenResourceError, ValueError), trio.move_on_after(5):
             request = json.loads(await stream.receive_some(4096))
@@ -127,18 +137,11 @@ class Holder:
             if request.get("op") == "abort":
                 os.kill(os.getpid(), signal.SIGKILL)
             assert self._filesystem is not None
+            answer: dict[str, Any]
             if request.get("op") == "used":
-                used = sorted(self._filesystem.take_used())
-                await stream.send_all(json.dumps({"segments": used}).encode() + b"\n")
-                return
-            answer = {
-                "id": self._settings.id,
-                "pid": os.getpid(),
-                "rss": _rss_bytes(),
-                "engine": self._choice.engine,
-                "engine_why": self._choice.why,
-                "stats": self._filesystem.statistics(),
-            }
+                answer = {"segments": sorted(self._filesystem.take_used())}
+            else:
+                answer = self._state(self._filesystem)
             await stream.send_all(json.dumps(answer).encode() + b"\n")
         await stream.aclose()
 

@@ -135,6 +135,16 @@ class Holder:
     async def _control(self, listener: trio.SocketListener) -> None:
         await trio.serve_listeners(self._answer, [listener])
 
+    def _state(self, filesystem: Filesystem) -> dict[str, Any]:
+        return {
+            "id": self._settings.id,
+            "pid": os.getpid(),
+            "rss": _rss_bytes(),
+            "engine": self._choice.engine,
+            "engine_why": self._choice.why,
+            "stats": filesystem.statistics(),
+        }
+
     async def _answer(self, stream: trio.SocketStream) -> None:
         fds: list[int] = []
         try:
@@ -174,14 +184,7 @@ class Holder:
         assert self._filesystem is not None
         if op == "used":
             return {"segments": sorted(self._filesystem.take_used())}
-        return {
-            "id": self._settings.id,
-            "pid": os.getpid(),
-            "rss": _rss_bytes(),
-            "engine": self._choice.engine,
-            "engine_why": self._choice.why,
-            "stats": self._filesystem.statistics(),
-        }
+        return self._state(self._filesystem)
 
     async def _tell_changes(self, stream: trio.SocketStream) -> None:
         """A line for each state of the source, until the other side hangs up."""

@@ -66,7 +66,8 @@ def file_system(path: Path) -> str:
     """The type of the file system that holds `path`, as /proc/self/mountinfo names it; empty if it is not found."""
     device = os.stat(path).st_dev
     wanted = f"{os.major(device)}:{os.minor(device)}"
-    with open("/proc/self/mountinfo") as file:
+    # A mountpoint may have any bytes in its name.
+    with open("/proc/self/mountinfo", errors="surrogateescape") as file:
         for line in file:
             fields, _, tail = line.partition(" - ")
             if fields.split(" ")[2] == wanted:

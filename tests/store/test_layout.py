@@ -167,6 +167,18 @@ def test_a_store_on_a_network_file_system_is_refused(network_mount: Path) -> Non
     assert layout.file_system(network_mount.parent) not in layout.NETWORK
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+def test_a_mountpoint_of_any_bytes_keeps_no_store_from_being_opened(tmp_path: Path) -> None:
+    place = os.fsencode(tmp_path) + b"/\xff"
+    os.mkdir(place)
+    subprocess.run([b"mount", b"-t", b"tmpfs", b"none", place], check=True)
+    try:
+        Store.open(settings(tmp_path / "s")).close()
+        assert layout.file_system(Path(os.fsdecode(place))) == "tmpfs"
+    finally:
+        subprocess.run([b"umount", place], check=True)
+
+
 def test_a_reader_of_no_store_says_so(tmp_path: Path) -> None:
     with pytest.raises(StoreFormatError, match="is no store"):
         StoreReader.open(tmp_path)

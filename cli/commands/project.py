@@ -16,7 +16,7 @@ from millpond.daemon import wirepath
 from millpond.daemon.errors import ObjectMissingError, TargetError, UsageError
 
 _REMOTES = "there are no remotes yet"
-_PIPELINES = "it follows the stages of a pipeline, and there are no pipelines yet"
+_PIPELINES = "it follows the stages of a pipeline, which this command does not yet"
 _ADD_PATHS = frozenset({"path", "pointer", "git_add"})
 _CHECKOUT_PATHS = frozenset({"added", "modified", "deleted", "failed", "unchanged"})
 _TARGETS = click.argument("targets", nargs=-1, type=click.Path())

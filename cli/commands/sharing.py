@@ -14,7 +14,7 @@ from millpond.cli.group import Callback, Verb, json_option, refused
 from millpond.daemon import wirepath
 from millpond.daemon.errors import ObjectMissingError, StoreDamagedError
 
-_PIPELINES = "it is about pipelines, which are not here yet"
+_PIPELINES = "it is about parts of pipelines that are not here yet"
 # Paths named in a sentence.
 _NAMED = 3
 _CHECKOUT_PATHS = frozenset({"added", "modified", "deleted", "failed"})

@@ -16,9 +16,7 @@ from millpond.daemon.pipeline.stage import Stage, StageOut
 from millpond.daemon.project.paths import printable
 
 NEW, MODIFIED, DELETED, NOT_IN_CACHE = "new", "modified", "deleted", "not in cache"
-COMMAND, DEP, PARAM, OUT, ALWAYS, FORCED, UPSTREAM, NO_LOCK = (
-    *("command", "dep", "param", "out", "always", "forced", "upstream", "no lock"),
-)
+COMMAND, DEP, PARAM, OUT, ALWAYS, FORCED = "command", "dep", "param", "out", "always", "forced"
 Entry = dict[str, Any] | None
 
 

@@ -20,7 +20,6 @@ _KEY_LINE = re.compile(r"""^  ("(?:[^"\\\n]|\\.)*"|'(?:[^'\n]|'')*'|[^ \n"'][^\n
 # Where ruamel.yaml, and so DVC, begins to break lines.
 _WIDTH = 80
 _MD5 = re.compile(r"[0-9a-f]{32}(?:\.dir)?")
-_ORDER = ("path", "hash", "md5", "size", "nfiles", "isexec")
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,8 +209,3 @@ def _item_problems(items: Any, at: schema.Keys) -> Iterator[schema.Problem]:
             yield (*at, index), "an entry has no path"
         elif item.get("md5") is not None and not _MD5.fullmatch(str(item["md5"])):
             yield (*at, index), f"'{item['md5']}' is not an MD5"
-
-
-def ordered(values: Mapping[str, Any]) -> dict[str, Any]:
-    """An entry's keys in DVC's order, those that DVC has not last."""
-    return {key: values[key] for key in (*_ORDER, *values) if key in values}

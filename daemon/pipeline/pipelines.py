@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import posixpath
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -113,8 +112,3 @@ def fill(
 def style_of(repo: Repo) -> Style:
     """How mappings become options in this project."""
     return Style.of({key: value for key in ("bool", "list") if (value := repo.config.get("parsing", key)) is not None})
-
-
-def exists(repo: Repo, place: str) -> bool:
-    """Whether something is at a place of a stage (see Dep)."""
-    return os.path.lexists(repo.path(place))

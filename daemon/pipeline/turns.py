@@ -7,7 +7,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from millpond.daemon.errors import ConflictError, MillpondError, ObjectMissingError, StageFailedError, TargetError
+from millpond.daemon.errors import (
+    CancelledError,
+    ConflictError,
+    MillpondError,
+    ObjectMissingError,
+    StageFailedError,
+    TargetError,
+)
 from millpond.daemon.mounts.place import mounted_at
 from millpond.daemon.names import ObjectName
 from millpond.daemon.pipeline import runcache
@@ -171,6 +178,8 @@ class Turns:
         try:
             self._fetch(stage, outs)
             self._place([(out, self._recorded(stage)[out.path]) for out in outs])
+        except CancelledError:
+            raise
         except (MillpondError, KeyError) as error:
             reason = error.message if isinstance(error, MillpondError) else "it was never made"
             self.say(f"Unable to pull data for stage: '{self._name(stage)}': {reason}")
@@ -283,6 +292,8 @@ class Turns:
         if not turn.forced:
             try:
                 made = self._made_before(turn, self.recorder.inputs(stage))
+            except CancelledError:
+                raise
             except MillpondError:  # something is missing that an earlier stage will make
                 made = None
             if made is not None:

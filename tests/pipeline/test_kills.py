@@ -20,7 +20,7 @@ from millpond.daemon.pipeline.lock import Lock, locked
 
 LONG = os.environ.get("MILLPOND_TESTS") == "long"
 # Operations that are tried in the quick run, for each kind of failure.
-SAMPLE = 6
+SAMPLE = 2
 KINDS = {"killed": KILL, "EIO": errno.EIO, "ENOSPC": errno.ENOSPC}
 
 

@@ -16,7 +16,7 @@ from millpond.daemon.pipeline.stage import address
 from millpond.daemon.project import yamlio
 from millpond.daemon.project.repo import Repo
 
-COUNT = 300 if os.environ.get("MILLPOND_TESTS") == "long" else 60
+COUNT = 300 if os.environ.get("MILLPOND_TESTS") == "long" else 25
 _SCALARS: list[Any] = [1, 0.5, 1e-5, True, None, "text", "two words", "it's", "", "${nope", "\\${kept}"]
 _ORACLE = """
 import json, os, sys
@@ -169,4 +169,4 @@ def test_random_files_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
     oracle = json.loads(done.stdout)
     for name in roots:
         assert _ours(Path(name)) == oracle[name], (Path(name) / "dvc.yaml").read_text()
-    assert COUNT * 0.2 < sum(found is not None for found in oracle.values()) < COUNT * 0.9
+    assert COUNT * 0.1 < sum(found is not None for found in oracle.values()) < COUNT * 0.9

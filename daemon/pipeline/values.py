@@ -53,16 +53,6 @@ def get(document: Any, key: str) -> Any:
     return found
 
 
-def flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """The leaves of nested mappings, by their keys with dots; a list is a leaf."""
-    if not isinstance(value, dict) or not value:
-        return {prefix: value} if prefix else {}
-    found: dict[str, Any] = {}
-    for key, each in value.items():
-        found |= flat(each, f"{prefix}.{key}" if prefix else str(key))
-    return found
-
-
 def _is_index(part: str) -> bool:
     return part.removeprefix("-").isdigit() and part.isascii()
 

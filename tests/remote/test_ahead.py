@@ -17,7 +17,7 @@ from millpond.daemon.project import config
 from millpond.daemon.remote import large
 from millpond.daemon.remote.backend import Entry
 from millpond.daemon.remote.fetcher import Fetcher
-from millpond.daemon.remote.layout import key_of
+from millpond.daemon.remote.layout import LEGACY, key_of
 from millpond.daemon.remote.local import LocalBackend
 from millpond.daemon.remote.partial import BLOCK_BYTES, WHOLE_BYTES, Partials
 from millpond.daemon.remote.places import Places
@@ -130,3 +130,18 @@ def test_a_remote_is_listed_once_for_all_that_is_asked_for_in_parts(tmp_path: Pa
             }
         # One to see how much there is, then all of them.
         assert len(backend.prefixes) == 257
+
+
+@pytest.mark.parametrize("more", [False, True])
+def test_many_objects_are_found_where_dvc_2_put_them(tmp_path: Path, more: bool) -> None:
+    remote = tmp_path / "remote"
+    old = [ObjectName(LEGACY, hashlib.md5(b"%d" % number).hexdigest()) for number in range(1500)]
+    for name in old:
+        path = remote / key_of(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"old")
+    backend = Listed("r", str(remote))
+    with Transfer(backend) as transfer:
+        for _ in range(2):
+            assert transfer.present(old, more=more) == dict.fromkeys(old, 3)
+        assert len(backend.prefixes) == (513 if more else 2 * 513)

@@ -26,6 +26,8 @@ log = logging.getLogger("millpond.source")
 
 # A source that does not answer in this time is taken for gone: EIO.
 DEADLINE_S = 60.0
+# A large object that is checked before it is read is given up when nothing comes for so long.
+SILENCE_S = 45.0
 
 # What a source may say of why it is refused, in characters.
 _MAX_REASON = 1000

@@ -15,6 +15,7 @@ from millpond.daemon.names import ObjectName
 from millpond.daemon.remote.partial import WHOLE_BYTES
 from millpond.daemon.store.folders import FILE, Entry, FolderReader
 from millpond.daemon.store.reader import Bytes, StoreReader
+from millpond.fusefs.asking import SILENCE_S
 from millpond.fusefs.reader import ForeignFile, StoredFile
 from millpond.fusefs.sources import Sources
 
@@ -23,8 +24,6 @@ _NEAR, _AFTER, _PAGE = 256, 2, 64
 # Bytes that may be brought ahead at first, and for each byte that was not here.
 _FIRST_BYTES, _FACTOR = 8 << 20, 8
 _FOLDERS = 256
-# A large object that is checked before it is read is given up when nothing comes for so long.
-_SILENCE_S = 45.0
 
 Ask = Callable[[Callable[[Any], Any], Any], Awaitable[Any]]
 
@@ -77,8 +76,8 @@ class LazyFile(ForeignFile):
                 return found
             if found != seen:
                 seen, since = found, trio.current_time()
-            elif trio.current_time() - since > _SILENCE_S:
-                raise RemoteError(f"nothing of object {self.name} came from the remote in {_SILENCE_S:g} s")
+            elif trio.current_time() - since > SILENCE_S:
+                raise RemoteError(f"nothing of object {self.name} came from the remote in {SILENCE_S:g} s")
 
     def _is_there(self, offset: int, size: int) -> bool:
         start, end = self._there

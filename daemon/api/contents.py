@@ -9,12 +9,13 @@ from __future__ import annotations
 import io
 import mmap
 import os
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from millpond.daemon import memfd
 from millpond.daemon.api.connections import connections
-from millpond.daemon.errors import ObjectMissingError, ProtocolError, StoreDamagedError
+from millpond.daemon.errors import ObjectMissingError, ProtocolError, RemoteError, StoreDamagedError
 from millpond.daemon.names import ObjectName
 from millpond.daemon.rpc import framing
 
@@ -109,11 +110,23 @@ class ComingContent:
         if not start <= offset < end:
             if self._pid != os.getpid():
                 raise ObjectMissingError(f"object {self._name} was opened by another process")
-            wanted = min(size, self.size - offset)
-            found = self._source.ensure(self._name, self.size, self._inode, offset, wanted)
-            assert not isinstance(found, int), "only a mount's source checks objects as a whole first"
-            start, end = self._there = found
+            start, end = self._there = self._brought(offset, min(size, self.size - offset))
         return os.pread(self._fd, min(size, end - offset), offset)
+
+    def _brought(self, offset: int, size: int) -> tuple[int, int]:
+        """The range around what is asked for that is there. What is checked as a whole first, under a name of DVC 2, is waited for as long
+        as more of it comes."""
+        from millpond.fusefs.asking import SILENCE_S
+
+        seen, since = -1, time.monotonic()
+        while True:
+            found = self._source.ensure(self._name, self.size, self._inode, offset, size)
+            if not isinstance(found, int):
+                return found
+            if found != seen:
+                seen, since = found, time.monotonic()
+            elif time.monotonic() - since > SILENCE_S:
+                raise RemoteError(f"nothing of object {self._name} came from the remote in {SILENCE_S:g} s")
 
     def fileno(self) -> int:
         raise io.UnsupportedOperation("a file that is still coming has no descriptor")

@@ -120,7 +120,7 @@ class CloudSweep:
                 collection = self._collections[plan.link.remote.name]
                 total = len(plan.garbage)
                 manifests = [each for each in plan.garbage if each.root[0] == MANIFEST]
-                plan.link.known.drop(_name(each.root) for each in manifests)
+                plan.link.known.drop(_name(each.root) for each in plan.garbage)
                 done = 0
                 for part in (manifests, [each for each in plan.garbage if each.root[0] != MANIFEST]):
                     for count in plan.link.transfer.delete([each.key for each in part], collection.go_on):

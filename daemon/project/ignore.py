@@ -19,6 +19,8 @@ from millpond.daemon.project.rootdir import DVC_DIR as DVC_DIR
 IGNORE_FILE = ".dvcignore"
 _BUILTIN_ANY = frozenset({".git"})
 _BUILTIN_DIRS = frozenset({".git", DVC_DIR})
+# Folders of the tools themselves: what is tracked never lies in one, whatever a pointer says.
+OWN_FOLDERS = frozenset({".git", ".hg", DVC_DIR})
 # A file of rules beyond this is refused: the rules of a level become one regular expression.
 MAX_BYTES = 4 << 20
 

@@ -15,7 +15,7 @@ from millpond.daemon.project import dvcfile, yamlio
 from millpond.daemon.project.dvcfile import DvcFile
 from millpond.daemon.project.fileversions import FileVersions, of_output
 from millpond.daemon.project.gitrepo import GitRepo
-from millpond.daemon.project.ignore import FolderRules, IgnoreRules
+from millpond.daemon.project.ignore import OWN_FOLDERS, FolderRules, IgnoreRules
 from millpond.daemon.project.imported import Imported
 from millpond.daemon.project.paths import printable
 from millpond.daemon.project.stages import STAGES_FILE, Stage, Stages, outs_of
@@ -243,8 +243,10 @@ def _sharing(output: Output, options: Mapping[str, Any]) -> Output:
 
 
 def _inside(path: str) -> str | None:
-    """The normal form of a path below the root; None for outputs elsewhere (URLs, absolute paths, `..`)."""
+    """The normal form of a path below the root; None for outputs elsewhere (URLs, absolute paths, `..`), and for those where no data is:
+    a hook of Git's that a hostile pointer brings would be run."""
     if "://" in path or path.startswith("/"):
         return None
     path = posixpath.normpath(path)
-    return None if path == ".." or path.startswith("../") or path == "." else path
+    parts = path.split("/")
+    return None if parts[0] in ("..", ".") or not OWN_FOLDERS.isdisjoint(parts) else path

@@ -16,6 +16,7 @@ from millpond.daemon.names import ObjectName
 from millpond.daemon.project import manifest
 from millpond.daemon.project.copying import below
 from millpond.daemon.project.digests import Group, Place, Progress, fill
+from millpond.daemon.project.ignore import OWN_FOLDERS
 from millpond.daemon.project.repo import printable
 from millpond.daemon.project.walk import above
 from millpond.daemon.project.workspace import Workspace
@@ -92,7 +93,7 @@ class Planner:
         single: dict[str, list[Plan]] = {}
         for plan in plans:
             path = self._repo.path(plan.content.path)
-            self._refuse_links_out(plan.content.path, path)
+            self._refuse_links(plan.content.path, path)
             algo = plan.content.name.algo if plan.content.name is not None else "md5"
             try:
                 mode = os.stat(path).st_mode
@@ -120,12 +121,20 @@ class Planner:
     def _inside(self, path: str) -> bool:
         return f"{os.path.realpath(path)}/".startswith(os.path.join(self._repo.root, ""))
 
-    def _refuse_links_out(self, relative: str, path: str) -> None:
-        """A repository from elsewhere may hold a link out of it, and a pointer to a file behind that."""
+    def _refuse_links(self, relative: str, path: str) -> None:
+        """A repository from elsewhere may hold a link out of it, or to where Git runs what it finds, and a pointer to a file behind that."""
         if not self._inside(os.path.dirname(path)):
             shown = printable(self._repo.seen(relative))
             raise TargetError(
                 f"'{shown}' lies behind a link that leads out of the project",
+                path=shown,
+                hint="remove the link; nothing is written through it",
+            )
+        place = os.path.realpath(path if os.path.isdir(path) else os.path.dirname(path))
+        if not OWN_FOLDERS.isdisjoint(place[len(self._repo.root) :].split("/")):
+            shown = printable(self._repo.seen(relative))
+            raise TargetError(
+                f"'{shown}' lies behind a link into a folder of Git's or DVC's own",
                 path=shown,
                 hint="remove the link; nothing is written through it",
             )

@@ -138,7 +138,7 @@ class _Pushing:
         self._whole.clear()
         manifests = [name for name in group.manifests if group.is_whole(name)]
         seen = link.known.of(manifests)
-        asked = link.present(list(seen))
+        asked = self._manifests_there(list(seen))
         for name in seen:
             entries = group.manifests[name]
             if name in asked and entries is not None:
@@ -159,11 +159,17 @@ class _Pushing:
             ):  # one of another length was cut by somebody's tool: it is written again
                 self._there.add(name)
         others = [name for name in manifests if name not in self._there]
-        for name in link.present(others):
+        for name in self._manifests_there(others):
             entries = group.manifests[name]
             if entries is None or all(entry.name in self._there for entry in entries):
                 self._there.add(name)
         self._whole.update(name for name in others if name in self._there and group.manifests[name] is not None)
+
+    def _manifests_there(self, names: Sequence[ObjectName]) -> set[ObjectName]:
+        """Those that the remote has, as long as here: a cut one is written again."""
+        there = self._link.present(names)
+        sizes = dict(zip(names, self._objects.sizes(names), strict=True))
+        return {name for name in there if sizes[name] in (None, there[name])}
 
     def _look_at_earlier(self, inside: set[ObjectName]) -> None:
         """Have earlier versions that are complete there prove those of `inside`, what manifests name, that they name as well."""

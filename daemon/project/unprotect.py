@@ -13,11 +13,10 @@ from millpond.daemon.mounts.place import require_mounted
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.copying import replace_link
 from millpond.daemon.project.durable import write_error
-from millpond.daemon.project.ignore import DVC_DIR
+from millpond.daemon.project.ignore import DVC_DIR, OWN_FOLDERS
 from millpond.daemon.project.repo import Repo, printable
 
 # Not data, and what a cache's objects share is meant to be shared.
-_OWN_FOLDERS = frozenset({".git", ".hg", DVC_DIR})
 
 
 def unprotect(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
@@ -92,5 +91,5 @@ def _files(top: str) -> Iterator[str]:
             for entry in entries:
                 if not entry.is_dir(follow_symlinks=False):
                     yield entry.path
-                elif entry.name not in _OWN_FOLDERS:
+                elif entry.name not in OWN_FOLDERS:
                     waiting.append(entry.path)

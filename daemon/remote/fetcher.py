@@ -17,7 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from millpond.daemon import memfd
 from millpond.daemon.names import ObjectName
 from millpond.daemon.remote.gate import Gate
-from millpond.daemon.remote.large import DEADLINE_S, LargeObjects, result_of
+from millpond.daemon.remote.large import DEADLINE_S, LargeObjects, damaged, result_of
 from millpond.daemon.remote.partial import WHOLE_BYTES, Partials
 from millpond.daemon.remote.places import Places, check
 from millpond.daemon.remote.settling import Settler
@@ -134,7 +134,10 @@ class Fetcher:
 
     def _fetch(self, name: ObjectName) -> bytes:
         try:
-            data = bytes(self._gate.get(name, 0, None).data)
+            got = self._gate.get(name, 0, WHOLE_BYTES + 1)
+            if got.entry.size > WHOLE_BYTES:  # whatever was listed: it is not to be held
+                raise damaged(name)
+            data = bytes(got.data)
             check(name, data)
             self._settler.keep(name, data)
             return data

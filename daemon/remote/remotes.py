@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import posixpath
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from millpond.daemon.errors import RemoteConfigError
 from millpond.daemon.remote.backend import Backend
@@ -36,6 +37,11 @@ _ELSEWHERE = frozenset(
     ]
 )
 _DEPTH = 8
+# What may be in a bucket's name, and an endpoint: obstore panics at what is no URI.
+_BUCKET = re.compile(r"[\w.-]+", re.ASCII)
+_ENDPOINT = re.compile(
+    r"https?://(?:[^\s@/\\]+@)?(?:[\w.-]+|\[[\da-fA-F:.]+\])(?::\d{1,5})?(?:/[\w.~!$&'()*+,;=:@%/-]*)?", re.ASCII
+)
 # Settings that are paths, seen from the folder of the file that has them.
 _PATHS = ("credentialpath", "configpath", "keyfile")
 
@@ -109,7 +115,7 @@ def _follow(config: Config, name: str, depth: int) -> tuple[str, dict[str, str]]
     url = values.get("url", "")
     if not url:
         raise RemoteConfigError(f"remote '{name}' has no url", hint=f"millpond remote modify {name} url ...")
-    parts = urlsplit(url)
+    parts = _split(name, url)
     if parts.scheme == "remote":
         base, inherited = _follow(config, parts.netloc.lower(), depth + 1)
         return posixpath.join(base, parts.path.lstrip("/")), {**inherited, **values}
@@ -119,6 +125,15 @@ def _follow(config: Config, name: str, depth: int) -> tuple[str, dict[str, str]]
         folder = os.path.dirname(config.origin[f'remote "{name}"', "url"])
         return os.path.normpath(os.path.join(folder, os.path.expanduser(url))), dict(values)
     return url, dict(values)
+
+
+def _split(name: str, url: str) -> SplitResult:
+    try:
+        return urlsplit(url)
+    except ValueError as error:
+        raise RemoteConfigError(
+            f"the url of remote '{name}' is none: {error}", hint=f"millpond remote modify {name} url ..."
+        ) from error
 
 
 def _with_paths(config: Config, name: str, values: Mapping[str, str]) -> dict[str, str]:
@@ -139,7 +154,7 @@ def connect(remote: Remote, environ: Mapping[str, str], catalog: Catalog | None 
 
         if remote.scheme != "s3":
             raise RemoteConfigError(
-                f"remote '{remote.name}' ({remote.url}) is {kind}, which millpond reads on s3:// only",
+                f"remote '{remote.name}' ({remote.scheme}://) is {kind}, which millpond reads on s3:// only",
                 hint="use dvc for it",
             )
         return VersionedBackend(_s3(remote, environ), kind, catalog)
@@ -161,7 +176,7 @@ def connect(remote: Remote, environ: Mapping[str, str], catalog: Catalog | None 
         return HttpBackend(remote.name, HttpSettings.of(remote.url, Values(remote.name, remote.values), environ))
     known = f"'{remote.scheme}' is a kind of remote that DVC has and millpond has not"
     raise RemoteConfigError(
-        f"remote '{remote.name}' ({remote.url}): "
+        f"remote '{remote.name}': "
         + (known if remote.scheme in _ELSEWHERE else f"'{remote.scheme}' is no kind of remote"),
         hint="millpond knows directories, s3://, ssh:// and, to read from, http(s)://",
     )
@@ -179,6 +194,14 @@ def _s3(remote: Remote, environ: Mapping[str, str]) -> S3Backend | BotoBackend:
         settings.resolve()
     except Exception as error:  # botocore's own: a profile that is not there, a file that cannot be read
         raise RemoteConfigError(f"remote '{remote.name}': {error}", hint="see the profile in ~/.aws/config") from error
+    if not _BUCKET.fullmatch(parts.netloc):
+        raise RemoteConfigError(
+            f"remote '{remote.name}': '{parts.netloc}' is no name of a bucket", hint="write s3://BUCKET/PATH"
+        )
+    if settings.endpoint and not _ENDPOINT.fullmatch(settings.endpoint):
+        raise RemoteConfigError(
+            f"remote '{remote.name}': its endpoint is no url", hint="write endpointurl = http(s)://HOST[:PORT]"
+        )
     if settings.needs_boto:
         from millpond.daemon.remote.s3boto import BotoBackend
 

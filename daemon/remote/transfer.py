@@ -93,8 +93,9 @@ class Transfer:
         self._budget = None if rate is None else Budget(rate)
         self._stop = threading.Event()
         self._lock = threading.Lock()
-        # All that the remote holds, where it was listed and is asked for again.
+        # All that the remote holds, where it was listed and is asked for again; and what of it lies where DVC 2 put it.
         self._listed: dict[str, int] | None = None
+        self._older: dict[str, int] | None = None
         self.requests = 0
         self.bytes = 0
 
@@ -145,25 +146,41 @@ class Transfer:
         there = {name: listed[name.value] for name in names if name.value in listed}
         rest = [name for name in names if name not in there]
         # DVC 2 has its own folders, one for each two digits as well.
-        if rest and len(rest) <= _ASK_EACH:
+        if len(rest) > _ASK_EACH:
+            older = self._list_older(rest, more)
+            there |= {name: older[name.value] for name in rest if name.value in older}
+        elif rest:
             there |= {name: entry.size for name, entry in zip(rest, self.heads(rest), strict=True) if entry is not None}
         return there
 
     def _list_all(self, names: Sequence[ObjectName], more: bool) -> dict[str, int] | None:
         """Sizes by digest of those of the names that are listed; with `more` of all that is, kept unless that is too much."""
-        wanted = {name.value for name in names}
         # Digests are spread evenly: one folder of 256 tells how many objects there are.
         sample = [entry for page in self.listings(_PREFIXES[:1]) for entry in page]
         if len(sample) * len(_PREFIXES) / _PAGE + len(_PREFIXES) > len(names):
             return None
+        listed = self._list_folders(_PREFIXES, names, more)
+        if more and len(listed) < _MAX_LISTED:
+            self._listed, self._older = listed, None
+        return listed
+
+    def _list_older(self, names: Sequence[ObjectName], more: bool) -> dict[str, int]:
+        """As `_list_all`, of what lies where DVC 2 put it."""
+        if more and self._older is not None:
+            return self._older
+        listed = self._list_folders(PREFIXES[len(_PREFIXES) :], names, more)
+        if more and len(listed) < _MAX_LISTED:
+            self._older = listed
+        return listed
+
+    def _list_folders(self, prefixes: Sequence[str], names: Sequence[ObjectName], more: bool) -> dict[str, int]:
+        wanted = {name.value for name in names}
         listed: dict[str, int] = {}
-        for page in self.listings(_PREFIXES):
+        for page in self.listings(prefixes):
             for entry in page:
                 value = digest_of(entry.key)
                 if value is not None and (value in wanted or (more and len(listed) < _MAX_LISTED)):
                     listed[value] = entry.size
-        if more and len(listed) < _MAX_LISTED:
-            self._listed = listed
         return listed
 
     def listings(self, prefixes: Iterable[str]) -> Iterator[list[Entry]]:

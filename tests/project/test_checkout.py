@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
@@ -269,6 +270,26 @@ def test_links_out_of_the_project_are_never_written_through(tracked: Project) ->
     assert list(outside.iterdir()) == []
     tracked.checkout(force=True)
     assert list(outside.iterdir()) == [] and tracked.read("d/a") == "content of a"
+
+
+@pytest.mark.parametrize("path", [".git/hooks/pre-commit", "s/.git/config", ".dvc/config.local", "hooks/pre-commit"])
+def test_nothing_is_written_where_git_would_run_it(tracked: Project, path: str) -> None:
+    (tracked.root / "hooks").symlink_to(".git/hooks")
+    name = tracked.read("f.dvc").split("md5: ")[1].split("\n")[0]
+    tracked.write("trap.dvc", f"outs:\n- md5: {name}\n  hash: md5\n  isexec: true\n  path: {path}\n")
+    with contextlib.suppress(TargetError):
+        tracked.checkout(force=True)
+    with pytest.raises(TargetError):
+        tracked.checkout("trap.dvc", force=True)
+    assert not (tracked.root / path).exists()
+
+
+def test_no_folder_is_written_through_a_link_into_git(tracked: Project) -> None:
+    shutil.rmtree(tracked.root / "d")
+    (tracked.root / "d").symlink_to(".git/hooks")
+    with pytest.raises(TargetError, match="Git's or DVC's own"):
+        tracked.checkout(force=True)
+    assert not (tracked.root / ".git/hooks/a").exists()
 
 
 def test_link_in_a_files_place(tracked: Project) -> None:

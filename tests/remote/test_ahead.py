@@ -6,19 +6,24 @@ import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 
+from millpond.daemon.api.contents import ComingContent
+from millpond.daemon.errors import StoreDamagedError
 from millpond.daemon.names import ObjectName
 from millpond.daemon.project import config
+from millpond.daemon.remote import large
 from millpond.daemon.remote.backend import Entry
 from millpond.daemon.remote.fetcher import Fetcher
-from millpond.daemon.remote.layout import key_of
+from millpond.daemon.remote.layout import LEGACY, key_of
 from millpond.daemon.remote.local import LocalBackend
-from millpond.daemon.remote.partial import BLOCK_BYTES, Partials
+from millpond.daemon.remote.partial import BLOCK_BYTES, WHOLE_BYTES, Partials
 from millpond.daemon.remote.places import Places
 from millpond.daemon.remote.settling import Settler
 from millpond.daemon.remote.transfer import Transfer
+from millpond.fusefs.asking import SourceClient
 
 BLOCKS = 96
 
@@ -68,6 +73,36 @@ def test_a_reader_who_goes_on_in_what_is_there_is_still_in_order(tmp_path: Path,
         fetcher.close()
 
 
+def test_an_object_larger_than_was_listed_is_not_brought_into_memory(tmp_path: Path, remote: Path) -> None:
+    name = put(remote, bytes(WHOLE_BYTES + 1))
+    places = Places(lambda: config.load(str(tmp_path / ".dvc"), os.environ), os.environ)
+    fetcher = Fetcher(places, Settler.to(str(tmp_path / "nobody")), Partials(str(tmp_path / "partial"), "m"))
+    try:
+        with pytest.raises(StoreDamagedError, match="is not what its name says"):
+            fetcher.open(name, 100)
+        assert int(fetcher.told()["bytes"]) <= WHOLE_BYTES + 1
+    finally:
+        fetcher.close()
+
+
+def test_a_program_waits_for_what_is_checked_as_a_whole_first(
+    tmp_path: Path, remote: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a mount does: objects under DVC 2's names, whoever reads them."""
+    monkeypatch.setattr(large, "_COMING_S", 0.0)
+    data = os.urandom(6 * BLOCK_BYTES)
+    name = put(remote, data)
+    places = Places(lambda: config.load(str(tmp_path / ".dvc"), os.environ), os.environ)
+    partials = Partials(str(tmp_path / "partial"), "m")
+    fetcher = Fetcher(places, Settler.to(str(tmp_path / "nobody")), partials, check_first=True)
+    try:
+        content = ComingContent(cast(SourceClient, fetcher), name, len(data), fetcher.open(name, len(data))[0])
+        assert content.read(5, len(data)) == data[5:]
+        content.close()
+    finally:
+        fetcher.close()
+
+
 class Listed(LocalBackend):
     """A folder that is asked as if it were far away, and tells what it was asked to list."""
 
@@ -95,3 +130,18 @@ def test_a_remote_is_listed_once_for_all_that_is_asked_for_in_parts(tmp_path: Pa
             }
         # One to see how much there is, then all of them.
         assert len(backend.prefixes) == 257
+
+
+@pytest.mark.parametrize("more", [False, True])
+def test_many_objects_are_found_where_dvc_2_put_them(tmp_path: Path, more: bool) -> None:
+    remote = tmp_path / "remote"
+    old = [ObjectName(LEGACY, hashlib.md5(b"%d" % number).hexdigest()) for number in range(1500)]
+    for name in old:
+        path = remote / key_of(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"old")
+    backend = Listed("r", str(remote))
+    with Transfer(backend) as transfer:
+        for _ in range(2):
+            assert transfer.present(old, more=more) == dict.fromkeys(old, 3)
+        assert len(backend.prefixes) == (513 if more else 2 * 513)

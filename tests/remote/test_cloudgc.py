@@ -89,6 +89,18 @@ def test_what_goes_is_what_goes_by_dvc(team: Team) -> None:
 
 
 @locally
+def test_what_is_removed_is_not_taken_to_be_there(team: Team) -> None:
+    ann = team.begin()
+    ann.run("push")
+    pointer = (ann.repo / "one.csv.dvc").read_bytes()
+    ann.git("rm", "-q", "one.csv.dvc")
+    collect(ann, "-w")
+    (ann.repo / "one.csv.dvc").write_bytes(pointer)
+    asked = ["data", "status", "--not-in-remote", "--json", "--no-remote-refresh"]
+    assert json.loads(ann.run(*asked).stdout)["not_in_remote"] == ["one.csv"]
+
+
+@locally
 def test_it_shows_and_asks_first(team: Team) -> None:
     ann = team.begin()
     ann.run("push", "-A")

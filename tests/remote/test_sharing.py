@@ -170,6 +170,11 @@ def test_a_cut_object_is_written_again(team: Team) -> None:
     cat.run("commit", "-q", "-f", "data.dvc")
     assert cat.run("push", "data").stdout.startswith("2 files pushed"), "and the manifest behind it"
     assert team.keys()[key_of(value)] == 300_000
+    manifest, size = next(item for item in team.keys().items() if item[0].endswith(".dir"))
+    for who in (ann, cat):
+        team.put(manifest, b"")
+        assert who.run("push").stdout.startswith("1 file"), "a manifest, whether noted as complete or not"
+        assert team.keys()[manifest] == size
 
 
 @s3_if_long

@@ -10,7 +10,7 @@ JOBS  ?= $(shell n=$$(nproc); echo $$(( n > 8 ? 8 : n )))
 .PHONY: help setup demo test test-long check bench clean
 
 help:
-	@echo "make demo       the main job on a real data set: add, two versions, mount, train, fsck"
+	@echo "make demo       the main job on a real data set: add, two versions, mount, train, a pipeline, fsck, a remote"
 	@echo "make test       the test suite, randomised parts sampled (under 8 minutes on 2 cores)"
 	@echo "make test-long  everything in full"
 	@echo "make check      ruff and mypy"

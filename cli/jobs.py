@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from millpond.cli import exits
+from millpond.cli import exits, render
 from millpond.cli.connection import request, verb
 from millpond.cli.console import Console
 from millpond.daemon import wirepath
@@ -50,10 +50,10 @@ def as_job(
     **options: Any,
 ) -> dict[str, Any] | None:
     """Run a verb as a job; its result, None when it was left running. Ctrl-C cancels it. With `err` all that it writes goes to
-    stderr. Raises the verb's error."""
+    stderr, since stdout is for JSON. Raises the verb's error."""
     row = start(console, {"verb": method, "params": params, "title": title}, **options)
     if detach:
-        console.say(begun_line(row))
+        tell_begun(console, row, as_json=err)
         return None
     ended = follow(console, row, cancel=True, err=err, told=True)
     if ended is None:
@@ -61,7 +61,7 @@ def as_job(
     answer: dict[str, Any] = {}
     with contextlib.suppress(OSError, ValueError):
         answer = json.loads((folder_of(row) / "answer.json").read_bytes())
-    if answer.get("error"):
+    if answer.get("error") and ended["state"] != "cancelled":
         raise from_wire(answer["error"])
     exit_code(ended)
     result: dict[str, Any] = answer.get("result") or {}
@@ -70,7 +70,7 @@ def as_job(
 
 def follow(console: Console, row: Row, *, cancel: bool, err: bool = False, told: bool = False) -> Row | None:
     """Print what a job writes until it has ended; its row then. Ctrl-C leaves it running (None), or with `cancel` cancels it
-    the first time. `err`, `told`: see Printer."""
+    the first time, as SIGTERM does. `err`, `told`: see Printer."""
     from millpond.cli.joblog import Printer
 
     number = row["number"]
@@ -80,7 +80,7 @@ def follow(console: Console, row: Row, *, cancel: bool, err: bool = False, told:
         if cancel:
             verb(console, "job.cancel", {"jobs": [str(number)], "now": False, "wait": False})
         return None
-    with _Signals() as signals, _Output(row, Printer(console, err=err, told=told)) as output:
+    with _Signals(terminate=cancel) as signals, _Output(row, Printer(console, err=err, told=told)) as output:
         while not output.advance(signals.wake):
             if signals.resized:
                 signals.resized = False
@@ -110,8 +110,15 @@ def exit_code(row: Row) -> int:
     return code if code is not None else exits.OK if row["state"] == "succeeded" else exits.DIFFERENT
 
 
-def begun_line(row: Row) -> str:
+def tell_begun(console: Console, row: Row, *, as_json: bool) -> None:
     """After `--detach`."""
+    if as_json:
+        console.write(json.dumps(render.decoded(row, render.JOB_PATHS)))
+    else:
+        console.say(_begun_line(row))
+
+
+def _begun_line(row: Row) -> str:
     how = {"running": "runs", "queued": "waits for a place"}.get(row["state"])
     number = row["number"]
     return f"Job {number} {how}: `millpond attach {number}` follows it" if how else f"Job {number}: {row['state']}"
@@ -174,10 +181,11 @@ class _Output:
 
 
 class _Signals:
-    """Ctrl-C and changes of the window's size, noted for a loop that waits on `wake`. Ctrl-C that the loop does not come to hear is
-    a KeyboardInterrupt the second time."""
+    """Ctrl-C (with `terminate` SIGTERM, too) and changes of the window's size, noted for a loop that waits on `wake`. Ctrl-C that the
+    loop does not come to hear is a KeyboardInterrupt the second time."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, terminate: bool) -> None:
+        self._terminate = terminate
         self.interrupts = 0
         self.resized = False
         self.wake, self._write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -189,6 +197,8 @@ class _Signals:
             signal.SIGINT: signal.signal(signal.SIGINT, self._interrupt),
             signal.SIGWINCH: signal.signal(signal.SIGWINCH, self._resize),
         }
+        if self._terminate:
+            self._before[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._interrupt)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -331,6 +331,10 @@ def daemon_lines(status: dict[str, Any], *, now: float) -> Iterator[str]:
 _JOB_COLORS = {"running": "green", "failed": "red", "lost": "red", "cancelled": "yellow"}
 
 
+# Fields of a job's row that are paths.
+JOB_PATHS = frozenset({"cwd", "folder"})
+
+
 def job_lines(jobs: list[dict[str, Any]], *, now: float, paint: Paint = plain) -> Iterator[str]:
     """`jobs`: SINCE is how long it has run or waited, or how long ago it ended."""
     if not jobs:

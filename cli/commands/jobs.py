@@ -16,7 +16,6 @@ from millpond.daemon.errors import JobError, UsageError
 
 # Ended jobs that `jobs` shows without --all, and more than are ever kept.
 SHOWN, ALL = 10, 1000
-_PATHS = frozenset({"cwd", "folder"})
 
 
 @click.command(
@@ -38,7 +37,7 @@ def jobs(console: Console, everything: bool, as_json: bool) -> None:
     """
     found = request(console, "jobs", {"limit": ALL if everything else SHOWN})["jobs"]
     if as_json:
-        console.write(json.dumps(render.decoded(found, _PATHS)))
+        console.write(json.dumps(render.decoded(found, render.JOB_PATHS)))
         return
     for line in render.job_lines(found, now=time.time(), paint=console.paint):
         console.say(line)
@@ -97,10 +96,7 @@ def run(
     part_bytes = None if log_size is None else text.parsed_size(log_size) // 2
     row = client.start(console, what, name=name, grace_s=grace, log_bytes=part_bytes)
     if detach:
-        if as_json:
-            console.write(json.dumps(render.decoded(row, _PATHS)))
-        else:
-            console.say(client.begun_line(row))
+        client.tell_begun(console, row, as_json=as_json)
         return exits.OK
     ended = client.follow(console, row, cancel=True)
     return exits.INTERRUPTED if ended is None else client.exit_code(ended)

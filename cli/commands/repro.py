@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +13,7 @@ import click
 from millpond.cli import exits, render, text
 from millpond.cli.connection import running_verb, verb
 from millpond.cli.console import Console
-from millpond.cli.group import Verb, json_option, refused
+from millpond.cli.group import Verb, json_option
 from millpond.daemon import wirepath
 from millpond.daemon.errors import StageFailedError, UsageError
 
@@ -54,7 +55,7 @@ Use `millpond push` to send your updates to remote storage.
 @click.option("-j", "--jobs", type=click.IntRange(1), default=1, metavar="NUMBER", help="Run so many stages at once.")
 @click.option("--why", "explain", is_flag=True, help="Print the reasons of each stage.")
 @click.option("--check", is_flag=True, help="Run nothing: exit with 1 if anything is out of date, and say what.")
-@refused("--detach", is_flag=True, reason="commands run as long as this one waits for them")
+@click.option("-d", "--detach", is_flag=True, help="Do not wait: it goes on as a job.")
 @json_option
 @click.pass_obj
 def repro(
@@ -65,6 +66,7 @@ def repro(
     jobs: int,
     explain: bool,
     check: bool,
+    detach: bool,
     as_json: bool,
     **flags: bool,
 ) -> int:
@@ -72,7 +74,12 @@ def repro(
 
     Targets are stages (NAME, FILE:NAME), loops, dvc.yaml and .dvc files; the dvc.yaml here by default. What a stage made before
     from the same inputs is brought back instead. With -j output lines begin with their stage.
+
+    What there is to run is run as a job (see `jobs`): it goes on when this command is killed, its terminal closed, or the daemon
+    restarted. Ctrl-C cancels it.
     """
+    if detach and (other := next((name for name in ("dry", "interactive") if flags[name]), "check" if check else None)):
+        raise UsageError(f"--detach and --{other} exclude each other: with --{other} there is nothing to leave running")
     params: dict[str, Any] = {
         **{name: flags[name] for name in _FLAGS},
         "targets": [wirepath.encode(target) for target in targets],
@@ -82,7 +89,13 @@ def repro(
     }
     if check:
         return _check(console, {**params, "dry": True}, as_json)
-    result = _run(console, params, sys.stderr.fileno() if as_json else sys.stdout.fileno())
+    if flags["dry"] or flags["interactive"]:
+        result = _asking(console, params, as_json=as_json)
+    else:
+        found = reproduce(console, params, detach=detach, as_json=as_json)
+        if found is None:
+            return exits.INTERRUPTED if console.interrupted else exits.OK
+        result = found
     rows = [_decoded(row, dry=flags["dry"]) for row in result["stages"]]
     if as_json:
         console.write(json.dumps({"stages": rows}))
@@ -99,11 +112,34 @@ def repro(
     return exits.OK
 
 
-def _run(console: Console, params: dict[str, Any], out: int) -> dict[str, Any]:
+def reproduce(
+    console: Console, params: dict[str, Any], *, detach: bool = False, as_json: bool = False
+) -> dict[str, Any] | None:
+    """Run what is out of date as a job; when nothing is there is none. Its result; None when it was left running.
+
+    Raises what the verb raises.
+    """
+    if not detach and not params.get("force"):
+        looked = _here(console, {**params, "look": True}, as_json=as_json)
+        if looked["ask"] is None:
+            return looked
+    from millpond.cli.jobs import as_job
+
+    title = shlex.join(["repro", *(text.printable(wirepath.decode(target)) for target in params["targets"])])
+    return as_job(console, "repro", params, detach=detach, title=title, err=as_json)
+
+
+def _here(console: Console, params: dict[str, Any], *, as_json: bool) -> dict[str, Any]:
+    """The repro as a request, which ends with this command."""
+    out = sys.stderr if as_json else sys.stdout
+    return running_verb(console, "repro", params, out.fileno(), sys.stderr.fileno())
+
+
+def _asking(console: Console, params: dict[str, Any], *, as_json: bool) -> dict[str, Any]:
     """The repro; an interactive one stops at each stage, and goes on from there when the person agrees."""
     approved: list[str] = []
     while True:
-        result = running_verb(console, "repro", {**params, "approved": approved}, out, sys.stderr.fileno())
+        result = _here(console, {**params, "approved": approved}, as_json=as_json)
         asked = result.get("ask")
         if asked is None:
             return result

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
 
 from millpond.cli import render, text
-from millpond.cli.connection import running_verb, verb
+from millpond.cli.connection import verb
 from millpond.cli.console import Console
 from millpond.cli.group import Callback, Group, Verb, json_option
 from millpond.daemon import wirepath
@@ -85,8 +84,10 @@ def stage_add(
         console.warn(wirepath.decode(warning))
     console.say(f"{'Modified' if result['changed'] else 'Added'} stage '{name}' in 'dvc.yaml'")
     if run:
+        from millpond.cli.commands.repro import reproduce
+
         wanted = {"targets": [wirepath.encode(name)], "single_item": True, "quiet": console.quiet}
-        running_verb(console, "repro", wanted, sys.stdout.fileno(), sys.stderr.fileno())
+        reproduce(console, wanted)
     for line in render.add_lines(result, config=None):
         console.say(line)
 

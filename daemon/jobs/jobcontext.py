@@ -98,11 +98,12 @@ class _Lock:
 
 class JobContext(WorkerContext):
     """A verb's context in a job. The daemon may go away and come back: a lock that nobody holds any more is asked of the next one,
-    and what was under way within one fails, to be done `again`. `fds` are where its output goes."""
+    and what was under way within one fails, to be done `again`. `fds` are where its output goes; `number` is the job's."""
 
-    def __init__(self, peer: JobPeer, wait_s: float | None) -> None:
+    def __init__(self, peer: JobPeer, number: int, wait_s: float | None) -> None:
         super().__init__(peer, DaemonObjectStore(peer), os.getuid(), wait_s)
         self._peer = peer
+        self.number = number
         self._locks: list[_Lock] = []
         self.fds = [1, 2]
         self._waiting_for = ""
@@ -220,7 +221,7 @@ def _perform(
     path, system = Path(wirepath.decode(str(request["socket"]))), bool(request["system"])
     number = int(request["number"])
     peer = JobPeer(lambda: _joined(path, number, system=system))
-    context = JobContext(peer, spec.get("wait_s"))
+    context = JobContext(peer, number, spec.get("wait_s"))
     try:
 
         def whole() -> dict[str, Any]:

@@ -22,7 +22,8 @@ FAIL, KEEP_GOING, IGNORE = "fail", "keep-going", "ignore"
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What a repro was asked for, in DVC's words; `approved`: stages that the person agreed to, of an interactive one."""
+    """What a repro was asked for, in DVC's words; `approved`: stages that the person agreed to, of an interactive one;
+    `look`: only whether any is out of date."""
 
     targets: tuple[str, ...] = ()
     force: bool = False
@@ -39,6 +40,7 @@ class Options:
     no_commit: bool = False
     no_run_cache: bool = False
     interactive: bool = False
+    look: bool = False
     quiet: bool = False
     on_error: str = FAIL
     jobs: int = 1
@@ -94,6 +96,11 @@ class Queue:
             self._waits[stage] = len([each for each in self._needs(stage) if each in among])
             if not self._waits[stage]:
                 self._push(stage)
+
+    @property
+    def count(self) -> int:
+        """Of all stages."""
+        return len(self.steps)
 
     def pop(self) -> Stage | None:
         """The next stage that waits for nothing."""

@@ -3,6 +3,8 @@
 The project is locked while stages are looked at, started and recorded, and free while their commands run. What a stage made
 is stored and durable before dvc.lock names it, so a repro that is killed anywhere is done again from there: a stage
 whose command was under way runs anew, one whose outputs were stored and not recorded is found changed, or in the run cache.
+
+As a job it outlives the daemon: what talks to it is done again with the next one, and commands run on meanwhile.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from typing import Any
 
 from millpond.daemon import wirepath
 from millpond.daemon.errors import CancelledError, InternalError, MillpondError, StageFailedError
+from millpond.daemon.jobs.runner import CommandRunner, Ended, Sink, Task
 from millpond.daemon.pipeline import graph, pipelines
 from millpond.daemon.pipeline.changed import Comparer
 from millpond.daemon.pipeline.contents import Contents
@@ -23,50 +26,69 @@ from millpond.daemon.pipeline.graph import Graph
 from millpond.daemon.pipeline.memory import Memory
 from millpond.daemon.pipeline.planning import FAIL, IGNORE, Options, Queue, chosen
 from millpond.daemon.pipeline.recording import Recorder
-from millpond.daemon.pipeline.runner import Ended, LocalRunner, Runner, Sink, Task
 from millpond.daemon.pipeline.stage import Stage, address, folder_of
 from millpond.daemon.pipeline.turns import CACHED, RAN, UNCHANGED, Turn, Turns
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.repo import Repo, printable
 
 FAILED, LEFT_OUT, ASKED = "failed", "left out", "asked"
+# Names of running stages that are told at once.
+_SHOWN = 4
 
 
 def repro(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
     """Verb. {targets, force, force_downstream, single_item, pipeline, all_pipelines, recursive, downstream, glob, dry, pull,
-    allow_missing, no_commit, no_run_cache, on_error, jobs, interactive, approved, quiet} -> {stages: [{name, outcome,
+    allow_missing, no_commit, no_run_cache, on_error, jobs, interactive, approved, look, quiet} -> {stages: [{name, outcome,
     reasons}], ran, ask, git_add, autostaged}.
 
     `outcome`: ran (with `dry`: would run), cached, unchanged, failed, left out. Output goes to the descriptors that came with
-    the request. `ask` is the stage that an interactive repro stopped at. Raises StageFailedError, and what loading raises.
+    the request. `ask` is the stage that an interactive repro stopped at, or one that was only to `look`: the first that is out
+    of date, of which and of those before it nothing is said. Raises StageFailedError, and what loading raises.
     """
     options = Options.of(params)
     sink = Sink(*getattr(context, "fds", ())[:2])
-    runner = LocalRunner(sink)
+    runner = CommandRunner(sink)
+    voice = Voice(context, sink, quiet=options.quiet, held=[] if options.look else None)
+    asked: str | None = None
     try:
-        return Repro(context, options, runner, Voice(context, sink, quiet=options.quiet)).run()
+        result = Repro(context, options, runner, voice).run()
+        asked = result["ask"]
+        return result
     finally:
         runner.stop()
+        if asked is None:
+            voice.release()
 
 
 @dataclass(slots=True)
 class Voice:
-    """What a repro says, in order with what its commands write."""
+    """What a repro says, in order with what its commands write. What is `held` is said when it is released."""
 
     context: VerbContext
     sink: Sink
     quiet: bool = False
+    held: list[tuple[Callable[[str], None], str]] | None = None
+
+    def release(self) -> None:
+        """Say what was held, and hold no more."""
+        held, self.held = self.held, None
+        for speak, text in held or ():
+            speak(text)
 
     def say(self, text: str) -> None:
         if self.quiet:
             return
-        if self.sink.out is None:
+        if self.held is not None:
+            self.held.append((self.say, text))
+        elif self.sink.out is None:
             self.context.log("info", text)
         else:
             self.sink.write(f"{_shown(text)}\n".encode(errors="surrogateescape"))
 
     def warn(self, text: str) -> None:
-        if self.sink.err is None:
+        if self.held is not None:
+            self.held.append((self.warn, text))
+        elif self.sink.err is None:
             self.context.log("warning", text)
         elif not self.quiet:
             self.sink.write(f"WARNING: {_shown(text)}\n".encode(errors="surrogateescape"), error=True)
@@ -82,7 +104,7 @@ class _Running:
 class Repro:
     """One repro."""
 
-    def __init__(self, context: VerbContext, options: Options, runner: Runner, voice: Voice) -> None:
+    def __init__(self, context: VerbContext, options: Options, runner: CommandRunner, voice: Voice) -> None:
         self._context = context
         self._options = options
         self._runner = runner
@@ -128,7 +150,15 @@ class Repro:
                     self._begin(stage)
             if not self._running:
                 return
+            self._tell()
             ended = self._runner.wait()
+
+    def _tell(self) -> None:
+        """For `jobs`: how far it is."""
+        shown = ", ".join(list(self._running)[:_SHOWN])
+        more = ", ..." if len(self._running) > _SHOWN else ""
+        self._context.progress(f"stage {len(self._outcomes) + 1} of {self._queue.count}: {shown}{more}")
+        self._context.tell_progress()
 
     @property
     def _open(self) -> bool:
@@ -140,10 +170,10 @@ class Repro:
         """With the project's lock, and nothing being collected as garbage: never while commands run. What a command made is worth
         any wait."""
         patient = bool(self._running)
-        with (
-            self._context.lock("", "read", patient=patient),
-            self._context.lock(self._repo.root, "write", patient=patient),
-        ):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._context.lock("", "read", patient=patient))
+            root = self._repo.root
+            self._context.again(lambda: stack.enter_context(self._context.lock(root, "write", patient=patient)))
             yield
 
     def _begin(self, stage: Stage) -> None:
@@ -162,17 +192,23 @@ class Repro:
             self._next_command(running)
 
         def begin() -> None:
-            turn = self._turns.begin(stage)
-            if turn.outcome != UNCHANGED and self._options.interactive and name not in self._options.approved:
-                self._ask = name
-                return
-            outcome = self._turns.perform(turn)
+            turn, outcome = self._context.again(lambda: self._up_to_its_commands(stage, name))
             if outcome is None:
                 start(turn)
+            elif outcome == ASKED:
+                self._ask = name
             else:
                 self._end(turn, outcome)
 
         self._guarded(stage, begin)
+
+    def _up_to_its_commands(self, stage: Stage, name: str) -> tuple[Turn, str | None]:
+        """A stage's turn, and its outcome: ASKED when a person is to be asked first, None when its commands are to be run."""
+        turn = self._turns.begin(stage)
+        asks = self._options.look or (self._options.interactive and name not in self._options.approved)
+        if turn.outcome != UNCHANGED and asks:
+            return turn, ASKED
+        return turn, self._turns.perform(turn)
 
     def _take(self, ended: Ended) -> None:
         """A command ended: go on with the stage's next one, or record what it made."""
@@ -187,7 +223,7 @@ class Repro:
                 self._next_command(running)
                 return
             del self._running[ended.key]
-            self._turns.record(running.turn)
+            self._context.again(lambda: self._turns.record(running.turn))
             self._memory.note(stage, seconds=round(running.seconds, 3))
             self._end(running.turn, RAN)
 
@@ -243,8 +279,11 @@ class Repro:
             how = f"was killed by {signal.Signals(-ended.code).name}"
         if ended.code in (-signal.SIGKILL, 128 + signal.SIGKILL):
             how += " (was there enough memory? see `dmesg`)"
-        log = os.path.relpath(self._memory.log(stage), self._repo.cwd)
-        return StageFailedError(f"failed to run: {printable(command)}, {how}", hint=f"its output is in {log}")
+        hint = f"its output is in {os.path.relpath(self._memory.log(stage), self._repo.cwd)}"
+        job = getattr(self._context, "number", None)
+        if job is not None:
+            hint = f"see `millpond logs {job}`; {hint}"
+        return StageFailedError(f"failed to run: {printable(command)}, {how}", hint=hint)
 
     def _keep(self, contents: Contents) -> None:
         """Remember digests, durations and reasons, however the repro ended."""

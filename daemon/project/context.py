@@ -42,6 +42,10 @@ class VerbContext(Protocol):
         """Called as often as one likes; may raise CancelledError."""
         ...
 
+    def tell_progress(self) -> None:
+        """Tell the last one now: nothing more comes for a while."""
+        ...
+
     def log(self, level: str, text: str) -> None:
         """A line for the person: `level` is info or warning."""
         ...
@@ -67,6 +71,9 @@ class LocalContext:
     def progress(self, phase: str, files: Counts | None = None, bytes: Counts | None = None, note: str = "") -> None:
         if self.on_progress is not None:
             self.on_progress(phase, files, bytes)
+
+    def tell_progress(self) -> None:
+        """Every progress is told at once."""
 
     def log(self, level: str, text: str) -> None:
         """Results carry the warnings as well."""

@@ -16,7 +16,7 @@ from tests.project.realdvc import real_dvc
 from tests.project.verbhelp import Project, opened
 
 from millpond.daemon.errors import BusyError, MillpondError, StageFailedError
-from millpond.daemon.pipeline.runner import LocalRunner, Sink, Task
+from millpond.daemon.jobs.runner import CommandRunner, Sink, Task
 
 
 @contextmanager
@@ -291,7 +291,7 @@ def test_several_at_once_end_as_one_by_one(tmp_path: Path) -> None:
 
 def test_a_command_that_outlives_its_repro_is_not_run_beside(tmp_path: Path) -> None:
     log = str(tmp_path / "log")
-    first, second = LocalRunner(Sink()), LocalRunner(Sink())
+    first, second = CommandRunner(Sink()), CommandRunner(Sink())
     task = Task("s", "sleep 0.3; echo done", str(tmp_path), dict(os.environ), log)
     first.start(task)
     with pytest.raises(BusyError, match="is being run already"):
@@ -302,7 +302,7 @@ def test_a_command_that_outlives_its_repro_is_not_run_beside(tmp_path: Path) -> 
     second.stop()
     first.stop()
     started = time.monotonic()
-    third = LocalRunner(Sink())
+    third = CommandRunner(Sink())
     third.start(Task("s", "trap '' TERM; sleep 60 & sleep 60", str(tmp_path), dict(os.environ), log))
     third.stop()
     assert time.monotonic() - started < 10

@@ -133,7 +133,7 @@ def rate(environ: Mapping[str, str]) -> float | None:
         value = float(text[:-1] if factor else text) * (factor or 1)
     except ValueError:
         value = 0.0
-    if value <= 0:
+    if not value > 0:  # nan, too
         raise RemoteConfigError(f"{RATE_SETTING}={text} is no number of bytes a second", hint="write it as 20M")
     return value
 

@@ -6,6 +6,7 @@ nothing is taken for known for longer than a moment, and its files are read wher
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import posixpath
@@ -212,10 +213,11 @@ class Version:
     def _root(self) -> str:
         """The repository's root: where `.dvc` is, or the daemon says."""
         if self.root is None:
-            try:
-                self.root = find_root(self.repo)
-            except NotARepoError:
-                self._look("")
+            # What is no folder of this machine, a url perhaps, must not be taken for the repository around it.
+            with contextlib.suppress(NotARepoError):
+                self.root = find_root(self.repo) if os.path.isdir(self.repo) else None
+        if self.root is None:
+            self._look("")
         assert self.root is not None
         return self.root
 

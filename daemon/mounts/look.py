@@ -28,6 +28,7 @@ from millpond.daemon.project import browse
 from millpond.daemon.project.browse import Item, Tree
 from millpond.daemon.project.digests import Objects
 from millpond.daemon.project.importing.external import local_path
+from millpond.daemon.project.importing.source import shown_url
 from millpond.daemon.project.list import open_repository
 from millpond.daemon.project.paths import printable
 from millpond.daemon.project.repo import Repo
@@ -72,7 +73,7 @@ class Version:
         here = os.path.realpath(os.getcwd())
         path = local_path(url, (here,))
         if path is None:
-            raise UsageError(f"'{printable(url)}' is not on this machine", hint="clone it first, or import from it")
+            raise UsageError(f"'{shown_url(url)}' is not on this machine", hint="clone it first, or import from it")
         repo = open_repository(path, here)
         project = Project(repo.root)
         objects = ReachingObjects(context.store, repo, project)

@@ -54,7 +54,8 @@ class Comparer:
         wanted: list[Wanted] = []
         names: list[ObjectName] = []
         for stage, entry in stages:
-            wanted += [(place, _algo(known)) for place, _, known in self._deps(stage, entry)]
+            if not stage.frozen:
+                wanted += [(place, _algo(known)) for place, _, known in self._deps(stage, entry)]
             for out, place, known in self._outs(stage, entry):
                 wanted.append((place, _algo(known)))
                 if known is not None and known.name is not None and out.cache:

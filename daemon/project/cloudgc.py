@@ -27,6 +27,7 @@ from millpond.daemon.project.sharing import Link, Links, groups, place_of
 from millpond.daemon.remote import remotes
 from millpond.daemon.remote.collecting import Collection
 from millpond.daemon.remote.layout import digest_of
+from millpond.daemon.remote.remotes import Remote
 from millpond.daemon.remote.transfer import PREFIXES
 from millpond.daemon.store.ledger import MANIFEST, root_of, unpacked
 
@@ -148,13 +149,14 @@ class CloudSweep:
     def _held(self, used: Sequence[Link], scoped: Mapping[str, ProjectRoots], others: Iterable[str]) -> set[bytes]:
         """What must stay beside the scope: pins, mounts, other projects."""
         found: set[bytes] = set()
-        places = {place_of(link.remote) for link in used}
+        # Which endpoint is meant may be in each project's environment: one url is taken for one place.
+        places = {_url(link.remote) for link in used}
         unread = []
         for path in others:
             self._context.progress("reading projects", note=path)
             try:
                 other = Repo.open(path, os.environ)
-                if places & {place_of(remotes.find(other.config, name)) for name in other.config.remotes}:
+                if places & {_url(remotes.find(other.config, name)) for name in other.config.remotes}:
                     root = None if other.git is None else other.git.root
                     found |= ProjectRoots(other.root, root, os.environ).everything()
                     self._shared.append(other)
@@ -244,6 +246,10 @@ def not_in_remote(
             if name in there and (size is None or there[name] == size):
                 pushed.add(root_of(name))
     return (keep | named) - pushed
+
+
+def _url(remote: Remote) -> str:
+    return place_of(remote).partition("\0")[0]
 
 
 def _name(root: bytes) -> ObjectName:

@@ -57,6 +57,7 @@ def _compare(context: VerbContext, objects: Objects, link: Link, group: Group) -
         context.progress("looking at the remote", (done, total))
 
     there = link.present(names, tick)
+    link.lacks(group, set(names) - set(there))
     for name, size in zip(names, objects.sizes(names), strict=True):
         state = _state(name, size is not None, name in there)
         if state is not None:

@@ -115,7 +115,10 @@ class Group:
         return group
 
     def path(self, index: int) -> str:
-        return f"{self.base}/{self.listing.paths[index]}"
+        path = self.listing.paths[index]
+        return (
+            path if path.startswith("/") else f"{self.base}/{path}"
+        )  # a single file outside of the project is as it is
 
     def name(self, index: int) -> ObjectName:
         digest = self.digests[index]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,6 +43,14 @@ class Link:
         there = self.transfer.present(names, tick)
         self.known.drop(name for name in names if name not in there)
         return there
+
+    def lacks(self, group: Group, names: Collection[ObjectName]) -> None:
+        """These are not there: no note is believed any more if a manifest that was noted as complete names one of them."""
+        naming = [
+            name for name, entries in group.manifests.items() if any(each.name in names for each in entries or ())
+        ]
+        if self.known.of(naming):
+            self.known.clear()
 
 
 class Links:
@@ -133,7 +141,7 @@ def rate(environ: Mapping[str, str]) -> float | None:
         value = float(text[:-1] if factor else text) * (factor or 1)
     except ValueError:
         value = 0.0
-    if value <= 0:
+    if not value > 0:  # nan, too
         raise RemoteConfigError(f"{RATE_SETTING}={text} is no number of bytes a second", hint="write it as 20M")
     return value
 

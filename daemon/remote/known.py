@@ -79,6 +79,11 @@ class Known:
         with contextlib.suppress(sqlite3.OperationalError):
             self._db.executemany("DELETE FROM noted WHERE name = ?", [(name.key(),) for name in names])
 
+    def clear(self) -> None:
+        """Nothing is known."""
+        with contextlib.suppress(sqlite3.OperationalError):
+            self._db.execute("DELETE FROM noted")
+
     def _select(self, names: Sequence[ObjectName], which: str, bound: float) -> set[ObjectName]:
         by_key = {name.key(): name for name in names}
         keys, found = list(by_key), set[ObjectName]()

@@ -50,7 +50,7 @@ class LocalBackend(Base):
 
     def get(self, key: str, start: int = 0, size: int | None = None, *, etag: str | None = None) -> Got:
         try:
-            with open(self._path(key), "rb", buffering=0) as file:
+            with open(self._path(key), "rb", buffering=0, opener=_without_waiting) as file:
                 found = os.fstat(file.fileno())
                 entry = _entry(key, found)
                 if entry is None:
@@ -214,6 +214,11 @@ class LocalBackend(Base):
             "make room there, then do it again" if error.errno in _FULL else "see that it is mounted, then do it again"
         )
         raise RemoteError(message, path=key, hint=hint, details=FINAL) from error
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Opening a pipe in an object's place would wait for a writer."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _entry(key: str, found: os.stat_result) -> Entry | None:

@@ -24,7 +24,14 @@ from tests.cli.test_imports import HEAVY, loaded
 import millpond
 from millpond.daemon.api import connections
 from millpond.daemon.api.versions import Version
-from millpond.daemon.errors import NotARepoError, ObjectMissingError, RemoteConfigError, RevisionError, TargetError
+from millpond.daemon.errors import (
+    NotARepoError,
+    ObjectMissingError,
+    RemoteConfigError,
+    RevisionError,
+    TargetError,
+    UsageError,
+)
 
 ORACLE = """
 import hashlib, json, sys, dvc.api
@@ -259,10 +266,20 @@ def test_data_that_is_nowhere_is_told_and_the_rest_is_read(far: Made) -> None:
 
 
 def test_where_there_is_no_repository(made: Made, tmp_path: Path) -> None:
-    with pytest.raises(NotARepoError):
-        millpond.read("x", repo=tmp_path)
-    with pytest.raises(TargetError):
-        millpond.read("x", repo=tmp_path / "nowhere")
+    for repo in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(NotARepoError):
+            millpond.read("x", repo=repo)
+
+
+@pytest.mark.parametrize("repo", ["https://me:secret@host/repo", "git@host:repo", "nowhere"])
+def test_a_repository_that_is_elsewhere_is_not_the_one_around(
+    made: Made, monkeypatch: pytest.MonkeyPatch, repo: str
+) -> None:
+    monkeypatch.chdir(made.repo)
+    for read in (millpond.read, millpond.get_url):
+        with pytest.raises((UsageError, NotARepoError, FileNotFoundError)) as raised:
+            read("data/a.csv", repo=repo)
+        assert "secret" not in str(raised.value)
 
 
 @pytest.mark.parametrize("code", ["import millpond", "import millpond; millpond.open, millpond.read, millpond.get_url"])

@@ -254,7 +254,14 @@ def test_status_of_imports_is_dvc_s(pair: Pair, elsewhere: Elsewhere) -> None:
     for name in ("d", "f.txt"):
         run(pair.ours, "import-url", f"{url}/{name}")
     run(pair.ours, "import-url", f"{url}/d", out="frozen")
-    pair.ours.run("freeze", "d.dvc", "f.txt.dvc", frozen=False)
+    # Files outside of the project that are there, one of which is looked at, and one that a stage needs.
+    for name in ("kept", "followed"):
+        (elsewhere.files / name).write_text(f"{name}\n")
+        run(pair.ours, "import-url", str(elsewhere.files / name))
+    pair.ours.write("dvc.yaml", f"stages: {{s: {{cmd: x, deps: ['{elsewhere.files}/kept']}}}}\n")
+    pair.ours.run("freeze", "d.dvc", "f.txt.dvc", "followed.dvc", frozen=False)
+    for name in ("kept", "followed"):
+        (elsewhere.files / name).write_text("changed\n")
     text = pair.ours.read("plain.dvc")
     pair.ours.write("plain.dvc", text.replace("rev: v1", "rev: v2"))
     git(elsewhere.dvc, "commit", "-q", "--allow-empty", "-m", "later")

@@ -207,6 +207,12 @@ def test_two_writers_of_one_key_leave_one_whole(backend: Backend) -> None:
     assert bytes(backend.get("same").data) in contents
 
 
+def test_a_pipe_in_an_object_s_place_is_no_object(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x")
+    with pytest.raises(ObjectMissingError):
+        LocalBackend("r", str(tmp_path)).get("x")
+
+
 def test_a_folder_that_is_not_mounted_is_no_empty_remote(tmp_path: Path) -> None:
     backend = connect(Remote("nfs", str(tmp_path / "mnt/nas/store"), {}), {})
     for ask in (lambda: backend.head("a"), lambda: list(backend.list("")), lambda: backend.put("a", b"x")):

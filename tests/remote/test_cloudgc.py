@@ -179,6 +179,20 @@ def test_what_others_need_here_stays(team: Team) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("team", ["s3"], indirect=True)
+def test_one_url_is_one_place_whatever_its_endpoint_is_called(team: Team) -> None:
+    """Another project may have the endpoint from its environment."""
+    ann = team.begin()
+    ann.run("push", "-A")
+    clone = ann.path / "clone"
+    ann.git("clone", "-q", "-b", "main", str(ann.repo), str(clone))
+    (clone / ".dvc/config.local").write_text("['remote \"team\"']\n    endpointurl = http://another.invalid\n")
+    ann.git("checkout", "-q", "v1", cwd=clone)
+    ann.run("checkout", "-q", cwd=clone)
+    assert collect(ann, "-w")["remotes"][0]["removed"]["objects"] == 0
+
+
+@pytest.mark.long
 @locally
 def test_what_a_young_manifest_names_stays(team: Team) -> None:
     """Somebody pushes what names old files, and only he knows of it."""

@@ -77,6 +77,12 @@ def test_what_vanished_from_the_remote_is_pushed_again(team: Team) -> None:
         team.put(key, None)
     assert ann.run("push").stdout.startswith("7 files pushed")
     assert team.keys() == there
+    # What went behind its manifest's back is sent again once somebody has seen that.
+    value = hashlib.md5(sample(5, 300_000)).hexdigest()
+    team.put(key_of(value), None)
+    assert "new" in ann.run("status", "-c").stdout
+    assert ann.run("push").stdout.startswith("2 files pushed"), "and the manifest behind it"
+    assert team.keys() == there
 
 
 @s3_if_long

@@ -50,7 +50,7 @@ def as_job(
     **options: Any,
 ) -> dict[str, Any] | None:
     """Run a verb as a job; its result, None when it was left running. Ctrl-C cancels it. With `err` all that it writes goes to
-    stderr, since stdout is for JSON. Raises the verb's error."""
+    stderr, since stdout is for JSON. Raises the verb's error, CancelledError, JobLostError."""
     row = start(console, {"verb": method, "params": params, "title": title}, **options)
     if detach:
         tell_begun(console, row, as_json=err)
@@ -61,10 +61,13 @@ def as_job(
     answer: dict[str, Any] = {}
     with contextlib.suppress(OSError, ValueError):
         answer = json.loads((folder_of(row) / "answer.json").read_bytes())
-    if answer.get("error") and ended["state"] != "cancelled":
-        raise from_wire(answer["error"])
     exit_code(ended)
-    result: dict[str, Any] = answer.get("result") or {}
+    if answer.get("error"):
+        raise from_wire(answer["error"])
+    if "result" not in answer:
+        number = ended["number"]
+        raise JobLostError(f"job {number} left no result: {ended['reason']}", hint=f"see `millpond logs {number}`")
+    result: dict[str, Any] = answer["result"]
     return result
 
 

@@ -65,6 +65,10 @@ def stage_pid(home: Home) -> int:
     return int(until(lambda: path.exists() and path.read_text().endswith("\n") and path.read_text()))
 
 
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
 def newest(home: Home) -> dict[str, Any]:
     return dict(json.loads(home.run("jobs", "--json").stdout)[0])
 
@@ -151,6 +155,30 @@ def test_cancelled_it_ends_all_that_it_started(home: Home, how: str, terminal: C
     assert f"job {row['number']} was cancelled" in said and "Traceback" not in said
     assert gone(stage_pid(home))
     assert not (home.repo / "dvc.lock").exists()
+
+
+def test_a_stage_that_is_cancelled_may_finish_what_it_writes(home: Home) -> None:
+    (home.repo / "dvc.yaml").write_text(PIPELINE % f"trap 'sleep 2.5; touch ../go; exit 1' TERM; {WAITING}")
+    client = started(home)
+    client.terminate()
+    client.communicate(timeout=20)
+    assert client.returncode == 130 and (home.path / "go").exists()
+
+
+@pytest.mark.parametrize("who", ["verb", "shim"])
+def test_a_job_that_is_killed_leaves_nothing_running_and_nothing_half_done(home: Home, who: str) -> None:
+    client = started(home)
+    pid = stage_pid(home)
+    victim = parent(pid) if who == "verb" else parent(parent(pid))
+    os.kill(victim, signal.SIGKILL)
+    said = client.communicate(timeout=20)[1]
+    assert client.returncode == 11 and "Traceback" not in said
+    assert "left no result: ended by signal 9" in said if who == "verb" else "is lost" in said
+    until(lambda: gone(pid))
+    (home.path / "go").touch()
+    home.run("repro")
+    assert (home.path / "ran").read_text().split() == ["first", "first", "second"]
+    assert home.run("status").stdout == "Data and pipelines are up to date.\n"
 
 
 def test_a_repro_in_a_job_is_cancelled_with_it(home: Home) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -71,6 +73,17 @@ def parent(pid: int) -> int:
 
 def newest(home: Home) -> dict[str, Any]:
     return dict(json.loads(home.run("jobs", "--json").stdout)[0])
+
+
+@contextlib.contextmanager
+def jobs_of_version(home: Home, number: int) -> Iterator[None]:
+    """The table of jobs as a newer daemon left it; no daemon may run at either end."""
+    (path,) = (home.path / "state").rglob("jobs.db")
+    for wanted in (number, 1):
+        with contextlib.closing(sqlite3.connect(path)) as table:
+            table.execute(f"PRAGMA user_version = {wanted}")
+        if wanted == number:
+            yield
 
 
 def goes_on(home: Home) -> None:
@@ -224,6 +237,18 @@ def test_nothing_to_run_is_no_job(home: Home) -> None:
         "Running stage 'second':",
     ]
     assert newest(home)["number"] == before + 1
+
+
+def test_where_no_jobs_are_to_be_had_it_runs_all_the_same(home: Home) -> None:
+    (home.path / "go").touch()
+    home.run("daemon", "stop")
+    with jobs_of_version(home, 99):
+        done = home.run("repro")
+        assert "has jobs of format 99" in done.stderr and "so this is no job, and ends with this command" in done.stderr
+        assert "Running stage 'second':\n" in done.stdout
+        assert "has jobs of format 99" in home.run("repro", "--detach", code=None).stderr
+        home.run("daemon", "stop")
+    assert (home.path / "ran").read_text().split() == ["first", "second"]
 
 
 def test_on_a_terminal_it_has_colours_and_keeps_the_order(home: Home, terminal: Callable[..., Terminal]) -> None:

@@ -23,7 +23,7 @@ from bench import data
 from bench.context import Context
 from bench.figures import Figures
 from bench.host import BenchError, Host, clean
-from bench.sections import add, disk, lazy, million, mount, reads, share, startup, versions
+from bench.sections import add, disk, lazy, million, mount, pipelines, reads, share, startup, versions
 from bench.targets import judge, table
 
 RESULTS = Path(__file__).parent / "results"
@@ -37,6 +37,7 @@ SECTIONS: dict[str, tuple[Callable[[Context], None], float]] = {
     "share": (share.measure, 0.08),
     "lazy": (lazy.measure, 0.25),
     "disk": (disk.measure, 0.08),
+    "pipelines": (pipelines.measure, 0.1),
     "million": (million.measure, 0.08),
 }
 # The most that a section puts on the disk at scale 1, bytes: two repositories of all data, and archives of it.

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bench.figures import OURS, Figures
-from bench.sections import lazy, share, versions
+from bench.sections import lazy, pipelines, share, versions
 
 COLD = ("squashfuse", "squashfs (kernel)", "borg", "restic")
 
@@ -56,6 +56,10 @@ def targets(disk: str) -> list[Target]:
         Target(lazy.BESIDE, 0.5),
         Target(lazy.MEMORY, 400),
         *_versions(),
+        Target(pipelines.NOTHING, 5, "dvc"),
+        Target(pipelines.NOTHING_LARGE, 10, "dvc"),
+        Target(pipelines.OVERHEAD, 0.03),
+        Target(pipelines.PARALLEL, 0.65, beside=pipelines.SERIAL),
         Target("mount until ls", 0.3),
         Target("first mount until ls", 2),
         Target("next mount until ls", 0.3),

@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,15 @@ from millpond.cli import exits, render
 from millpond.cli.connection import request, verb
 from millpond.cli.console import Console
 from millpond.daemon import wirepath
-from millpond.daemon.errors import CancelledError, DaemonUnavailableError, JobLostError, from_wire
+from millpond.daemon.errors import (
+    BusyError,
+    CancelledError,
+    DaemonUnavailableError,
+    DiskFullError,
+    JobLostError,
+    StoreFormatError,
+    from_wire,
+)
 
 if TYPE_CHECKING:
     from millpond.cli.joblog import Printer
@@ -47,11 +56,19 @@ def as_job(
     detach: bool,
     title: str,
     err: bool = False,
+    otherwise: Callable[[], dict[str, Any]] | None = None,
     **options: Any,
 ) -> dict[str, Any] | None:
     """Run a verb as a job; its result, None when it was left running. Ctrl-C cancels it. With `err` all that it writes goes to
-    stderr, since stdout is for JSON. Raises the verb's error."""
-    row = start(console, {"verb": method, "params": params, "title": title}, **options)
+    stderr, since stdout is for JSON. `otherwise` is done instead where the daemon can have no jobs. Raises the verb's error,
+    CancelledError, JobLostError."""
+    try:
+        row = start(console, {"verb": method, "params": params, "title": title}, **options)
+    except (BusyError, DiskFullError, StoreFormatError) as error:  # none has begun
+        if detach or otherwise is None:
+            raise
+        console.warn(f"{error.message}; so this is no job, and ends with this command")
+        return otherwise()
     if detach:
         tell_begun(console, row, as_json=err)
         return None
@@ -61,10 +78,13 @@ def as_job(
     answer: dict[str, Any] = {}
     with contextlib.suppress(OSError, ValueError):
         answer = json.loads((folder_of(row) / "answer.json").read_bytes())
-    if answer.get("error") and ended["state"] != "cancelled":
-        raise from_wire(answer["error"])
     exit_code(ended)
-    result: dict[str, Any] = answer.get("result") or {}
+    if answer.get("error"):
+        raise from_wire(answer["error"])
+    if "result" not in answer:
+        number = ended["number"]
+        raise JobLostError(f"job {number} left no result: {ended['reason']}", hint=f"see `millpond logs {number}`")
+    result: dict[str, Any] = answer["result"]
     return result
 
 

@@ -115,18 +115,23 @@ def repro(
 def reproduce(
     console: Console, params: dict[str, Any], *, detach: bool = False, as_json: bool = False
 ) -> dict[str, Any] | None:
-    """Run what is out of date as a job; when nothing is there is none. Its result; None when it was left running.
+    """Run what is out of date as a job; when nothing is, or the daemon can have none, there is none. Its result; None when it was
+    left running.
 
     Raises what the verb raises.
     """
+
+    def here(**more: bool) -> dict[str, Any]:
+        return _here(console, {**params, **more}, as_json=as_json)
+
     if not detach and not params.get("force"):
-        looked = _here(console, {**params, "look": True}, as_json=as_json)
+        looked = here(look=True)
         if looked["ask"] is None:
             return looked
     from millpond.cli.jobs import as_job
 
     title = shlex.join(["repro", *(text.printable(wirepath.decode(target)) for target in params["targets"])])
-    return as_job(console, "repro", params, detach=detach, title=title, err=as_json)
+    return as_job(console, "repro", params, detach=detach, title=title, err=as_json, otherwise=here)
 
 
 def _here(console: Console, params: dict[str, Any], *, as_json: bool) -> dict[str, Any]:

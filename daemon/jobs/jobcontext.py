@@ -25,6 +25,7 @@ from millpond.daemon.errors import (
     from_system,
 )
 from millpond.daemon.jobs import worker
+from millpond.daemon.jobs.commands import GRACE_S
 from millpond.daemon.jobs.jobfolder import JobFolder
 from millpond.daemon.jobs.objects import DaemonObjectStore
 from millpond.daemon.jobs.worker import WorkerContext
@@ -98,12 +99,14 @@ class _Lock:
 
 class JobContext(WorkerContext):
     """A verb's context in a job. The daemon may go away and come back: a lock that nobody holds any more is asked of the next one,
-    and what was under way within one fails, to be done `again`. `fds` are where its output goes; `number` is the job's."""
+    and what was under way within one fails, to be done `again`. `fds` are where its output goes; `number` is the job's; its
+    commands have `grace_s` to end when it is cancelled."""
 
-    def __init__(self, peer: JobPeer, number: int, wait_s: float | None) -> None:
+    def __init__(self, peer: JobPeer, number: int, wait_s: float | None, grace_s: float | None) -> None:
         super().__init__(peer, DaemonObjectStore(peer), os.getuid(), wait_s)
         self._peer = peer
         self.number = number
+        self.grace_s = GRACE_S if grace_s is None else grace_s
         self._locks: list[_Lock] = []
         self.fds = [1, 2]
         self._waiting_for = ""
@@ -221,7 +224,7 @@ def _perform(
     path, system = Path(wirepath.decode(str(request["socket"]))), bool(request["system"])
     number = int(request["number"])
     peer = JobPeer(lambda: _joined(path, number, system=system))
-    context = JobContext(peer, number, spec.get("wait_s"))
+    context = JobContext(peer, number, spec.get("wait_s"), spec.get("grace_s"))
     try:
 
         def whole() -> dict[str, Any]:

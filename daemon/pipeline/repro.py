@@ -18,7 +18,7 @@ from typing import Any
 
 from millpond.daemon import wirepath
 from millpond.daemon.errors import CancelledError, InternalError, MillpondError, StageFailedError
-from millpond.daemon.jobs.runner import CommandRunner, Ended, Sink, Task
+from millpond.daemon.jobs.runner import GRACE_S, CommandRunner, Ended, Sink, Task
 from millpond.daemon.pipeline import graph, pipelines
 from millpond.daemon.pipeline.changed import Comparer
 from millpond.daemon.pipeline.contents import Contents
@@ -47,7 +47,7 @@ def repro(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
     """
     options = Options.of(params)
     sink = Sink(*getattr(context, "fds", ())[:2])
-    runner = CommandRunner(sink)
+    runner = CommandRunner(sink, getattr(context, "grace_s", GRACE_S))
     voice = Voice(context, sink, quiet=options.quiet, held=[] if options.look else None)
     asked: str | None = None
     try:

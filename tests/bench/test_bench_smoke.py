@@ -29,6 +29,7 @@ SECTIONS = {
     "mount": ("small", "mount"),
     "reads": ("small,shard,shards,csv", "reads"),
     "disk": ("csv", "disk"),
+    "pipelines": ("csv", "pipelines"),
     "million": ("small", "a million files"),
     "lazy": ("small,shard", "lazy reads from S3"),
 }
@@ -88,7 +89,7 @@ def _who(section: str, tools: set[str]) -> None:
     """Every peer that is installed was measured."""
     if section == "add":
         assert tools == {"millpond", "millpond, no fsync", "dvc"}
-    elif section in ("versions", "share"):
+    elif section in ("versions", "share", "pipelines"):
         assert tools == {"millpond", "dvc"}
     elif section == "startup":
         assert tools == {"millpond", "python", "dvc"}

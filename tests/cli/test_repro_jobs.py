@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -65,8 +67,23 @@ def stage_pid(home: Home) -> int:
     return int(until(lambda: path.exists() and path.read_text().endswith("\n") and path.read_text()))
 
 
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
 def newest(home: Home) -> dict[str, Any]:
     return dict(json.loads(home.run("jobs", "--json").stdout)[0])
+
+
+@contextlib.contextmanager
+def jobs_of_version(home: Home, number: int) -> Iterator[None]:
+    """The table of jobs as a newer daemon left it; no daemon may run at either end."""
+    (path,) = (home.path / "state").rglob("jobs.db")
+    for wanted in (number, 1):
+        with contextlib.closing(sqlite3.connect(path)) as table:
+            table.execute(f"PRAGMA user_version = {wanted}")
+        if wanted == number:
+            yield
 
 
 def goes_on(home: Home) -> None:
@@ -153,6 +170,30 @@ def test_cancelled_it_ends_all_that_it_started(home: Home, how: str, terminal: C
     assert not (home.repo / "dvc.lock").exists()
 
 
+def test_a_stage_that_is_cancelled_may_finish_what_it_writes(home: Home) -> None:
+    (home.repo / "dvc.yaml").write_text(PIPELINE % f"trap 'sleep 2.5; touch ../go; exit 1' TERM; {WAITING}")
+    client = started(home)
+    client.terminate()
+    client.communicate(timeout=20)
+    assert client.returncode == 130 and (home.path / "go").exists()
+
+
+@pytest.mark.parametrize("who", ["verb", "shim"])
+def test_a_job_that_is_killed_leaves_nothing_running_and_nothing_half_done(home: Home, who: str) -> None:
+    client = started(home)
+    pid = stage_pid(home)
+    victim = parent(pid) if who == "verb" else parent(parent(pid))
+    os.kill(victim, signal.SIGKILL)
+    said = client.communicate(timeout=20)[1]
+    assert client.returncode == 11 and "Traceback" not in said
+    assert "left no result: ended by signal 9" in said if who == "verb" else "is lost" in said
+    until(lambda: gone(pid))
+    (home.path / "go").touch()
+    home.run("repro")
+    assert (home.path / "ran").read_text().split() == ["first", "first", "second"]
+    assert home.run("status").stdout == "Data and pipelines are up to date.\n"
+
+
 def test_a_repro_in_a_job_is_cancelled_with_it(home: Home) -> None:
     home.run("job", "run", "-d", "--", *map(os.fsdecode, home.command("repro")))
     pid = stage_pid(home)
@@ -196,6 +237,18 @@ def test_nothing_to_run_is_no_job(home: Home) -> None:
         "Running stage 'second':",
     ]
     assert newest(home)["number"] == before + 1
+
+
+def test_where_no_jobs_are_to_be_had_it_runs_all_the_same(home: Home) -> None:
+    (home.path / "go").touch()
+    home.run("daemon", "stop")
+    with jobs_of_version(home, 99):
+        done = home.run("repro")
+        assert "has jobs of format 99" in done.stderr and "so this is no job, and ends with this command" in done.stderr
+        assert "Running stage 'second':\n" in done.stdout
+        assert "has jobs of format 99" in home.run("repro", "--detach", code=None).stderr
+        home.run("daemon", "stop")
+    assert (home.path / "ran").read_text().split() == ["first", "second"]
 
 
 def test_on_a_terminal_it_has_colours_and_keeps_the_order(home: Home, terminal: Callable[..., Terminal]) -> None:

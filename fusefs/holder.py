@@ -278,7 +278,8 @@ def _log_to(path: str) -> None:
     with contextlib.suppress(OSError):
         if os.path.getsize(path) > _LOG_BYTES:
             os.unlink(path)
-    handler = logging.FileHandler(path, delay=True)
+    # Open from the beginning: what is to be said may be that there are no descriptors left.
+    handler = logging.FileHandler(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
     logger = logging.getLogger("millpond")
     logger.addHandler(handler)

@@ -117,6 +117,8 @@ class VerbRunner:
         if answer is None:
             await worker.ended.wait()
             fate = await worker.child.fate()
+            if worker.connection.refused is not None:
+                raise worker.connection.refused
             kind = BusyError if fate == LIMITS else InternalError
             raise kind(f"the worker of {call.method} died: {fate}", hint="see `millpond daemon logs`")
         if answer.error is not None:

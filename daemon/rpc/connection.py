@@ -84,6 +84,8 @@ class Connection:
         # What came with the answer, for whoever takes it.
         self.answer_fds: list[int] = []
         self._answered = trio.Event()
+        # Why we hung up on the other side, if we did.
+        self.refused: ProtocolError | None = None
         self._opened = trio.current_time()
 
     def on_close(self, callback: Callable[[], None]) -> None:
@@ -152,6 +154,7 @@ class Connection:
                 self.unanswered += 1
                 nursery.start_soon(self._serve_call, call, Params(message.params or {}))
         except ProtocolError as error:
+            self.refused = error
             log.warning("connection %d of uid %d: %s", self.id, self.uid, error)
             with trio.move_on_after(_LAST_WORD_S):
                 await self._send({"id": None, "error": error.to_wire()})

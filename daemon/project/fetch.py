@@ -243,7 +243,7 @@ class _Fetching:
         self._total = self._done.objects + len(todo)
         self._files([name for name in todo if name.algo != LEGACY])
         self._legacy([name for name in todo if name.algo == LEGACY])
-        self._link.lacks(group, self._done.missing.keys())
+        self._link.lacks(group, self._done.missing.keys() | self._done.damaged.keys())
         self._done.requests += self._link.transfer.requests - before
 
     def _manifests(self, names: Sequence[ObjectName]) -> None:

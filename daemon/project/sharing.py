@@ -45,7 +45,7 @@ class Link:
         return there
 
     def lacks(self, group: Group, names: Collection[ObjectName]) -> None:
-        """These are not there: no note is believed any more if a manifest that was noted as complete names one of them."""
+        """These are not there, or not whole: no note is believed any more if a manifest that was noted as complete names one of them."""
         naming = [
             name for name, entries in group.manifests.items() if any(each.name in names for each in entries or ())
         ]

@@ -28,6 +28,7 @@ from millpond.daemon.pipeline.planning import FAIL, IGNORE, Options, Queue, chos
 from millpond.daemon.pipeline.recording import Recorder
 from millpond.daemon.pipeline.stage import Stage, address, folder_of
 from millpond.daemon.pipeline.turns import CACHED, RAN, UNCHANGED, Turn, Turns
+from millpond.daemon.pipeline.voice import Voice
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.repo import Repo, printable
 
@@ -58,40 +59,6 @@ def repro(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
         runner.stop()
         if asked is None:
             voice.release()
-
-
-@dataclass(slots=True)
-class Voice:
-    """What a repro says, in order with what its commands write. What is `held` is said when it is released."""
-
-    context: VerbContext
-    sink: Sink
-    quiet: bool = False
-    held: list[tuple[Callable[[str], None], str]] | None = None
-
-    def release(self) -> None:
-        """Say what was held, and hold no more."""
-        held, self.held = self.held, None
-        for speak, text in held or ():
-            speak(text)
-
-    def say(self, text: str) -> None:
-        if self.quiet:
-            return
-        if self.held is not None:
-            self.held.append((self.say, text))
-        elif self.sink.out is None:
-            self.context.log("info", text)
-        else:
-            self.sink.write(f"{_shown(text)}\n".encode(errors="surrogateescape"))
-
-    def warn(self, text: str) -> None:
-        if self.held is not None:
-            self.held.append((self.warn, text))
-        elif self.sink.err is None:
-            self.context.log("warning", text)
-        elif not self.quiet:
-            self.sink.write(f"WARNING: {_shown(text)}\n".encode(errors="surrogateescape"), error=True)
 
 
 @dataclass(slots=True)
@@ -280,10 +247,15 @@ class Repro:
         if ended.code in (-signal.SIGKILL, 128 + signal.SIGKILL):
             how += " (was there enough memory? see `dmesg`)"
         hint = f"its output is in {os.path.relpath(self._memory.log(stage), self._repo.cwd)}"
-        job = getattr(self._context, "number", None)
-        if job is not None:
-            hint = f"see `millpond logs {job}`; {hint}"
+        if self._whole_log:
+            hint = f"see {self._whole_log}; {hint}"
         return StageFailedError(f"failed to run: {printable(command)}, {how}", hint=hint)
+
+    @property
+    def _whole_log(self) -> str:
+        """What shows all that was written, where that is kept."""
+        job = getattr(self._context, "number", None)
+        return "" if job is None else f"`millpond logs {job}`"
 
     def _keep(self, contents: Contents) -> None:
         """Remember digests, durations and reasons, however the repro ended."""
@@ -324,7 +296,9 @@ class Repro:
         details = {"failed": [wirepath.encode(name) for name in names], "left_out": left}
         if len(names) > 1:
             shown = ", ".join(f"'{name}'" for name in names)
-            return StageFailedError(f"failed to reproduce stages: {shown}", details=details)
+            where = [f"see {self._whole_log}"] if self._whole_log else []
+            hint = "; ".join([*where, "when they are mended, `millpond repro` goes on from there"])
+            return StageFailedError(f"failed to reproduce stages: {shown}", hint=hint, details=details)
         (error,) = self._errors.values()
         hint = "; ".join(filter(None, (error.hint, "when it is mended, `millpond repro` goes on from there")))
         message = f"failed to reproduce '{names[0]}': {error.message}"
@@ -332,8 +306,3 @@ class Repro:
 
     def _name(self, stage: Stage) -> str:
         return address(stage, self._repo.seen(stage.file))
-
-
-def _shown(text: str) -> str:
-    """A line without what moves a terminal's cursor."""
-    return "\n".join(printable(line) for line in text.split("\n"))

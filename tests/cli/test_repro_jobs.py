@@ -213,6 +213,12 @@ def test_a_failure_says_what_to_read_and_how_to_go_on(home: Home) -> None:
     assert failed.stderr.endswith("when it is mended, `millpond repro` goes on from there\n")
     again = home.run("attach", str(n), code=255)
     assert "why\n" in again.stderr and "failed to reproduce 'first'" in again.stderr
+    (home.repo / "dvc.yaml").write_text(json.dumps({"stages": {name: {"cmd": "exit 3"} for name in ("a", "b")}}))
+    failed = home.run("repro", "-k", code=255)
+    assert failed.stderr.splitlines()[-1] == (
+        f"ERROR: failed to reproduce stages: 'a', 'b'; see `millpond logs {n + 1}`; "
+        "when they are mended, `millpond repro` goes on from there"
+    )
 
 
 def test_nothing_to_run_is_no_job(home: Home) -> None:

@@ -203,6 +203,15 @@ class GitRepo:
                 (others if entry.startswith(b"?? ") else changed).append(os.fsdecode(entry[3:]))
         return changed, others
 
+    def dirty(self) -> dict[str, str | None]:
+        """Files that differ from the last commit and are in the index or were in it, each with the (SHA-1) blob id of what is
+        there now, None for what is no file any more. Raises LockTimeoutError, AccessError."""
+        try:
+            paths = list(self._repo.status(untracked_files="no"))
+        except (pygit2.GitError, UnicodeError):
+            paths = self.changes("no")[0]
+        return {path: _blob_id(os.path.join(self.root or "", path)) for path in paths}
+
     @property
     def hooks_dir(self) -> str:
         """The absolute folder in which Git looks for hooks: by core.hooksPath, else the one that all work trees share."""
@@ -301,6 +310,15 @@ class GitRepo:
                     continue
                 size = int(odb.read_header(entry.id)[1]) if sizes and mode != _SUBMODULE else 0
                 yield TreeFile(path, mode, str(entry.id), size)
+
+
+def _blob_id(path: str) -> str | None:
+    try:
+        if os.path.islink(path):
+            return str(pygit2.hash(os.fsencode(os.readlink(path))))
+        return str(pygit2.hashfile(path)) if os.path.isfile(path) else None
+    except (OSError, pygit2.GitError):
+        return None
 
 
 def _entry_path(entry: Any) -> bytes:

@@ -125,6 +125,19 @@ class GitRepo:
             walker.push(tip)
         return [str(commit.id) for commit in walker]
 
+    def first_parents(self, commit: str, most: int) -> Iterator[str]:
+        """A commit, its first parent, and so on: at most so many."""
+        for _ in range(most):
+            yield commit
+            above = self.parents(commit)
+            if not above:
+                return
+            commit = above[0]
+
+    def parents(self, commit: str) -> list[str]:
+        """The parents of a commit that are in this clone (a shallow one ends somewhere)."""
+        return [sha for each in self._repo[commit].parent_ids if self.has_commit(sha := str(each))]
+
     def _commit_of(self, reference: str) -> Any:
         try:
             return self._repo.references[reference].peel(pygit2.Commit).id
@@ -169,6 +182,14 @@ class GitRepo:
             return None
         with self._reading():
             return bytes(entry.data) if isinstance(entry, pygit2.Blob) else None
+
+    def blob_id(self, commit: str, path: str) -> str | None:
+        """The hex id of a file's content at a commit; None when it is not there."""
+        try:
+            entry = self._repo[commit].peel(pygit2.Tree)[path]
+        except KeyError:
+            return None
+        return str(entry.id) if isinstance(entry, pygit2.Blob) else None
 
     def read(self, oid: str) -> bytes | None:
         """A blob by its hex id; None when there is none. Raises RevisionError when it cannot be read."""

@@ -59,6 +59,8 @@ ENTRIES: dict[str, Entry] = {
     "stage": Entry("stages", "stage", "Add and list stages.", _PIPELINES),
     "repro": Entry("repro", "repro", "Run stages that are out of date.", _PIPELINES),
     "why": Entry("repro", "why", "Say why a stage would run, or did.", _PIPELINES),
+    "runs": Entry("lineage", "runs", "List the last runs of stages.", _PIPELINES),
+    "lineage": Entry("lineage", "lineage", "Show what a file was made from, or what was made from it.", _PIPELINES),
     "dag": Entry("stages", "dag", "Show how stages hang together.", _PIPELINES),
     "metrics": Entry("figures", "metrics", "Show and compare metrics.", _PIPELINES),
     "params": Entry("figures", "params", "Compare parameters.", _PIPELINES),

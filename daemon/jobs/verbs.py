@@ -70,6 +70,8 @@ VERBS = (
         "stage.add",
         "repro",
         "why",
+        "lineage",
+        "runs",
         "dag",
     ),
     *("metrics.show", "metrics.diff", "params.diff", "plots", "plots.templates", "plots.modify"),

@@ -57,7 +57,16 @@ class Memory:
 
     def log(self, stage: Stage) -> str:
         """The absolute path of the log of a stage's commands."""
-        name = address(stage, stage.file)
-        plain = re.sub(r"[^A-Za-z0-9_.@-]+", "-", name)[:100]
-        unique = xxhash.xxh3_64_hexdigest(os.fsencode(name))[:8]
-        return os.path.join(self.folder, "logs", f"{plain}-{unique}.log")
+        return log_path(self.folder, stage)
+
+
+def log_path(folder: str, stage: Stage) -> str:
+    """Where in what is kept of a project the log of a stage is."""
+    return os.path.join(folder, "logs", f"{slug(stage)}.log")
+
+
+def slug(stage: Stage) -> str:
+    """A file's name that is the stage's alone, and tells people which."""
+    name = address(stage, stage.file)
+    plain = re.sub(r"[^A-Za-z0-9_.@-]+", "-", name)[:100]
+    return f"{plain}-{xxhash.xxh3_64_hexdigest(os.fsencode(name))[:8]}"

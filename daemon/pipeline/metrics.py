@@ -104,7 +104,7 @@ def of(revision: Snapshot, targets: list[str], *, recursive: bool) -> Found:
             if raw is None:
                 found.errors[path] = TargetError(f"'{shown}' does not exist", path=shown)
             else:
-                found.documents[path] = _numbers(values.parse(raw, shown))
+                found.documents[path] = numbers(values.parse(raw, shown))
         except MillpondError as error:
             found.errors[path] = error
     return found
@@ -132,10 +132,10 @@ def declared(revision: Snapshot) -> Iterator[str]:
                 yield where
 
 
-def _numbers(document: Any) -> Any:
+def numbers(document: Any) -> Any:
     """Numbers, texts and truth values in nested mappings: what can be compared."""
     if isinstance(document, dict):
-        kept = {str(key): _numbers(value) for key, value in document.items()}
+        kept = {str(key): numbers(value) for key, value in document.items()}
         return {key: value for key, value in kept.items() if value is not None and value != {}}
     return document if isinstance(document, int | float | str) else None
 

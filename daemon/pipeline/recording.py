@@ -14,6 +14,7 @@ from millpond.daemon.pipeline.changed import Comparer
 from millpond.daemon.pipeline.contents import Contents
 from millpond.daemon.pipeline.lock import Lock, Locked
 from millpond.daemon.pipeline.pipelines import Pipelines
+from millpond.daemon.pipeline.provenance import RAN, Journal, Run
 from millpond.daemon.pipeline.stage import Stage, StageOut
 from millpond.daemon.pipeline.variables import PARAMS_FILE
 from millpond.daemon.project import gitignore, yamlio
@@ -41,6 +42,13 @@ class Recorder:
     order: dict[Stage, int] = field(default_factory=dict)
     _new: list[Stage] = field(default_factory=list)
     _exports: bool | None = None
+    _journal: Journal | None = None
+
+    @property
+    def journal(self) -> Journal:
+        if self._journal is None:
+            self._journal = Journal(self.repo, self.loaded)
+        return self._journal
 
     @property
     def runs(self) -> runcache.RunCache:
@@ -82,11 +90,14 @@ class Recorder:
         outs = [made[out].entry(out.path) for out in sorted(stage.outs, key=lambda out: out.path)]
         return entry | ({"outs": outs} if outs else {})
 
-    def record(self, stage: Stage, entry: dict[str, Any], *, remember: bool) -> list[str]:
-        """Write dvc.lock and `.gitignore`, and with `remember` the run cache; what DVC says of it. Raises InvalidFileError,
-        DiskFullError."""
+    def record(
+        self, stage: Stage, entry: dict[str, Any], *, remember: bool, run: Run | None = None, outcome: str = RAN
+    ) -> list[str]:
+        """Write dvc.lock and `.gitignore`, with the record of the `run` that it is of, and with `remember` the run cache; what
+        DVC says of it. Raises InvalidFileError, DiskFullError."""
         said = []
         try:
+            told = {} if run is None else self.journal.record(stage, run, entry, outcome)
             lock = self._current(stage.lock)
             shown = printable(self.repo.seen(stage.lock))
             ignoring = gitignore.texts(
@@ -102,11 +113,14 @@ class Recorder:
             # The run cache first: when the lock says that all is done, nothing is left to do.
             if remember and runcache.can_record(stage):
                 self.runs.save(entry)
-            write_all({self.repo.path(path): text for path, text in texts.items()})
+            # The record of the run before the lock: what the lock names has one.
+            write_all(told | {self.repo.path(path): text for path, text in texts.items()})
         except OSError as error:
             raise write_error(error, "what the stage made is stored: run `millpond repro` again") from error
         self.loaded.locks[stage.lock] = lock
         self.git_add.update(dict.fromkeys(texts))
+        if run is not None:
+            self.journal.tidy(stage)
         return said
 
     def export(self, stage: Stage, entry: dict[str, Any]) -> None:

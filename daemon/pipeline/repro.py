@@ -25,9 +25,10 @@ from millpond.daemon.pipeline.contents import Contents
 from millpond.daemon.pipeline.graph import Graph
 from millpond.daemon.pipeline.memory import Memory
 from millpond.daemon.pipeline.planning import FAIL, IGNORE, Options, Queue, chosen
+from millpond.daemon.pipeline.provenance import CACHED, RAN
 from millpond.daemon.pipeline.recording import Recorder
 from millpond.daemon.pipeline.stage import Stage, address, folder_of
-from millpond.daemon.pipeline.turns import CACHED, RAN, UNCHANGED, Turn, Turns
+from millpond.daemon.pipeline.turns import UNCHANGED, Turn, Turns
 from millpond.daemon.pipeline.voice import Voice
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.repo import Repo, printable
@@ -100,6 +101,10 @@ class Repro:
             self._queue = Queue(steps, self._graph, self._memory.seconds, self._options.jobs > 1)
         try:
             self._loop()
+        except CancelledError as error:
+            for running in self._running.values():
+                self._turns.failed(running.turn, error)
+            raise
         finally:
             self._keep(contents)
         return self._result(recorder)
@@ -182,6 +187,8 @@ class Repro:
         running = self._running[ended.key]
         running.seconds += ended.seconds
         stage = running.turn.stage
+        if running.turn.run is not None:
+            running.turn.run.take(ended)
 
         def go_on() -> None:
             if ended.code:
@@ -218,6 +225,8 @@ class Repro:
 
     def _fail(self, stage: Stage, error: MillpondError) -> None:
         running = self._running.pop(self._name(stage), None)
+        if running is not None:
+            self._turns.failed(running.turn, error)
         self._errors[stage] = error
         self._outcomes[stage] = (FAILED, None if running is None else running.turn)
         if self._options.on_error == FAIL:

@@ -87,13 +87,14 @@ def _read(path: str) -> dict[str, Any] | None:
 def _digest(entry: Mapping[str, Any]) -> str | None:
     """None for what has values that JSON does not know; DVC cannot remember those either."""
     try:
-        text = json.dumps(_without_sizes(entry), sort_keys=True)
+        text = json.dumps(without_sizes(entry), sort_keys=True)
     except (TypeError, ValueError):
         return None
     return hashlib.sha256(text.encode(), usedforsecurity=False).hexdigest()
 
 
-def _without_sizes(value: Any) -> Any:
+def without_sizes(value: Any) -> Any:
+    """Without `size` and `nfiles`, wherever they are."""
     if isinstance(value, Mapping):
-        return {key: _without_sizes(each) for key, each in value.items() if key not in ("size", "nfiles")}
-    return [_without_sizes(each) for each in value] if isinstance(value, list) else value
+        return {key: without_sizes(each) for key, each in value.items() if key not in ("size", "nfiles")}
+    return [without_sizes(each) for each in value] if isinstance(value, list) else value

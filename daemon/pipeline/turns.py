@@ -22,6 +22,7 @@ from millpond.daemon.pipeline.changed import DEP, FORCED, NOT_IN_CACHE, OUT, Rea
 from millpond.daemon.pipeline.graph import Graph
 from millpond.daemon.pipeline.lock import Locked, locked
 from millpond.daemon.pipeline.planning import Options
+from millpond.daemon.pipeline.provenance import CACHED, RAN, Run
 from millpond.daemon.pipeline.recording import Recorder, outs_of
 from millpond.daemon.pipeline.stage import Stage, StageOut, address
 from millpond.daemon.project import add, targets
@@ -37,7 +38,7 @@ from millpond.daemon.project.select import Choice
 from millpond.daemon.project.unprotect import make_own
 from millpond.daemon.project.workspace import Workspace
 
-UNCHANGED, CACHED, RAN = "unchanged", "cached", "ran"
+UNCHANGED = "unchanged"
 Entry = dict[str, Any]
 
 
@@ -51,6 +52,8 @@ class Turn:
     reasons: list[Reason]
     outcome: str | None = None
     forced: bool = False
+    # Once it is to run, or to be brought back.
+    run: Run | None = None
 
 
 @dataclass(slots=True)
@@ -109,10 +112,11 @@ class Turns:
         if self.options.dry:
             return self._pretend(turn)
         entry = self._inputs(turn)
+        turn.run = self.recorder.journal.begin(entry, [reason.to_json() for reason in turn.reasons])
         if not turn.forced:
             made = self._made_before(turn, entry)
             if made is not None:
-                self._restore(stage, entry, made)
+                self._restore(turn, made)
                 return CACHED
         self.recorder.refuse_tracked(stage)
         if not os.path.isdir(self.repo.path(stage.wdir)):
@@ -127,10 +131,19 @@ class Turns:
         recorder, stage = self.recorder, turn.stage
         recorder.loaded.values.clear()
         keep = not self.options.no_commit
-        entry = recorder.store(stage, keep=keep)
-        self._say_all(recorder.record(stage, entry, remember=keep))
+        try:
+            entry = recorder.store(stage, keep=keep)
+            self._say_all(recorder.record(stage, entry, remember=keep, run=turn.run))
+        except MillpondError as error:
+            self.failed(turn, error)
+            raise
         if keep:
             recorder.export(stage, entry)
+
+    def failed(self, turn: Turn, error: MillpondError) -> None:
+        """Its commands came to nothing: that is recorded, too."""
+        if turn.run is not None:
+            self.recorder.journal.failed(turn.stage, turn.run, error)
 
     def _entry(self, stage: Stage) -> Entry | None:
         return self.recorder.loaded.lock_of(stage).get(stage.name) if stage.name else None
@@ -237,14 +250,17 @@ class Turns:
                     return entry
         return None
 
-    def _restore(self, stage: Stage, inputs: Entry, made: Entry) -> None:
+    def _restore(self, turn: Turn, made: Entry) -> None:
+        stage = turn.stage
         self.say(f"Stage '{self._name(stage)}' is cached - skipping run, checking out outputs")
         outs = locked(made, "outs")
         self._place([(out, outs[out.path]) for out in stage.outs])
         # Recorded as found: names of DVC 2 become those of DVC 3 when the outputs are stored again.
         keep = not self.options.no_commit and any(name.algo != "md5" for name in outs_of(made))
         entry = self.recorder.store(stage, keep=keep)
-        self._say_all(self.recorder.record(stage, entry, remember=not self.options.no_commit))
+        self._say_all(
+            self.recorder.record(stage, entry, remember=not self.options.no_commit, run=turn.run, outcome=CACHED)
+        )
         if not self.options.no_commit:
             self.recorder.export(stage, entry)
 

@@ -125,6 +125,19 @@ class GitRepo:
             walker.push(tip)
         return [str(commit.id) for commit in walker]
 
+    def first_parents(self, commit: str, most: int) -> Iterator[str]:
+        """A commit, its first parent, and so on: at most so many."""
+        for _ in range(most):
+            yield commit
+            above = self.parents(commit)
+            if not above:
+                return
+            commit = above[0]
+
+    def parents(self, commit: str) -> list[str]:
+        """The parents of a commit that are in this clone (a shallow one ends somewhere)."""
+        return [sha for each in self._repo[commit].parent_ids if self.has_commit(sha := str(each))]
+
     def _commit_of(self, reference: str) -> Any:
         try:
             return self._repo.references[reference].peel(pygit2.Commit).id
@@ -170,6 +183,14 @@ class GitRepo:
         with self._reading():
             return bytes(entry.data) if isinstance(entry, pygit2.Blob) else None
 
+    def blob_id(self, commit: str, path: str) -> str | None:
+        """The hex id of a file's content at a commit; None when it is not there."""
+        try:
+            entry = self._repo[commit].peel(pygit2.Tree)[path]
+        except KeyError:
+            return None
+        return str(entry.id) if isinstance(entry, pygit2.Blob) else None
+
     def read(self, oid: str) -> bytes | None:
         """A blob by its hex id; None when there is none. Raises RevisionError when it cannot be read."""
         try:
@@ -202,6 +223,15 @@ class GitRepo:
             if entry:
                 (others if entry.startswith(b"?? ") else changed).append(os.fsdecode(entry[3:]))
         return changed, others
+
+    def dirty(self) -> dict[str, str | None]:
+        """Files that differ from the last commit and are in the index or were in it, each with the (SHA-1) blob id of what is
+        there now, None for what is no file any more. Raises LockTimeoutError, AccessError."""
+        try:
+            paths = list(self._repo.status(untracked_files="no"))
+        except (pygit2.GitError, UnicodeError):
+            paths = self.changes("no")[0]
+        return {path: _blob_id(os.path.join(self.root or "", path)) for path in paths}
 
     @property
     def hooks_dir(self) -> str:
@@ -301,6 +331,15 @@ class GitRepo:
                     continue
                 size = int(odb.read_header(entry.id)[1]) if sizes and mode != _SUBMODULE else 0
                 yield TreeFile(path, mode, str(entry.id), size)
+
+
+def _blob_id(path: str) -> str | None:
+    try:
+        if os.path.islink(path):
+            return str(pygit2.hash(os.fsencode(os.readlink(path))))
+        return str(pygit2.hashfile(path)) if os.path.isfile(path) else None
+    except (OSError, pygit2.GitError):
+        return None
 
 
 def _entry_path(entry: Any) -> bytes:

@@ -13,10 +13,12 @@ from millpond.daemon.mounts.look import look, url
 from millpond.daemon.mounts.verbs import VERBS as MOUNT_VERBS
 from millpond.daemon.pipeline import metrics, paramsdiff
 from millpond.daemon.pipeline.commit import commit
+from millpond.daemon.pipeline.lineage import lineage
 from millpond.daemon.pipeline.listing import dag, stage_list
 from millpond.daemon.pipeline.plots import modify
 from millpond.daemon.pipeline.plots import verbs as plots
 from millpond.daemon.pipeline.repro import repro
+from millpond.daemon.pipeline.runs import runs
 from millpond.daemon.pipeline.stageadd import stage_add
 from millpond.daemon.pipeline.status import status
 from millpond.daemon.pipeline.why import why
@@ -127,6 +129,8 @@ VERBS: dict[str, Verb] = {
     "dag": dag,
     "repro": repro,
     "why": why,
+    "lineage": lineage,
+    "runs": runs,
     **MOUNT_VERBS,
     **JOB_VERBS,
 }

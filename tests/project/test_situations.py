@@ -39,6 +39,8 @@ PARAMS: dict[str, dict[str, Any]] = {
     "dag": {},
     "repro": {"all_pipelines": True},
     "why": {"targets": ["f.dvc"]},
+    "lineage": {"target": "f"},
+    "runs": {},
     "update": {"targets": ["."], "recursive": True},
     "import": {"url": ".", "source": "f", "out": "i", "no_exec": True},
     "import-url": {"url": "f", "out": "u", "no_exec": True},

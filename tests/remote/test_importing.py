@@ -126,6 +126,7 @@ def test_an_import_that_is_killed_leaves_nothing_half_done(team: Team, s3: S3Ser
     before = {path.name for path in ann.repo.iterdir()}
     for command in (("import-url", "remote://s3/d"), ("get-url", "remote://s3/d", "got")):
         for _ in range(2):
+            shutil.rmtree(ann.repo / "got", ignore_errors=True)  # a folder that is there would be got into
             process = subprocess.Popen(
                 ann.command(*command), cwd=ann.repo, env=ann.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
             )
@@ -144,6 +145,7 @@ def test_an_import_that_is_killed_leaves_nothing_half_done(team: Team, s3: S3Ser
             if (ann.repo / "d.dvc").exists():
                 ann.run("checkout", "-q")
                 assert contents(ann.repo / "d") == FILES
+        shutil.rmtree(ann.repo / "got", ignore_errors=True)
         ann.run(command[0], "-q", "-f", *command[1:])
     assert contents(ann.repo / "d") == FILES == contents(ann.repo / "got")
     assert "clean" in ann.run("fsck", "--deep").stdout

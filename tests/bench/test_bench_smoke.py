@@ -34,7 +34,7 @@ SECTIONS = {
     "lazy": ("small,shard", "lazy reads from S3"),
 }
 # Those that take long even so: they wait for a service that is far away.
-LONG = {"lazy"}
+LONG = {"lazy", "pipelines", "share", "startup", "versions"}
 
 
 @pytest.fixture

@@ -46,7 +46,9 @@ def children(pid: int) -> list[int]:
         return []
 
 
-@pytest.mark.parametrize("victim", ["daemon", "worker", "zygote"])
+@pytest.mark.parametrize(
+    "victim", ["daemon", *(pytest.param(name, marks=pytest.mark.long) for name in ("worker", "zygote"))]
+)
 def test_an_add_killed_at_any_moment_leaves_a_clean_store_and_one_of_two_pointers(home: Home, victim: str) -> None:
     home.git("init", "-q")
     home.run("init", "-q")

@@ -14,6 +14,7 @@ from tests.remote.servers import KEY, SECRET, S3Server
 from tests.store.helpers import sample
 
 # For what does not depend on the kind of remote: over S3 it is run with the long tests.
+local_if_long = pytest.mark.parametrize("team", ["s3", pytest.param("local", marks=pytest.mark.long)], indirect=True)
 s3_if_long = pytest.mark.parametrize("team", ["local", pytest.param("s3", marks=pytest.mark.long)], indirect=True)
 
 

@@ -45,6 +45,7 @@ def with_s3(home: Home, s3: S3Server, bucket: str) -> None:
         config.write(f"['remote \"s3\"']\n    url = s3://{bucket}\n    endpointurl = {s3.endpoint}\n")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("team", ["local"], indirect=True)
 def test_imports_from_s3_are_as_dvc_s(team: Team, s3: S3Server, bucket: str) -> None:
     ours, theirs = team.person("ann"), team.person("bob")

@@ -34,7 +34,8 @@ SEQUENCES = {
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.long if name in ("add", "modify") else ()) for name in SEQUENCES]
+    "name",
+    [pytest.param(name, marks=pytest.mark.long if name in ("add", "modify", "rename") else ()) for name in SEQUENCES],
 )
 def test_as_dvc(home: Home, name: str) -> None:
     home.git("init", "-q")

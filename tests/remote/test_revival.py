@@ -135,6 +135,7 @@ def test_credentials_of_the_environment_come_back_with_the_next_command(team: Te
             assert SECRET.encode() not in Path(f"/proc/{pid}/{part}").read_bytes()
 
 
+@pytest.mark.long
 @only_s3
 def test_login_gives_a_mount_what_lets_it_in(team: Team, far: Proxy) -> None:
     bob, expected = begin(team)

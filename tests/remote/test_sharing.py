@@ -20,13 +20,14 @@ from tests.mounts.conftest import fill
 from tests.mounts.test_kills import processes
 from tests.project.realdvc import real_dvc
 from tests.remote.servers import KEY, SECRET, S3Server
-from tests.remote.shared import Team, data_of, key_of, s3_if_long
+from tests.remote.shared import Team, data_of, key_of, local_if_long, s3_if_long
 from tests.store.helpers import sample
 
 from millpond.daemon.errors import RemoteConfigError, RemoteError
 from millpond.daemon.remote.remotes import Remote, connect
 
 
+@local_if_long
 def test_what_is_pushed_real_dvc_pulls(team: Team) -> None:
     ann = team.begin()
     said = ann.run("push").stdout
@@ -147,6 +148,7 @@ def test_what_is_on_no_remote_is_named(team: Team) -> None:
     )
 
 
+@local_if_long
 def test_wrong_bytes_are_never_taken_for_the_object(team: Team) -> None:
     ann = team.begin()
     ann.run("push")
@@ -377,7 +379,7 @@ def test_objects_of_dvc_2_are_pulled(team: Team) -> None:
     assert not (bob.repo / "text").exists() and not (bob.repo / ".dvc/cache" / value[:2] / value[2:]).exists()
 
 
-@s3_if_long
+@pytest.mark.long
 def test_what_is_not_on_the_remote_is_as_dvc_s(team: Team) -> None:
     ann = team.begin()
     ann.run("cache", "export", "-A")

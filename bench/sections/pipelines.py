@@ -27,8 +27,8 @@ ONE, FOREACH = f"repro of 1 of {CHAIN} stages", f"repro of a loop of {LOOP} stag
 OVERHEAD = "a stage beyond its command"
 LIST, STATUS = f"stage list, {MATRIX:,} stages", f"status, {MATRIX:,} stages"
 SERIAL, PARALLEL = "2 stages of work, one after the other", "2 stages of work at once"
-# Turns of a loop of Python's that take about a second.
-TURNS = 20_000_000
+# Turns of a loop of Python's that take a second or two.
+TURNS = 60_000_000
 Tool = Millpond | Dvc
 
 

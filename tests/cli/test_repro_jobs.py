@@ -44,13 +44,14 @@ def user() -> Iterator[Home]:
 
 
 @pytest.fixture
-def home(user: Home) -> Home:
-    """With a pipeline in which nothing has run."""
+def home(user: Home) -> Iterator[Home]:
+    """With a pipeline in which nothing has run, and at the end nothing that waits."""
     for name in ("go", "pid", "ran", "repo/dvc.lock", "repo/one", "repo/two", "repo/.gitignore"):
         (user.path / name).unlink(missing_ok=True)
     (user.repo / "src").write_bytes(os.urandom(8))
     (user.repo / "dvc.yaml").write_text(PIPELINE % WAITING)
-    return user
+    yield user
+    (user.path / "go").touch()
 
 
 def started(home: Home, *args: str) -> subprocess.Popen[str]:

@@ -56,6 +56,7 @@ def lineage(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
         rows = [history.row(stage) for stage in steps]
         history.tell_codes(steps, rows)
         measured = [] if down else list(history.measured(place_of, starts))
+        history.contents.save()
     return {
         "path": repo.wire(place_of) if place_of is not None else wirepath.encode(target),
         "rev": found.label,
@@ -113,6 +114,7 @@ class History:
     at: Snapshot
     problems: list[Row] = field(default_factory=list)
     _index: OutIndex = field(init=False)
+    contents: Contents = field(init=False)
     _links: Links = field(init=False)
     _objects: Objects = field(init=False)
     _records: Records = field(init=False)
@@ -121,8 +123,8 @@ class History:
     def __post_init__(self) -> None:
         self._index = OutIndex(self.at.pipelines.stages, self.repo.seen)
         self._objects = Objects(self.context.store, self.repo.cache)
-        contents = Contents.of(self.context, self.repo)
-        self._links = Links(self.repo, self.at, contents, self._objects)
+        self.contents = Contents.of(self.context, self.repo)
+        self._links = Links(self.repo, self.at, self.contents, self._objects)
         self._records = Records(self.repo)
 
     def start(self, target: str) -> tuple[str | None, list[Stage]]:

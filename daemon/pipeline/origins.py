@@ -49,7 +49,7 @@ class Origins:
                 return found
             later = commit
         # The first commit of all has them, or the walk ended before it found them.
-        begun = later is not None and not self._git.parents(later)
+        begun = later is not None and self._git.is_first(later)
         return found | {stage: None if later is None else (later, begun) for stage in waiting}
 
     def _has(self, raw: bytes | None, stage: Stage, entry: Entry) -> bool:

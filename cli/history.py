@@ -7,11 +7,21 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from millpond.cli import text
+from millpond.cli import render, text
+from millpond.daemon import wirepath
 
 Row = dict[str, Any]
 _SHORT = 7
+_RECORD_PATHS = frozenset(["stage", "log", "error", "changed_meanwhile"])
 _SOURCES = {"git": "in Git", "untracked": "not tracked", "elsewhere": "not of this project"}
+
+
+def record(row: Row) -> Row:
+    """A record of a run with its paths and texts as they are; its lock entry came so."""
+    decoded = render.decoded({key: row[key] for key in _RECORD_PATHS & row.keys()}, _RECORD_PATHS)
+    if isinstance(row.get("env"), dict):
+        decoded["env"] = {name: wirepath.decode(value) for name, value in row["env"].items()}
+    return {**row, **decoded, "reasons": render.decoded(row.get("reasons"), frozenset(["path"]))}
 
 
 def tree_lines(found: Row) -> Iterator[str]:

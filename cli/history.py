@@ -75,7 +75,7 @@ class _Tree:
             for maker in dep["from"]:
                 stale = f"  ! stale: {text.printable(dep['path'])}" if maker["state"] == "stale" else ""
                 makers[maker["id"]] = makers.get(maker["id"], "") + stale
-            if not dep["from"]:
+            if dep["source"]:
                 stale = "  ! stale" if dep["state"] == "stale" else ""
                 digest = f"  {dep['md5']}" if dep["md5"] else ""
                 found.append(f"{text.printable(dep['path'])}{digest}  {_SOURCES[dep['source']]}{stale}")
@@ -96,9 +96,10 @@ def markdown_lines(found: Row) -> Iterator[str]:
         yield from (f"## {_escaped(step['name'])}{_escaped(_how(step))}", "")
         for line in _facts(step, files=False):
             yield f"- {_code(line)}"
-        rows = [[kind, *_cells(row), ""] for kind, key in (("out", "outs"),) for row in step[key]]
+        rows = [["out", *_cells(row), ""] for row in step["outs"]]
         rows += [["dep", *_cells(dep), _from(dep)] for dep in step["deps"]]
-        yield from ("", *text.markdown(["", "path", "md5", "size", "from"], rows), "")
+        cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+        yield from ("", *text.markdown(["", "path", "md5", "size", "from"], cells), "")
     yield from (_escaped(line) for line in _measured(found))
 
 
@@ -176,9 +177,9 @@ def _cells(row: Row) -> list[str]:
 
 
 def _from(dep: Row) -> str:
-    if not dep["from"]:
-        return _SOURCES[dep["source"]] + (" (stale)" if dep["state"] == "stale" else "")
-    return ", ".join(f"{maker['id']}{' (stale)' if maker['state'] == 'stale' else ''}" for maker in dep["from"])
+    source = [_SOURCES[dep["source"]] + (" (stale)" if dep["state"] == "stale" else "")] if dep["source"] else []
+    made = [f"{maker['id']}{' (stale)' if maker['state'] == 'stale' else ''}" for maker in dep["from"]]
+    return text.printable(", ".join([*made, *source]))
 
 
 def _measured(found: Row) -> Iterator[str]:

@@ -169,6 +169,21 @@ def test_what_there_is_not(pipe: Pipe) -> None:
     assert "train" in steps(late)
 
 
+def test_a_folder_with_sources_and_outputs_in_it(project: Project) -> None:
+    text = "stages:\n  a:\n    wdir: w\n    cmd: cp ../in ../o\n    deps: [../in]\n    outs: [../o]\n"
+    pipe = Pipe(project, {"sub/in": "1", "sub/w/x": "", "sub/dvc.yaml": text})
+    project.write("dvc.yaml", "stages:\n  t:\n    cmd: cat sub/o sub/in > m\n    deps: [sub]\n    outs: [m]\n")
+    project.git("add", "-A")
+    pipe.repro("sub/dvc.yaml")
+    pipe.repro("t")
+    found = asked(project, "m")
+    (dep,) = steps(found)["t"]["deps"]
+    assert dep["from"] == [{"id": "sub/dvc.yaml:a", "state": "unknown"}] and dep["source"] == "git"
+    assert len(told(found, "unknown")) == 1, "DVC does not keep the manifests of dependencies"
+    inside = project.run("lineage", target="o", cwd=project.root / "sub")
+    assert [(row["id"], row["name"]) for row in inside["steps"]] == [("sub/dvc.yaml:a", "a")]
+
+
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.sets(st.integers(0, 9), max_size=4), min_size=1, max_size=9), st.data())
 def test_it_is_the_transitive_closure(project: Project, needs: list[set[int]], data: st.DataObject) -> None:

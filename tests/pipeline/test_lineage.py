@@ -16,6 +16,7 @@ from tests.project.verbhelp import Project
 
 from millpond.daemon import wirepath
 from millpond.daemon.errors import RevisionError, TargetError
+from millpond.daemon.pipeline import origins
 from millpond.daemon.pipeline.provenance import folder_of
 
 FILES = {
@@ -167,6 +168,20 @@ def test_what_there_is_not(pipe: Pipe) -> None:
     late = asked(project, "late")
     assert told(late, "never ran") and steps(late)["late"]["deps"][0]["from"] == [{"id": "train", "state": "unknown"}]
     assert "train" in steps(late)
+
+
+def test_a_bound_on_history_is_told(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = pipe.project
+    shutil.rmtree(folder_of(project.open()))
+    project.git("commit", "-q", "--allow-empty", "-m", "2")
+    head = project.git("rev-parse", "HEAD").strip()
+    monkeypatch.setattr(origins, "MOST_COMMITS", 1)
+    assert steps(asked(project, "model"))["train"]["code"] == {"how": "at or before commit", "rev": head}
+    monkeypatch.setattr(origins, "_MOST_BYTES", 0)
+    project.write("dvc.lock", project.read("dvc.lock").replace("lr: 0.1", "lr: 0.3"))
+    assert steps(asked(project, "model"))["train"]["code"]["how"] == "at or before commit"
+    monkeypatch.undo()
+    assert steps(asked(project, "model"))["train"]["code"] == {"how": "not committed"}
 
 
 def test_a_folder_with_sources_and_outputs_in_it(project: Project) -> None:

@@ -7,11 +7,21 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from millpond.cli import text
+from millpond.cli import render, text
+from millpond.daemon import wirepath
 
 Row = dict[str, Any]
 _SHORT = 7
+_RECORD_PATHS = frozenset(["stage", "log", "error", "changed_meanwhile"])
 _SOURCES = {"git": "in Git", "untracked": "not tracked", "elsewhere": "not of this project"}
+
+
+def record(row: Row) -> Row:
+    """A record of a run with its paths and texts as they are; its lock entry came so."""
+    decoded = render.decoded({key: row[key] for key in _RECORD_PATHS & row.keys()}, _RECORD_PATHS)
+    if isinstance(row.get("env"), dict):
+        decoded["env"] = {name: wirepath.decode(value) for name, value in row["env"].items()}
+    return {**row, **decoded, "reasons": render.decoded(row.get("reasons"), frozenset(["path"]))}
 
 
 def tree_lines(found: Row) -> Iterator[str]:
@@ -65,7 +75,7 @@ class _Tree:
             for maker in dep["from"]:
                 stale = f"  ! stale: {text.printable(dep['path'])}" if maker["state"] == "stale" else ""
                 makers[maker["id"]] = makers.get(maker["id"], "") + stale
-            if not dep["from"]:
+            if dep["source"]:
                 stale = "  ! stale" if dep["state"] == "stale" else ""
                 digest = f"  {dep['md5']}" if dep["md5"] else ""
                 found.append(f"{text.printable(dep['path'])}{digest}  {_SOURCES[dep['source']]}{stale}")
@@ -86,9 +96,10 @@ def markdown_lines(found: Row) -> Iterator[str]:
         yield from (f"## {_escaped(step['name'])}{_escaped(_how(step))}", "")
         for line in _facts(step, files=False):
             yield f"- {_code(line)}"
-        rows = [[kind, *_cells(row), ""] for kind, key in (("out", "outs"),) for row in step[key]]
+        rows = [["out", *_cells(row), ""] for row in step["outs"]]
         rows += [["dep", *_cells(dep), _from(dep)] for dep in step["deps"]]
-        yield from ("", *text.markdown(["", "path", "md5", "size", "from"], rows), "")
+        cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+        yield from ("", *text.markdown(["", "path", "md5", "size", "from"], cells), "")
     yield from (_escaped(line) for line in _measured(found))
 
 
@@ -166,9 +177,9 @@ def _cells(row: Row) -> list[str]:
 
 
 def _from(dep: Row) -> str:
-    if not dep["from"]:
-        return _SOURCES[dep["source"]] + (" (stale)" if dep["state"] == "stale" else "")
-    return ", ".join(f"{maker['id']}{' (stale)' if maker['state'] == 'stale' else ''}" for maker in dep["from"])
+    source = [_SOURCES[dep["source"]] + (" (stale)" if dep["state"] == "stale" else "")] if dep["source"] else []
+    made = [f"{maker['id']}{' (stale)' if maker['state'] == 'stale' else ''}" for maker in dep["from"]]
+    return text.printable(", ".join([*made, *source]))
 
 
 def _measured(found: Row) -> Iterator[str]:

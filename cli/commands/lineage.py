@@ -15,7 +15,6 @@ from millpond.daemon import wirepath
 from millpond.daemon.errors import UsageError
 
 _PATHS = frozenset(["id", "name", "file", "path", "step", "text", "roots", "used_by", "metrics"])
-_RECORD_PATHS = frozenset(["stage", "log", "error", "changed_meanwhile", "env"])
 
 
 @click.command(
@@ -73,7 +72,7 @@ def runs(console: Console, targets: tuple[str, ...], most: int | None, jsonl: bo
     if jsonl and as_json:
         raise UsageError("--json cannot be used with --jsonl")
     result = verb(console, "runs", {"targets": [wirepath.encode(target) for target in targets], "most": most})
-    found = [_record(each) for each in result["runs"]]
+    found = [history.record(each) for each in result["runs"]]
     if as_json:
         console.write(json.dumps({"runs": found}))
         return
@@ -87,12 +86,5 @@ def _decoded(result: dict[str, Any]) -> dict[str, Any]:
     for step, row in zip(found["steps"], result["steps"], strict=True):
         step["source"] = row["source"]
         step["params"] = row["params"]
-        step["record"] = None if row["record"] is None else _record(row["record"])
+        step["record"] = None if row["record"] is None else history.record(row["record"])
     return found
-
-
-def _record(record: dict[str, Any]) -> dict[str, Any]:
-    decoded = render.decoded({key: record[key] for key in _RECORD_PATHS & record.keys()}, _RECORD_PATHS)
-    if isinstance(record.get("env"), dict):
-        decoded["env"] = {name: wirepath.decode(value) for name, value in record["env"].items()}
-    return {**record, **decoded, "reasons": render.decoded(record.get("reasons"), frozenset(["path"]))}

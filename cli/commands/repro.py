@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from millpond.cli import exits, render, text
+from millpond.cli import exits, history, render, text
 from millpond.cli.connection import running_verb, verb
 from millpond.cli.console import Console
 from millpond.cli.group import Verb, json_option
@@ -181,10 +181,13 @@ train  would run  params.yaml: lr changed from 0.1 to 0.2
 @json_option
 @click.pass_obj
 def why(console: Console, targets: tuple[str, ...], last: bool, as_json: bool) -> None:
-    """Say all reasons for which stages would run now, or for which they ran last."""
+    """Say all reasons for which stages would run now, or for which they ran last. `runs` lists all runs that were recorded."""
     result = verb(console, "why", {"targets": [wirepath.encode(target) for target in targets], "last": last})
     rows = [_decoded(row, dry=False) for row in result["stages"]]
     if as_json:
+        for row in rows:
+            if row.get("run") is not None:
+                row["run"] = history.record(row["run"])
         console.write(json.dumps({"stages": rows}))
     else:
         for line in _why_lines(rows):

@@ -37,7 +37,7 @@ def lineage(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
 
     `target` may end with @REV. `steps`: {id, kind (stage, data, import), name, file, cmd, params, metrics, outs: [{path, md5, size,
     nfiles, state}], deps: [{path, md5, size, nfiles, from: [{id, state}], source, state}], source, record, code, used_by}, ids as steps are called from
-    the root; a dependency without `from` is a source: git, untracked, elsewhere. `roots`: the steps that the target is of, with `down` those
+    the root; a dependency without `from` is a `source`: git, untracked, elsewhere; one with both is a folder of both. `roots`: the steps that the target is of, with `down` those
     that use it. `measured`: metrics of steps that use the target. Raises TargetError, RevisionError, InvalidFileError,
     OverlapError.
     """
@@ -56,6 +56,7 @@ def lineage(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
         rows = [history.row(stage) for stage in steps]
         history.tell_codes(steps, rows)
         measured = [] if down else list(history.measured(place_of, starts))
+        history.contents.save()
     return {
         "path": repo.wire(place_of) if place_of is not None else wirepath.encode(target),
         "rev": found.label,
@@ -113,6 +114,7 @@ class History:
     at: Snapshot
     problems: list[Row] = field(default_factory=list)
     _index: OutIndex = field(init=False)
+    contents: Contents = field(init=False)
     _links: Links = field(init=False)
     _objects: Objects = field(init=False)
     _records: Records = field(init=False)
@@ -121,8 +123,8 @@ class History:
     def __post_init__(self) -> None:
         self._index = OutIndex(self.at.pipelines.stages, self.repo.seen)
         self._objects = Objects(self.context.store, self.repo.cache)
-        contents = Contents.of(self.context, self.repo)
-        self._links = Links(self.repo, self.at, contents, self._objects)
+        self.contents = Contents.of(self.context, self.repo)
+        self._links = Links(self.repo, self.at, self.contents, self._objects)
         self._records = Records(self.repo)
 
     def start(self, target: str) -> tuple[str | None, list[Stage]]:
@@ -285,6 +287,7 @@ class History:
     def _dep(self, stage: Stage, path: str, where: str | None, known: Locked) -> Row:
         shown = path if where is None or where.startswith("/") else self.repo.seen(where)
         makers = []
+        holds = False
         for maker, out in self._index.touching(key_of(where, path)):
             if maker is stage:
                 continue
@@ -294,8 +297,16 @@ class History:
             if state == STALE:
                 text = f"it was made from another '{shown}' than '{self._shown(maker)}' has made: {_told(known.name)}"
                 self._tell(stage, STALE, text)
+            elif state == UNKNOWN and known.name is not None and recorded is not None:
+                text = (
+                    f"whether '{shown}' is what '{self._shown(maker)}' has made cannot be told: no manifest is at hand"
+                )
+                self._tell(stage, UNKNOWN, text)
+            holds = holds or len(key_of(out.place, out.path)) > len(key_of(where, path))
         row: Row = {"path": wirepath.encode(shown), **_fields(known), "from": makers, "source": None, "state": None}
-        if not makers:
+        if holds and where is not None:  # what else lies in the folder
+            row["source"], row["state"] = ("git" if self._links.source(where, None)[1] else None), UNKNOWN
+        elif not makers:
             row["source"], row["state"] = self._source(stage, shown, where, known.name)
         return row
 

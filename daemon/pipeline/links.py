@@ -40,14 +40,14 @@ class Links:
         git = self._repo.git
         path = "" if git is None else self._repo.git_path(place)
         if self._commit is None:
-            actual = self._contents.at(place, "md5" if name is None else name.algo)
             tracked = git is not None and git.tracked_below("" if path == "." else path) is not None
+            actual = None if name is None else self._contents.at(place, name.algo)
             return _state(name, None if actual is None else actual.name), tracked
         assert git is not None
         raw = git.blob(self._commit, path)
         if raw is not None:
-            algo = "md5" if name is None else name.algo
-            return _state(name, ObjectName(algo, digest_of(io.BytesIO(raw), algo))), True
+            made = None if name is None else ObjectName(name.algo, digest_of(io.BytesIO(raw), name.algo))
+            return _state(name, made), True
         return self._folder(path, name)
 
     def actual(self, place: str, name: ObjectName | None) -> str:
@@ -61,9 +61,11 @@ class Links:
         """A folder of Git at a revision. What is not the same may still be: files may be left out by .dvcignore."""
         git = self._repo.git
         assert git is not None and self._commit is not None
-        algo = "md5" if name is None else name.algo
-        rows = []
         prefix = "" if path == "." else path
+        if name is None:
+            return UNKNOWN, next(git.files(self._commit, prefix, sizes=False), None) is not None
+        algo = name.algo
+        rows = []
         for file in git.files(self._commit, prefix, sizes=False):
             raw = git.read(file.oid)
             if raw is not None:

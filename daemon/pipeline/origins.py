@@ -25,6 +25,7 @@ class Origins:
         self._repo = repo
         self._git = git
         self._commit = commit
+        # Bytes of locks that may still be parsed.
         self._left = _MOST_BYTES
 
     def find(self, wanted: Iterable[tuple[Stage, Entry]]) -> dict[Stage, tuple[str, bool] | None]:
@@ -42,24 +43,30 @@ class Origins:
                     changed[path] = None if blob is None else self._git.read(blob)
                 seen[path] = blob
             for stage, entry in list(waiting.items()):
-                if stage.lock in changed and not self._has(changed[stage.lock], stage, entry):
+                has = self._has(changed[stage.lock], stage, entry) if stage.lock in changed else True
+                if has:
+                    continue
+                del waiting[stage]
+                if has is None:
+                    found[stage] = (later or commit, False)
+                else:
                     found[stage] = None if later is None else (later, True)
-                    del waiting[stage]
             if not waiting:
                 return found
             later = commit
         # The first commit of all has them, or the walk ended before it found them.
-        begun = later is not None and not self._git.parents(later)
+        begun = later is not None and self._git.is_first(later)
         return found | {stage: None if later is None else (later, begun) for stage in waiting}
 
-    def _has(self, raw: bytes | None, stage: Stage, entry: Entry) -> bool:
+    def _has(self, raw: bytes | None, stage: Stage, entry: Entry) -> bool | None:
+        """Whether a lock has the entry; None when too much was parsed already to find out."""
         if raw is None:
             return False
         if f"\n{rendered(stage.name, entry)}".encode(errors="surrogateescape") in raw:
             return True
         self._left -= len(raw)
         if self._left < 0:
-            return False
+            return None
         try:
             known = Lock.parse(yamlio.decode(raw, stage.lock), stage.lock).get(stage.name)
         except InvalidFileError:

@@ -136,8 +136,11 @@ class Journal:
             self._bound()
         folder = os.path.join(self._folder, memory.slug(stage))
         if not os.path.isdir(folder):
+            first = not os.path.isdir(self._folder)
             os.makedirs(folder, exist_ok=True)
             sync_folder(self._folder)
+            if first:
+                sync_folder(os.path.dirname(self._folder))
         executed = outcome != CACHED
         record = {
             "version": 1,

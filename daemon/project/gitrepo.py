@@ -138,6 +138,10 @@ class GitRepo:
         """The parents of a commit that are in this clone (a shallow one ends somewhere)."""
         return [sha for each in self._repo[commit].parent_ids if self.has_commit(sha := str(each))]
 
+    def is_first(self, commit: str) -> bool:
+        """Whether a commit has no parents, in this clone or elsewhere."""
+        return not self._repo.is_shallow and not self._repo[commit].parent_ids
+
     def _commit_of(self, reference: str) -> Any:
         try:
             return self._repo.references[reference].peel(pygit2.Commit).id

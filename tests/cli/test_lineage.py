@@ -38,6 +38,8 @@ def test_lineage_and_runs_as_they_are_printed(home: Home) -> None:
     assert [line.split()[1] for line in down if "──" in line] == ["first", "second"]
     table = home.run("runs").stdout.splitlines()
     assert table[0].split() == ["began", "stage", "outcome", "seconds", "user", "host", "code"] and len(table) == 3
+    last = json.loads(home.run("why", "--last", "--json", "first").stdout)["stages"][0]
+    assert last["run"]["reasons"] == last["reasons"] and last["run"]["outcome"] == "ran"
     (line,) = home.run("runs", "--jsonl", "first").stdout.splitlines()
     assert json.loads(line)["stage"] == "first"
     assert json.loads(home.run("runs", "--json", "first").stdout) == {"runs": [json.loads(line)]}

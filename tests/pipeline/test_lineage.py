@@ -16,6 +16,7 @@ from tests.project.verbhelp import Project
 
 from millpond.daemon import wirepath
 from millpond.daemon.errors import RevisionError, TargetError
+from millpond.daemon.pipeline import origins
 from millpond.daemon.pipeline.provenance import folder_of
 
 FILES = {
@@ -167,6 +168,35 @@ def test_what_there_is_not(pipe: Pipe) -> None:
     late = asked(project, "late")
     assert told(late, "never ran") and steps(late)["late"]["deps"][0]["from"] == [{"id": "train", "state": "unknown"}]
     assert "train" in steps(late)
+
+
+def test_a_bound_on_history_is_told(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = pipe.project
+    shutil.rmtree(folder_of(project.open()))
+    project.git("commit", "-q", "--allow-empty", "-m", "2")
+    head = project.git("rev-parse", "HEAD").strip()
+    monkeypatch.setattr(origins, "MOST_COMMITS", 1)
+    assert steps(asked(project, "model"))["train"]["code"] == {"how": "at or before commit", "rev": head}
+    monkeypatch.setattr(origins, "_MOST_BYTES", 0)
+    project.write("dvc.lock", project.read("dvc.lock").replace("lr: 0.1", "lr: 0.3"))
+    assert steps(asked(project, "model"))["train"]["code"]["how"] == "at or before commit"
+    monkeypatch.undo()
+    assert steps(asked(project, "model"))["train"]["code"] == {"how": "not committed"}
+
+
+def test_a_folder_with_sources_and_outputs_in_it(project: Project) -> None:
+    text = "stages:\n  a:\n    wdir: w\n    cmd: cp ../in ../o\n    deps: [../in]\n    outs: [../o]\n"
+    pipe = Pipe(project, {"sub/in": "1", "sub/w/x": "", "sub/dvc.yaml": text})
+    project.write("dvc.yaml", "stages:\n  t:\n    cmd: cat sub/o sub/in > m\n    deps: [sub]\n    outs: [m]\n")
+    project.git("add", "-A")
+    pipe.repro("sub/dvc.yaml")
+    pipe.repro("t")
+    found = asked(project, "m")
+    (dep,) = steps(found)["t"]["deps"]
+    assert dep["from"] == [{"id": "sub/dvc.yaml:a", "state": "unknown"}] and dep["source"] == "git"
+    assert len(told(found, "unknown")) == 1, "DVC does not keep the manifests of dependencies"
+    inside = project.run("lineage", target="o", cwd=project.root / "sub")
+    assert [(row["id"], row["name"]) for row in inside["steps"]] == [("sub/dvc.yaml:a", "a")]
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -67,6 +67,8 @@ def test_every_run_is_recorded(project: Project) -> None:
     found = records(project)
     assert [each["outcome"] for each in found] == ["ran", "ran", "cached", "failed", "failed"]
     assert [each["exit_code"] for each in found] == [0, 0, None, 3, 0]
+    assert project.run("why", "one", last=True)["stages"][0]["run"] == found[4]
+    assert [each["outcome"] for each in project.run("runs", "one", most=2)["runs"]] == ["failed", "failed"]
     assert "was not made" in str(found[4]["error"]) and found[2]["usage"] is None
     assert Records(project.open()).of_entry(lock.entries["one"]) == found[0], "the run, not what brought it back"
 

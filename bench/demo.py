@@ -145,6 +145,7 @@ def pipeline(shell: Shell) -> None:
     shell.run("millpond", "plots", "diff")
     shell.run("git", "commit", "-qam", "trained more freely")
     shell.run("millpond", "repro", "--check")
+    shell.run("millpond", "lineage", "model.npz")
     if demo_pipeline.accuracy(shell.cwd) <= before:
         raise RuntimeError(f"the model is no better than the first, whose accuracy was {before}")
 

@@ -10,6 +10,7 @@ from typing import Any
 from millpond.daemon.errors import (
     CancelledError,
     ConflictError,
+    DaemonUnavailableError,
     MillpondError,
     ObjectMissingError,
     StageFailedError,
@@ -134,6 +135,8 @@ class Turns:
         try:
             entry = recorder.store(stage, keep=keep)
             self._say_all(recorder.record(stage, entry, remember=keep, run=turn.run))
+        except DaemonUnavailableError:  # a job does it again with the next daemon
+            raise
         except MillpondError as error:
             self.failed(turn, error)
             raise

@@ -278,8 +278,13 @@ def _log_to(path: str) -> None:
     with contextlib.suppress(OSError):
         if os.path.getsize(path) > _LOG_BYTES:
             os.unlink(path)
-    # Open from the beginning: what is to be said may be that there are no descriptors left.
-    handler = logging.FileHandler(path)
+    # Open from the beginning: what is to be said may be that there are no descriptors left. In system mode the folder is the daemon's,
+    # and what is said goes where the zygote's own words go.
+    handler: logging.Handler
+    try:
+        handler = logging.FileHandler(path)
+    except OSError:
+        handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
     logger = logging.getLogger("millpond")
     logger.addHandler(handler)

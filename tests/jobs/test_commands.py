@@ -53,9 +53,11 @@ def test_many_run_side_by_side(commands: Commands) -> None:
 
 def test_what_it_used_is_its_own(commands: Commands) -> None:
     small = commands.run(sh("exit 3"), Heard())
-    large = commands.run(CommandSpec(["python3", "-c", "x = b'x' * 300_000_000; sum(range(3_000_000))"], ENV), Heard())
+    large = commands.run(CommandSpec(["python3", "-c", "x = b'x' * 700_000_000; sum(range(3_000_000))"], ENV), Heard())
     assert (small.exit_code, small.signal, small.code) == (3, None, 3)
-    assert large.code == 0 and large.max_rss_bytes > 300_000_000 > small.max_rss_bytes
+    assert large.code == 0 and large.max_rss_bytes > 700_000_000
+    # A peak counts from the fork on, so it is never below that of the process which forked.
+    assert small.max_rss_bytes < large.max_rss_bytes
     assert large.user_s > small.user_s and large.seconds > 0
     killed = commands.run(sh("kill -TERM $$"), Heard())
     assert (killed.exit_code, killed.signal, killed.code) == (None, signal.SIGTERM, 143)
@@ -81,7 +83,7 @@ def test_what_cannot_be_run_is_named(commands: Commands, spec: CommandSpec, numb
     with pytest.raises(OSError) as caught:
         commands.start(spec, Heard())
     assert (caught.value.errno, caught.value.filename) == (number, what)
-    assert set(os.listdir("/proc/self/fd")) == before
+    assert set(os.listdir("/proc/self/fd")) <= before
 
 
 def test_an_interrupted_run_ends_the_command_and_what_it_started(commands: Commands, tmp_path: Path) -> None:

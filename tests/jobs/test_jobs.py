@@ -9,7 +9,7 @@ import resource
 import shutil
 import signal
 import sqlite3
-import subprocess
+import termios
 import threading
 import time
 from collections.abc import Iterator
@@ -198,7 +198,7 @@ def test_a_terminal_is_had_when_the_client_has_one(client: Client, tmp_path: Pat
     jobs.pid_in(tmp_path / "r")
     tty = (jobs.folder(job) / "begun.json").read_text().split('"tty": "')[1].split('"')[0]
     with open(tty, "wb", buffering=0) as file:
-        subprocess.run(["stty", "rows", "11", "cols", "22"], stdin=file, check=True)
+        termios.tcsetwinsize(file, (11, 22))
     row = jobs.wait(client, job)
     assert row["state"] == "succeeded", jobs.output(row)
     lines = jobs.output(row).decode().splitlines()

@@ -98,6 +98,7 @@ def test_an_add_a_fetch_and_a_reader_find_room(team: Team) -> None:
     assert contents(ann.repo / "e") == second and not ann.run("status").stderr
     report = evict(ann, "--to", "8MB", "--dry")
     assert report["remote_only"]["objects"] > 0 and report["projects"][0]["bytes"] > 4_000_000
+    time.sleep(1)
     write(ann, "f", 3)
     refused = ann.run("add", "f", code=7)
     sentence(refused)

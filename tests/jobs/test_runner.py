@@ -40,7 +40,7 @@ def test_commands_with_labels_are_told_apart_line_by_line(tmp_path: Path, pipes:
         )
     ended = [runner.wait(), runner.wait()]
     runner.stop()
-    assert {(each.key, each.code) for each in ended} == {("a", 3), ("b", 3)} and ended[0].seconds >= 0.2
+    assert {(each.key, each.code) for each in ended} == {("a", 3), ("b", 3)} and ended[0].seconds >= 0.19
     assert sorted(os.read(read[0], 1000).splitlines()) == [b"a: 1a2", b"a: 3", b"b: 1b2", b"b: 3"]
     assert sorted(os.read(read[1], 1000).splitlines()) == [b"a: x", b"b: x"]
     assert (tmp_path / "logs/a").read_bytes() in (b"1a2\n3x\n", b"1ax\n2\n3", b"1a2\nx\n3")

@@ -248,7 +248,6 @@ class _Credentials:
 
     def __call__(self) -> Any:
         with self._lock:
-            self.error = None
             try:
                 if self._found is None:
                     self._found = self._settings.session().get_credentials()
@@ -261,6 +260,8 @@ class _Credentials:
                     hint="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, or log in (aws sso login)",
                 )
                 raise
+            # Not before they are found: another request that failed for want of them may be reading why just now.
+            self.error = None
         return {
             "access_key_id": frozen.access_key,
             "secret_access_key": frozen.secret_key,

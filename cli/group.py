@@ -160,18 +160,23 @@ def settings_option(name: str, help: str) -> Callable[[Callback], Callback]:
     return click.option(name, multiple=True, metavar="NAME=VALUE", callback=parsed, help=help)
 
 
+def with_options(function: Callback, *options: Callback) -> Callback:
+    """A command with these options and arguments of click, in this order, for several commands that have them in common."""
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
 def repo_settings(function: Callback) -> Callback:
     """Options for a repository that is elsewhere; the verb's `spread` must have --remote-config."""
-    options = (
+    return with_options(
+        function,
         click.option(
             "--config", metavar="PATH", type=click.Path(), help="A config file to lay over the repository's own."
         ),
         click.option("--remote", metavar="NAME", help="Which of the repository's remotes has the data."),
         settings_option("--remote-config", "Settings to lay over that remote's; all words that follow."),
     )
-    for option in reversed(options):
-        function = option(function)
-    return function
 
 
 class Group(click.Group):

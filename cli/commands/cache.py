@@ -12,7 +12,7 @@ from millpond.cli import exits, render, text
 from millpond.cli.commands.settings import level_options
 from millpond.cli.connection import request, verb
 from millpond.cli.console import Console
-from millpond.cli.group import Callback, Group, json_option
+from millpond.cli.group import Callback, Group, json_option, with_options
 from millpond.daemon import wirepath
 from millpond.daemon.errors import ObjectMissingError, UsageError
 
@@ -21,7 +21,8 @@ Rows = list[tuple[str, str]]
 
 def _versions(function: Callback) -> Callback:
     """TARGETS and the options that say of which versions; a command gets them as `versions`, its request's parameters."""
-    options = (
+    return with_options(
+        function,
         click.argument("targets", nargs=-1, type=click.Path()),
         click.option("-R", "--recursive", is_flag=True, help="Targets may be directories: all .dvc files below them."),
         click.option(
@@ -31,9 +32,6 @@ def _versions(function: Callback) -> Callback:
         click.option("-T", "--all-tags", is_flag=True, help="All tags."),
         click.option("-A", "--all-commits", is_flag=True, help="All commits."),
     )
-    for option in reversed(options):
-        function = option(function)
-    return function
 
 
 def _params(targets: tuple[str, ...], revs: tuple[str, ...], **flags: bool) -> dict[str, Any]:

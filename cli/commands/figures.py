@@ -11,7 +11,7 @@ import click
 from millpond.cli import text
 from millpond.cli.connection import verb
 from millpond.cli.console import Console
-from millpond.cli.group import Callback, Group, Spread, json_option
+from millpond.cli.group import Callback, Group, Spread, json_option, with_options
 from millpond.daemon import wirepath
 from millpond.daemon.pipeline.compare import flat
 
@@ -22,7 +22,8 @@ _ABSENT = "-"
 
 def _between(function: Callback) -> Callback:
     """Two revisions, and how what differs is shown."""
-    options = (
+    return with_options(
+        function,
         click.argument("a_rev", required=False),
         click.argument("b_rev", required=False),
         click.option(
@@ -33,9 +34,6 @@ def _between(function: Callback) -> Callback:
         click.option("--no-path", is_flag=True, help="Leave out the files' paths."),
         json_option,
     )
-    for option in reversed(options):
-        function = option(function)
-    return function
 
 
 def _precision(function: Callback) -> Callback:

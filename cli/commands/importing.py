@@ -11,7 +11,16 @@ import click
 from millpond.cli import render
 from millpond.cli.connection import verb
 from millpond.cli.console import Console
-from millpond.cli.group import Callback, Spread, Verb, json_option, refused, repo_settings, settings_option
+from millpond.cli.group import (
+    Callback,
+    Spread,
+    Verb,
+    json_option,
+    refused,
+    repo_settings,
+    settings_option,
+    with_options,
+)
 from millpond.cli.place import config_file
 from millpond.daemon import wirepath
 
@@ -21,7 +30,8 @@ _VERSIONS = "versions of objects in a bucket are not read yet"
 
 def _how(function: Callback) -> Callback:
     """What `import` and `import-url` have in common."""
-    options = (
+    return with_options(
+        function,
         click.option("--no-exec", is_flag=True, help="Write the .dvc file only; look at nothing."),
         click.option("--no-download", is_flag=True, help="Write the .dvc file, and bring no data."),
         click.option(
@@ -29,9 +39,6 @@ def _how(function: Callback) -> Callback:
         ),
         click.option("-f", "--force", is_flag=True, help="Overwrite what is there."),
     )
-    for option in reversed(options):
-        function = option(function)
-    return function
 
 
 @click.command(

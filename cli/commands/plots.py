@@ -13,14 +13,15 @@ from millpond.cli import exits, text
 from millpond.cli.commands import chart
 from millpond.cli.connection import verb
 from millpond.cli.console import Console
-from millpond.cli.group import Callback, Group, Spread
+from millpond.cli.group import Callback, Group, Spread, with_options
 from millpond.daemon import wirepath
 from millpond.daemon.errors import InvalidFileError
 
 
 def _looks(function: Callback) -> Callback:
     """How a plot looks."""
-    options = (
+    return with_options(
+        function,
         click.option("-t", "--template", metavar="NAME", help="Draw by this template."),
         click.option("-x", "x", metavar="FIELD", help="Field of the x axis."),
         click.option("-y", "y", metavar="FIELD", help="Field of the y axis."),
@@ -29,14 +30,12 @@ def _looks(function: Callback) -> Callback:
         click.option("--x-label", metavar="TEXT", help="Label of the x axis."),
         click.option("--y-label", metavar="TEXT", help="Label of the y axis."),
     )
-    for option in reversed(options):
-        function = option(function)
-    return function
 
 
 def _output(function: Callback) -> Callback:
     """What becomes of it."""
-    options = (
+    return with_options(
+        function,
         click.option("-o", "--out", metavar="PATH", type=click.Path(), help="Folder for the report (dvc_plots)."),
         click.option("--show-vega", is_flag=True, help="Print the Vega-Lite specification of one plot."),
         click.option("--json", "as_json", is_flag=True, help="Print all plots as JSON."),
@@ -44,9 +43,6 @@ def _output(function: Callback) -> Callback:
         click.option("--open", "opened", is_flag=True, help="Open the report in the browser."),
         click.option("--html-template", metavar="PATH", type=click.Path(), help="A page of your own to put plots in."),
     )
-    for option in reversed(options):
-        function = option(function)
-    return function
 
 
 @click.group(cls=Group)

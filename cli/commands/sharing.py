@@ -10,7 +10,7 @@ import click
 from millpond.cli import exits, render, text
 from millpond.cli.connection import verb
 from millpond.cli.console import Console
-from millpond.cli.group import Callback, Verb, json_option
+from millpond.cli.group import Callback, Verb, json_option, with_options
 from millpond.daemon import wirepath
 from millpond.daemon.errors import ObjectMissingError, StoreDamagedError
 
@@ -21,7 +21,8 @@ _CHECKOUT_PATHS = frozenset({"added", "modified", "deleted", "failed"})
 
 def _common(function: Callback) -> Callback:
     """What the three have in common; a command gets it as `common`."""
-    options = (
+    return with_options(
+        function,
         click.argument("targets", nargs=-1, type=click.Path()),
         click.option("-r", "--remote", metavar="NAME", help="This remote instead of the default one."),
         click.option(
@@ -36,9 +37,6 @@ def _common(function: Callback) -> Callback:
             "--run-cache/--no-run-cache", default=False, help="Also what stages made of what (not by default)."
         ),
     )
-    for option in reversed(options):
-        function = option(function)
-    return function
 
 
 def _params(targets: tuple[str, ...], **rest: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import ssl
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 from millpond.daemon.errors import ObjectMissingError, RemoteChangedError, RemoteError
 
@@ -130,6 +130,28 @@ class Base(ABC):
         """For kinds that remove one after the other."""
         for key in keys:
             self.delete(key)
+
+
+class ReadOnly(Base):
+    """What the kinds tell alike that nothing is written to or removed from."""
+
+    lists = False
+
+    def put(self, key: str, data: Data, *, create: bool = False) -> bool:
+        self._refuse()
+
+    def put_stream(self, key: str, pieces: Iterable[Data], size: int) -> None:
+        self._refuse()
+
+    def put_many(self, items: Sequence[tuple[str, Data]]) -> None:
+        self._refuse()
+
+    def delete(self, key: str) -> None:
+        self._refuse()
+
+    @abstractmethod
+    def _refuse(self) -> NoReturn:
+        """Raise RemoteConfigError: why nothing is written there."""
 
 
 class Counted:

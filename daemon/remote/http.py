@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
 from http.client import HTTPException
 from typing import NoReturn
@@ -19,7 +19,7 @@ import urllib3
 from urllib3 import BaseHTTPResponse, exceptions
 
 from millpond.daemon.errors import CredentialsError, MillpondError, RemoteConfigError, RemoteError
-from millpond.daemon.remote.backend import FINAL, Base, Data, Entry, Got, why
+from millpond.daemon.remote.backend import FINAL, Entry, Got, ReadOnly, why
 from millpond.daemon.remote.httpsettings import HttpSettings
 from millpond.daemon.remote.httpspool import Spool, Spools
 
@@ -37,13 +37,12 @@ _RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)")
 _UNREACHED = (exceptions.NewConnectionError, exceptions.ConnectTimeoutError, exceptions.ProxyError, exceptions.SSLError)
 
 
-class HttpBackend(Base):
+class HttpBackend(ReadOnly):
     """See Backend. `etag` is the server's, or what it says of time and size: then only as good as its clock; None where it says
     nothing."""
 
     near = False
     many = 1
-    lists = False
 
     def __init__(self, name: str, settings: HttpSettings) -> None:
         self.name = name
@@ -105,18 +104,6 @@ class HttpBackend(Base):
         if etag is not None and spool.entry.etag not in (None, etag):
             raise self.changed(key)
         return spool.read(start, size)
-
-    def put(self, key: str, data: Data, *, create: bool = False) -> bool:
-        self._refuse()
-
-    def put_stream(self, key: str, pieces: Iterable[Data], size: int) -> None:
-        self._refuse()
-
-    def put_many(self, items: Sequence[tuple[str, Data]]) -> None:
-        self._refuse()
-
-    def delete(self, key: str) -> None:
-        self._refuse()
 
     def list(self, prefix: str) -> Iterator[Entry]:
         raise RemoteConfigError(

@@ -8,14 +8,14 @@ and size that the pointer says, and, as everything is, against its MD5. So anoth
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from posixpath import join
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from millpond.daemon.errors import RemoteChangedError, RemoteConfigError
 from millpond.daemon.project.fileversions import manifest_of
-from millpond.daemon.remote.backend import Base, Data, Entry, Got
+from millpond.daemon.remote.backend import Entry, Got, ReadOnly
 from millpond.daemon.remote.layout import digest_of
 
 if TYPE_CHECKING:
@@ -72,12 +72,11 @@ class Catalog:
         return None
 
 
-class VersionedBackend(Base):
+class VersionedBackend(ReadOnly):
     """See Backend; nothing can be written or listed. `kind` is the flag that makes the remote one."""
 
     # There are no listings by digest.
     near = True
-    lists = False
     many = 1
 
     def __init__(self, inner: VersionReader, kind: str, catalog: Catalog) -> None:
@@ -109,18 +108,6 @@ class VersionedBackend(Base):
         if etag is not None and entry.etag != etag:
             raise self.changed(key)
         return Got(got.data, entry)
-
-    def put(self, key: str, data: Data, *, create: bool = False) -> bool:
-        self._refuse()
-
-    def put_stream(self, key: str, pieces: Iterable[Data], size: int) -> None:
-        self._refuse()
-
-    def put_many(self, items: Sequence[tuple[str, Data]]) -> None:
-        self._refuse()
-
-    def delete(self, key: str) -> None:
-        self._refuse()
 
     def list(self, prefix: str) -> Iterator[Entry]:
         raise RemoteConfigError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import posixpath
+from contextlib import AbstractContextManager
 from typing import Any
 
 from millpond.daemon import wirepath
@@ -49,16 +50,7 @@ def get_url(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
     RemoteChangedError, CredentialsError, DiskFullError."""
     url = wirepath.decode(params["url"])
     place = _place(url, params)
-    with source.opened(
-        url,
-        _config(),
-        dict(params.get("fs_config") or {}),
-        os.environ,
-        folder=os.path.realpath(os.getcwd()),
-        jobs=params.get("jobs"),
-        rate=rate(os.environ),
-        everything=True,
-    ) as found:
+    with _opened(url, params, jobs=params.get("jobs"), rate=rate(os.environ)) as found:
         return _delivered(context, found, place, params)
 
 
@@ -70,14 +62,7 @@ def list_url(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
     """
     url = wirepath.decode(params["url"])
     level = params.get("level")
-    with source.opened(
-        url,
-        _config(),
-        dict(params.get("fs_config") or {}),
-        os.environ,
-        folder=os.path.realpath(os.getcwd()),
-        everything=True,
-    ) as found:
+    with _opened(url, params) as found:
         top = found.path if isinstance(found, source.LocalSource) else shown_url(url)
         if not found.is_dir or level == 0:
             return {"rows": [[wirepath.encode(top), 0, found.is_dir, None if found.is_dir else found.sizes[0]]]}
@@ -138,6 +123,15 @@ def _storage(files: repofiles.RepoFiles, path: str) -> str:
     if own is None and project.config.get("core", "remote") is None and files.external.top is not None:
         return str(project.cache.path_of(name))
     return posixpath.join(files.link(root, own).remote.url, key_of(name))
+
+
+def _opened(
+    url: str, params: dict[str, Any], *, jobs: int | None = None, rate: float | None = None
+) -> AbstractContextManager[Source]:
+    """All that a url names, seen from the current folder."""
+    here = os.path.realpath(os.getcwd())
+    settings = dict(params.get("fs_config") or {})
+    return source.opened(url, _config(), settings, os.environ, folder=here, jobs=jobs, rate=rate, everything=True)
 
 
 def _config() -> Config:

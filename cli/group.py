@@ -57,6 +57,7 @@ ENTRIES: dict[str, Entry] = {
     "ls-url": Entry("getting", "list_url", "As `list-url`.", _REMOTES),
     "update": Entry("importing", "update", "Bring what has changed at the sources of imports.", _REMOTES),
     "stage": Entry("stages", "stage", "Add and list stages.", _PIPELINES),
+    "run": Entry("stages", "run", "An old name of `stage add --run`.", _PIPELINES),
     "repro": Entry("repro", "repro", "Run stages that are out of date.", _PIPELINES),
     "why": Entry("repro", "why", "Say why a stage would run, or did.", _PIPELINES),
     "runs": Entry("lineage", "runs", "List the last runs of stages.", _PIPELINES),

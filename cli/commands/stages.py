@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,9 +12,13 @@ import click
 from millpond.cli import render, text
 from millpond.cli.connection import verb
 from millpond.cli.console import Console
-from millpond.cli.group import Callback, Group, Verb, json_option
+from millpond.cli.group import Callback, Group, Verb, json_option, refused, with_options
 from millpond.daemon import wirepath
 from millpond.daemon.errors import UsageError
+
+_WORDS = "millpond.words"
+# Options of `run` that `stage add` has not.
+_OURS = frozenset({"--no-exec", "--no-commit", "--no-run-cache"})
 
 
 @click.group(cls=Group)
@@ -23,6 +28,29 @@ def stage() -> None:
 
 def _paths(*names: str, help: str) -> Callable[[Callback], Callback]:
     return click.option(*names, multiple=True, metavar="PATH", type=click.Path(), help=help)
+
+
+def _stage_options(function: Callback) -> Callback:
+    """What a stage is, as options of `stage add` and of its old name."""
+    return with_options(
+        function,
+        _paths("-d", "--deps", help="A file or directory that the command reads."),
+        click.option("-p", "--params", multiple=True, metavar="[FILE:]KEYS", help="Parameters that the command uses."),
+        _paths("-o", "--outs", help="A file or directory that the command makes."),
+        _paths("-O", "--outs-no-cache", help="As -o, kept by Git."),
+        _paths("--outs-persist", help="As -o, not removed before the command runs."),
+        _paths("--outs-persist-no-cache", help="As -O, not removed before the command runs."),
+        _paths("-m", "--metrics", help="A file of metrics that the command makes."),
+        _paths("-M", "--metrics-no-cache", help="As -m, kept by Git."),
+        _paths("--plots", help="A file of plots that the command makes."),
+        _paths("--plots-no-cache", help="As --plots, kept by Git."),
+        click.option(
+            "-w", "--wdir", metavar="PATH", type=click.Path(), help="The directory in which the command runs."
+        ),
+        click.option("--always-changed", is_flag=True, help="Have the stage run in every repro."),
+        click.option("--desc", metavar="TEXT", help="What the stage is for."),
+        click.option("-f", "--force", is_flag=True, help="Overwrite a stage of that name."),
+    )
 
 
 @stage.command(
@@ -35,61 +63,84 @@ Added stage 'train' in 'dvc.yaml'
 """,
 )
 @click.option("-n", "--name", required=True, metavar="NAME", help="The stage's name.")
-@click.option("-f", "--force", is_flag=True, help="Overwrite a stage of that name.")
-@_paths("-d", "--deps", help="A file or directory that the command reads.")
-@click.option("-p", "--params", multiple=True, metavar="[FILE:]KEYS", help="Parameters that the command uses.")
-@_paths("-o", "--outs", help="A file or directory that the command makes.")
-@_paths("-O", "--outs-no-cache", help="As -o, kept by Git.")
-@_paths("--outs-persist", help="As -o, not removed before the command runs.")
-@_paths("--outs-persist-no-cache", help="As -O, not removed before the command runs.")
-@_paths("-m", "--metrics", help="A file of metrics that the command makes.")
-@_paths("-M", "--metrics-no-cache", help="As -m, kept by Git.")
-@_paths("--plots", help="A file of plots that the command makes.")
-@_paths("--plots-no-cache", help="As --plots, kept by Git.")
-@click.option("-w", "--wdir", metavar="PATH", type=click.Path(), help="The directory in which the command runs.")
-@click.option("--always-changed", is_flag=True, help="Have the stage run in every repro.")
-@click.option("--desc", metavar="TEXT", help="What the stage is for.")
+@_stage_options
 @click.option("--run", is_flag=True, help="Run the stage at once.")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.pass_obj
-def stage_add(
-    console: Console,
-    /,
-    name: str,
-    force: bool,
-    params: tuple[str, ...],
-    wdir: str | None,
-    always_changed: bool,
-    desc: str | None,
-    run: bool,
-    command: tuple[str, ...],
-    **paths: tuple[str, ...],
-) -> None:
+def stage_add(console: Console, /, run: bool, **described: Any) -> None:
     """Add a stage to the dvc.yaml here, which is made when there is none.
 
     Paths are relative to the working directory of the stage. Options come before the command.
     """
-    asked = {
-        "name": name,
-        "force": force,
-        "cmd": _joined(command),
-        "params": [wirepath.encode(each) for each in params],
-        "wdir": None if wdir is None else wirepath.encode(wdir),
-        "always_changed": always_changed,
-        "desc": desc,
-        **{option: [wirepath.encode(path) for path in given] for option, given in paths.items()},
+    _add(console, described, run={} if run else None)
+
+
+def _add(console: Console, described: dict[str, Any], *, run: dict[str, bool] | None) -> None:
+    """Add the stage that `_stage_options`, a name and a command describe; run it, with these options of `repro`, unless None."""
+    name, command = described["name"], described["command"]
+    given = {
+        option: [wirepath.encode(each) for each in value] if isinstance(value, tuple) else value
+        for option, value in described.items()
+        if option != "command"
     }
+    wdir = described["wdir"]
+    asked = {**given, "cmd": _joined(command), "wdir": None if wdir is None else wirepath.encode(wdir)}
     result = verb(console, "stage.add", asked)
     for warning in result["warnings"]:
         console.warn(wirepath.decode(warning))
     console.say(f"{'Modified' if result['changed'] else 'Added'} stage '{name}' in 'dvc.yaml'")
-    if run:
+    if run is not None:
         from millpond.cli.commands.repro import reproduce
 
-        wanted = {"targets": [wirepath.encode(name)], "single_item": True, "quiet": console.quiet}
+        wanted = {"targets": [wirepath.encode(name)], "single_item": True, "quiet": console.quiet, **run}
         reproduce(console, wanted)
     for line in render.add_lines(result, config=None):
         console.say(line)
+
+
+class _OldRun(Verb):
+    """Keeps its words as they were typed, to say what they are called now."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[_WORDS] = list(args)
+        return super().parse_args(ctx, args)
+
+
+@click.command(
+    "run",
+    cls=_OldRun,
+    context_settings={"allow_interspersed_args": False, "help_option_names": []},
+    example="""
+$ millpond run -n train -d data -o model.pkl python train.py
+`run` is an old name: this is `millpond stage add --run -n train -d data -o model.pkl python train.py`
+Added stage 'train' in 'dvc.yaml'
+Running stage 'train':
+> python train.py
+""",
+)
+@click.option("-n", "--name", metavar="NAME", help="The stage's name.")
+@_stage_options
+@click.option("--no-exec", is_flag=True, help="Only add the stage.")
+@click.option("--no-commit", is_flag=True, help="Do not store what the stage makes.")
+@click.option("--no-run-cache", is_flag=True, help="Run the command though it was run before with the same inputs.")
+@refused("--single-stage", reason="stages have names, in dvc.yaml", is_flag=True)
+@refused("--external", reason="outputs elsewhere are named by -O URL", is_flag=True)
+@refused("-c", "--checkpoints", reason="checkpoints are no part of DVC 3", multiple=True)
+@refused("--live", reason="it is no part of DVC 3", multiple=True)
+@refused("--file", reason="stages stand in the dvc.yaml of the directory where `run` is typed; use --cd")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
+def run(ctx: click.Context, /, no_exec: bool, no_commit: bool, no_run_cache: bool, **described: Any) -> None:
+    """DVC 2's name for `stage add --run`, and with --no-exec for `stage add`: add a stage to dvc.yaml and run it."""
+    if not described["name"]:
+        raise UsageError(
+            "a stage needs a name", hint="`millpond stage add --run -n NAME ...` is what `run` is called now"
+        )
+    words: list[str] = ctx.meta[_WORDS]
+    options = [word for word in words[: len(words) - len(described["command"])] if word not in _OURS]
+    now = ["millpond", "stage", "add", *([] if no_exec else ["--run"]), *options, *described["command"]]
+    ctx.obj.warn(f"`run` is an old name: this is `{text.printable(shlex.join(now))}`")
+    _add(ctx.obj, described, run=None if no_exec else {"no_commit": no_commit, "no_run_cache": no_run_cache})
 
 
 def _joined(words: tuple[str, ...]) -> str:

@@ -111,6 +111,22 @@ def test_stage_add_and_run(home: Home) -> None:
     assert "third:" in (home.repo / "dvc.lock").read_text()
 
 
+def test_run_is_the_old_name_of_stage_add(home: Home) -> None:
+    begin(home)
+    done = home.run("run", "-n", "third", "-d", "src", "-o", "three", "cp", "-f", "src", "three")
+    assert "this is `millpond stage add --run -n third -d src -o three cp -f src three`" in done.stderr
+    assert (home.repo / "three").read_text() == "1"
+    assert "third:" in (home.repo / "dvc.lock").read_text()
+    done = home.run("run", "--no-exec", "-n", "fourth", "-d", "three", "-o", "four", "cp three four --no-exec")
+    assert "this is `millpond stage add -n fourth -d three -o four 'cp three four --no-exec'`" in done.stderr
+    assert not (home.repo / "four").exists()
+    assert "cmd: cp three four --no-exec" in (home.repo / "dvc.yaml").read_text()
+    before = (home.repo / "dvc.yaml").read_bytes()
+    assert "-n NAME" in home.run("run", "cp", "src", "five", code=254).stderr
+    assert "checkpoints" in home.run("run", "-n", "six", "-c", "x", "true", code=254).stderr
+    assert (home.repo / "dvc.yaml").read_bytes() == before
+
+
 def _runs(pid: int) -> bool:
     try:
         with open(f"/proc/{pid}/stat") as file:

@@ -257,12 +257,17 @@ def run(request: dict[str, Any], fds: list[int]) -> int:
         return 0
     except MillpondError as error:
         return _report(ready, error)
-    except Exception as error:
+    except Exception as failure:
         log.exception("the holder failed")
-        if isinstance(error, OSError) and isinstance(told := from_system(error, "serving the mount"), BusyError):
+        cause = failure
+        while isinstance(cause, ExceptionGroup):  # what a nursery raises; the first that failed is why
+            cause = cause.exceptions[0]
+        if isinstance(cause, MillpondError):
+            return _report(ready, cause)
+        if isinstance(cause, OSError) and isinstance(told := from_system(cause, "serving the mount"), BusyError):
             return _report(ready, told)
         return _report(
-            ready, InternalError(f"the mount's process failed: {error!r}", hint="see `millpond daemon logs`")
+            ready, InternalError(f"the mount's process failed: {cause!r}", hint="see `millpond daemon logs`")
         )
 
 

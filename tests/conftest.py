@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 from hypothesis import HealthCheck, settings
 from tests.jobs import reach
@@ -11,6 +12,11 @@ _QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function
 settings.register_profile("sample", deadline=None, max_examples=40, suppress_health_check=_QUIET)
 settings.register_profile("long", deadline=None, max_examples=400, suppress_health_check=_QUIET)
 settings.load_profile(os.environ.get("MILLPOND_TESTS", "sample"))
+
+
+def pytest_configure() -> None:
+    """Programs that tests start get SIGHUP as from a shell, though the tests themselves may run under nohup."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_unconfigure() -> None:

@@ -29,7 +29,7 @@ _MAX_LINE = 64 << 10
 @dataclass(frozen=True, slots=True)
 class Task:
     """A command to run by the shell of `env`: `key` is whose it is, `log` the absolute path of the file its output goes to, too, after
-    what is there with `append`; `label`: what each line begins with, if several run at once."""
+    what is there with `append`; `label`: what each line begins with, if several run at once; `keep`: descriptors that it inherits."""
 
     key: str
     command: str
@@ -38,6 +38,7 @@ class Task:
     log: str
     append: bool = False
     label: str = ""
+    keep: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,7 @@ class CommandRunner:
             task.cwd,
             output="terminal" if alone else "pipes",
             size=self._sink.size,
-            keep=(log,),
+            keep=(log, *task.keep),
         )
         try:
             command = self._commands.start(spec, lambda stream, data: self._pass_on(running, stream, data))

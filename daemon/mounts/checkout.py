@@ -18,6 +18,7 @@ from millpond.daemon.mounts.records import MountRecord
 from millpond.daemon.mounts.verbs import create, mount_values, require_fuse, umount_one
 from millpond.daemon.pipeline.status import status
 from millpond.daemon.project import checkout as files
+from millpond.daemon.project import running
 from millpond.daemon.project.outputs import Output
 from millpond.daemon.project.repo import Repo, printable
 from millpond.daemon.project.select import refuse_clashes, select
@@ -72,6 +73,7 @@ def _mount_output(context: WorkerContext, repo: Repo, output: Output, *, force: 
             return None
         umount_one(context, record, lazy=False, system=bool(found["system"]))
         change = "modified"
+    running.refuse(repo, writes=[output.path], env=os.environ)
     require_fuse(context, where)
     project = Project.find(repo.root)
     plan = Planner(project, context.client, context.store).plan(output.path, None)

@@ -13,6 +13,7 @@ from millpond.daemon.pipeline.recording import Recorder
 from millpond.daemon.pipeline.stage import Stage, address
 from millpond.daemon.pipeline.status import entry_of
 from millpond.daemon.project import commit as data
+from millpond.daemon.project import running
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.repo import Repo
 
@@ -37,6 +38,9 @@ def commit(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
             result = data.commit(context, asked if params.get("force") or not changed else {**asked, "dry": True})
         if not params.get("force") and (changed or "unconfirmed" in result):
             return {"unconfirmed": [*result.get("unconfirmed", []), *changed]}
+        places = [dep.place for stage in stages for dep in stage.deps if dep.place is not None]
+        places += [out.place for stage in stages for out in stage.outs if out.place is not None]
+        running.refuse(repo, reads=places, env=os.environ)
         for stage in stages:
             entry = recorder.store(stage, keep=True)
             recorder.record(stage, entry, remember=True)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from millpond.daemon import wirepath
-from millpond.daemon.errors import CancelledError, InternalError, MillpondError, StageFailedError
+from millpond.daemon.errors import BusyError, CancelledError, InternalError, MillpondError, StageFailedError
 from millpond.daemon.jobs.runner import GRACE_S, CommandRunner, Ended, Sink, Task
 from millpond.daemon.pipeline import graph, pipelines
 from millpond.daemon.pipeline.changed import Comparer
@@ -212,7 +212,9 @@ class Repro:
         first = len(running.rest) + 1 == len(stage.commands)
         label = f"{name}: " if self._options.jobs > 1 else ""
         folder = folder_of(stage, self._repo.root)
-        self._runner.start(Task(name, command, folder, env, self._memory.log(stage), not first, label))
+        claim = self._turns.claim_of(stage)
+        keep = () if claim is None else (claim,)
+        self._runner.start(Task(name, command, folder, env, self._memory.log(stage), not first, label, keep))
 
     def _guarded(self, stage: Stage, action: Callable[[], None]) -> None:
         """An error of the action is the stage's; others may go on, as the person wished."""
@@ -299,7 +301,7 @@ class Repro:
             "autostaged": autostaged,
         }
 
-    def _failed(self) -> StageFailedError:
+    def _failed(self) -> MillpondError:
         names = [printable(self._name(stage)) for stage in self._errors]
         left = [wirepath.encode(self._name(stage)) for stage, (how, _) in self._outcomes.items() if how == LEFT_OUT]
         details = {"failed": [wirepath.encode(name) for name in names], "left_out": left}
@@ -309,6 +311,8 @@ class Repro:
             hint = "; ".join([*where, "when they are mended, `millpond repro` goes on from there"])
             return StageFailedError(f"failed to reproduce stages: {shown}", hint=hint, details=details)
         (error,) = self._errors.values()
+        if isinstance(error, BusyError):  # somebody else runs it: nothing is to be mended
+            return error
         hint = "; ".join(filter(None, (error.hint, "when it is mended, `millpond repro` goes on from there")))
         message = f"failed to reproduce '{names[0]}': {error.message}"
         return StageFailedError(message, path=error.path, hint=hint, details=details)

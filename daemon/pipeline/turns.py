@@ -22,11 +22,12 @@ from millpond.daemon.pipeline import runcache
 from millpond.daemon.pipeline.changed import DEP, FORCED, NOT_IN_CACHE, OUT, Reason, elsewhere, remote_place
 from millpond.daemon.pipeline.graph import Graph
 from millpond.daemon.pipeline.lock import Locked, locked
+from millpond.daemon.pipeline.memory import slug
 from millpond.daemon.pipeline.planning import Options
 from millpond.daemon.pipeline.provenance import CACHED, RAN, Run
 from millpond.daemon.pipeline.recording import Recorder, outs_of
-from millpond.daemon.pipeline.stage import Stage, StageOut, address
-from millpond.daemon.project import add, targets
+from millpond.daemon.pipeline.stage import Dep, Stage, StageOut, address
+from millpond.daemon.project import add, running, targets
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.copying import remove_tree
 from millpond.daemon.project.durable import write_error
@@ -68,6 +69,7 @@ class Turns:
     say: Callable[[str], None]
     graph: Graph | None
     _forced: set[Stage] = field(default_factory=set)
+    _claims: dict[Stage, running.Claim] = field(default_factory=dict)
 
     def prepare(self, steps: Iterable[Stage]) -> None:
         """Look at all that the stages need and make, at once."""
@@ -87,16 +89,41 @@ class Turns:
         turn = Turn(stage, entry, reasons, forced=forced)
         if not self._counting(turn, allow_missing=self.options.allow_missing):
             turn.outcome = UNCHANGED
+        elif not self.options.dry:
+            reads, writes = _places(stage.deps), _places(stage.outs)
+            if stage.pointer is not None:  # its data is looked at, and stays as it is
+                reads, writes = writes, ()
+            running.refuse(self.repo, reads=reads, writes=writes, env=os.environ)
         return turn
 
     def perform(self, turn: Turn) -> str | None:
-        """Do all of the turn that needs no command; its outcome, or None when its commands are to be run."""
+        """Do all of the turn that needs no command; its outcome, or None when its commands are to be run: it is claimed then, until it
+        is recorded or has failed."""
+        outcome = ""
+        try:
+            outcome = self._perform(turn) or ""
+            return outcome or None
+        except BaseException:
+            outcome = "failed"
+            raise
+        finally:
+            if outcome:
+                self._release(turn.stage)
+
+    def claim_of(self, stage: Stage) -> int | None:
+        """The descriptor by which the stage's commands keep it claimed."""
+        claim = self._claims.get(stage)
+        return None if claim is None else claim.fd
+
+    def _perform(self, turn: Turn) -> str | None:
         stage = turn.stage
         name = self._name(stage)
         if turn.outcome == UNCHANGED:
             kind = "" if stage.pointer is not None else "Stage "
             self.say(f"{kind}'{name}' didn't change, skipping")
             return UNCHANGED
+        if stage.pointer is None and not self.options.dry:
+            self._claim(stage)
         if (
             not turn.forced
             and self.options.pull
@@ -142,11 +169,25 @@ class Turns:
             raise
         if keep:
             recorder.export(stage, entry)
+        self._release(stage)
 
     def failed(self, turn: Turn, error: MillpondError) -> None:
         """Its commands came to nothing: that is recorded, too."""
         if turn.run is not None:
             self.recorder.journal.failed(turn.stage, turn.run, error)
+        self._release(turn.stage)
+
+    def _claim(self, stage: Stage) -> None:
+        """Have nobody else run it, or change what it needs and makes, from before anything of it is touched."""
+        if stage not in self._claims:
+            job = getattr(self.context, "number", None)
+            told = running.Running(self._name(stage), job, os.getpid(), _places(stage.deps), _places(stage.outs))
+            self._claims[stage] = running.claim(self.repo, slug(stage), told)
+
+    def _release(self, stage: Stage) -> None:
+        claim = self._claims.pop(stage, None)
+        if claim is not None:
+            claim.release()
 
     def _entry(self, stage: Stage) -> Entry | None:
         return self.recorder.loaded.lock_of(stage).get(stage.name) if stage.name else None
@@ -364,6 +405,10 @@ class Turns:
 
     def _name(self, stage: Stage) -> str:
         return address(stage, self.repo.seen(stage.file))
+
+
+def _places(them: Iterable[Dep | StageOut]) -> tuple[str, ...]:
+    return tuple(each.place for each in them if each.place is not None)
 
 
 def _shared(output: Output, out: StageOut) -> Output:

@@ -15,7 +15,7 @@ from typing import Any
 from millpond.daemon import wirepath
 from millpond.daemon.errors import TargetError, UsageError
 from millpond.daemon.names import ObjectName
-from millpond.daemon.project import dvcfile, elsewhere, manifest, pointers, targets
+from millpond.daemon.project import dvcfile, elsewhere, manifest, pointers, running, targets
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.copying import replace_link
 from millpond.daemon.project.digests import LEGACY, Group, fill, forget_missing
@@ -135,6 +135,7 @@ class Adding:
         self._warnings: list[str] = []
 
     def run(self, chosen: list[Target]) -> dict[str, Any]:
+        running.refuse(self._repo, reads=[target.path for target in chosen], env=os.environ)
         jobs = self._jobs(chosen)
         self._hash(jobs)
         for job in jobs:

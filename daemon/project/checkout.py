@@ -10,7 +10,7 @@ from millpond.daemon import wirepath
 from millpond.daemon.errors import ConflictError, TargetError, UsageError
 from millpond.daemon.names import DIR_SUFFIX, ObjectName
 from millpond.daemon.pipeline.upstream import with_needed
-from millpond.daemon.project import manifest
+from millpond.daemon.project import manifest, running
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.outputs import Output, WorkTree
 from millpond.daemon.project.placer import Placer
@@ -58,6 +58,8 @@ def checkout(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
             contents += _abandoned(workspace, outputs)
         plans = Planner(workspace, progress).plans(contents)
         _check_inner(workspace, plans)
+        touched = [plan.content.path for plan in plans if plan.state is not None or plan.lost]
+        running.refuse(repo, writes=touched, env=os.environ)
         if not force:
             refuse_loss(repo, plans)
         failed = [] if allow_missing else [plan for plan in plans if plan.missing]

@@ -10,7 +10,7 @@ import itertools
 import os
 from typing import Any
 
-from millpond.daemon.project import outputs
+from millpond.daemon.project import outputs, running
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.copying import remove_tree
 from millpond.daemon.project.durable import remove_all, sync_file_system, write_error
@@ -36,6 +36,7 @@ def destroy(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
     with context.lock(repo.root, "write"):
         files, outs = _found(repo)
         refuse_mounted(repo, outs)
+        running.refuse(repo, writes=[""], env=os.environ)
         report = {"files": [repo.wire(file) for file in files], "cache": _cache(context, repo)}
         if not params.get("dry"):
             make_own(context, [repo.path(out.path) for out in outs if out.cache])

@@ -14,7 +14,7 @@ from typing import Any
 from millpond.daemon import wirepath
 from millpond.daemon.errors import ConflictError, TargetError, UsageError
 from millpond.daemon.mounts.place import mounted_at, require_mounted
-from millpond.daemon.project import dvcfile, gitignore, yamlio
+from millpond.daemon.project import dvcfile, gitignore, running, yamlio
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.durable import remove_all, rename, write_all, write_error
 from millpond.daemon.project.importing.pointer import with_md5
@@ -48,6 +48,7 @@ def move(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
     source, target = (wirepath.decode(params[key]) for key in ("source", "target"))
     with context.lock(repo.root, "write"):
         planned = _plan(repo, source, target)
+        running.refuse(repo, writes=[planned.output.path, planned.path], env=os.environ)
         old, new = repo.path(planned.output.path), repo.path(planned.path)
         missing = not os.path.lexists(old) and not os.path.lexists(new)
         try:

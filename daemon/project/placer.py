@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from millpond.daemon.errors import ConflictError, DiskFullError, MillpondError, ObjectMissingError, TargetError
 from millpond.daemon.names import ObjectName
+from millpond.daemon.project import running
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.copying import Staged, Staging, below, copy_into, remove_tree
 from millpond.daemon.project.digests import Group
@@ -58,7 +59,10 @@ class Placer:
         self.apply([plan])
 
     def apply(self, plans: Sequence[Plan]) -> None:
-        """Carry out all plans. Raises DiskFullError, TargetError (cannot write), StoreDamagedError, ConflictError."""
+        """Carry out all plans. Raises DiskFullError, TargetError (cannot write), StoreDamagedError, ConflictError, BusyError (a stage
+        that runs needs what would change; nothing was changed)."""
+        touched = [plan.content.path for plan in plans if plan.state is not None]
+        running.refuse(self._repo, writes=touched, env=os.environ)
         try:
             for plan in plans:
                 self._remove(plan)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from millpond.daemon import wirepath
 from millpond.daemon.errors import ConflictError, StoreDamagedError, TargetError
 from millpond.daemon.names import ObjectName
+from millpond.daemon.project import running
 from millpond.daemon.project.digests import Objects
 from millpond.daemon.project.durable import write_error
 from millpond.daemon.project.export import objects_of
@@ -39,6 +40,7 @@ def purge(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
         outputs = repo.outputs()
         outs = _chosen(repo, outputs, params)
         refuse_mounted(repo, outs)
+        running.refuse(repo, writes=[out.path for out in outs], env=os.environ)
         if not force:
             refuse_unstored(context, repo, outs)
         objects = Objects(context.store, repo.cache)

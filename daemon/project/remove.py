@@ -17,7 +17,7 @@ from typing import Any
 from millpond.daemon import wirepath
 from millpond.daemon.errors import ConflictError, InvalidFileError, TargetError, UsageError
 from millpond.daemon.mounts.place import mounted_at, require_mounted
-from millpond.daemon.project import dvcfile, gitignore, stagefile
+from millpond.daemon.project import dvcfile, gitignore, running, stagefile
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.durable import remove_all, write_all, write_error
 from millpond.daemon.project.outputs import LOCK_FILE, Output, pointer_outputs, stage_outputs
@@ -56,6 +56,7 @@ def remove(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
         for path in _others(repo, removal):
             removal.outs.pop(path, None)
         outs = list(removal.outs.values())
+        running.refuse(repo, writes=[out.path for out in outs], env=os.environ)
         try:
             if params.get("outs"):
                 refuse_mounted(repo, outs)

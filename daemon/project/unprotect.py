@@ -10,6 +10,7 @@ from typing import Any
 from millpond.daemon import wirepath
 from millpond.daemon.errors import TargetError
 from millpond.daemon.mounts.place import require_mounted
+from millpond.daemon.project import running
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.copying import replace_link
 from millpond.daemon.project.durable import write_error
@@ -38,6 +39,8 @@ def unprotect(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
                 raise TargetError(f"cannot unprotect '{shown}': it is DVC's own", path=shown)
             if os.path.islink(path) and os.path.isdir(path):
                 raise TargetError(f"cannot unprotect '{shown}': it is a link to a folder", path=shown)
+        inside = [place for target in targets if (place := repo.relative(target)) is not None]
+        running.refuse(repo, writes=inside, env=os.environ)
         return {"files": make_own(context, paths)}
 
 

@@ -38,6 +38,8 @@ def commit(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
         if not params.get("force") and (changed or "unconfirmed" in result):
             return {"unconfirmed": [*result.get("unconfirmed", []), *changed]}
         for stage in stages:
+            recorder.refuse_outside(stage)
+        for stage in stages:
             entry = recorder.store(stage, keep=True)
             recorder.record(stage, entry, remember=True)
             recorder.export(stage, entry)

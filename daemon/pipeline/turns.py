@@ -16,12 +16,13 @@ from millpond.daemon.errors import (
     StageFailedError,
     TargetError,
 )
-from millpond.daemon.mounts.place import mounted_at
+from millpond.daemon.mounts.place import mounted_at, mounts_around
 from millpond.daemon.names import ObjectName
 from millpond.daemon.pipeline import runcache
-from millpond.daemon.pipeline.changed import DEP, FORCED, NOT_IN_CACHE, OUT, Reason, elsewhere, remote_place
+from millpond.daemon.pipeline.changed import DEP, FORCED, NOT_IN_CACHE, OUT, Reason
 from millpond.daemon.pipeline.graph import Graph
 from millpond.daemon.pipeline.lock import Locked, locked
+from millpond.daemon.pipeline.places import shown
 from millpond.daemon.pipeline.planning import Options
 from millpond.daemon.pipeline.provenance import CACHED, RAN, Run
 from millpond.daemon.pipeline.recording import Recorder, outs_of
@@ -75,9 +76,8 @@ class Turns:
 
     def begin(self, stage: Stage) -> Turn:
         """Find out why the stage should run, if it should. Raises MillpondError for files that cannot be read."""
-        urls = elsewhere(stage) if stage.name else []
-        if urls:
-            raise remote_place(urls[0])
+        if stage.name:
+            self.recorder.refuse_outside(stage)
         entry = self._entry(stage)
         self.recorder.comparer.prepare([(stage, entry)])
         reasons = self.recorder.comparer.reasons(stage, entry)
@@ -169,13 +169,13 @@ class Turns:
         """Whether the missing dependency is recorded otherwise by the stage that makes it."""
         wanted = locked(turn.entry, "deps")
         for dep in turn.stage.deps:
-            if dep.place is None or self.repo.seen(dep.place) != reason.path:
+            if shown(dep, self.repo.seen) != reason.path:
                 continue
             for maker in self.graph.needs[turn.stage] if self.graph is not None else ():
                 recorded = self._recorded(maker)
                 for out in maker.outs:
                     known = wanted.get(dep.path)
-                    if out.place == dep.place and recorded.get(out.path, Locked(None)).name != (known and known.name):
+                    if out.key == dep.key and recorded.get(out.path, Locked(None)).token != (known and known.token):
                         return True
         return False
 
@@ -274,8 +274,8 @@ class Turns:
         plans = Planner(workspace).plans(contents)
         for plan in plans:
             if plan.missing:
-                shown = printable(self.repo.seen(plan.content.path))
-                raise ObjectMissingError(f"the data of '{shown}' is not at hand", path=shown)
+                where = printable(self.repo.seen(plan.content.path))
+                raise ObjectMissingError(f"the data of '{where}' is not at hand", path=where)
         Placer(self.context, workspace).apply(plans)
         # Dependencies may lie inside of outputs.
         self.recorder.contents.forget()
@@ -283,18 +283,15 @@ class Turns:
     def _clear(self, stage: Stage) -> None:
         """Remove what the commands make anew; what they build on stays, as files of the workspace's own."""
         for out in stage.outs:
-            assert out.place is not None
-            path = self.repo.path(out.place)
-            if mounted_at(os.path.realpath(path)) is not None:
-                shown = printable(self.repo.seen(out.place))
-                raise ConflictError(
-                    f"output '{shown}' is a mount, which no command can write into",
-                    path=shown,
-                    hint=f"take it away first: millpond umount {shown}",
-                )
+            if out.place is not None:
+                self._refuse_mounted(out, self.repo.path(out.place))
         try:
             for out in stage.outs:
-                path = self.repo.path(out.place or "")
+                if out.place is None:
+                    if not out.persist:
+                        self.recorder.contents.urls.remove(out)
+                    continue
+                path = self.repo.path(out.place)
                 if out.persist:
                     if os.path.lexists(path):
                         make_own(self.context, [path])
@@ -305,6 +302,18 @@ class Turns:
         except OSError as error:
             raise write_error(error, "run it again") from error
         self.recorder.contents.forget()
+
+    def _refuse_mounted(self, out: StageOut, path: str) -> None:
+        where = printable(shown(out, self.repo.seen))
+        around = mounts_around([path])
+        if around or mounted_at(os.path.realpath(path)) is not None:
+            mount = printable(os.path.relpath(around[0], self.repo.cwd)) if around else where
+            inside = "is" if mount == where else f"lies in '{mount}', which is"
+            raise ConflictError(
+                f"output '{where}' {inside} a mount, which no command can write into",
+                path=where,
+                hint=f"take it away first: millpond umount {mount}; or have the stage write elsewhere, and declare that in `outs`",
+            )
 
     def _pretend(self, turn: Turn) -> str:
         stage = turn.stage

@@ -200,7 +200,8 @@ def test_a_failed_stage_leaves_nothing_and_names_what_it_stops(tmp_path: Path) -
         ("cmd: 'true'\n    outs: [o]", "output 'o' was not made"),
         ("cmd: kill -9 $$\n    outs: [o]", "was killed by SIGKILL"),
         ("cmd: 'true'\n    wdir: nowhere\n    outs: [o]", "working directory 'nowhere'"),
-        ("cmd: 'true'\n    deps: ['s3://b/k']\n    outs: [o]", "is not on this machine"),
+        ("cmd: 'true'\n    deps: ['gs://b/k']\n    outs: [o]", "of a kind that only DVC follows"),
+        ("cmd: echo > /tmp/o\n    outs: [/tmp/o]", "lies outside of the project, where none can be kept"),
         ("cmd: echo > src.txt\n    outs: [src.txt]", "already tracked by Git"),
     ],
 )

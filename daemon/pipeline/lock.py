@@ -151,6 +151,11 @@ def locked(entry: Mapping[str, Any] | None, section: str) -> dict[str, Locked]:
     return found
 
 
+def is_entry(entry: Any) -> bool:
+    """Whether it is what a stage's entry can be."""
+    return next(_problems({"schema": "2.0", "stages": {"stage": entry}}), None) is None
+
+
 def rendered(stage: str, entry: dict[str, Any]) -> str:
     """The lines of a stage's entry."""
     try:

@@ -22,6 +22,7 @@ from millpond.daemon.pipeline import runcache
 from millpond.daemon.pipeline.changed import DEP, FORCED, NOT_IN_CACHE, OUT, Reason
 from millpond.daemon.pipeline.graph import Graph
 from millpond.daemon.pipeline.lock import Locked, locked
+from millpond.daemon.pipeline.nearest import Near, Nearest
 from millpond.daemon.pipeline.places import shown
 from millpond.daemon.pipeline.planning import Options
 from millpond.daemon.pipeline.provenance import CACHED, RAN, Run
@@ -56,6 +57,7 @@ class Turn:
     forced: bool = False
     # Once it is to run, or to be brought back.
     run: Run | None = None
+    nearest: Near | None = None
 
 
 @dataclass(slots=True)
@@ -68,6 +70,7 @@ class Turns:
     options: Options
     say: Callable[[str], None]
     graph: Graph | None
+    nearest: Nearest
     _forced: set[Stage] = field(default_factory=set)
 
     def prepare(self, steps: Iterable[Stage]) -> None:
@@ -119,6 +122,10 @@ class Turns:
             if made is not None:
                 self._restore(turn, made)
                 return CACHED
+            if runcache.can_reuse(stage):
+                turn.nearest = self.nearest.of(stage, entry)
+                if turn.nearest is not None:
+                    self.say(f"Stage '{name}': {turn.nearest.text}")
         self.recorder.refuse_tracked(stage)
         if not os.path.isdir(self.repo.path(stage.wdir)):
             shown = printable(self.repo.seen(stage.wdir))
@@ -285,11 +292,12 @@ class Turns:
         for out in stage.outs:
             if out.place is not None:
                 self._refuse_mounted(out, self.repo.path(out.place))
+        for out in stage.outs:
+            if out.place is None and not out.persist:
+                self.recorder.contents.urls.remove(out)
         try:
             for out in stage.outs:
                 if out.place is None:
-                    if not out.persist:
-                        self.recorder.contents.urls.remove(out)
                     continue
                 path = self.repo.path(out.place)
                 if out.persist:
@@ -319,7 +327,10 @@ class Turns:
         stage = turn.stage
         if not turn.forced:
             try:
-                made = self._made_before(turn, self.recorder.inputs(stage))
+                inputs = self.recorder.inputs(stage)
+                made = self._made_before(turn, inputs)
+                if made is None and self.options.explain:
+                    turn.nearest = self.nearest.of(stage, inputs)
             except CancelledError:
                 raise
             except MillpondError:  # something is missing that an earlier stage will make

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import hashlib
 import os
 from collections.abc import Iterable
@@ -40,15 +41,14 @@ class Urls:
         fresh = {item.path: item for item in items if item.path not in self._found}
         if not fresh:
             return
-        with Connections(os.environ) as connections, ThreadPoolExecutor(min(_AT_ONCE, len(fresh))) as pool:
+        with Connections(os.environ) as connections, contextlib.ExitStack() as stack:
+            pool = ThreadPoolExecutor(min(_AT_ONCE, len(fresh)), thread_name_prefix="urls")
+            # Who cancels does not wait for a server's answer.
+            stack.callback(pool.shutdown, wait=False, cancel_futures=True)
             tasks = {path: pool.submit(self._listed, item, connections) for path, item in fresh.items()}
-            try:
-                for count, (path, task) in enumerate(tasks.items()):
-                    self._wait(task, (count, len(tasks)), path)
-                    self._found[path] = self._told(task)
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+            for count, (path, task) in enumerate(tasks.items()):
+                self._wait(task, (count, len(tasks)), path)
+                self._found[path] = self._told(task)
 
     def at(self, item: Item) -> Locked | None:
         """What is at a url, None for nothing. Raises RemoteError, CredentialsError, RemoteConfigError, UsageError."""

@@ -114,9 +114,11 @@ def test_what_is_recorded_and_what_changed_is_as_with_dvc(there: There) -> None:
     assert pipe.lock() == ours and pipe.ran() == ["up", "down"]
     assert set(pipe.outcomes().values()) == {"unchanged"}
 
+    there.put("m", None)
+    assert set(pipe.outcomes(allow_missing=True).values()) == {"unchanged"}
+    assert there.theirs("repro", "--allow-missing").count("didn't change, skipping") == 2
     there.put("d/sub/b", "other\n")
     there.put("made/more", "beside what was made\n")
-    there.put("m", None)
     there.page.write_text("another page\n")
     (there.away / "tree/t").write_text("changed\n")
     (there.away / "script").unlink()

@@ -123,16 +123,27 @@ class Repro:
         while True:
             with self._phase():
                 if ended is not None:
+                    if self._leaves_room(ended):
+                        self._fill(self._options.jobs + 1)
                     self._take(ended)
-                while self._open and len(self._running) < self._options.jobs:
-                    stage = self._queue.pop()
-                    if stage is None:
-                        break
-                    self._begin(stage)
+                self._fill(self._options.jobs)
             if not self._running:
                 return
             self._tell()
             ended = self._runner.wait()
+
+    def _fill(self, most: int) -> None:
+        """Begin stages until so many run."""
+        while self._open and len(self._running) < most:
+            stage = self._queue.pop()
+            if stage is None:
+                return
+            self._begin(stage)
+
+    def _leaves_room(self, ended: Ended) -> bool:
+        """Whether another stage may begin before what this one made is stored, which may take a while: then something runs meanwhile.
+        One after the other is one after the other."""
+        return self._options.jobs > 1 and not ended.code and not self._running[ended.key].rest
 
     def _tell(self) -> None:
         """For `jobs`: how far it is."""

@@ -290,6 +290,26 @@ def test_several_at_once_end_as_one_by_one(tmp_path: Path) -> None:
     assert locks[0] == locks[1]
 
 
+def test_a_place_that_is_free_is_taken_before_outputs_are_stored(tmp_path: Path) -> None:
+    slow = "until test -e ../go; do sleep 0.05; done; cat src > "
+    text = f"""
+stages:
+  quick: {{cmd: cat src > quick, deps: [src], outs: [quick]}}
+  slow: {{cmd: '{slow} slow', deps: [src], outs: [slow]}}
+  next: {{cmd: 'cat src > next; touch ../go', deps: [src], outs: [next]}}
+"""
+    with opened(tmp_path / "ours") as project:
+        pipe = Pipe(project, {"dvc.yaml": text, "src": "1"})
+        assert set(pipe.outcomes(jobs=2).values()) == {"ran"}
+        said = pipe.said.splitlines()
+        assert said.index("Running stage 'next':") < said.index("Updating lock file 'dvc.lock'")
+        assert project.status() == {}
+        one_by_one = Pipe(project, {"src": "2", "../go": ""})
+        one_by_one.repro()
+        said = one_by_one.said.splitlines()
+        assert said.index("Updating lock file 'dvc.lock'") < said.index("Running stage 'slow':")
+
+
 def test_a_command_that_outlives_its_repro_is_not_run_beside(tmp_path: Path) -> None:
     log = str(tmp_path / "log")
     first, second = CommandRunner(Sink()), CommandRunner(Sink())

@@ -18,9 +18,10 @@ from millpond.daemon.errors import (
 )
 from millpond.daemon.mounts.place import mounted_at, mounts_around
 from millpond.daemon.names import ObjectName
-from millpond.daemon.pipeline import runcache
+from millpond.daemon.pipeline import imports, runcache
 from millpond.daemon.pipeline.changed import DEP, FORCED, NOT_IN_CACHE, OUT, Reason
 from millpond.daemon.pipeline.graph import Graph
+from millpond.daemon.pipeline.imports import Followed
 from millpond.daemon.pipeline.lock import Locked, locked
 from millpond.daemon.pipeline.nearest import Near, Nearest
 from millpond.daemon.pipeline.places import shown
@@ -55,6 +56,7 @@ class Turn:
     reasons: list[Reason]
     outcome: str | None = None
     forced: bool = False
+    followed: Followed | None = None
     # Once it is to run, or to be brought back.
     run: Run | None = None
     nearest: Near | None = None
@@ -84,10 +86,13 @@ class Turns:
         entry = self._entry(stage)
         self.recorder.comparer.prepare([(stage, entry)])
         reasons = self.recorder.comparer.reasons(stage, entry)
+        followed = Followed.of(self.context, self.repo, stage)
+        if followed is not None:
+            reasons = [*followed.reasons(), *(reason for reason in reasons if reason.kind != DEP)]
         forced = self.options.force or stage in self._forced
         if forced:
             reasons.append(Reason(FORCED))
-        turn = Turn(stage, entry, reasons, forced=forced)
+        turn = Turn(stage, entry, reasons, forced=forced, followed=followed)
         if not self._counting(turn, allow_missing=self.options.allow_missing):
             turn.outcome = UNCHANGED
         return turn
@@ -110,7 +115,8 @@ class Turns:
         if self.options.force_downstream and self.graph is not None:
             self._forced.update(self.graph.needed[stage])
         if stage.pointer is not None:
-            return self._commit_data(stage)
+            due = turn.followed if imports.is_due(turn.reasons) or turn.forced else None
+            return self._commit_data(stage) if due is None else self._import(stage, due)
         if stage.frozen:
             return self._verify_frozen(stage)
         if self.options.dry:
@@ -355,6 +361,15 @@ class Turns:
         self.recorder.git_add[stage.file] = None
         self.recorder.contents.forget()
         self.recorder.contents.stored([ObjectName("md5", row["md5"]) for row in result["added"]])
+        return RAN
+
+    def _import(self, stage: Stage, followed: Followed) -> str:
+        """A `.dvc` file of data from elsewhere, which follows its source."""
+        self.say(followed.told)
+        if not self.options.dry:
+            followed.bring()
+            self.recorder.git_add[stage.file] = None
+            self.recorder.contents.forget()
         return RAN
 
     def _verify_frozen(self, stage: Stage) -> str:

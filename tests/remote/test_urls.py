@@ -103,12 +103,11 @@ def there(tmp_path: Path, s3: S3Server, web: WebServer) -> Iterator[There]:
         yield There(tmp_path, project, s3, web)
 
 
-def test_what_is_recorded_and_what_changed_is_as_with_dvc(there: There) -> None:
+def test_what_is_recorded_is_what_dvc_records(there: There) -> None:
     pipe, project = there.pipe, there.project
     assert pipe.outcomes() == {"up": "ran", "down": "ran"}
     ours = pipe.lock()
     assert project.status() == {} and pipe.ran() == ["up", "down"]
-    assert set(pipe.outcomes().values()) == {"unchanged"}
     there.again()
     there.theirs("repro", "-q")
     assert pipe.lock() == ours and pipe.ran() == ["up", "down"]
@@ -116,14 +115,8 @@ def test_what_is_recorded_and_what_changed_is_as_with_dvc(there: There) -> None:
 
     there.put("m", None)
     assert set(pipe.outcomes(allow_missing=True).values()) == {"unchanged"}
-    assert there.theirs("repro", "--allow-missing").count("didn't change, skipping") == 2
-    there.put("d/sub/b", "other\n")
-    there.put("made/more", "beside what was made\n")
-    there.page.write_text("another page\n")
-    (there.away / "tree/t").write_text("changed\n")
-    (there.away / "script").unlink()
-    (there.away / "remote/r").write_text("changed\n")
-    assert project.status() == _status(there) and project.status()
+    _change(there)
+    assert project.status() == _changed(there)
     reasons = {row["path"]: row for row in project.run("why", "up")["stages"][0]["reasons"]}
     assert reasons["remote://s3/d"]["old"].endswith(".dir") and reasons["remote://s3/m"]["state"] == "deleted"
     with pytest.raises(StageFailedError, match="script' does not exist"):
@@ -133,6 +126,43 @@ def test_what_is_recorded_and_what_changed_is_as_with_dvc(there: There) -> None:
     (there.away / "script").write_text("s\n")
     assert pipe.outcomes() == {"up": "ran", "down": "unchanged"}  # it made the same again
     assert there.keys("made/") == ["made/x", "made/y/z"]  # outputs are removed before their stage runs
+
+
+def _change(there: There) -> None:
+    there.put("d/sub/b", "other\n")
+    there.put("made/more", "beside what was made\n")
+    there.page.write_text("another page\n")
+    (there.away / "tree/t").write_text("changed\n")
+    (there.away / "script").unlink()
+    (there.away / "remote/r").write_text("changed\n")
+
+
+def _changed(there: There) -> dict[str, Any]:
+    """The status then."""
+    page = [
+        url for dep in there.text.split() if (url := dep.strip(",[]")).startswith("http") and url.endswith(there.bucket)
+    ]
+    up = {
+        **dict.fromkeys(["remote://s3/d", "remote://local/r", *page], "modified"),
+        str(there.away / "script"): "deleted",
+    }
+    made = {"remote://s3/m": "deleted", "remote://s3/made": "modified", str(there.away / "tree"): "modified"}
+    down = {"remote://s3/m": "deleted", str(there.away / "tree/t"): "modified"}
+    return {"up": [{"changed deps": up}, {"changed outs": made}], "down": [{"changed deps": down}]}
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_what_changed_is_what_dvc_says(there: There) -> None:
+    pipe, project = there.pipe, there.project
+    there.theirs("repro", "-q")
+    there.put("m", None)
+    assert there.theirs("repro", "--allow-missing").count("didn't change, skipping") == 2
+    assert set(pipe.outcomes(allow_missing=True).values()) == {"unchanged"}
+    _change(there)
+    assert project.status() == _status(there) == _changed(there)
+    (there.away / "script").write_text("s\n")
+    pipe.repro()
     assert there.theirs("status") == "Data and pipelines are up to date.\n"
 
 
@@ -142,11 +172,17 @@ def _status(there: There) -> Any:
     return json.loads(there.theirs("status", "--json"))
 
 
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_the_graph_is_drawn_as_by_dvc(there: There) -> None:
+    for words in (("dag", "--dot"), ("dag", "--dot", "--outs")):
+        ours = there.project.run("dag", format="dot", outs="--outs" in words)["text"]
+        assert sorted(ours.split()) == sorted(there.theirs(*words).split())
+
+
 def test_the_graph_knows_urls_by_where_they_lead(there: There) -> None:
     project = there.project
-    for words in (("dag", "--dot"), ("dag", "--dot", "--outs")):
-        ours = project.run("dag", format="dot", outs="--outs" in words)["text"]
-        assert sorted(ours.split()) == sorted(there.theirs(*words).split())
+    assert project.run("dag")["edges"] == [["up", "down"]]
     clash = f"  third: {{cmd: x, outs: [s3://{there.bucket}/made/y: {{cache: false}}]}}\n"
     project.write("dvc.yaml", there.text + clash)
     with pytest.raises(Exception, match=r"lies in output 'remote://s3/made'"):
@@ -154,6 +190,7 @@ def test_the_graph_knows_urls_by_where_they_lead(there: There) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(600)
 def test_commit_and_lineage(there: There) -> None:
     pipe, project = there.pipe, there.project
     pipe.repro()
@@ -170,6 +207,7 @@ def test_commit_and_lineage(there: There) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(600)
 def test_versions_of_a_bucket_are_recorded_as_dvc_does(there: There) -> None:
     project = there.project
     there.s3.client().put_bucket_versioning(Bucket=there.bucket, VersioningConfiguration={"Status": "Enabled"})
@@ -242,6 +280,8 @@ def test_outputs_that_are_more_than_outputs_stay(there: There) -> None:
     assert pipe.outcomes() == {"s": "ran"} and there.keys("d/") == ["d/a", "d/sub/b"]
 
 
+@pytest.mark.long
+@pytest.mark.timeout(600)
 def test_stage_add_writes_urls_as_dvc(there: There) -> None:
     project = there.project
     deps = ["s3://b/k", "remote://s3/one", str(project.root / "src"), "../away/dir"]
@@ -255,6 +295,7 @@ def test_stage_add_writes_urls_as_dvc(there: There) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(600)
 def test_what_is_on_an_ssh_server(there: There, ssh: SSHServer) -> None:
     project = there.project
     with open(project.root / ".dvc/config", "a") as config:
@@ -288,3 +329,25 @@ def test_the_program_runs_them_as_jobs(team: Team, s3: S3Server) -> None:
     told = ann.run("repro", "--dry", "--why").stdout
     assert f"s3://{bucket}/k is modified" in told
     ann.run("repro", "--check", code=1)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_an_import_that_is_not_frozen_follows_its_source(there: There, web: WebServer) -> None:
+    project = there.project
+    there.theirs("import-url", "-q", f"{web.url()}/{there.bucket}", "page")
+    there.theirs("unfreeze", "page.dvc")
+    project.write("dvc.yaml", "stages: {s: {cmd: cat page > o, deps: [page], outs: [o]}}")
+    theirs = there.base / "theirs"
+    shutil.copytree(project.root, theirs, symlinks=True)
+    there.page.write_text("another page\n")
+    assert there.pipe.outcomes() == {"page.dvc": "ran", "s": "ran"}
+    assert "Importing '" in there.pipe.said and project.read("o") == "another page\n"
+    real_dvc().ok("repro", "-q", cwd=theirs)
+    assert (theirs / "page.dvc").read_bytes() == (project.root / "page.dvc").read_bytes()
+    assert set(there.pipe.outcomes().values()) == {"unchanged"} and project.status() == {}
+    there.page.write_text("a third page\n")
+    project.write("page", "changed here, and saved nowhere\n")
+    with pytest.raises(StageFailedError, match=r"page"):
+        there.pipe.repro()
+    assert project.read("page") == "changed here, and saved nowhere\n"

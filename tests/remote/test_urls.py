@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -182,7 +183,7 @@ def test_the_graph_is_drawn_as_by_dvc(there: There) -> None:
 
 def test_the_graph_knows_urls_by_where_they_lead(there: There) -> None:
     project = there.project
-    assert project.run("dag")["edges"] == [["up", "down"]]
+    assert list(map(tuple, project.run("dag")["edges"])) == [("up", "down")]
     clash = f"  third: {{cmd: x, outs: [s3://{there.bucket}/made/y: {{cache: false}}]}}\n"
     project.write("dvc.yaml", there.text + clash)
     with pytest.raises(Exception, match=r"lies in output 'remote://s3/made'"):
@@ -329,6 +330,38 @@ def test_the_program_runs_them_as_jobs(team: Team, s3: S3Server) -> None:
     told = ann.run("repro", "--dry", "--why").stdout
     assert f"s3://{bucket}/k is modified" in told
     ann.run("repro", "--check", code=1)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("team", ["local"], indirect=True)
+def test_remotes_and_garbage_know_nothing_of_what_is_outside(team: Team, s3: S3Server) -> None:
+    ann: Home = team.person("ann")
+    ann.extra |= s3.environ | {"AWS_ENDPOINT_URL": s3.endpoint, "AWS_ENDPOINT_URL_S3": s3.endpoint}
+    bucket = s3.bucket(f"u-{random.randrange(1 << 60):x}")
+    (ann.repo / "put.py").write_text(PUT)
+    put = f"{sys.executable} put.py x {s3.endpoint}/{bucket}/d/k"
+    (ann.repo / "dvc.yaml").write_text(
+        f"stages: {{s: {{cmd: '{put}; echo 1 > o', deps: [put.py], outs: [o, s3://{bucket}/d: {{cache: false}}]}},"
+        f" t: {{cmd: cat o > t, deps: [s3://{bucket}/d, o], outs: [t]}}}}"
+    )
+    ann.run("repro", "-q")
+    ann.git("add", "-A")
+    ann.git("commit", "-qm", "made")
+    ann.run("push", "-q")
+
+    def objects() -> set[str]:
+        return set(filter(lambda key: key.startswith("files/"), team.keys()))
+
+    before = objects()
+    assert len(before) == 1  # o and t are the same
+    ann.run("gc", "-c", "-w", "-f", "--grace", "0")
+    assert objects() == before and "are in sync" in ann.run("status", "-c").stdout
+    bob = team.person("bob", ann)
+    bob.extra |= ann.extra
+    bob.run("pull", "-q")
+    assert bob.run("repro").stdout.count("didn't change, skipping") == 2
+    bob.dvc("pull", "-q")
+    assert bob.dvc("status").stdout == "Data and pipelines are up to date.\n"
 
 
 @pytest.mark.long

@@ -64,7 +64,7 @@ class Recorder:
         for dep in sorted(stage.deps, key=lambda dep: dep.path):
             found = self.comparer.now(stage, dep)
             if found is None or (found.name is None and dep.place is not None):
-                shown = printable(dep.path)
+                shown = printable(shown_url(dep.path))
                 problem = "does not exist" if found is None else "is neither a file nor a directory of files"
                 raise TargetError(f"dependency '{shown}' {problem}", path=shown)
             deps.append(found.entry(dep.path))

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from millpond.daemon.errors import CancelledError, MillpondError, RemoteConfigError, UsageError
+from millpond.daemon.errors import CancelledError, MillpondError, RemoteConfigError, TargetError, UsageError
 from millpond.daemon.names import ObjectName
 from millpond.daemon.pipeline.lock import TAGS, Locked
 from millpond.daemon.pipeline.places import Item, is_followed, is_root
@@ -70,18 +70,20 @@ class Urls:
             return False
 
     def remove(self, item: Item) -> None:
-        """Remove all that is at a url. Raises as `at`, and UsageError for what may be more than an output."""
-        remote = self._remote(item)
+        """Remove what `at` finds at a url, and nothing beside it. Raises as `at`, and UsageError for what may be more than an output."""
         self._refuse_more(item)
-        with Connections(os.environ) as connections:
-            transfer, key = connections.at(remote)
-            backend, keys = transfer.backend, [key]
-            if backend.head(key) is None:
-                keys = [entry.key for entry in backend.list(key)] if backend.lists else []
-            for start in range(0, len(keys), DELETE_KEYS):
-                self.context.progress("removing the last output", (start, len(keys)), note=item.path)
-                backend.delete_many(keys[start : start + DELETE_KEYS])
         self._found.pop(item.path, None)
+        with Connections(os.environ) as connections:
+            try:
+                found = self._listed(item, connections)
+            except TargetError as error:
+                if not error.details.get("absent"):
+                    raise
+                return
+            keys = [entry.key for entry in found.entries]
+            for start in range(0, len(keys), DELETE_KEYS):
+                self.context.progress("removing the last output", (start, len(keys)), note=source.shown_url(item.path))
+                found.transfer.backend.delete_many(keys[start : start + DELETE_KEYS])
 
     def _remote(self, item: Item) -> Remote:
         if not is_followed(item):

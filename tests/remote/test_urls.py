@@ -281,6 +281,23 @@ def test_outputs_that_are_more_than_outputs_stay(there: There) -> None:
     assert pipe.outcomes() == {"s": "ran"} and there.keys("d/") == ["d/a", "d/sub/b"]
 
 
+def test_what_lies_beside_an_output_stays(there: There) -> None:
+    project, pipe = there.project, there.pipe
+    made = ["made", "made/x", "made/y/z", "made/e"]
+    beside = ["made.txt", "made2/k", "made-", "ma", "m.bak"]
+    outs = "[remote://s3/made/: {cache: false}, remote://s3/m: {cache: false}]"
+    project.write("dvc.yaml", f"stages: {{s: {{cmd: echo s >> ../ran, deps: [src], outs: {outs}}}}}")
+    config = project.root / ".dvc/config"
+    for setting in ("", "    listobjects = true\n"):  # by obstore, and by boto3
+        config.write_text(config.read_text().replace("    endpointurl", f"{setting}    endpointurl", 1))
+        for key in (*made, *beside, "m"):
+            there.put(key, "" if key.endswith("e") else key)
+        with pytest.raises(StageFailedError, match="'remote://s3/made/' was not made"):
+            pipe.repro()
+        left = set(there.keys("m"))
+        assert left == {*beside, "made"} and pipe.ran() == ["s"]
+
+
 @pytest.mark.long
 @pytest.mark.timeout(600)
 def test_stage_add_writes_urls_as_dvc(there: There) -> None:

@@ -24,7 +24,7 @@ from millpond.daemon.pipeline.graph import Graph
 from millpond.daemon.pipeline.imports import Followed
 from millpond.daemon.pipeline.lock import Locked, locked
 from millpond.daemon.pipeline.nearest import Near, Nearest
-from millpond.daemon.pipeline.places import shown
+from millpond.daemon.pipeline.places import is_outside, shown
 from millpond.daemon.pipeline.planning import Options
 from millpond.daemon.pipeline.provenance import CACHED, RAN, Run
 from millpond.daemon.pipeline.recording import Recorder, outs_of
@@ -298,9 +298,13 @@ class Turns:
         for out in stage.outs:
             if out.place is not None:
                 self._refuse_mounted(out, self.repo.path(out.place))
-        for out in stage.outs:
-            if out.place is None and not out.persist:
-                self.recorder.contents.urls.remove(out)
+        urls = self.recorder.contents.urls
+        gone = [out for out in stage.outs if is_outside(out) and not out.persist]
+        for out in gone:
+            urls.refuse_more(out)
+        for out in gone:
+            if out.place is None:
+                urls.remove(out)
         try:
             for out in stage.outs:
                 if out.place is None:

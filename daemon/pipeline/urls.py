@@ -70,8 +70,7 @@ class Urls:
             return False
 
     def remove(self, item: Item) -> None:
-        """Remove what `at` finds at a url, and nothing beside it. Raises as `at`, and UsageError for what may be more than an output."""
-        self._refuse_more(item)
+        """Remove what `at` finds at a url, and nothing beside it. Raises as `at`."""
         self._found.pop(item.path, None)
         with Connections(os.environ) as connections:
             try:
@@ -123,23 +122,28 @@ class Urls:
         made = found_of(found, names)
         return Locked(made.name, made.size, made.nfiles)
 
-    def _refuse_more(self, item: Item) -> None:
-        """Raise UsageError for a url that holds a remote of the project, or is a whole bucket."""
-        held = [name for name in self.repo.config.remotes if self._holds(item.key, name)]
+    def refuse_more(self, item: Item) -> None:
+        """Raise UsageError for an output outside of the project that may be more than one: it holds a remote or the cache, or is a whole
+        bucket."""
+        held = [f"the remote '{name}'" for name in self.repo.config.remotes if _holds(item.key, self._url_of(name))]
+        held += ["DVC's cache"] if _holds(item.key, self.repo.cache.folder) else []
         if is_root(item.key) or held:
-            what = f"holds the remote '{held[0]}'" if held else "is a whole bucket or server"
+            what = f"holds {held[0]}" if held else "is a whole bucket or server"
             shown = printable(source.shown_url(item.path))
             raise UsageError(
                 f"output '{shown}' {what}, and outputs are removed before their stage runs",
                 hint="name a folder of its own, or say that it stays: `persist: true`",
             )
 
-    def _holds(self, key: str, name: str) -> bool:
+    def _url_of(self, name: str) -> str:
         try:
-            url = remotes.find(self.repo.config, name).url
+            return remotes.find(self.repo.config, name).url
         except RemoteConfigError:
-            return False
-        return f"{url.rstrip('/')}/".startswith(f"{key.rstrip('/')}/")
+            return ""
+
+
+def _holds(outer: str, inner: str) -> bool:
+    return f"{inner.rstrip('/')}/".startswith(f"{outer.rstrip('/')}/")
 
 
 def not_followed(item: Item) -> UsageError:

@@ -261,6 +261,8 @@ def test_outputs_that_are_more_than_outputs_stay(there: There) -> None:
     for out, words in (
         ("remote://s3", "holds the remote 's3'"),
         ("remote://s3/", "holds the remote 's3'"),
+        ("remote://local", "holds the remote 'local'"),
+        ("../away", "holds the remote 'local'"),
         ("..", "holds the project"),
         (str(there.base), "holds the project"),
     ):
@@ -269,7 +271,12 @@ def test_outputs_that_are_more_than_outputs_stay(there: There) -> None:
         )
         with pytest.raises(Exception, match=words):
             pipe.repro(force=True)
-    assert there.keys() == before and pipe.ran() == [] and project.read("src") == "one\n"
+    assert (
+        (there.away / "remote/r").exists()
+        and there.keys() == before
+        and pipe.ran() == []
+        and project.read("src") == "one\n"
+    )
     project.write("dvc.yaml", "stages: {s: {cmd: 'true', deps: [src], outs: [s3://b/x]}}")
     with pytest.raises(StageFailedError, match="cache: false"):
         pipe.repro()

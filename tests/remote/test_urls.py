@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +19,8 @@ from tests.project.verbhelp import Project, opened
 from tests.remote.servers import KEY, SECRET, S3Server, SSHServer, WebServer, free_port
 from tests.remote.shared import Team
 
-from millpond.daemon.errors import CredentialsError, RemoteError, StageFailedError, UsageError
+from millpond.daemon.errors import CancelledError, CredentialsError, RemoteError, StageFailedError, UsageError
+from millpond.daemon.project.context import LocalContext
 
 # What a command writes to S3 with: moto asks nobody who he is.
 PUT = """
@@ -286,6 +289,35 @@ def test_outputs_that_are_more_than_outputs_stay(there: There) -> None:
     keep = "stages: {s: {cmd: echo s >> ../ran, deps: [src], outs: [remote://s3/d: {cache: false, persist: true}]}}"
     project.write("dvc.yaml", keep)
     assert pipe.outcomes() == {"s": "ran"} and there.keys("d/") == ["d/a", "d/sub/b"]
+
+
+def test_kinds_that_only_dvc_follows_are_told_and_left_to_it(there: There) -> None:
+    project = there.project
+    project.write("dvc.yaml", "stages: {s: {cmd: x, deps: [gs://b/k, src], outs: ['hdfs://h/o': {cache: false}]}}")
+    told = project.run("status")
+    assert told["unseen"] == ["gs://b/k", "hdfs://h/o"]
+    assert told["status"] == {"s": [{"changed deps": {"src": "modified"}}]}
+    with pytest.raises(StageFailedError, match="'gs://b/k' is of a kind that only DVC follows"):
+        there.pipe.repro()
+
+
+def test_who_has_had_enough_does_not_wait_for_a_server(there: There) -> None:
+    project = there.project
+
+    def enough(phase: str, *_: Any) -> None:
+        told.append(phase)
+        if told.count("looking at urls") > 2:
+            raise CancelledError("enough")
+
+    told: list[str] = []
+    project.context = LocalContext(project.store, os.getuid(), enough)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        dep = f"http://127.0.0.1:{silent.getsockname()[1]}/x"
+        project.write("dvc.yaml", f"stages: {{s: {{cmd: 'true', deps: ['{dep}'], outs: [o]}}}}")
+        with pytest.raises(CancelledError):
+            project.status()
 
 
 def test_what_lies_beside_an_output_stays(there: There) -> None:

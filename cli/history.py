@@ -77,7 +77,7 @@ class _Tree:
                 makers[maker["id"]] = makers.get(maker["id"], "") + stale
             if dep["source"]:
                 stale = "  ! stale" if dep["state"] == "stale" else ""
-                digest = f"  {dep['md5']}" if dep["md5"] else ""
+                digest = f"  {_hash(dep)}" if _hash(dep) else ""
                 found.append(f"{text.printable(dep['path'])}{digest}  {_SOURCES[dep['source']]}{stale}")
         # Steps that parameters come from have no dependency of their own.
         others = {row["id"]: "" for row in self._steps.values() if step["id"] in row["used_by"]}
@@ -173,7 +173,7 @@ def _flat(values: Any, lead: str = "") -> Iterator[tuple[str, Any]]:
 
 def _cells(row: Row) -> list[str]:
     size = "" if row["size"] is None else text.size(row["size"])
-    return [text.printable(row["path"]), row["md5"] or "no hash", size]
+    return [text.printable(row["path"]), _hash(row) or "no hash", size]
 
 
 def _from(dep: Row) -> str:
@@ -208,3 +208,8 @@ def _code(shown: str) -> str:
 
 def _escaped(shown: str) -> str:
     return "".join(f"\\{char}" if char in "\\`*_[]<>|#" else char for char in text.printable(shown))
+
+
+def _hash(row: Row) -> str:
+    """What tells a content from others: an MD5, or what a bucket or web server has instead."""
+    return text.printable(str(next((row[key] for key in ("md5", "etag", "checksum") if row.get(key)), "")))

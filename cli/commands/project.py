@@ -223,7 +223,7 @@ def status(
         console.warn(f"'{wirepath.decode(name)}' is frozen: what it depends on is not shown")
     found: dict[str, Any] = result["status"]
     for path in result["unseen"]:
-        console.warn(f"'{wirepath.decode(path)}' is not on this machine: it was not looked at")
+        console.warn(f"'{wirepath.decode(path)}' is of a kind that only DVC follows: it was not looked at")
     if console.quiet:
         return exits.DIFFERENT if found else exits.OK
     if as_json:

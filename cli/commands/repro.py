@@ -86,6 +86,7 @@ def repro(
         "on_error": on_error,
         "jobs": jobs,
         "quiet": console.quiet or check,
+        "explain": explain,
     }
     if check:
         return _check(console, {**params, "dry": True}, as_json)
@@ -101,7 +102,8 @@ def repro(
         console.write(json.dumps({"stages": rows}))
         return exits.OK
     if explain:
-        for line in _why_lines(rows):
+        # One that ran has said already which earlier run it is nearest to.
+        for line in _why_lines(rows if flags["dry"] else [{**row, "nearest": None} for row in rows]):
             console.say(line)
     for line in render.add_lines(result, config=None):
         console.say(line)
@@ -199,17 +201,26 @@ def _decoded(row: dict[str, Any], *, dry: bool) -> dict[str, Any]:
         {**reason, "path": wirepath.decode(reason["path"])} if "path" in reason else reason for reason in row["reasons"]
     ]
     outcome = "would run" if dry and row["outcome"] == "ran" else row["outcome"]
-    return {**row, "name": wirepath.decode(row["name"]), "outcome": outcome, "reasons": reasons}
+    found = {**row, "name": wirepath.decode(row["name"]), "outcome": outcome, "reasons": reasons}
+    near = row.get("nearest")
+    if near is not None:
+        rows = [
+            {**each, "path": wirepath.decode(each["path"])} if "path" in each else each for each in near["differences"]
+        ]
+        found["nearest"] = {**near, "differences": rows, "text": wirepath.decode(near["text"])}
+    return found
 
 
 def _why_lines(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """A line a reason: stage, outcome, reason."""
+    """A line a reason: stage, outcome, reason; below them the earlier run that is nearest."""
     cells = []
     for row in rows:
         name, outcome = text.printable(row["name"]), row["outcome"] or "never ran"
         for reason in row["reasons"] or [None]:
             cells.append((name, outcome, "" if reason is None else reason_text(reason)))
             name = outcome = ""
+        if row.get("nearest") is not None:
+            cells.append(("", "", text.printable(row["nearest"]["text"])))
     widths = [max((len(row[column]) for row in cells), default=0) for column in (0, 1)]
     for name, outcome, reason in cells:
         yield f"{name:<{widths[0]}}  {outcome:<{widths[1]}}  {reason}".rstrip()

@@ -30,12 +30,12 @@ from typing import Any
 from millpond.daemon.jobs import process
 from millpond.daemon.jobs.start import start_zygote
 from millpond.daemon.mounts import syscalls
+from millpond.daemon.mounts.place import FSTYPE
 from millpond.daemon.mounts.syscalls import MountFlag
 from millpond.daemon.rpc import framing
 
 MAX_MESSAGE = 16 << 10
 FIRST_UID = 1000
-FSTYPE = "fuse.millpond"
 # uid_t's -1, which setuid(2) takes for "leave it as it is".
 _NO_UID = 2**32 - 1
 _FLAGS = MountFlag.RDONLY | MountFlag.NOSUID | MountFlag.NODEV | MountFlag.NOATIME

@@ -59,7 +59,7 @@ def checkout(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
 
 def _is_mounted(repo: Repo, output: Output) -> bool:
     there = place.mounted_at(repo.path(output.path))
-    return there is not None and there.fstype == "fuse.millpond"
+    return there is not None and there.fstype == place.FSTYPE
 
 
 def _mount_output(context: WorkerContext, repo: Repo, output: Output, *, force: bool) -> str | None:

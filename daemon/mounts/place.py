@@ -11,7 +11,7 @@ import contextlib
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from millpond.daemon.errors import MountError, NotMountedError
@@ -24,6 +24,8 @@ This directory is a millpond mount that is not mounted now.
 Run `millpond mounts --restore` to mount it again, or `millpond umount {mountpoint}` to give it up.
 """
 READ_ONLY = 0o555
+# Of our mounts, in the kernel's table.
+FSTYPE = "fuse.millpond"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,27 @@ def mounted_at(path: str) -> MountEntry | None:
         if entry.mountpoint == path:
             return entry
     return None
+
+
+def mounts_around(paths: Iterable[str]) -> list[str]:
+    """Mountpoints of ours that these (absolute) paths are, or lie in, each once."""
+    ours = {entry.mountpoint for entry in mount_table() if entry.fstype == FSTYPE}
+    found: dict[str, None] = {}
+    for path in paths if ours else ():
+        where = os.path.realpath(path)
+        while where not in ours and where != os.path.dirname(where):
+            where = os.path.dirname(where)
+        if where in ours:
+            found[where] = None
+    return list(found)
+
+
+def mounts_below(folder: str) -> list[str]:
+    """Mountpoints of ours below a folder."""
+    prefix = os.path.join(os.path.realpath(folder), "")
+    return [
+        entry.mountpoint for entry in mount_table() if entry.fstype == FSTYPE and entry.mountpoint.startswith(prefix)
+    ]
 
 
 def resolve(path: str) -> str:

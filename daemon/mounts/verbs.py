@@ -120,7 +120,7 @@ def remount(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
     record = MountRecord.from_json(params["record"])
     there = place.mounted_at(record.mountpoint)
     if there is not None:
-        if there.fstype != "fuse.millpond":
+        if there.fstype != place.FSTYPE:
             raise MountError(f"'{record.mountpoint}' is now a mount of something else", path=record.mountpoint)
         error = _detach(context, record, lazy=True, system=bool(params.get("system")))
         if error:
@@ -243,7 +243,7 @@ def umount_one(context: WorkerContext, record: MountRecord, *, lazy: bool, syste
     """Unmount, undo the place, forget the record. Raises MountBusyError, MountError."""
     there = place.mounted_at(record.mountpoint)
     context.client.call("mounts.ending", {"id": record.id})
-    if there is not None and there.fstype == "fuse.millpond":
+    if there is not None and there.fstype == place.FSTYPE:
         error = _detach(context, record, lazy=lazy, system=system)
         if error:
             context.client.call("mounts.ending", {"id": record.id, "ending": False})

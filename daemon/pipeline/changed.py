@@ -7,15 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from millpond.daemon import wirepath
-from millpond.daemon.errors import UsageError
+from millpond.daemon.errors import CancelledError, MillpondError
 from millpond.daemon.names import ObjectName
 from millpond.daemon.pipeline import values
 from millpond.daemon.pipeline.contents import Contents, Wanted
 from millpond.daemon.pipeline.lock import Locked, locked
-from millpond.daemon.pipeline.stage import Stage, StageOut
+from millpond.daemon.pipeline.places import Item, is_followed, shown
+from millpond.daemon.pipeline.stage import Dep, Stage, StageOut, address
+from millpond.daemon.project.importing.source import shown_url
 from millpond.daemon.project.paths import printable
 
-NEW, MODIFIED, DELETED, NOT_IN_CACHE = "new", "modified", "deleted", "not in cache"
+NEW, MODIFIED, DELETED, NOT_IN_CACHE, UPDATE = "new", "modified", "deleted", "not in cache", "update available"
 COMMAND, DEP, PARAM, OUT, ALWAYS, FORCED = "command", "dep", "param", "out", "always", "forced"
 Entry = dict[str, Any] | None
 
@@ -50,16 +52,19 @@ class Comparer:
         self._seen = contents.repo.seen
 
     def prepare(self, stages: Iterable[tuple[Stage, Entry]]) -> None:
-        """Look at all places of these stages at once."""
+        """Look at all places and urls of these stages at once. What cannot be seen at a url is told by `reasons`."""
         wanted: list[Wanted] = []
+        urls: list[Item] = []
         names: list[ObjectName] = []
         for stage, entry in stages:
             if not stage.frozen:
-                wanted += [(place, _algo(known)) for place, _, known in self._deps(stage, entry)]
-            for out, place, known in self._outs(stage, entry):
-                wanted.append((place, _algo(known)))
+                for dep, known in self._deps(stage, entry):
+                    self._want(dep, known, wanted, urls)
+            for out, known in self._outs(stage, entry):
+                self._want(out, known, wanted, urls)
                 if known is not None and known.name is not None and out.cache:
                     names.append(known.name)
+        self._contents.urls.look(urls)
         self._contents.look(wanted)
         self._contents.look_for(names)
 
@@ -77,22 +82,18 @@ class Comparer:
 
     def dep_reasons(self, stage: Stage, entry: Entry) -> list[Reason]:
         """What differs of dependencies and parameters."""
-        found = []
-        for place, path, known in self._deps(stage, entry):
-            state = _state(self._contents.at(place, _algo(known)), known)
-            if state:
-                found.append(self._reason(DEP, state, place, path, known))
+        found: list[Reason] = []
+        for dep, known in self._deps(stage, entry):
+            found += self._reason(DEP, stage, dep, known)
         return [*found, *self._param_reasons(stage, entry)]
 
     def out_reasons(self, stage: Stage, entry: Entry) -> list[Reason]:
         """What differs of outputs."""
-        found = []
-        for out, place, known in self._outs(stage, entry):
+        found: list[Reason] = []
+        for out, known in self._outs(stage, entry):
             recorded = None if known is None or not out.cache else known.name
-            if recorded is not None and not self._contents.at_hand(recorded):
-                found.append(self._reason(OUT, NOT_IN_CACHE, place, out.path, known))
-            elif state := _state(self._contents.at(place, _algo(known)), known):
-                found.append(self._reason(OUT, state, place, out.path, known))
+            lost = recorded is not None and not self._contents.at_hand(recorded)
+            found += self._reason(OUT, stage, out, known, NOT_IN_CACHE if lost else "")
         return found
 
     def param_values(self, stage: Stage) -> dict[str, dict[str, Any] | None]:
@@ -112,68 +113,87 @@ class Comparer:
                 )
         return found
 
-    def _reason(self, kind: str, state: str, place: str, path: str, known: Locked | None) -> Reason:
-        seen = self._contents.at(place, _algo(known))
-        old = None if known is None or known.name is None else known.name.value
-        new = None if seen is None or seen.name is None else seen.name.value
-        return Reason(kind, state, self._shown(place, path), old=old, new=new)
+    def now(self, stage: Stage, item: Item, algo: str = "md5") -> Locked | None:
+        """What a dependency or output of the stage is now. Raises the url's own error, which names the stage."""
+        try:
+            return self._contents.of_item(item, algo)
+        except CancelledError:
+            raise
+        except MillpondError as error:
+            if item.place is not None:
+                raise
+            raise _unseen(error, stage, item, self._seen) from error
+
+    def _reason(self, kind: str, stage: Stage, item: Item, known: Locked | None, state: str = "") -> Iterator[Reason]:
+        """The reason that is in `state`, or in what is there now."""
+        seen = self.now(stage, item, _algo(known))
+        state = state or _state(seen, known)
+        if (
+            kind == DEP and seen is not None and known is not None and item.place is None
+            and known.version and known.version != seen.version and self._contents.urls.keeps_versions(item)
+        ):  # fmt: skip
+            state = UPDATE
+        if state:
+            old, new = (None if each is None else each.value for each in (known, seen))
+            yield Reason(kind, state, shown(item, self._seen), old=old, new=new)
+
+    def _want(self, item: Item, known: Locked | None, places: list[Wanted], urls: list[Item]) -> None:
+        if item.place is not None:
+            places.append((item.place, _algo(known)))
+        elif is_followed(item):
+            urls.append(item)
 
     def _param_reasons(self, stage: Stage, entry: Entry) -> Iterator[Reason]:
         recorded = (entry or {}).get("params") or {}
         actual = self.param_values(stage)
         for params in stage.params:
-            shown = self._shown(params.place, params.path)
+            name = params.path if params.place.startswith("/") else self._seen(params.place)
             now, old = actual[params.path], recorded.get(params.path)
             if now is None:
-                yield Reason(PARAM, DELETED, shown)
+                yield Reason(PARAM, DELETED, name)
                 continue
             if old is None:
-                yield Reason(PARAM, NEW, shown)
+                yield Reason(PARAM, NEW, name)
                 continue
             for key in params.keys or dict.fromkeys([*now, *old]):
                 if key not in now:
-                    yield Reason(PARAM, DELETED, shown, key, old.get(key))
+                    yield Reason(PARAM, DELETED, name, key, old.get(key))
                 elif key not in old:
-                    yield Reason(PARAM, NEW, shown, key, None, now[key])
+                    yield Reason(PARAM, NEW, name, key, None, now[key])
                 elif _plain(now[key]) != _plain(old[key]):
-                    yield Reason(PARAM, MODIFIED, shown, key, old[key], now[key])
+                    yield Reason(PARAM, MODIFIED, name, key, old[key], now[key])
 
-    def _deps(self, stage: Stage, entry: Entry) -> Iterator[tuple[str, str, Locked | None]]:
-        """(place, path, what is recorded) of each dependency that is a file or folder of this machine."""
+    def _deps(self, stage: Stage, entry: Entry) -> Iterator[tuple[Dep, Locked | None]]:
+        """Each dependency that can be looked at, and what is recorded. Urls of imports are left to `importing.changes`."""
         recorded = _pointer_deps(stage) if stage.pointer is not None else locked(entry, "deps")
         for dep in stage.deps:
-            if dep.place is not None:
-                yield dep.place, dep.path, recorded.get(dep.path)
+            if dep.place is not None or (stage.pointer is None and is_followed(dep)):
+                yield dep, recorded.get(dep.path)
 
-    def _outs(self, stage: Stage, entry: Entry) -> Iterator[tuple[StageOut, str, Locked | None]]:
-        """(output, place, what is recorded) of each output that is a file or folder of this machine."""
+    def _outs(self, stage: Stage, entry: Entry) -> Iterator[tuple[StageOut, Locked | None]]:
+        """Each output that can be looked at, and what is recorded."""
         if stage.pointer is not None:
             outs = stage.pointer.outs
             recorded = {out.path: Locked(out.name, out.size, out.nfiles, out.isexec) for out in outs}
         else:
             recorded = locked(entry, "outs")
         for out in stage.outs:
-            if out.place is not None:
-                yield out, out.place, recorded.get(out.path)
-
-    def _shown(self, place: str, path: str) -> str:
-        """As DVC shows a path: from the caller's folder, but for what lies outside of the project."""
-        return path if place.startswith("/") else self._seen(place)
+            if is_followed(out):
+                yield out, recorded.get(out.path)
 
 
-def elsewhere(stage: Stage) -> list[str]:
-    """What a stage needs and makes that is no file of this machine: URLs, which nobody looks at."""
-    needed = [] if stage.frozen else [dep.path for dep in stage.deps if dep.place is None]
-    return [*needed, *(out.path for out in stage.outs if out.place is None)]
+def unseen(stage: Stage) -> list[Item]:
+    """What a stage needs and makes that nobody looks at: urls of kinds that only DVC follows."""
+    needed: list[Item] = [] if stage.frozen else list(stage.deps)
+    return [item for item in (*needed, *stage.outs) if not is_followed(item)]
 
 
-def remote_place(path: str) -> UsageError:
-    """The error for a path that is no file of this machine."""
-    shown = printable(path)
-    return UsageError(
-        f"'{shown}' is not on this machine, and this version of millpond follows only what is",
-        hint="use `dvc` for this stage",
-    )
+def _unseen(error: MillpondError, stage: Stage, item: Item, seen: Callable[[str], str]) -> MillpondError:
+    """A url's error, with the stage and the url in it."""
+    name, url = printable(address(stage, seen(stage.file))), printable(shown_url(item.path))
+    hint = error.hint or "see the url and the remote's settings; a frozen stage looks at no dependencies"
+    needs = "needs" if isinstance(item, Dep) else "makes"
+    return type(error)(f"stage '{name}' {needs} '{url}': {error.message}", path=url, hint=hint)
 
 
 def status_of(reasons: Iterable[Reason]) -> list[Any]:
@@ -201,7 +221,7 @@ def _state(seen: Locked | None, known: Locked | None) -> str:
     if seen is None:
         return DELETED
     # What has no record is modified for DVC, too; nothing has a record of what can have no name.
-    return "" if known is not None and known.name is not None and seen.name == known.name else MODIFIED
+    return "" if known is not None and known.token is not None and seen.token == known.token else MODIFIED
 
 
 def _algo(known: Locked | None) -> str:

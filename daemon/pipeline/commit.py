@@ -42,6 +42,8 @@ def commit(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
         places += [out.place for stage in stages for out in stage.outs if out.place is not None]
         running.refuse(repo, reads=places, env=os.environ)
         for stage in stages:
+            recorder.refuse_outside(stage)
+        for stage in stages:
             entry = recorder.store(stage, keep=True)
             recorder.record(stage, entry, remember=True)
             recorder.export(stage, entry)

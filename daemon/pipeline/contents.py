@@ -1,4 +1,4 @@
-"""What lies at the places of dependencies and outputs, and what of recorded data is at hand; each looked at once."""
+"""What lies where dependencies and outputs are, and what of recorded data is at hand; each looked at once."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from millpond.daemon.mounts.place import require_mounted
 from millpond.daemon.names import ObjectName
 from millpond.daemon.pipeline.lock import Locked
+from millpond.daemon.pipeline.places import Item
+from millpond.daemon.pipeline.urls import Urls
 from millpond.daemon.project import manifest
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.digests import Group, fill
@@ -31,6 +33,7 @@ class Contents:
     context: VerbContext
     repo: Repo
     workspace: Workspace
+    urls: Urls
     _found: dict[Wanted, Locked | None] = field(default_factory=dict)
     # What a single file held when it had these numbers, and was not written since.
     _files: dict[Wanted, tuple[tuple[int, ...], Locked]] = field(default_factory=dict)
@@ -38,7 +41,11 @@ class Contents:
 
     @classmethod
     def of(cls, context: VerbContext, repo: Repo) -> Contents:
-        return cls(context, repo, Workspace(repo, context.store))
+        return cls(context, repo, Workspace(repo, context.store), Urls(context, repo))
+
+    def of_item(self, item: Item, algo: str = "md5") -> Locked | None:
+        """What a dependency or output is now, None for nothing. Raises as `look`, and as Urls.at."""
+        return self.urls.at(item) if item.place is None else self.at(item.place, algo)
 
     def at(self, place: str, algo: str = "md5") -> Locked | None:
         """What is at a place, None for nothing."""
@@ -82,6 +89,7 @@ class Contents:
     def forget(self) -> None:
         """Look again at places when they are asked for."""
         self._found.clear()
+        self.urls.forget()
 
     def take(self, place: str, found: Locked) -> None:
         """It is known what is at a place now."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from millpond.daemon.errors import InvalidFileError, OverlapError
+from millpond.daemon.pipeline.places import is_outside, shown
 from millpond.daemon.pipeline.stage import Stage, StageOut, address
 from millpond.daemon.project.paths import printable
 from millpond.daemon.project.walk import above
@@ -97,32 +98,33 @@ class OutIndex:
         at = bisect_left(self._places, prefix)
         found = []
         while at < len(self._places) and self._places[at].startswith(prefix):
-            if place or not self._places[at].startswith("/"):
-                found.append(self._by_place[self._places[at]])
+            item = self._by_place[self._places[at]]
+            if place or not is_outside(item[1]):
+                found.append(item)
             at += 1
         return found
 
     def _take(self, stage: Stage, out: StageOut) -> None:
-        place = key_of(out.place, out.path)
+        place = out.key
         if place == "":
             raise OverlapError(f"output '{out.path}' of {self._named(stage)} is the project itself", path=out.path)
         other = self._by_place.setdefault(place, (stage, out))[0]
         if other is not stage or self._by_place[place][1] is not out:
-            shown = printable(self._seen(place)) if out.place is not None else place
+            where = printable(shown(out, self._seen))
             twice = (
                 f"{self._named(stage)} twice" if other is stage else f"{self._named(other)} and of {self._named(stage)}"
             )
             raise OverlapError(
-                f"'{shown}' is an output of {twice}", path=shown, hint="give each stage outputs of its own"
+                f"'{where}' is an output of {twice}", path=where, hint="give each stage outputs of its own"
             )
 
     def _overlap(self, outer: str, inner: str) -> OverlapError:
-        holder, stage = self._by_place[outer][0], self._by_place[inner][0]
-        shown = printable(self._seen(inner))
+        (holder, around), (stage, out) = self._by_place[outer], self._by_place[inner]
+        where = printable(shown(out, self._seen))
         return OverlapError(
-            f"output '{shown}' of {self._named(stage)} lies in output '{printable(self._seen(outer))}' of "
+            f"output '{where}' of {self._named(stage)} lies in output '{printable(shown(around, self._seen))}' of "
             f"{self._named(holder)}",
-            path=shown,
+            path=where,
             hint="keep outputs in separate directories",
         )
 
@@ -137,14 +139,14 @@ def build(stages: Sequence[Stage], seen: Seen) -> Graph:
     for stage in stages:
         holder = index.around(stage.file)
         if holder is not None:
-            shown = printable(seen(stage.file))
+            where = printable(seen(stage.file))
             raise OverlapError(
-                f"'{shown}' lies in output '{holder[1].path}' of {named(holder[0], seen)}", path=shown,
+                f"'{where}' lies in output '{holder[1].path}' of {named(holder[0], seen)}", path=where,
                 hint="move it out of there",
             )  # fmt: skip
         edges: dict[Stage, None] = {}
         for dep in stage.deps:
-            edges.update((other, None) for other, _ in index.touching(key_of(dep.place, dep.path)))
+            edges.update((other, None) for other, _ in index.touching(dep.key))
         for params in stage.params:
             edges.update((other, None) for other, _ in index.touching(params.place))
         graph.needs[stage] = list(edges)
@@ -154,15 +156,10 @@ def build(stages: Sequence[Stage], seen: Seen) -> Graph:
     return graph
 
 
-def key_of(place: str | None, path: str) -> str:
-    """What a dependency or output is known by: its place, or a URL as it is written."""
-    return path if place is None else place
-
-
 def named(stage: Stage, seen: Seen) -> str:
     """A stage as part of a sentence."""
-    shown = printable(address(stage, seen(stage.file)))
-    return f"stage '{shown}'" if stage.name else f"'{shown}'"
+    name = printable(address(stage, seen(stage.file)))
+    return f"stage '{name}'" if stage.name else f"'{name}'"
 
 
 def _refuse_cycle(graph: Graph, seen: Seen) -> None:
@@ -181,7 +178,7 @@ def _refuse_cycle(graph: Graph, seen: Seen) -> None:
         path.append(next(stage for stage in graph.needs[path[-1]] if stage in stuck))
     cycle = path[path.index(path[-1]) :][::-1]
     names = " -> ".join(f"'{printable(address(stage, seen(stage.file)))}'" for stage in cycle)
-    shown = printable(seen(cycle[0].file))
+    where = printable(seen(cycle[0].file))
     raise InvalidFileError(
-        f"stages need each other in a circle: {names}", path=shown, hint="take one dependency or output out of it"
+        f"stages need each other in a circle: {names}", path=where, hint="take one dependency or output out of it"
     )

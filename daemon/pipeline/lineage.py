@@ -13,16 +13,16 @@ from typing import Any
 
 from millpond.daemon import wirepath
 from millpond.daemon.errors import MillpondError, RevisionError, TargetError
-from millpond.daemon.names import ObjectName
 from millpond.daemon.pipeline import metrics, snapshot, targets, values
 from millpond.daemon.pipeline.contents import Contents
-from millpond.daemon.pipeline.graph import OutIndex, key_of
+from millpond.daemon.pipeline.graph import OutIndex
 from millpond.daemon.pipeline.links import SAME, STALE, UNKNOWN, Links
 from millpond.daemon.pipeline.lock import Locked, locked
 from millpond.daemon.pipeline.origins import Origins
+from millpond.daemon.pipeline.places import Item, is_outside, shown
 from millpond.daemon.pipeline.provenance import Records
 from millpond.daemon.pipeline.snapshot import Snapshot
-from millpond.daemon.pipeline.stage import METRICS, Stage, StageOut, address, place
+from millpond.daemon.pipeline.stage import METRICS, Stage, StageOut, address
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.digests import Objects
 from millpond.daemon.project.repo import Repo, printable
@@ -142,13 +142,13 @@ class History:
                 return relative, []
             for unreadable in self.at.pipelines.failed.values():
                 raise unreadable from error  # it may be what tells of the target
-            shown = printable(target)
-            problem = f"'{shown}' is no output, source or stage at '{printable(self.at.label)}'"
-            raise TargetError(problem, path=shown, hint=error.hint) from error
+            where = printable(target)
+            problem = f"'{where}' is no output, source or stage at '{printable(self.at.label)}'"
+            raise TargetError(problem, path=where, hint=error.hint) from error
 
     def users(self, where: str | None, stages: Iterable[Stage]) -> list[Stage]:
         """The steps that use a place, or without one what the stages make."""
-        places = [where] if where is not None else [key_of(out.place, out.path) for each in stages for out in each.outs]
+        places = [where] if where is not None else [out.key for each in stages for out in each.outs]
         return [
             stage for stage in self.at.pipelines.stages
             if any(_touch(place, other) for place in self._places(stage) for other in places)
@@ -194,7 +194,7 @@ class History:
             "params": {} if entry is None else _plain(entry.get("params") or {}),
             "metrics": dict(self._metrics(stage, entry)),
             "outs": [self._out(stage, out, entry) for out in stage.outs],
-            "deps": [self._dep(stage, path, where, known) for path, where, known in self._deps(stage)],
+            "deps": [self._dep(stage, dep, known) for dep, known in self._deps(stage)],
             "source": _plain(stage.pointer.deps) if imported and stage.pointer is not None else None,
             "frozen": stage.frozen,
             "record": record,
@@ -264,70 +264,80 @@ class History:
             return {out.path: Locked(out.name, out.size, out.nfiles, out.isexec) for out in stage.pointer.outs}
         return locked(self._entry(stage), "outs")
 
-    def _deps(self, stage: Stage) -> list[tuple[str, str | None, Locked]]:
-        """(path as it is written, place, what is recorded) of what a step was made from: by its lock, else its dvc.yaml."""
+    def _deps(self, stage: Stage) -> list[tuple[Item, Locked]]:
+        """(dependency, what is recorded) of what a step was made from: by its lock, else its dvc.yaml."""
         if stage.pointer is not None:
             own = locked({"deps": [dep for dep in stage.pointer.deps if isinstance(dep.get("path"), str)]}, "deps")
-            return [(dep.path, dep.place, own.get(dep.path, Locked(None))) for dep in stage.deps]
+            return [(dep, own.get(dep.path, Locked(None))) for dep in stage.deps]
         entry = self._entry(stage)
         if entry is None:
-            return [(dep.path, dep.place, Locked(None)) for dep in stage.deps]
-        return [(path, place(self.repo.root, stage.wdir, path), known) for path, known in locked(entry, "deps").items()]
+            return [(dep, Locked(None)) for dep in stage.deps]
+        where = self.at.pipelines.where
+        return [(where.of(stage.wdir, path), known) for path, known in locked(entry, "deps").items()]
 
     def _places(self, stage: Stage) -> list[str]:
         """Where all is that a step was made from, files of parameters too."""
-        found = [key_of(where, path) for path, where, _ in self._deps(stage)]
+        found = [dep.key for dep, _ in self._deps(stage)]
         entry = self._entry(stage)
         files = [each.path for each in stage.params] if entry is None else list(entry.get("params") or {})
-        return [*found, *(key_of(place(self.repo.root, stage.wdir, path), path) for path in files)]
+        return [*found, *(self.at.pipelines.where.of(stage.wdir, path).key for path in files)]
 
     def _used(self, where: str) -> bool:
         return any(_touch(where, other) for stage in self.at.pipelines.stages for other in self._places(stage))
 
-    def _dep(self, stage: Stage, path: str, where: str | None, known: Locked) -> Row:
-        shown = path if where is None or where.startswith("/") else self.repo.seen(where)
+    def _dep(self, stage: Stage, dep: Item, known: Locked) -> Row:
+        name = shown(dep, self.repo.seen)
         makers = []
         holds = False
-        for maker, out in self._index.touching(key_of(where, path)):
+        for maker, out in self._index.touching(dep.key):
             if maker is stage:
                 continue
-            recorded = self._outs(maker).get(out.path, Locked(None)).name
-            state = self._links.between(known.name, key_of(where, path), recorded, key_of(out.place, out.path))
+            recorded = self._outs(maker).get(out.path, Locked(None))
+            state = self._between(known, dep, recorded, out)
             makers.append({"id": wirepath.encode(self.id_of(maker)), "state": state})
             if state == STALE:
-                text = f"it was made from another '{shown}' than '{self._shown(maker)}' has made: {_told(known.name)}"
+                text = f"it was made from another '{name}' than '{self._shown(maker)}' has made: {_told(known)}"
                 self._tell(stage, STALE, text)
-            elif state == UNKNOWN and known.name is not None and recorded is not None:
+            elif state == UNKNOWN and known.token is not None and recorded.token is not None:
                 text = (
-                    f"whether '{shown}' is what '{self._shown(maker)}' has made cannot be told: no manifest is at hand"
+                    f"whether '{name}' is what '{self._shown(maker)}' has made cannot be told: no manifest is at hand"
                 )
                 self._tell(stage, UNKNOWN, text)
-            holds = holds or len(key_of(out.place, out.path)) > len(key_of(where, path))
-        row: Row = {"path": wirepath.encode(shown), **_fields(known), "from": makers, "source": None, "state": None}
-        if holds and where is not None:  # what else lies in the folder
-            row["source"], row["state"] = ("git" if self._links.source(where, None)[1] else None), UNKNOWN
+            holds = holds or len(out.key) > len(dep.key)
+        row: Row = {"path": wirepath.encode(name), **_fields(known), "from": makers, "source": None, "state": None}
+        if holds and dep.place is not None:  # what else lies in the folder
+            row["source"], row["state"] = ("git" if self._links.source(dep.place, None)[1] else None), UNKNOWN
         elif not makers:
-            row["source"], row["state"] = self._source(stage, shown, where, known.name)
+            row["source"], row["state"] = self._source(stage, dep, known)
         return row
 
-    def _source(self, stage: Stage, shown: str, where: str | None, name: ObjectName | None) -> tuple[str, str]:
-        if where is None or where.startswith("/"):
+    def _between(self, known: Locked, dep: Item, recorded: Locked, out: StageOut) -> str:
+        """A dependency as it was, and the output that it is, lies in or holds."""
+        if dep.place is not None:
+            return self._links.between(known.name, dep.key, recorded.name, out.key)
+        # What is inside of a folder at a url stands in no manifest of ours.
+        if dep.key != out.key or known.token is None or recorded.token is None:
+            return UNKNOWN
+        return SAME if known.token == recorded.token else STALE
+
+    def _source(self, stage: Stage, dep: Item, known: Locked) -> tuple[str, str]:
+        if dep.place is None or is_outside(dep):
             return "elsewhere", UNKNOWN
-        state, tracked = self._links.source(where, name)
+        name = shown(dep, self.repo.seen)
+        state, tracked = self._links.source(dep.place, known.name)
         if not tracked:
-            self._tell(stage, "untracked", f"its source '{shown}' is tracked neither by Git nor by a .dvc file")
+            self._tell(stage, "untracked", f"its source '{name}' is tracked neither by Git nor by a .dvc file")
         if state == STALE and (tracked or self.at.commit is None):
-            self._tell(stage, STALE, f"it was made from another '{shown}' than is there: {_told(name)}")
+            self._tell(stage, STALE, f"it was made from another '{name}' than is there: {_told(known)}")
         return "git" if tracked else "untracked", state
 
     def _out(self, stage: Stage, out: StageOut, entry: dict[str, Any] | None) -> Row:
         known = self._outs(stage).get(out.path, Locked(None))
-        outside = out.place is None or out.place.startswith("/")
-        shown = out.path if outside else self.repo.seen(out.place or "")
-        state = UNKNOWN if outside else self._links.actual(out.place or "", known.name)
+        name = shown(out, self.repo.seen)
+        state = UNKNOWN if is_outside(out) else self._links.actual(out.place or "", known.name)
         if state == STALE:
-            self._tell(stage, "changed", f"'{shown}' in the workspace is not what is recorded: {_told(known.name)}")
-        return {"path": wirepath.encode(shown), "kind": out.kind, **_fields(known), "state": state}
+            self._tell(stage, "changed", f"'{name}' in the workspace is not what is recorded: {_told(known)}")
+        return {"path": wirepath.encode(name), "kind": out.kind, **_fields(known), "state": state}
 
     def _compare(self, stage: Stage, entry: dict[str, Any] | None) -> None:
         """Say what dvc.yaml and the files of parameters have now that the run had not."""
@@ -365,10 +375,10 @@ class History:
             raw = self._objects.manifest(known) if size is not None and size <= snapshot.MAX_BYTES else None
             if raw is None and self._links.source(out.place, known)[0] == SAME:
                 raw = self.at.read(out.place)
-            shown = self.repo.seen(out.place)
+            where = self.repo.seen(out.place)
             if raw is not None:
                 try:
-                    yield wirepath.encode(shown), metrics.numbers(values.parse(raw, printable(shown)))
+                    yield wirepath.encode(where), metrics.numbers(values.parse(raw, printable(where)))
                 except MillpondError as error:
                     self._tell(stage, "unreadable", error.message)
 
@@ -396,11 +406,14 @@ def _touch(one: str, other: str) -> bool:
 
 
 def _fields(known: Locked) -> Row:
-    return {"md5": None if known.name is None else known.name.value, "size": known.size, "nfiles": known.nfiles}
+    tag = {} if known.tag is None else {known.tag[0]: known.tag[1]}
+    return {
+        "md5": None if known.name is None else known.name.value, **tag, "size": known.size, "nfiles": known.nfiles
+    }  # fmt: skip
 
 
-def _told(name: ObjectName | None) -> str:
-    return "no hash" if name is None else f"{name.value} is recorded"
+def _told(known: Locked) -> str:
+    return "no hash" if known.value is None else f"{known.value} is recorded"
 
 
 def _plain(value: Any) -> Any:

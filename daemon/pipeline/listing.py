@@ -11,6 +11,7 @@ from millpond.daemon.errors import TargetError, UsageError
 from millpond.daemon.pipeline import drawing, graph, pipelines, targets
 from millpond.daemon.pipeline.drawing import Drawing
 from millpond.daemon.pipeline.graph import Graph, OutIndex
+from millpond.daemon.pipeline.places import shown
 from millpond.daemon.pipeline.resolve import JOIN
 from millpond.daemon.pipeline.stage import OUTS, Stage, StageOut, address
 from millpond.daemon.project.context import VerbContext
@@ -124,13 +125,13 @@ def _of_outs(repo: Repo, built: Graph) -> Drawing:
         for out in stage.outs:
             nodes[_out_name(repo, out)] = None
             for dep in stage.deps:
-                for _, needed in index.touching(graph.key_of(dep.place, dep.path)):
+                for _, needed in index.touching(dep.key):
                     edges[_out_name(repo, needed), _out_name(repo, out)] = None
     return Drawing(list(nodes), list(edges))
 
 
 def _out_name(repo: Repo, out: StageOut) -> str:
-    return printable(out.path if out.place is None or out.place.startswith("/") else repo.seen(out.place))
+    return printable(shown(out, repo.seen))
 
 
 def _out_names(repo: Repo, stages: Iterable[Stage], target: str | None) -> list[str]:

@@ -19,26 +19,45 @@ _NEXT = re.compile(r"^[^ \n]", re.MULTILINE)
 _KEY_LINE = re.compile(r"""^  ("(?:[^"\\\n]|\\.)*"|'(?:[^'\n]|'')*'|[^ \n"'][^\n]*?):(?: [^\n]*)?$""", re.MULTILINE)
 # Where ruamel.yaml, and so DVC, begins to break lines.
 _WIDTH = 80
+# Keys that tell what lies at a url where its MD5 is not known.
+TAGS = ("etag", "checksum")
 _MD5 = re.compile(r"[0-9a-f]{32}(?:\.dir)?")
 
 
 @dataclass(frozen=True, slots=True)
 class Locked:
-    """A dependency or output as a lock has it: `name` None where it has none (a URL's etag, say)."""
+    """A dependency or output as a lock has it: `name` None where it has none; then `tag` may tell what it is, (`etag` or `checksum`,
+    value) as a bucket or web server has it. `version` is that of a bucket that keeps them."""
 
     name: ObjectName | None
     size: int | None = None
     nfiles: int | None = None
     isexec: bool = False
+    tag: tuple[str, str] | None = None
+    version: str | None = None
+
+    @property
+    def token(self) -> tuple[str, str] | None:
+        """What tells it from any other content; None where nothing does."""
+        return self.tag if self.name is None else (self.name.algo, self.name.value)
+
+    @property
+    def value(self) -> str | None:
+        """The token without its kind, for people."""
+        return None if self.token is None else self.token[1]
 
     def entry(self, path: str) -> dict[str, Any]:
         """As dvc.lock has it, keys in DVC's order."""
         fields: dict[str, Any] = {"path": path}
+        if self.name is None or self.name.algo == "md5":
+            fields["hash"] = "md5"
         if self.name is not None:
-            if self.name.algo == "md5":
-                fields["hash"] = "md5"
             fields["md5"] = self.name.value
-        optional = {"size": self.size, "nfiles": self.nfiles, "isexec": True if self.isexec else None}
+        elif self.tag is not None:
+            fields[self.tag[0]] = self.tag[1]
+        optional = {
+            "size": self.size, "nfiles": self.nfiles, "isexec": True if self.isexec else None, "version_id": self.version
+        }  # fmt: skip
         return fields | {key: value for key, value in optional.items() if value is not None}
 
 
@@ -119,8 +138,22 @@ def locked(entry: Mapping[str, Any] | None, section: str) -> dict[str, Locked]:
         name = None
         if value is not None:
             name = ObjectName("md5" if item.get("hash") == "md5" else "md5-dos2unix", str(value))
-        found[item["path"]] = Locked(name, item.get("size"), item.get("nfiles"), bool(item.get("isexec")))
+        tag = next(((key, str(item[key])) for key in TAGS if item.get(key)), None) if name is None else None
+        version = item.get("version_id")
+        found[item["path"]] = Locked(
+            name,
+            item.get("size"),
+            item.get("nfiles"),
+            bool(item.get("isexec")),
+            tag,
+            str(version) if version else None,
+        )
     return found
+
+
+def is_entry(entry: Any) -> bool:
+    """Whether it is what a stage's entry can be."""
+    return next(_problems({"schema": "2.0", "stages": {"stage": entry}}), None) is None
 
 
 def rendered(stage: str, entry: dict[str, Any]) -> str:

@@ -11,8 +11,9 @@ from typing import Any
 from millpond.daemon import wirepath
 from millpond.daemon.errors import MillpondError, TargetError
 from millpond.daemon.pipeline import compare, snapshot, values
+from millpond.daemon.pipeline.places import place
 from millpond.daemon.pipeline.snapshot import Snapshot
-from millpond.daemon.pipeline.stage import METRICS, place
+from millpond.daemon.pipeline.stage import METRICS
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.paths import printable
 from millpond.daemon.project.repo import Repo

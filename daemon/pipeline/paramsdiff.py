@@ -14,9 +14,9 @@ from typing import Any
 from millpond.daemon.errors import MillpondError
 from millpond.daemon.pipeline import compare, metrics, snapshot, template, values
 from millpond.daemon.pipeline.metrics import Found
+from millpond.daemon.pipeline.places import place
 from millpond.daemon.pipeline.resolve import Document
 from millpond.daemon.pipeline.snapshot import Snapshot
-from millpond.daemon.pipeline.stage import place
 from millpond.daemon.pipeline.variables import PARAMS_FILE
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.paths import printable

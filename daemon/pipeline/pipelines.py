@@ -11,6 +11,7 @@ from typing import Any
 from millpond.daemon.errors import InvalidFileError
 from millpond.daemon.pipeline import resolve, values
 from millpond.daemon.pipeline.lock import LOCK_FILE, Lock
+from millpond.daemon.pipeline.places import Places
 from millpond.daemon.pipeline.resolve import Document
 from millpond.daemon.pipeline.stage import Stage, pointer_stage, stages_of
 from millpond.daemon.pipeline.template import Style
@@ -29,7 +30,7 @@ class Pipelines:
     """What is known of a project's stages. `documents` by the path of their dvc.yaml; `failed` what cannot be read, with
     the error; `values` are the files of parameters that were asked for."""
 
-    root: str
+    where: Places
     content: Content
     shown: Callable[[str], str]
     stages: list[Stage] = field(default_factory=list)
@@ -39,6 +40,11 @@ class Pipelines:
     values: dict[str, Any] = field(default_factory=dict)
     # Where outputs are.
     places: set[str] = field(default_factory=set)
+
+    @property
+    def root(self) -> str:
+        """The project's, absolute."""
+        return self.where.root
 
     def lock_of(self, stage: Stage) -> Lock:
         return self.locks[stage.lock]
@@ -55,13 +61,13 @@ class Pipelines:
         name, shown = posixpath.basename(path), printable(self.shown(path))
         if name == STAGES_FILE:
             document = resolve.resolve(raw, path, self.value, style, shown)
-            found = list(stages_of(document, path, self.root))
+            found = list(stages_of(document, path, self.where))
             self.documents[path] = document
             self._take(found)
         elif name == LOCK_FILE:
             self.locks[path] = Lock.parse(yamlio.decode(raw, shown), shown)
         else:
-            self._take([pointer_stage(dvcfile.parse(yamlio.decode(raw, shown), shown), path, self.root)])
+            self._take([pointer_stage(dvcfile.parse(yamlio.decode(raw, shown), shown), path, self.where)])
 
     def _take(self, stages: list[Stage]) -> None:
         self.stages += stages
@@ -85,7 +91,7 @@ def load(repo: Repo, *, tolerant: bool = False, replaced: Mapping[str, bytes] | 
             shown = printable(repo.seen(path))
             raise InvalidFileError(f"cannot read '{shown}': {error.strerror}", path=shown) from error
 
-    pipelines = Pipelines(repo.root, content, repo.seen)
+    pipelines = Pipelines(Places(repo.root, repo.config), content, repo.seen)
     files: Iterator[tuple[str, bytes]] = WorkTree(repo.root, repo.rules, lambda: pipelines.places).pointer_files()
     if replaced is not None:
         files = ((path, raw) for path, raw in chain(files, replaced.items()) if raw is replaced.get(path, raw))

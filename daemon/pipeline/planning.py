@@ -23,7 +23,7 @@ FAIL, KEEP_GOING, IGNORE = "fail", "keep-going", "ignore"
 @dataclass(frozen=True, slots=True)
 class Options:
     """What a repro was asked for, in DVC's words; `approved`: stages that the person agreed to, of an interactive one;
-    `look`: only whether any is out of date."""
+    `look`: only whether any is out of date; `explain`: which earlier run each stage is nearest to."""
 
     targets: tuple[str, ...] = ()
     force: bool = False
@@ -42,6 +42,7 @@ class Options:
     interactive: bool = False
     look: bool = False
     quiet: bool = False
+    explain: bool = False
     on_error: str = FAIL
     jobs: int = 1
     approved: frozenset[str] = frozenset()

@@ -19,7 +19,7 @@ from millpond.daemon import wirepath
 from millpond.daemon.errors import CancelledError, InvalidFileError, MillpondError
 from millpond.daemon.jobs.runner import Ended
 from millpond.daemon.pipeline import memory, runcache
-from millpond.daemon.pipeline.lock import Lock
+from millpond.daemon.pipeline.lock import Lock, locked
 from millpond.daemon.pipeline.pipelines import Pipelines
 from millpond.daemon.pipeline.stage import Stage, address
 from millpond.daemon.pipeline.surroundings import Code, machine, user
@@ -82,9 +82,8 @@ class Journal:
 
     def record(self, stage: Stage, run: Run, entry: Entry, outcome: str) -> dict[str, str]:
         """{absolute path: text} of the record of a run that ended well, to be written with its lock entry. Raises OSError."""
-        before = {dep["path"]: dep.get("md5") for dep in run.inputs.get("deps") or []}
-        after = {dep["path"]: dep.get("md5") for dep in entry.get("deps") or []}
-        moved = sorted(path for path in after if before.get(path) != after[path])
+        before, after = locked(run.inputs, "deps"), locked(entry, "deps")
+        moved = sorted(path for path in after if path not in before or before[path].token != after[path].token)
         fields = {"entry": entry, "changed_meanwhile": [wirepath.encode(path) for path in moved]}
         return self._file(stage, run, outcome, key_of(entry), fields)
 

@@ -7,21 +7,24 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from millpond.daemon.errors import InvalidFileError, TargetError, TrackedByGitError
+from millpond.daemon.errors import InvalidFileError, TargetError, TrackedByGitError, UsageError
 from millpond.daemon.names import ObjectName
 from millpond.daemon.pipeline import runcache
-from millpond.daemon.pipeline.changed import Comparer
+from millpond.daemon.pipeline.changed import Comparer, unseen
 from millpond.daemon.pipeline.contents import Contents
 from millpond.daemon.pipeline.lock import Lock, Locked
 from millpond.daemon.pipeline.pipelines import Pipelines
+from millpond.daemon.pipeline.places import is_outside
 from millpond.daemon.pipeline.provenance import RAN, Journal, Run
-from millpond.daemon.pipeline.stage import Stage, StageOut
+from millpond.daemon.pipeline.stage import METRICS, Stage, StageOut
+from millpond.daemon.pipeline.urls import not_followed
 from millpond.daemon.pipeline.variables import PARAMS_FILE
 from millpond.daemon.project import gitignore, yamlio
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.digests import Group, fill, forget_missing
 from millpond.daemon.project.durable import write_all, write_error
 from millpond.daemon.project.export import export_outputs, exports
+from millpond.daemon.project.importing.source import shown_url
 from millpond.daemon.project.outputs import Output
 from millpond.daemon.project.paths import printable
 from millpond.daemon.project.repo import Repo
@@ -59,9 +62,9 @@ class Recorder:
         entry: dict[str, Any] = {"cmd": stage.cmd}
         deps = []
         for dep in sorted(stage.deps, key=lambda dep: dep.path):
-            found = self.contents.at(dep.place) if dep.place is not None else None
-            if found is None or found.name is None:
-                shown = printable(dep.path)
+            found = self.comparer.now(stage, dep)
+            if found is None or (found.name is None and dep.place is not None):
+                shown = printable(shown_url(dep.path))
                 problem = "does not exist" if found is None else "is neither a file nor a directory of files"
                 raise TargetError(f"dependency '{shown}' {problem}", path=shown)
             deps.append(found.entry(dep.path))
@@ -75,18 +78,19 @@ class Recorder:
         entry = self.inputs(stage)
         remembered = keep and runcache.can_record(stage)
         since = Moment.now(self.repo.dvc_dir)
-        groups = {out: self._group(stage, out) for out in stage.outs}
-        kept = [out for out in stage.outs if keep and (out.cache or remembered)]
+        groups = {out: self._group(stage, out) for out in stage.outs if out.place is not None}
+        kept = [out for out in groups if keep and (out.cache or remembered)]
         storing = [groups[out] for out in kept]
         forget_missing(storing, self.contents.workspace.objects)
         fill(storing, self.context.store, keep=True, progress=self._progress)
-        fill([groups[out] for out in stage.outs if out not in kept], self.context.store, keep=False)
+        fill([groups[out] for out in groups if out not in kept], self.context.store, keep=False)
         made = {out: self._locked(out, group, stored=out in kept) for out, group in groups.items()}
         if kept:
             self._commit([made[out] for out in kept])
         for out, group in groups.items():
             assert out.place is not None
             self._remember(out.place, group, made[out], since)
+        made |= {out: self._at_url(stage, out) for out in stage.outs if out.place is None}
         outs = [made[out].entry(out.path) for out in sorted(stage.outs, key=lambda out: out.path)]
         return entry | ({"outs": outs} if outs else {})
 
@@ -137,6 +141,21 @@ class Recorder:
                 name = ObjectName("md5", outs[out.path]["md5"])
                 found.append(Output(out.place, stage.lock, name, None, None, False))
         export_outputs(self.context, self.repo, found)
+
+    def refuse_outside(self, stage: Stage) -> None:
+        """Raise UsageError for what lies outside of the project and cannot: outputs that are to be kept, metrics at urls, and urls that
+        are not followed."""
+        for item in unseen(stage):
+            raise not_followed(item)
+        for out in stage.outs:
+            where = printable(shown_url(out.path))
+            if out.cache and is_outside(out):
+                raise kept_outside(where)
+            if out.place is None and out.kind == METRICS:
+                raise UsageError(
+                    f"metrics cannot be at a url, and '{where}' is one",
+                    hint="have the stage write a file of the project",
+                )
 
     def refuse_tracked(self, stage: Stage) -> None:
         """Raise TrackedByGitError for an output that DVC should keep and Git has."""
@@ -198,6 +217,13 @@ class Recorder:
             raise TargetError(f"cannot store '{printable(f'{out.path}/{inner}')}': it {reason}", path=shown)
         return group
 
+    def _at_url(self, stage: Stage, out: StageOut) -> Locked:
+        found = self.comparer.now(stage, out)
+        if found is None:
+            where = printable(shown_url(out.path))
+            raise TargetError(f"output '{where}' was not made", path=where, hint="is it where the command writes?")
+        return found
+
     def _locked(self, out: StageOut, group: Group, *, stored: bool) -> Locked:
         assert out.place is not None
         path = self.repo.path(out.place)
@@ -230,6 +256,14 @@ class Recorder:
 def outs_of(entry: Mapping[str, Any]) -> list[ObjectName]:
     """The names of an entry's outputs."""
     return [ObjectName("md5", out["md5"]) for out in entry.get("outs") or [] if "md5" in out]
+
+
+def kept_outside(shown: str) -> UsageError:
+    """The error for an output that the store should keep, and that lies outside of the project."""
+    return UsageError(
+        f"output '{shown}' lies outside of the project, where none can be kept",
+        hint="declare it as one that is not: --outs-no-cache, or `cache: false` in dvc.yaml",
+    )
 
 
 def _inside(place: str | None) -> bool:

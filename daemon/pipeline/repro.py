@@ -10,6 +10,7 @@ As a job it outlives the daemon: what talks to it is done again with the next on
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -19,13 +20,15 @@ from typing import Any
 from millpond.daemon import wirepath
 from millpond.daemon.errors import BusyError, CancelledError, InternalError, MillpondError, StageFailedError
 from millpond.daemon.jobs.runner import GRACE_S, CommandRunner, Ended, Sink, Task
+from millpond.daemon.mounts.place import mounts_around, mounts_below
 from millpond.daemon.pipeline import graph, pipelines
 from millpond.daemon.pipeline.changed import Comparer
 from millpond.daemon.pipeline.contents import Contents
 from millpond.daemon.pipeline.graph import Graph
 from millpond.daemon.pipeline.memory import Memory
+from millpond.daemon.pipeline.nearest import Nearest
 from millpond.daemon.pipeline.planning import FAIL, IGNORE, Options, Queue, chosen
-from millpond.daemon.pipeline.provenance import CACHED, RAN
+from millpond.daemon.pipeline.provenance import CACHED, RAN, Records
 from millpond.daemon.pipeline.recording import Recorder
 from millpond.daemon.pipeline.stage import Stage, address, folder_of
 from millpond.daemon.pipeline.turns import UNCHANGED, Turn, Turns
@@ -36,14 +39,17 @@ from millpond.daemon.project.repo import Repo, printable
 FAILED, LEFT_OUT, ASKED = "failed", "left out", "asked"
 # Names of running stages that are told at once.
 _SHOWN = 4
+# What is read of a failed command's log.
+_TAIL_BYTES = 64 << 10
 
 
 def repro(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
     """Verb. {targets, force, force_downstream, single_item, pipeline, all_pipelines, recursive, downstream, glob, dry, pull,
-    allow_missing, no_commit, no_run_cache, on_error, jobs, interactive, approved, look, quiet} -> {stages: [{name, outcome,
-    reasons}], ran, ask, git_add, autostaged}.
+    allow_missing, no_commit, no_run_cache, on_error, jobs, interactive, approved, look, quiet, explain} -> {stages:
+    [{name, outcome, reasons, nearest}], ran, ask, git_add, autostaged}.
 
-    `outcome`: ran (with `dry`: would run), cached, unchanged, failed, left out. Output goes to the descriptors that came with
+    `outcome`: ran (with `dry`: would run), cached, unchanged, failed, left out; `nearest` (see Near.to_json) of a stage that ran, or with
+    `dry` and `explain` would, if it ran before. Output goes to the descriptors that came with
     the request. `ask` is the stage that an interactive repro stopped at, or one that was only to `look`: the first that is out
     of date, of which and of those before it nothing is said. Raises StageFailedError, and what loading raises.
     """
@@ -96,7 +102,10 @@ class Repro:
             recorder = Recorder(self._context, self._repo, loaded, contents, comparer)
             recorder.order = {stage: number for number, stage in enumerate(steps)}
             self._graph: Graph | None = None if self._options.single_item else active
-            self._turns = Turns(self._context, self._repo, recorder, self._options, self._voice.say, self._graph)
+            nearest = Nearest(Records(self._repo), recorder.runs)
+            self._turns = Turns(
+                self._context, self._repo, recorder, self._options, self._voice.say, self._graph, nearest
+            )
             self._turns.prepare(steps)
             self._queue = Queue(steps, self._graph, self._memory.seconds, self._options.jobs > 1)
         try:
@@ -114,16 +123,27 @@ class Repro:
         while True:
             with self._phase():
                 if ended is not None:
+                    if self._leaves_room(ended):
+                        self._fill(self._options.jobs + 1)
                     self._take(ended)
-                while self._open and len(self._running) < self._options.jobs:
-                    stage = self._queue.pop()
-                    if stage is None:
-                        break
-                    self._begin(stage)
+                self._fill(self._options.jobs)
             if not self._running:
                 return
             self._tell()
             ended = self._runner.wait()
+
+    def _fill(self, most: int) -> None:
+        """Begin stages until so many run."""
+        while self._open and len(self._running) < most:
+            stage = self._queue.pop()
+            if stage is None:
+                return
+            self._begin(stage)
+
+    def _leaves_room(self, ended: Ended) -> bool:
+        """Whether another stage may begin before what this one made is stored, which may take a while: then something runs meanwhile.
+        One after the other is one after the other."""
+        return self._options.jobs > 1 and not ended.code and not self._running[ended.key].rest
 
     def _tell(self) -> None:
         """For `jobs`: how far it is."""
@@ -260,7 +280,23 @@ class Repro:
         hint = f"its output is in {os.path.relpath(self._memory.log(stage), self._repo.cwd)}"
         if self._whole_log:
             hint = f"see {self._whole_log}; {hint}"
+        if (mount := self._written_mount(stage)) is not None:
+            how += f", and '{mount}' is a mount, which no command can write into"
+            hint = f"have it write elsewhere, and declare that as an output (`outs` in dvc.yaml); {hint}"
         return StageFailedError(f"failed to run: {printable(command)}, {how}", hint=hint)
+
+    def _written_mount(self, stage: Stage) -> str | None:
+        """The mount that the stage seems to have written into: it has to do with one, and was told that something is read-only."""
+        root = self._repo.root
+        near = mounts_around(
+            [folder_of(stage, root), *(os.path.join(root, dep.place) for dep in stage.deps if dep.place)]
+        )
+        near = near or mounts_below(root)
+        with contextlib.suppress(OSError), open(self._memory.log(stage), "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
+            if near and os.strerror(errno.EROFS).encode() in file.read(_TAIL_BYTES):
+                return printable(os.path.relpath(near[0], self._repo.cwd))
+        return None
 
     @property
     def _whole_log(self) -> str:
@@ -292,6 +328,7 @@ class Repro:
                     "name": wirepath.encode(self._name(stage)),
                     "outcome": outcome,
                     "reasons": [] if turn is None else [reason.to_json() for reason in turn.reasons],
+                    **({} if turn is None or turn.nearest is None else {"nearest": turn.nearest.to_json()}),
                 }
                 for stage, (outcome, turn) in self._outcomes.items()
             ],

@@ -6,20 +6,23 @@ of the whole entry; `size` and `nfiles` are left out of both, wherever they are.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
+from heapq import nlargest
+from itertools import islice
 from typing import Any
 
 from millpond.daemon.errors import InvalidFileError
-from millpond.daemon.pipeline.lock import Lock, rendered_alone
+from millpond.daemon.pipeline.lock import is_entry, rendered_alone
 from millpond.daemon.pipeline.stage import OUTS, Stage
 from millpond.daemon.project import yamlio
 from millpond.daemon.project.durable import write_all
 
-# Entries of one key that are looked at.
-_MOST = 1000
+# Entries of one key that are looked at; files that are, where the newest ones are wanted.
+_MOST, _MOST_FILES = 1000, 20_000
 
 
 def can_reuse(stage: Stage) -> bool:
@@ -56,6 +59,17 @@ class RunCache:
             if read is not None:
                 yield read
 
+    def newest(self, most: int) -> Iterator[tuple[float, dict[str, Any]]]:
+        """(when it was saved, in seconds since 1970; whole entry) of the newest runs of all stages, the newest first."""
+        found: list[tuple[float, str]] = []
+        for path in islice(_files(self._folder, 3), _MOST_FILES):
+            with contextlib.suppress(OSError):
+                found.append((os.stat(path).st_mtime, path))
+        for saved, path in nlargest(most, found):
+            read = _read(path)
+            if read is not None:
+                yield saved, read
+
     def save(self, entry: dict[str, Any]) -> None:
         """Remember a run. Raises OSError."""
         key = _digest({**entry, "outs": [out["path"] for out in entry.get("outs") or []]})
@@ -77,11 +91,23 @@ def _read(path: str) -> dict[str, Any] | None:
         with open(path, "rb") as file:
             text = yamlio.decode(yamlio.read(file), path)
         entry = yamlio.load(text, path)
-        # Checked as an entry of a dvc.lock is.
-        Lock.parse(yamlio.dump({"schema": "2.0", "stages": {"stage": entry}}), path)
     except (InvalidFileError, OSError):
         return None
-    return entry if isinstance(entry, dict) else None
+    return entry if is_entry(entry) else None
+
+
+def _files(folder: str, depth: int) -> Iterator[str]:
+    """The paths of all that lies so many folders deep."""
+    try:
+        with os.scandir(folder) as entries:
+            inside = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False) == (depth > 1)]
+    except OSError:
+        return
+    for path in inside:
+        if depth == 1:
+            yield path
+        else:
+            yield from _files(path, depth - 1)
 
 
 def _digest(entry: Mapping[str, Any]) -> str | None:

@@ -8,6 +8,7 @@ from typing import Any
 from millpond.daemon.errors import InvalidFileError, RevisionError, UsageError
 from millpond.daemon.pipeline import pipelines as loading
 from millpond.daemon.pipeline.pipelines import Content, Pipelines
+from millpond.daemon.pipeline.places import Places
 from millpond.daemon.project import browse
 from millpond.daemon.project.browse import Tree
 from millpond.daemon.project.context import VerbContext
@@ -110,7 +111,7 @@ def revision(context: VerbContext, repo: Repo, name: str, label: str | None = No
     def content(path: str) -> bytes | None:
         return git.blob(commit, f"{prefix}{path}") if path and not path.startswith(("/", "../")) else None
 
-    found = Pipelines(repo.root, content, repo.seen)
+    found = Pipelines(Places(repo.root, repo.config), content, repo.seen)
     loading.fill(found, GitTree(git, commit, prefix.rstrip("/")).pointer_files(), loading.style_of(repo), tolerant=True)
     return Snapshot(
         label or name,

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from millpond.daemon.pipeline.places import Places, place
 from millpond.daemon.pipeline.resolve import Body, Document
 from millpond.daemon.pipeline.variables import PARAMS_FILE
 from millpond.daemon.project import yamlio
@@ -18,11 +19,13 @@ OUTS, METRICS, PLOTS = "outs", "metrics", "plots"
 
 @dataclass(frozen=True, slots=True)
 class Dep:
-    """A dependency: `path` as it is written; `place` from the project's root, absolute for what lies elsewhere on this
-    machine, None for a URL."""
+    """A dependency: `path` as it is written, and as dvc.lock has it; `place` from the project's root, absolute for what lies
+    elsewhere on this machine, None for a url; `key` what others that mean the same are known by: the place, or the url that
+    `remote://` leads to."""
 
     path: str
     place: str | None
+    key: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +39,11 @@ class Params:
 
 @dataclass(frozen=True, slots=True)
 class StageOut:
-    """An output: `path` and `place` as of a Dep, `kind` outs, metrics or plots; `options` as they are written."""
+    """An output: `path`, `place` and `key` as of a Dep, `kind` outs, metrics or plots; `options` as they are written."""
 
     path: str
     place: str | None
+    key: str
     kind: str
     cache: bool = True
     persist: bool = False
@@ -91,34 +95,25 @@ class Stage:
         return self.cmd is not None and not (self.deps or self.params or self.outs)
 
 
-def stages_of(document: Document, file: str, root: str) -> Iterator[Stage]:
-    """The stages of a dvc.yaml at `file`, from the project's root `root`. Raises InvalidFileError."""
+def stages_of(document: Document, file: str, places: Places) -> Iterator[Stage]:
+    """The stages of a dvc.yaml at `file`, from the project's root. Raises InvalidFileError."""
     for body in document.bodies.values():
-        yield _stage(document, body, file, root)
+        yield _stage(document, body, file, places)
 
 
-def pointer_stage(pointer: DvcFile, file: str, root: str) -> Stage:
+def pointer_stage(pointer: DvcFile, file: str, places: Places) -> Stage:
     """A `.dvc` file as a stage."""
     wdir = posixpath.normpath(posixpath.join(posixpath.dirname(file), pointer.wdir))
-    outs = [StageOut(out.path, place(root, wdir, out.path), OUTS, out.cache) for out in pointer.outs]
+    found = [(out, places.of(wdir, out.path)) for out in pointer.outs]
+    outs = [StageOut(out.path, spot.place, spot.key, OUTS, out.cache) for out, spot in found]
     # What an import has from another repository is no path of this one.
     own = [dep for dep in pointer.deps if "repo" not in dep and "db" not in dep]
-    deps = [Dep(str(dep.get("path")), place(root, wdir, str(dep.get("path")))) for dep in own]
+    spots = [(str(dep.get("path")), places.of(wdir, str(dep.get("path")))) for dep in own]
+    deps = [Dep(path, spot.place, spot.key) for path, spot in spots]
     return Stage(file, "", _tidy(wdir), None, tuple(deps), (), tuple(outs), pointer.frozen, pointer=pointer)
 
 
-def place(root: str, wdir: str, path: str) -> str | None:
-    """Where a path of a stage is (see Dep)."""
-    if "://" in path:
-        return None
-    joined = posixpath.normpath(posixpath.join(root, wdir, path))
-    if joined == root:
-        return ""
-    prefix = posixpath.join(root, "")
-    return joined[len(prefix) :] if joined.startswith(prefix) else joined
-
-
-def _stage(document: Document, body: Body, file: str, root: str) -> Stage:
+def _stage(document: Document, body: Body, file: str, places: Places) -> Stage:
     entry = body.entry
     folder = posixpath.dirname(file)
     wdir = _tidy(posixpath.normpath(posixpath.join(folder, str(entry.get("wdir") or "."))))
@@ -132,15 +127,21 @@ def _stage(document: Document, body: Body, file: str, root: str) -> Stage:
         name=body.name,
         wdir=wdir,
         cmd=cmd,
-        deps=tuple(Dep(str(path), place(root, wdir, str(path))) for path in entry.get("deps") or []),
-        params=tuple(_params(document, body, root, wdir)),
-        outs=tuple(_outs(entry, root, wdir)),
+        deps=tuple(_deps(entry, places, wdir)),
+        params=tuple(_params(document, body, places.root, wdir)),
+        outs=tuple(_outs(document, body, places, wdir)),
         frozen=bool(entry.get("frozen")),
         always_changed=bool(entry.get("always_changed")),
         desc=entry.get("desc"),
         group=body.definition if body.looped else None,
         parametrized=body.looped or body.entry != body.written,
     )
+
+
+def _deps(entry: Mapping[str, Any], places: Places, wdir: str) -> Iterator[Dep]:
+    for path in entry.get("deps") or []:
+        spot = places.of(wdir, str(path))
+        yield Dep(spot.path, spot.place, spot.key)
 
 
 def _params(document: Document, body: Body, root: str, wdir: str) -> Iterator[Params]:
@@ -166,7 +167,8 @@ def _params(document: Document, body: Body, root: str, wdir: str) -> Iterator[Pa
         yield Params(str(file), where, tuple(dict.fromkeys(keys)))
 
 
-def _outs(entry: Mapping[str, Any], root: str, wdir: str) -> Iterator[StageOut]:
+def _outs(document: Document, body: Body, places: Places, wdir: str) -> Iterator[StageOut]:
+    entry = body.entry
     for kind in (OUTS, METRICS, PLOTS):
         named: dict[str, dict[str, Any]] = {}
         for item in entry.get(kind) or []:
@@ -174,9 +176,15 @@ def _outs(entry: Mapping[str, Any], root: str, wdir: str) -> Iterator[StageOut]:
                 # A plot may have several descriptions, none of which says more about the file.
                 named.setdefault(str(path), {}).update(options if isinstance(options, dict) else {})
         for path, options in named.items():
+            spot = places.of(wdir, path)
+            if spot.key.startswith("/") and f"{places.root}/".startswith(
+                f"{spot.key.rstrip('/')}/"
+            ):  # it would be removed before the stage runs
+                raise _error(document, body, kind, f"output '{path}' of stage '{body.name}' holds the project")
             yield StageOut(
-                path,
-                place(root, wdir, path),
+                spot.path,
+                spot.place,
+                spot.key,
                 kind,
                 cache=options.get("cache") is not False,
                 persist=bool(options.get("persist")),

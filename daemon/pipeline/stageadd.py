@@ -9,11 +9,14 @@ from typing import Any
 from millpond.daemon import wirepath
 from millpond.daemon.errors import ConflictError, InvalidFileError, OverlapError, TargetError, UsageError
 from millpond.daemon.pipeline import graph, pipelines
+from millpond.daemon.pipeline.places import Item, Places, is_outside
+from millpond.daemon.pipeline.recording import kept_outside
 from millpond.daemon.pipeline.stage import Stage
 from millpond.daemon.pipeline.variables import PARAMS_FILE
 from millpond.daemon.project import gitignore, yamlio
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.durable import write_all, write_error
+from millpond.daemon.project.importing.source import shown_url
 from millpond.daemon.project.repo import Repo, printable
 from millpond.daemon.project.stages import STAGES_FILE
 
@@ -57,7 +60,7 @@ def stage_add(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
                 path=STAGES_FILE,
                 hint="use `--force` to overwrite it",
             )
-        stages[name] = _merged(old, _entry(params), name)
+        stages[name] = _merged(old, _entry(params, Places(repo.root, repo.config), repo.relative(".") or ""), name)
         text = yamlio.dump(document)
         stage = _checked(repo, file, text, name)
         warnings = _write(repo, file, text, stage)
@@ -99,23 +102,28 @@ def _document(repo: Repo, file: str) -> Any:
     return document or {}
 
 
-def _entry(params: dict[str, Any]) -> dict[str, Any]:
-    """The stage as DVC writes it: keys in its order, paths sorted."""
+def _entry(params: dict[str, Any], places: Places, here: str) -> dict[str, Any]:
+    """The stage as DVC writes it: keys in its order, paths sorted; absolute ones of the project from the stage's folder. `here` is
+    the caller's folder."""
+    wdir = params.get("wdir")
+    folder = None if wdir is None else os.path.normpath(wirepath.decode(wdir))
+
+    def written(path: str) -> str:
+        return places.of(os.path.normpath(os.path.join(here, folder or ".")), wirepath.decode(path)).path
+
     sections: dict[str, dict[str, dict[str, bool]]] = {"outs": {}, "metrics": {}, "plots": {}}
     for option, (section, flags) in _OUTS.items():
         for path in params.get(option) or []:
-            sections[section][wirepath.decode(path)] = flags
+            sections[section][written(path)] = flags
     outs = {
         section: [{path: dict(flags)} if flags else path for path, flags in sorted(found.items())]
         for section, found in sections.items()
     }
-    wdir = params.get("wdir")
-    folder = None if wdir is None else os.path.normpath(wirepath.decode(wdir))
     entry = {
         "desc": params.get("desc"),
         "cmd": params["cmd"],
         "wdir": None if folder == "." else folder,
-        "deps": sorted(wirepath.decode(path) for path in params.get("deps") or []),
+        "deps": sorted(written(path) for path in params.get("deps") or []),
         "params": _params(params.get("params") or []),
         **outs,
         "always_changed": bool(params.get("always_changed")),
@@ -153,14 +161,14 @@ def _checked(repo: Repo, file: str, text: str, name: str) -> Stage:
     """The new stage among all others. Raises OverlapError, InvalidFileError, UsageError."""
     loaded = pipelines.load(repo, replaced={file: text.encode("utf-8", "surrogateescape")})
     stage = next(each for each in loaded.stages if each.key == (file, name))
-    needed = [*(dep.path for dep in stage.deps), *(out.path for out in stage.outs)]
-    twice = next((path for path in needed if needed.count(path) > 1), None)
+    items: list[Item] = [*stage.deps, *stage.outs]
+    keys = [item.key for item in items]
+    twice = next((item.path for item in items if keys.count(item.key) > 1), None)
     if twice is not None:
         raise OverlapError(f"'{printable(twice)}' is named twice in stage '{name}'", path=printable(twice))
     for out in stage.outs:
-        if out.cache and (out.place is None or out.place.startswith("/")):
-            shown = printable(out.path)
-            raise TargetError(f"output '{shown}' lies outside of the project", path=shown)
+        if out.cache and is_outside(out):
+            raise kept_outside(printable(shown_url(out.path)))
     graph.build(loaded.stages, repo.seen)
     return stage
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from millpond.daemon import wirepath
 from millpond.daemon.pipeline import graph, pipelines, targets
-from millpond.daemon.pipeline.changed import Comparer, elsewhere, status_of
+from millpond.daemon.pipeline.changed import Comparer, status_of, unseen
 from millpond.daemon.pipeline.contents import Contents
 from millpond.daemon.pipeline.stage import Stage, address
 from millpond.daemon.project.context import VerbContext
@@ -17,10 +17,11 @@ from millpond.daemon.project.repo import Repo
 
 def status(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
     """Verb. {targets, recursive, with_deps, updates} -> {status: {stage: [...]}, tracked, frozen, unseen}: `status` is DVC's JSON,
-    `tracked` the number of stages in the project, `frozen` those whose dependencies were not looked at, `unseen` the URLs that were not.
+    `tracked` the number of stages in the project, `frozen` those whose dependencies were not looked at, `unseen` the
+    urls that nobody looks at here.
     Imports from repositories are compared with what is there now only with `updates`.
 
-    Raises InvalidFileError, TargetError (unknown target), OverlapError, NotMountedError; of imports as `importing.changes`.
+    Raises InvalidFileError, TargetError (unknown target), OverlapError, NotMountedError; of urls as Urls.at, of imports as `importing.changes`.
     """
     repo = Repo.open(os.getcwd(), os.environ)
     names = [wirepath.decode(target) for target in params.get("targets") or []]
@@ -45,8 +46,8 @@ def status(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
         for stage in chosen
         if stage.frozen and not _is_import(stage)
     ]
-    unseen = [wirepath.encode(path) for stage in chosen for path in elsewhere(stage)]
-    return {"status": found, "tracked": len(loaded.stages), "frozen": frozen, "unseen": list(dict.fromkeys(unseen))}
+    unfollowed = [wirepath.encode(item.path) for stage in chosen for item in unseen(stage)]
+    return {"status": found, "tracked": len(loaded.stages), "frozen": frozen, "unseen": list(dict.fromkeys(unfollowed))}
 
 
 def entry_of(loaded: pipelines.Pipelines, stage: Stage) -> dict[str, Any] | None:

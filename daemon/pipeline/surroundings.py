@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import posixpath
@@ -13,6 +12,7 @@ from typing import Any
 
 from millpond.daemon import wirepath
 from millpond.daemon.errors import MillpondError
+from millpond.daemon.pipeline.gpus import gpus
 from millpond.daemon.pipeline.lock import LOCK_FILE
 from millpond.daemon.project.repo import Repo
 
@@ -24,16 +24,15 @@ VARIABLES = (
     *("CONDA_DEFAULT_ENV", "CONDA_PREFIX", "VIRTUAL_ENV", "PYTHONPATH", "SHELL", "LANG", "LC_ALL", "TZ"),
     *("SLURM_JOB_ID", "RANK", "LOCAL_RANK", "WORLD_SIZE"),
 )  # fmt: skip
-# Characters of a variable, changed files, GPUs that are told.
-_MOST_TEXT, _MOST_FILES, _MOST_GPUS = 1000, 100, 64
+# Characters of a variable, changed files that are told.
+_MOST_TEXT, _MOST_FILES = 1000, 100
 # Looking at the code again may take this part of the time.
 _SHARE = 0.02
-_GPUS = "/proc/driver/nvidia/gpus"
 
 
-def machine(environ: Mapping[str, str], *, gpus: str = _GPUS) -> dict[str, Any]:
-    """{host: {name, system, machine, cpus}, user: {uid, name}, gpus: [{model, uuid}], env, job}. `gpus`: where NVIDIA's driver
-    tells of them; without it there are none. `job`: the number of the job that this is done in."""
+def machine(environ: Mapping[str, str]) -> dict[str, Any]:
+    """{host: {name, system, machine, cpus}, user: {uid, name}, gpus: [{model, uuid, memory, driver}], env, job}. `job`: the number of
+    the job that this is done in."""
     system = os.uname()
     job = environ.get("MILLPOND_JOB", "")
     return {
@@ -44,7 +43,7 @@ def machine(environ: Mapping[str, str], *, gpus: str = _GPUS) -> dict[str, Any]:
             "cpus": len(os.sched_getaffinity(0)),
         },
         "user": user(os.geteuid()),
-        "gpus": list(_gpus(gpus)),
+        "gpus": gpus(),
         "env": {name: wirepath.encode(environ[name][:_MOST_TEXT]) for name in VARIABLES if name in environ},
         "job": int(job) if job.isascii() and job.isdigit() else None,
     }
@@ -56,17 +55,6 @@ def user(uid: int) -> dict[str, Any]:
         return {"uid": uid, "name": pwd.getpwuid(uid).pw_name}
     except KeyError:
         return {"uid": uid, "name": str(uid)}
-
-
-def _gpus(folder: str) -> list[dict[str, str]]:
-    found = []
-    with contextlib.suppress(OSError):
-        for name in sorted(os.listdir(folder))[:_MOST_GPUS]:
-            with open(os.path.join(folder, name, "information"), encoding="utf-8", errors="replace") as file:
-                pairs = (line.partition(":") for line in file.read(_MOST_TEXT * 10).splitlines())
-                told = {key.strip(): value.strip() for key, _, value in pairs}
-            found.append({"model": told.get("Model", ""), "uuid": told.get("GPU UUID", "")})
-    return found
 
 
 class Code:

@@ -82,6 +82,8 @@ def _split(target: str) -> tuple[str, str]:
 
 
 def _maker(repo: Repo, pipelines: Pipelines, target: str) -> list[Stage] | None:
+    if "://" in target:
+        return [stage for stage in pipelines.stages if any(out.path == target for out in stage.outs)] or None
     relative = repo.relative(target)
     if relative is None:
         return None

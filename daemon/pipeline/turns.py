@@ -16,13 +16,16 @@ from millpond.daemon.errors import (
     StageFailedError,
     TargetError,
 )
-from millpond.daemon.mounts.place import mounted_at
+from millpond.daemon.mounts.place import mounted_at, mounts_around
 from millpond.daemon.names import ObjectName
-from millpond.daemon.pipeline import runcache
-from millpond.daemon.pipeline.changed import DEP, FORCED, NOT_IN_CACHE, OUT, Reason, elsewhere, remote_place
+from millpond.daemon.pipeline import imports, runcache
+from millpond.daemon.pipeline.changed import DEP, FORCED, NOT_IN_CACHE, OUT, Reason
 from millpond.daemon.pipeline.graph import Graph
+from millpond.daemon.pipeline.imports import Followed
 from millpond.daemon.pipeline.lock import Locked, locked
 from millpond.daemon.pipeline.memory import slug
+from millpond.daemon.pipeline.nearest import Near, Nearest
+from millpond.daemon.pipeline.places import is_outside, shown
 from millpond.daemon.pipeline.planning import Options
 from millpond.daemon.pipeline.provenance import CACHED, RAN, Run
 from millpond.daemon.pipeline.recording import Recorder, outs_of
@@ -54,8 +57,10 @@ class Turn:
     reasons: list[Reason]
     outcome: str | None = None
     forced: bool = False
+    followed: Followed | None = None
     # Once it is to run, or to be brought back.
     run: Run | None = None
+    nearest: Near | None = None
 
 
 @dataclass(slots=True)
@@ -68,6 +73,7 @@ class Turns:
     options: Options
     say: Callable[[str], None]
     graph: Graph | None
+    nearest: Nearest
     _forced: set[Stage] = field(default_factory=set)
     _claims: dict[Stage, running.Claim] = field(default_factory=dict)
 
@@ -77,16 +83,18 @@ class Turns:
 
     def begin(self, stage: Stage) -> Turn:
         """Find out why the stage should run, if it should. Raises MillpondError for files that cannot be read."""
-        urls = elsewhere(stage) if stage.name else []
-        if urls:
-            raise remote_place(urls[0])
+        if stage.name:
+            self.recorder.refuse_outside(stage)
         entry = self._entry(stage)
         self.recorder.comparer.prepare([(stage, entry)])
         reasons = self.recorder.comparer.reasons(stage, entry)
+        followed = Followed.of(self.context, self.repo, stage)
+        if followed is not None:
+            reasons = [*followed.reasons(), *(reason for reason in reasons if reason.kind != DEP)]
         forced = self.options.force or stage in self._forced
         if forced:
             reasons.append(Reason(FORCED))
-        turn = Turn(stage, entry, reasons, forced=forced)
+        turn = Turn(stage, entry, reasons, forced=forced, followed=followed)
         if not self._counting(turn, allow_missing=self.options.allow_missing):
             turn.outcome = UNCHANGED
         elif not self.options.dry:
@@ -134,7 +142,8 @@ class Turns:
         if self.options.force_downstream and self.graph is not None:
             self._forced.update(self.graph.needed[stage])
         if stage.pointer is not None:
-            return self._commit_data(stage)
+            due = turn.followed if imports.is_due(turn.reasons) or turn.forced else None
+            return self._commit_data(stage) if due is None else self._import(stage, due)
         if stage.frozen:
             return self._verify_frozen(stage)
         if self.options.dry:
@@ -146,6 +155,10 @@ class Turns:
             if made is not None:
                 self._restore(turn, made)
                 return CACHED
+            if runcache.can_reuse(stage):
+                turn.nearest = self.nearest.of(stage, entry)
+                if turn.nearest is not None:
+                    self.say(f"Stage '{name}': {turn.nearest.text}")
         self.recorder.refuse_tracked(stage)
         if not os.path.isdir(self.repo.path(stage.wdir)):
             shown = printable(self.repo.seen(stage.wdir))
@@ -210,13 +223,13 @@ class Turns:
         """Whether the missing dependency is recorded otherwise by the stage that makes it."""
         wanted = locked(turn.entry, "deps")
         for dep in turn.stage.deps:
-            if dep.place is None or self.repo.seen(dep.place) != reason.path:
+            if shown(dep, self.repo.seen) != reason.path:
                 continue
             for maker in self.graph.needs[turn.stage] if self.graph is not None else ():
                 recorded = self._recorded(maker)
                 for out in maker.outs:
                     known = wanted.get(dep.path)
-                    if out.place == dep.place and recorded.get(out.path, Locked(None)).name != (known and known.name):
+                    if out.key == dep.key and recorded.get(out.path, Locked(None)).token != (known and known.token):
                         return True
         return False
 
@@ -315,8 +328,8 @@ class Turns:
         plans = Planner(workspace).plans(contents)
         for plan in plans:
             if plan.missing:
-                shown = printable(self.repo.seen(plan.content.path))
-                raise ObjectMissingError(f"the data of '{shown}' is not at hand", path=shown)
+                where = printable(self.repo.seen(plan.content.path))
+                raise ObjectMissingError(f"the data of '{where}' is not at hand", path=where)
         Placer(self.context, workspace).apply(plans)
         # Dependencies may lie inside of outputs.
         self.recorder.contents.forget()
@@ -324,18 +337,20 @@ class Turns:
     def _clear(self, stage: Stage) -> None:
         """Remove what the commands make anew; what they build on stays, as files of the workspace's own."""
         for out in stage.outs:
-            assert out.place is not None
-            path = self.repo.path(out.place)
-            if mounted_at(os.path.realpath(path)) is not None:
-                shown = printable(self.repo.seen(out.place))
-                raise ConflictError(
-                    f"output '{shown}' is a mount, which no command can write into",
-                    path=shown,
-                    hint=f"take it away first: millpond umount {shown}",
-                )
+            if out.place is not None:
+                self._refuse_mounted(out, self.repo.path(out.place))
+        urls = self.recorder.contents.urls
+        gone = [out for out in stage.outs if is_outside(out) and not out.persist]
+        for out in gone:
+            urls.refuse_more(out)
+        for out in gone:
+            if out.place is None:
+                urls.remove(out)
         try:
             for out in stage.outs:
-                path = self.repo.path(out.place or "")
+                if out.place is None:
+                    continue
+                path = self.repo.path(out.place)
                 if out.persist:
                     if os.path.lexists(path):
                         make_own(self.context, [path])
@@ -347,11 +362,26 @@ class Turns:
             raise write_error(error, "run it again") from error
         self.recorder.contents.forget()
 
+    def _refuse_mounted(self, out: StageOut, path: str) -> None:
+        where = printable(shown(out, self.repo.seen))
+        around = mounts_around([path])
+        if around or mounted_at(os.path.realpath(path)) is not None:
+            mount = printable(os.path.relpath(around[0], self.repo.cwd)) if around else where
+            inside = "is" if mount == where else f"lies in '{mount}', which is"
+            raise ConflictError(
+                f"output '{where}' {inside} a mount, which no command can write into",
+                path=where,
+                hint=f"take it away first: millpond umount {mount}; or have the stage write elsewhere, and declare that in `outs`",
+            )
+
     def _pretend(self, turn: Turn) -> str:
         stage = turn.stage
         if not turn.forced:
             try:
-                made = self._made_before(turn, self.recorder.inputs(stage))
+                inputs = self.recorder.inputs(stage)
+                made = self._made_before(turn, inputs)
+                if made is None and self.options.explain:
+                    turn.nearest = self.nearest.of(stage, inputs)
             except CancelledError:
                 raise
             except MillpondError:  # something is missing that an earlier stage will make
@@ -376,6 +406,15 @@ class Turns:
         self.recorder.git_add[stage.file] = None
         self.recorder.contents.forget()
         self.recorder.contents.stored([ObjectName("md5", row["md5"]) for row in result["added"]])
+        return RAN
+
+    def _import(self, stage: Stage, followed: Followed) -> str:
+        """A `.dvc` file of data from elsewhere, which follows its source."""
+        self.say(followed.told)
+        if not self.options.dry:
+            followed.bring()
+            self.recorder.git_add[stage.file] = None
+            self.recorder.contents.forget()
         return RAN
 
     def _verify_frozen(self, stage: Stage) -> str:
@@ -408,7 +447,7 @@ class Turns:
 
 
 def _places(them: Iterable[Dep | StageOut]) -> tuple[str, ...]:
-    return tuple(each.place for each in them if each.place is not None)
+    return tuple(each.key for each in them)
 
 
 def _shared(output: Output, out: StageOut) -> Output:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from millpond.daemon.pipeline import graph, pipelines
 from millpond.daemon.pipeline.pipelines import Content, Pipelines
+from millpond.daemon.pipeline.places import Places
 from millpond.daemon.project.outputs import Output
 from millpond.daemon.project.repo import Repo
 from millpond.daemon.project.select import Choice
@@ -16,7 +17,9 @@ def with_needed(
 ) -> list[Choice]:
     """The choices, and the outputs of all stages and `.dvc` files that theirs depend on. `files` are the pointers of the same version, `content`
     its other files. Raises InvalidFileError, OverlapError, CycleError."""
-    loaded = pipelines.fill(Pipelines(repo.root, content, repo.seen), files.items(), pipelines.style_of(repo))
+    loaded = pipelines.fill(
+        Pipelines(Places(repo.root, repo.config), content, repo.seen), files.items(), pipelines.style_of(repo)
+    )
     places = {choice.output.path for choice in chosen}
     starts = [stage for stage in loaded.stages if any(out.place in places for out in stage.outs)]
     needed = {out.place for stage in graph.build(loaded.stages, repo.seen).above(starts) for out in stage.outs}

@@ -28,7 +28,8 @@ _MAX_BYTES = 16 << 20
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A stage that runs: `job`, the number of the job that runs it; `pid`, of the process that does; paths from the root."""
+    """A stage that runs: `job`, the number of the job that runs it; `pid`, of the process that does; paths from the root, absolute ones of what
+    lies elsewhere, and urls."""
 
     stage: str
     job: int | None
@@ -91,7 +92,8 @@ def claim(repo: Repo, name: str, running: Running) -> Claim:
         os.ftruncate(fd, 0)
         os.pwrite(fd, json.dumps(told).encode(), 0)
         command = f"millpond repro {running.stage}"
-        reads, writes = ([repo.path(each) for each in paths] for paths in (running.reads, running.writes))
+        local = [[each for each in paths if "://" not in each] for paths in (running.reads, running.writes)]
+        reads, writes = ([repo.path(each) for each in paths] for paths in local)
         return Claim(path, fd, rwlock.add(repo.temporary, running.pid, command, reads=reads, writes=writes))
     except OSError as error:
         os.close(fd)

@@ -56,7 +56,8 @@ def test_a_pipeline_from_the_first_run_to_a_check(home: Home, terminal: Callable
     assert json.loads(home.run("status", "--json").stdout) == json.loads(home.dvc("status", "--json").stdout)
     checked = home.run("repro", "--check", code=1)
     assert checked.stdout == "first  would run  params.yaml: p changed from 1 to 2\n"
-    assert home.run("why", "first").stdout == checked.stdout
+    first, nearest = home.run("why", "first").stdout.splitlines()
+    assert f"{first}\n" == checked.stdout and nearest.endswith(": params.yaml: p 1 -> 2")
     found = json.loads(home.run("repro", "--dry", "--json", "first").stdout)
     assert found["stages"][0]["reasons"][0]["key"] == "p"
     (home.repo / "src").write_text("2")

@@ -5,8 +5,12 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.faults.cases import opened
@@ -16,6 +20,7 @@ from tests.project.verbhelp import Project
 
 from millpond.daemon.errors import CancelledError, MillpondError, StageFailedError
 from millpond.daemon.pipeline import pipelines, provenance, surroundings
+from millpond.daemon.pipeline.gpus import gpus
 from millpond.daemon.pipeline.lock import Lock
 from millpond.daemon.pipeline.provenance import KEEP, SLACK, Records, folder_of, key_of
 from millpond.daemon.pipeline.surroundings import Code, machine
@@ -97,8 +102,50 @@ def test_gpus_are_what_the_driver_tells(tmp_path: Path) -> None:
     card = tmp_path / "0000:01:00.0"
     card.mkdir()
     (card / "information").write_text("Model: \t\t NVIDIA A100\nIRQ:   1\nGPU UUID: \t GPU-1-2\n")
-    assert machine({}, gpus=str(tmp_path))["gpus"] == [{"model": "NVIDIA A100", "uuid": "GPU-1-2"}]
-    assert machine({}, gpus=str(tmp_path / "none"))["gpus"] == []
+    assert gpus(proc=str(tmp_path)) == [{"model": "NVIDIA A100", "uuid": "GPU-1-2"}]
+    assert gpus(proc=str(tmp_path / "none")) == []
+    assert machine({})["gpus"] == gpus()
+
+
+# A driver's library with one GPU, as nvidia-ml-py calls it; with HANGS set it never answers.
+DRIVER = """
+#include <string.h>
+#include <stdlib.h>
+#include <unistd.h>
+struct memory { unsigned long long total, free, used; };
+int nvmlInitWithFlags(unsigned flags) { if (getenv("HANGS")) pause(); return 0; }
+int nvmlInit_v2(void) { return nvmlInitWithFlags(0); }
+int nvmlShutdown(void) { return 0; }
+int nvmlSystemGetDriverVersion(char *text, unsigned n) { strncpy(text, "999.1", n); return 0; }
+int nvmlDeviceGetCount_v2(unsigned *count) { *count = 1; return 0; }
+int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **device) { *device = (void *)1; return 0; }
+int nvmlDeviceGetName(void *device, char *text, unsigned n) { strncpy(text, "Test Card", n); return 0; }
+int nvmlDeviceGetUUID(void *device, char *text, unsigned n) { strncpy(text, "GPU-3-4", n); return 0; }
+int nvmlDeviceGetMemoryInfo(void *device, struct memory *m) { m->total = 80ULL << 30; return 0; }
+"""
+
+
+def test_gpus_are_what_the_library_tells(tmp_path: Path) -> None:
+    pytest.importorskip("pynvml")
+    if (compiler := shutil.which("cc")) is None:
+        pytest.skip("there is no C compiler")
+    (tmp_path / "driver.c").write_text(DRIVER)
+    library = tmp_path / "libnvidia-ml.so.1"
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", str(library), str(tmp_path / "driver.c")], check=True)
+    program = f"import json; from millpond.daemon.pipeline.gpus import gpus; print(json.dumps(gpus(proc={str(tmp_path)!r}, wait_s=1.0)))"
+
+    def told(**env: str) -> Any:
+        done = subprocess.run(
+            [sys.executable, "-c", program], env=os.environ | env, capture_output=True, check=True, timeout=20
+        )
+        return json.loads(done.stdout)
+
+    there = {"LD_LIBRARY_PATH": str(tmp_path)}
+    assert told(**there) == [{"model": "Test Card", "uuid": "GPU-3-4", "memory": 80 << 30, "driver": "999.1"}]
+    assert told(**there, HANGS="1") == []
+    (tmp_path / "0000:01:00.0").mkdir()
+    (tmp_path / "0000:01:00.0/information").write_text("Model: A\nGPU UUID: B\n")
+    assert told(**there, HANGS="1") == [{"model": "A", "uuid": "B"}]
 
 
 def test_old_runs_go_but_none_that_a_lock_names(project: Project) -> None:

@@ -132,7 +132,7 @@ def test_what_runs_after_a_change_is_what_dvc_runs(done: tuple[Pipe, Path], case
         if ours:
             flags = {WORDS[word]: True for word in argv if word in WORDS}
             pipe.repro(*[word for word in argv if word not in WORDS], **flags)
-            said = pipe.said
+            said = "\n".join(line for line in pipe.said.splitlines() if " earlier run, " not in line)  # ours alone
         else:
             ran = real_dvc().run("repro", *argv, cwd=pipe.project.root)
             assert ran.code == 0, ran.err
@@ -200,7 +200,8 @@ def test_a_failed_stage_leaves_nothing_and_names_what_it_stops(tmp_path: Path) -
         ("cmd: 'true'\n    outs: [o]", "output 'o' was not made"),
         ("cmd: kill -9 $$\n    outs: [o]", "was killed by SIGKILL"),
         ("cmd: 'true'\n    wdir: nowhere\n    outs: [o]", "working directory 'nowhere'"),
-        ("cmd: 'true'\n    deps: ['s3://b/k']\n    outs: [o]", "is not on this machine"),
+        ("cmd: 'true'\n    deps: ['gs://b/k']\n    outs: [o]", "of a kind that only DVC follows"),
+        ("cmd: echo > /tmp/o\n    outs: [/tmp/o]", "lies outside of the project, where none can be kept"),
         ("cmd: echo > src.txt\n    outs: [src.txt]", "already tracked by Git"),
     ],
 )
@@ -217,7 +218,7 @@ def test_what_cannot_run_says_why_and_loses_nothing(tmp_path: Path, text: str, w
 
 def test_the_environment_and_the_log_of_a_command(tmp_path: Path) -> None:
     with opened(tmp_path / "ours") as project:
-        text = "stages:\n  s:\n    cmd: echo $DVC_STAGE $DVC_ROOT $PWD $X; echo err >&2\n    wdir: in\n"
+        text = "stages:\n  s:\n    cmd: echo $DVC_STAGE $DVC_ROOT $PWD $X; cat; echo err >&2\n    wdir: in\n"
         pipe = Pipe(project, {"sub/dvc.yaml": text, "sub/in/f": ""})
         project.environ["X"] = "mine"
         pipe.repro("sub/dvc.yaml")
@@ -287,6 +288,26 @@ def test_several_at_once_end_as_one_by_one(tmp_path: Path) -> None:
             locks.append(pipe.lock())
             assert set(pipe.outcomes(jobs=jobs).values()) == {"unchanged"}
     assert locks[0] == locks[1]
+
+
+def test_a_place_that_is_free_is_taken_before_outputs_are_stored(tmp_path: Path) -> None:
+    slow = "until test -e ../go; do sleep 0.05; done; cat src > "
+    text = f"""
+stages:
+  quick: {{cmd: cat src > quick, deps: [src], outs: [quick]}}
+  slow: {{cmd: '{slow} slow', deps: [src], outs: [slow]}}
+  next: {{cmd: 'cat src > next; touch ../go', deps: [src], outs: [next]}}
+"""
+    with opened(tmp_path / "ours") as project:
+        pipe = Pipe(project, {"dvc.yaml": text, "src": "1"})
+        assert set(pipe.outcomes(jobs=2).values()) == {"ran"}
+        said = pipe.said.splitlines()
+        assert said.index("Running stage 'next':") < said.index("Updating lock file 'dvc.lock'")
+        assert project.status() == {}
+        one_by_one = Pipe(project, {"src": "2", "../go": ""})
+        one_by_one.repro()
+        said = one_by_one.said.splitlines()
+        assert said.index("Updating lock file 'dvc.lock'") < said.index("Running stage 'slow':")
 
 
 def test_a_command_that_outlives_its_repro_is_not_run_beside(tmp_path: Path) -> None:

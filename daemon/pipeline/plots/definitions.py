@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from millpond.daemon.errors import InvalidFileError
+from millpond.daemon.pipeline.places import place
 from millpond.daemon.pipeline.snapshot import Snapshot
-from millpond.daemon.pipeline.stage import PLOTS, place
+from millpond.daemon.pipeline.stage import PLOTS
 from millpond.daemon.project import yamlio
 
 TABLES = frozenset({".csv", ".tsv", ".json", ".yaml", ".yml"})

@@ -11,7 +11,9 @@ import hashlib
 import json
 import os
 import posixpath
+import threading
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 from urllib.parse import SplitResult, unquote, urlsplit
@@ -22,9 +24,9 @@ from millpond.daemon.objects import Data
 from millpond.daemon.project import elsewhere, manifest
 from millpond.daemon.project.config import Config
 from millpond.daemon.project.paths import printable
-from millpond.daemon.project.walk import Listing, stat_fields
+from millpond.daemon.project.walk import Listing, above, stat_fields
 from millpond.daemon.remote import remotes
-from millpond.daemon.remote.backend import Entry
+from millpond.daemon.remote.backend import Backend, Entry
 from millpond.daemon.remote.remotes import Remote
 from millpond.daemon.remote.transfer import Transfer
 
@@ -40,6 +42,8 @@ _TOKENS = {
     "https": "checksum",
 }
 _READ_BYTES = 1 << 20
+# Objects that are looked at one by one, at once.
+_HEADS = 16
 # In an error's details: that there is nothing, and not that it cannot be read.
 _ABSENT = {"absent": True}
 
@@ -62,8 +66,6 @@ class Source(Protocol):
     def token(self) -> dict[str, Any] | None:
         """What names the content now, as a dependency's entry has it; None where only its bytes can tell."""
         ...
-
-    def close(self) -> None: ...
 
 
 @dataclass(slots=True)
@@ -117,9 +119,6 @@ class LocalSource:
     def token(self) -> dict[str, Any] | None:
         return None
 
-    def close(self) -> None:
-        """Nothing is open."""
-
 
 @dataclass(slots=True)
 class RemoteSource:
@@ -154,9 +153,6 @@ class RemoteSource:
         raw = json.dumps(rows, sort_keys=True).encode()
         value = hashlib.md5(raw, usedforsecurity=False).hexdigest()
         return {"md5": f"{value}.dir", "size": sum(self.sizes), "nfiles": len(self.paths)}
-
-    def close(self) -> None:
-        self.transfer.__exit__()
 
 
 def dependency(source: Source, url: str, name: ObjectName | None, fs_config: Mapping[str, Any]) -> dict[str, Any]:
@@ -204,11 +200,8 @@ def opened(
     if remote.scheme == "file":
         yield _local(url, remote.url, everything)
         return
-    source = _remote(url, remote, environ, jobs, rate)
-    try:
-        yield source
-    finally:
-        source.close()
+    with Connections(environ, jobs, rate) as connections:
+        yield listed(url, remote, connections)
 
 
 def is_local(url: str) -> bool:
@@ -232,39 +225,78 @@ def _local(url: str, path: str, everything: bool) -> LocalSource:
         raise TargetError(f"cannot read '{shown}': {error.strerror}", path=shown) from error
 
 
-def _remote(url: str, remote: Remote, environ: Mapping[str, str], jobs: int | None, rate: float | None) -> RemoteSource:
-    parts = parsed(remote.url)
-    is_web = remote.scheme in ("http", "https")
-    if is_web and parts.query:
-        shown = shown_url(url)
-        raise UsageError(
-            f"'{shown}' has a query (?...), which is not in this version", hint="get the file yourself, then add it"
-        )
-    # What follows a `?` or `#` is part of a name where there are no queries.
-    path = parts.path if is_web else remote.url.partition("://")[2][len(parts.netloc) :]
-    top, _, key = path.rstrip("/").rpartition("/")
-    if is_web:
-        key = unquote(key)  # a backend quotes keys itself
-    base = Remote(remote.name, f"{parts.scheme}://{parts.netloc}{top or '/'}", remote.values)
-    transfer = Transfer(remotes.connect(base, environ), jobs=jobs or remote.count("jobs"), rate=rate)
-    try:
-        entry = transfer.backend.head(key) if key and not path.endswith("/") else None
-        if entry is not None:
-            return RemoteSource(url, remote.scheme, False, [entry], [""], transfer)
-        found = {} if is_web else _below(url, key, transfer.backend.list(key))
-        if not found:
-            raise _absent(url)
-        paths = sorted(found, key=manifest.sort_key)
-        return RemoteSource(url, remote.scheme, True, [found[path] for path in paths], paths, transfer)
-    except BaseException:
-        transfer.__exit__()
-        raise
+class Connections:
+    """Connections to the hosts and buckets that urls name, each made once for all that lies there. Used from any number of threads."""
+
+    def __init__(self, environ: Mapping[str, str], jobs: int | None = None, rate: float | None = None) -> None:
+        self._environ = environ
+        self._jobs = jobs
+        self._rate = rate
+        self._lock = threading.Lock()
+        self._made: dict[tuple[str, tuple[tuple[str, str], ...]], Transfer] = {}
+
+    def __enter__(self) -> Connections:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for transfer in self._made.values():
+            transfer.__exit__()
+
+    def at(self, remote: Remote) -> tuple[Transfer, str]:
+        """A connection, and the key of the remote's url there ("" for all of it). Raises UsageError for an url with a query,
+        RemoteConfigError, CredentialsError."""
+        parts = parsed(remote.url)
+        is_web = remote.scheme in ("http", "https")
+        if is_web and parts.query:
+            shown = shown_url(remote.url)
+            raise UsageError(
+                f"'{shown}' has a query (?...), which is not in this version", hint="get the file yourself, then add it"
+            )
+        # What follows a `?` or `#` is part of a name where there are no queries; a backend quotes keys itself.
+        path = unquote(parts.path) if is_web else remote.url.partition("://")[2][len(parts.netloc) :]
+        base = Remote(remote.name, f"{parts.scheme}://{parts.netloc}/", remote.values)
+        with self._lock:
+            known = (base.url, tuple(sorted(remote.values.items())))
+            if known not in self._made:
+                made = remotes.connect(base, self._environ)
+                self._made[known] = Transfer(made, jobs=self._jobs or remote.count("jobs"), rate=self._rate)
+            return self._made[known], path.strip("/")
 
 
-def _below(url: str, key: str, entries: Iterator[Entry]) -> dict[str, Entry]:
+def listed(url: str, remote: Remote, connections: Connections) -> RemoteSource:
+    """What a url names that leads to a remote which is no directory of this machine. Raises as `opened`."""
+    transfer, key = connections.at(remote)
+    is_folder = not key or remote.url.endswith("/")
+    entry = None if is_folder else transfer.backend.head(key)
+    if entry is not None:
+        return RemoteSource(url, remote.scheme, False, [entry], [""], transfer)
+    if remote.scheme in ("http", "https"):
+        raise _absent(url)
+    entries = list(transfer.backend.list(key))
+    found = _below(url, key, _files(transfer.backend, entries) if remote.scheme == "s3" else entries)
+    if not found:
+        raise _absent(url)
+    paths = sorted(found, key=manifest.sort_key)
+    return RemoteSource(url, remote.scheme, True, [found[path] for path in paths], paths, transfer)
+
+
+def _files(backend: Backend, entries: Sequence[Entry]) -> list[Entry]:
+    """Of a bucket's listing: without the empty objects `folder/` that some tools make of folders, which a listing may show without
+    their slash. Then they hold others, or are not there by that name."""
+    folders = {folder for entry in entries for folder in above(entry.key)}
+    found = [entry for entry in entries if entry.size or entry.key not in folders]
+    empty = [entry for entry in found if not entry.size]
+    if not empty:
+        return found
+    with ThreadPoolExecutor(min(_HEADS, len(empty))) as pool:
+        heads = pool.map(lambda entry: backend.head(entry.key), empty)
+        gone = {entry.key for entry, head in zip(empty, heads, strict=True) if head is None}
+    return [entry for entry in found if entry.key not in gone]
+
+
+def _below(url: str, key: str, entries: Sequence[Entry]) -> dict[str, Entry]:
     """What a listing has below a key, by the path below it. Raises InvalidFileError for paths that no folder could have."""
     prefix = f"{key}/" if key else ""
-    # An empty object `folder/` stands for a folder in some tools.
     found = {each.key[len(prefix) :]: each for each in entries if each.key.startswith(prefix)}
     found = {path: each for path, each in found.items() if path and not path.endswith("/")}
     problem = manifest.problem(list(found), ["0" * 32] * len(found))

@@ -52,10 +52,10 @@ def update(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
                 raise UsageError(
                     f"'{shown}' is no import", hint="`millpond commit` records what tracked data holds now"
                 )
-        return {"imports": [_Updating(context, repo, output, how).run(params.get("rev")) for output in imports]}
+        return {"imports": [Updating(context, repo, output, how).run(params.get("rev")) for output in imports]}
 
 
-class _Updating:
+class Updating:
     """One import on its way to what its source has now."""
 
     def __init__(self, context: VerbContext, repo: Repo, output: Output, how: How) -> None:

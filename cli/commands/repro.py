@@ -43,6 +43,11 @@ Use `millpond push` to send your updates to remote storage.
 @click.option("--downstream", is_flag=True, help="The targets and all that needs them.")
 @click.option("--force-downstream", is_flag=True, help="Run all that needs a stage that ran.")
 @click.option("--pull", is_flag=True, help="Bring missing data from the remote.")
+@click.option(
+    "--mount/--no-mount",
+    default=None,
+    help="Mount the data that stages need and that is not here, instead of bringing it; it goes when no stage needs it any more.",
+)
 @click.option("--allow-missing", is_flag=True, help="Leave alone what only lacks data.")
 @click.option("--dry", is_flag=True, help="Only print what would be run.")
 @click.option(
@@ -68,6 +73,7 @@ def repro(
     check: bool,
     detach: bool,
     as_json: bool,
+    mount: bool | None,
     **flags: bool,
 ) -> int:
     """Run the stages that are out of date, what they need first, and record what they made in dvc.lock.
@@ -85,6 +91,7 @@ def repro(
         "targets": [wirepath.encode(target) for target in targets],
         "on_error": on_error,
         "jobs": jobs,
+        "mount": mount,
         "quiet": console.quiet or check,
     }
     if check:

@@ -38,6 +38,8 @@ class Task:
     log: str
     append: bool = False
     label: str = ""
+    # Descriptors that stay open in it and in all that it starts.
+    keep: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +114,7 @@ class CommandRunner:
             task.cwd,
             output="terminal" if alone else "pipes",
             size=self._sink.size,
-            keep=(log,),
+            keep=(log, *task.keep),
         )
         try:
             command = self._commands.start(spec, lambda stream, data: self._pass_on(running, stream, data))

@@ -34,7 +34,7 @@ from millpond.daemon.errors import (
 )
 from millpond.daemon.jobs.process import start_ticks
 from millpond.daemon.jobs.zygotes import Child
-from millpond.daemon.mounts import engines, listings
+from millpond.daemon.mounts import engines, listings, place
 from millpond.daemon.mounts.records import MountRecord, MountRecords, new_id
 from millpond.daemon.rpc import framing
 from millpond.daemon.rpc.methods import Call, Registry
@@ -66,7 +66,7 @@ _NO_ANSWER = (OSError, ValueError, TypeError, trio.BrokenResourceError, trio.Clo
 _PASSTHROUGH = ("passthrough", "passthrough_files", "passthrough_bytes")
 # What a holder tells of files that were not here.
 _REMOTE = (
-    *("opens", "hit_rate", "waits", "waited_s", "waited_unpacking_s", "waited_disk_s"),
+    *("errors", "opens", "hit_rate", "waits", "waited_s", "waited_unpacking_s", "waited_disk_s"),
     *("remote_requests", "remote_bytes", "verify", "unverified", "source_starts"),
 )
 # The state of a mount that is served, and that remotes refuse.
@@ -190,7 +190,7 @@ class MountService:
         device = -1
         try:
             if system is not None:
-                device = await system.mount(record.uid, directory, "millpond")
+                device = await system.mount(record.uid, directory, place.source_of(record.name))
             await self._fork_source(record, source_b, environ)
             owner = system.holder_uid if system is not None else record.uid
             fds = [ready.fileno(), source_a.fileno(), *([device] if device >= 0 else [])]
@@ -247,6 +247,7 @@ class MountService:
             "allow_other": bool(options.get("allow_other")),
             "verify": record.options.get("verify") or "blocks",
             "successor_s": SUCCESSOR_S,
+            "name": place.source_of(record.name),
         }
 
     # -- watching -------------------------------------------------------------------------------------------------
@@ -323,7 +324,8 @@ class MountService:
         mount.restored.append(now)
         try:
             async with mount.mending:
-                await self._restore(mount)
+                if not mount.ending:
+                    await self._restore(mount)
         except MillpondError as error:
             log.error("mount %s on '%s' cannot be restored: %s", mount.record.id, mount.record.mountpoint, error)
 
@@ -346,9 +348,11 @@ class MountService:
     # -- asking and ending ----------------------------------------------------------------------------------------
 
     async def show(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
-        """{} -> {mounts: [...]} of the caller (root sees all)."""
+        """{ids?} -> {mounts: [...]} of the caller (root sees all), or those of them that are named."""
         found = []
         for mount in self._of(call):
+            if mount.record.id not in (params.get("ids") or (mount.record.id,)):
+                continue
             record = mount.record
             state = await self._ask(mount)
             stats = state.get("stats") or {}
@@ -382,23 +386,23 @@ class MountService:
         for mount in self._of(call):
             if mount.state == "mounted":
                 continue
-            place = wirepath.encode(mount.record.mountpoint)
+            where = wirepath.encode(mount.record.mountpoint)
             try:
                 # The daemon may be at it already, for instance because this request has started it.
                 async with mount.mending:
                     if mount.state == "dead":
                         await self._restore(mount)
-                restored.append(place)
+                restored.append(where)
             except MillpondError as error:
-                failed.append({"mountpoint": place, "error": str(error)})
+                failed.append({"mountpoint": where, "error": str(error)})
         return {"restored": restored, "failed": failed}
 
     async def find(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
         """{mountpoint | null, all} -> {mounts: [record], system} for the caller's worker. Raises NotMountedError."""
-        place = wirepath.decode(params["mountpoint"]) if params.get("mountpoint") else None
-        found = [mount.record for mount in self._of(call) if params.get("all") or mount.record.mountpoint == place]
+        where = wirepath.decode(params["mountpoint"]) if params.get("mountpoint") else None
+        found = [mount.record for mount in self._of(call) if params.get("all") or mount.record.mountpoint == where]
         if not found and not params.get("all"):
-            raise NotMountedError(f"'{place}' is not a mount of yours", path=place, hint="see `millpond mounts`")
+            raise NotMountedError(f"'{where}' is not a mount of yours", path=where, hint="see `millpond mounts`")
         system = self._daemon.system is not None
         return {"mounts": [record.to_json() for record in found], "system": system}
 
@@ -432,7 +436,11 @@ class MountService:
 
     async def ending(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
         """{id, ending} -> {}: the caller's worker is about to unmount (or could not): its end is wanted."""
-        self._mine(call, params).ending = bool(params.get("ending", True))
+        mount = self._mine(call, params)
+        mount.ending = bool(params.get("ending", True))
+        with trio.move_on_after(MOUNT_S):  # a worker that mounts it again at this moment has done
+            async with mount.mending:
+                pass
         return {}
 
     async def detach(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
@@ -575,8 +583,8 @@ def register(registry: Registry, daemon: Daemon) -> MountService:
     registry.register("mounts.ending", service.ending, who="worker")
     registry.register("mounts.detach", service.detach, who="worker")
     registry.register("mounts.removed", service.removed, who="worker")
-    registry.register("mounts", service.show)
-    registry.register("mounts.restore", service.restore)
+    registry.register("mounts", service.show, who="both")
+    registry.register("mounts.restore", service.restore, who="both")
     daemon.busy.append(service.busy)
     daemon.at_start.append(service.adopt)
     return service

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from millpond.daemon.mounts.place import require_mounted
 from millpond.daemon.names import ObjectName
+from millpond.daemon.pipeline.absent import Absent
 from millpond.daemon.pipeline.lock import Locked
 from millpond.daemon.project import manifest
 from millpond.daemon.project.context import VerbContext
@@ -31,6 +32,8 @@ class Contents:
     context: VerbContext
     repo: Repo
     workspace: Workspace
+    # What is not there and is taken as if it were.
+    absent: Absent | None = None
     _found: dict[Wanted, Locked | None] = field(default_factory=dict)
     # What a single file held when it had these numbers, and was not written since.
     _files: dict[Wanted, tuple[tuple[int, ...], Locked]] = field(default_factory=dict)
@@ -55,6 +58,10 @@ class Contents:
             if each in self._found:
                 continue
             place, algo = each
+            standing = None if self.absent is None or algo != "md5" else self.absent.standing(place)
+            if standing is not None:
+                self._found[each] = standing
+                continue
             path = self.repo.path(place)
             try:
                 found = os.stat(path)
@@ -108,6 +115,10 @@ class Contents:
             self.look_for([name])
         return self._whole[name]
 
+    def to_be_had(self, name: ObjectName) -> bool:
+        """Whether a content is at hand, or is that of data which is absent and need not be."""
+        return (self.absent is not None and self.absent.to_be_had(name)) or self.at_hand(name)
+
     def stored(self, names: Iterable[ObjectName]) -> None:
         """These are at hand now."""
         self._whole.update(dict.fromkeys(names, True))
@@ -133,6 +144,12 @@ class Contents:
         place, _ = each
         if group.listing.odd:
             self._found[each] = ODD
+            return
+        inside = [] if self.absent is None or group.algo != "md5" else self.absent.below(place)
+        if inside:
+            assert self.absent is not None
+            rows = zip(group.listing.paths, group.hexes(), strict=True)
+            self._found[each] = self.absent.merged(place, rows, group.listing.total, inside)
             return
         self._found[each] = Locked(group.tree(), group.listing.total, len(group.listing.paths))
         self.workspace.keep_folder(place, group, group.tree().value, since=since)

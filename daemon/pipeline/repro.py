@@ -17,17 +17,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from millpond.daemon import wirepath
-from millpond.daemon.errors import CancelledError, InternalError, MillpondError, StageFailedError
+from millpond.daemon.errors import CancelledError, InternalError, MillpondError, StageFailedError, UsageError
 from millpond.daemon.jobs.runner import GRACE_S, CommandRunner, Ended, Sink, Task
-from millpond.daemon.pipeline import graph, pipelines
+from millpond.daemon.jobs.worker import WorkerContext
+from millpond.daemon.pipeline import graph, mounting, pipelines
 from millpond.daemon.pipeline.changed import Comparer
 from millpond.daemon.pipeline.contents import Contents
 from millpond.daemon.pipeline.graph import Graph
 from millpond.daemon.pipeline.memory import Memory
 from millpond.daemon.pipeline.planning import FAIL, IGNORE, Options, Queue, chosen
 from millpond.daemon.pipeline.provenance import CACHED, RAN
+from millpond.daemon.pipeline.receipts import Reads, Receipts
 from millpond.daemon.pipeline.recording import Recorder
 from millpond.daemon.pipeline.stage import Stage, address, folder_of
+from millpond.daemon.pipeline.stageinputs import StageInputs
 from millpond.daemon.pipeline.turns import UNCHANGED, Turn, Turns
 from millpond.daemon.pipeline.voice import Voice
 from millpond.daemon.project.context import VerbContext
@@ -40,7 +43,7 @@ _SHOWN = 4
 
 def repro(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
     """Verb. {targets, force, force_downstream, single_item, pipeline, all_pipelines, recursive, downstream, glob, dry, pull,
-    allow_missing, no_commit, no_run_cache, on_error, jobs, interactive, approved, look, quiet} -> {stages: [{name, outcome,
+    allow_missing, mount, no_commit, no_run_cache, on_error, jobs, interactive, approved, look, quiet} -> {stages: [{name, outcome,
     reasons}], ran, ask, git_add, autostaged}.
 
     `outcome`: ran (with `dry`: would run), cached, unchanged, failed, left out. Output goes to the descriptors that came with
@@ -52,12 +55,16 @@ def repro(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
     runner = CommandRunner(sink, getattr(context, "grace_s", GRACE_S))
     voice = Voice(context, sink, quiet=options.quiet, held=[] if options.look else None)
     asked: str | None = None
+    made: Repro | None = None
     try:
-        result = Repro(context, options, runner, voice).run()
+        made = Repro(context, options, runner, voice)
+        result = made.run()
         asked = result["ask"]
         return result
     finally:
         runner.stop()
+        if made is not None:
+            made.let_go()
         if asked is None:
             voice.release()
 
@@ -83,6 +90,7 @@ class Repro:
         self._outcomes: dict[Stage, tuple[str, Turn | None]] = {}
         self._errors: dict[Stage, MillpondError] = {}
         self._ask: str | None = None
+        self._mounts: StageInputs | None = None
         # As DVC: an empty line after what a stage says that ran.
         self._blank = False
 
@@ -96,7 +104,10 @@ class Repro:
             recorder = Recorder(self._context, self._repo, loaded, contents, comparer)
             recorder.order = {stage: number for number, stage in enumerate(steps)}
             self._graph: Graph | None = None if self._options.single_item else active
-            self._turns = Turns(self._context, self._repo, recorder, self._options, self._voice.say, self._graph)
+            self._turns = Turns(
+                self._context, self._repo, recorder, self._options, self._voice.say, self._graph,
+                self._inputs(contents, loaded), self._receipts(),
+            )  # fmt: skip
             self._turns.prepare(steps)
             self._queue = Queue(steps, self._graph, self._memory.seconds, self._options.jobs > 1)
         try:
@@ -108,6 +119,25 @@ class Repro:
         finally:
             self._keep(contents)
         return self._result(recorder)
+
+    def _inputs(self, contents: Contents, loaded: pipelines.Pipelines) -> StageInputs | None:
+        """What mounts data for stages, where the command or a setting wants it. Raises UsageError, InvalidFileError."""
+        policy = mounting.policy(self._repo.dvc_dir, os.environ, self._options.mount)
+        if not policy.on:
+            return None
+        if not isinstance(self._context, WorkerContext):
+            raise UsageError("this request cannot mount", hint="send it to the daemon")
+        self._mounts = StageInputs.of(self._context, contents, loaded, policy, self._voice.say, self._voice.warn)
+        return self._mounts
+
+    def _receipts(self) -> Receipts | None:
+        return Receipts(self._context, self._repo) if isinstance(self._context, WorkerContext) else None
+
+    def let_go(self) -> None:
+        """No command runs any more: what was mounted for them goes, however the repro ended."""
+        if self._mounts is not None:
+            with contextlib.suppress(MillpondError, OSError):  # the next repro does it
+                self._mounts.end()
 
     def _loop(self) -> None:
         ended: Ended | None = None
@@ -196,6 +226,7 @@ class Repro:
             if running.rest:
                 self._next_command(running)
                 return
+            self._refuse_unread(running.turn)
             del self._running[ended.key]
             self._context.again(lambda: self._turns.record(running.turn))
             self._memory.note(stage, seconds=round(running.seconds, 3))
@@ -212,7 +243,8 @@ class Repro:
         first = len(running.rest) + 1 == len(stage.commands)
         label = f"{name}: " if self._options.jobs > 1 else ""
         folder = folder_of(stage, self._repo.root)
-        self._runner.start(Task(name, command, folder, env, self._memory.log(stage), not first, label))
+        locks = () if self._mounts is None else self._mounts.locks(stage)
+        self._runner.start(Task(name, command, folder, env, self._memory.log(stage), not first, label, locks))
 
     def _guarded(self, stage: Stage, action: Callable[[], None]) -> None:
         """An error of the action is the stage's; others may go on, as the person wished."""
@@ -227,6 +259,7 @@ class Repro:
         running = self._running.pop(self._name(stage), None)
         if running is not None:
             self._turns.failed(running.turn, error)
+        self._turns.over(stage)
         self._errors[stage] = error
         self._outcomes[stage] = (FAILED, None if running is None else running.turn)
         if self._options.on_error == FAIL:
@@ -244,6 +277,7 @@ class Repro:
 
     def _end(self, turn: Turn, outcome: str) -> None:
         self._outcomes[turn.stage] = (outcome, turn)
+        self._turns.over(turn.stage)
         self._blank = outcome != UNCHANGED and self._options.jobs == 1
         self._queue.done(turn.stage)
 
@@ -255,10 +289,38 @@ class Repro:
             how = f"was killed by {signal.Signals(-ended.code).name}"
         if ended.code in (-signal.SIGKILL, 128 + signal.SIGKILL):
             how += " (was there enough memory? see `dmesg`)"
-        hint = f"its output is in {os.path.relpath(self._memory.log(stage), self._repo.cwd)}"
+        log = self._memory.log(stage)
+        hint = f"its output is in {os.path.relpath(log, self._repo.cwd)}"
         if self._whole_log:
             hint = f"see {self._whole_log}; {hint}"
+        for reason, more in self._about_mounts(running.turn, log):
+            how, hint = f"{how}: {reason}", f"{more}; {hint}"
         return StageFailedError(f"failed to run: {printable(command)}, {how}", hint=hint)
+
+    def _about_mounts(self, turn: Turn, log: str) -> Iterator[tuple[str, str]]:
+        """Why mounts may be what a command failed of, and what to do."""
+        refused = [] if self._turns.receipts is None else self._turns.receipts.refused_writes(turn.stage, log)
+        reads = self._context.again(lambda: self._turns.check_reads(turn))
+        if reads is not None and reads.troubles:
+            yield "; ".join(reads.troubles), _resume(reads)
+        elif refused:
+            names = ", ".join(f"'{name}'" for name in refused)
+            many = len(refused) > 1
+            yield (
+                f"its {'inputs' if many else 'input'} {names} {'are' if many else 'is'} mounted, and read-only",
+                "have it write elsewhere, and declare that as an output of the stage (`outs`); or have files instead of the mount: "
+                "millpond repro --pull --no-mount",
+            )
+
+    def _refuse_unread(self, turn: Turn) -> None:
+        """Raise StageFailedError when a stage that ended well was not given all that it asked for."""
+        reads = self._context.again(lambda: self._turns.check_reads(turn))
+        if reads is not None and reads.troubles:
+            name = printable(self._name(turn.stage))
+            raise StageFailedError(
+                f"its commands ended well, but {'; '.join(reads.troubles)}",
+                hint=f"{_resume(reads)}; if you know that its outputs are whole: millpond commit {name}",
+            )
 
     @property
     def _whole_log(self) -> str:
@@ -315,3 +377,10 @@ class Repro:
 
     def _name(self, stage: Stage) -> str:
         return address(stage, self._repo.seen(stage.file))
+
+
+def _resume(reads: Reads) -> str:
+    """What to do when remotes did not give what was asked for."""
+    if reads.refused:
+        return "log in (millpond remote login, or fresh credentials in the environment), then `millpond repro --mount` goes on from there"
+    return "when the remote answers again, `millpond repro --mount` goes on from there"

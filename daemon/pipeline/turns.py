@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from millpond.daemon.errors import (
     StageFailedError,
     TargetError,
 )
-from millpond.daemon.mounts.place import mounted_at
+from millpond.daemon.mounts.place import mount_around
 from millpond.daemon.names import ObjectName
 from millpond.daemon.pipeline import runcache
 from millpond.daemon.pipeline.changed import DEP, FORCED, NOT_IN_CACHE, OUT, Reason, elsewhere, remote_place
@@ -24,8 +24,10 @@ from millpond.daemon.pipeline.graph import Graph
 from millpond.daemon.pipeline.lock import Locked, locked
 from millpond.daemon.pipeline.planning import Options
 from millpond.daemon.pipeline.provenance import CACHED, RAN, Run
+from millpond.daemon.pipeline.receipts import Reads, Receipts
 from millpond.daemon.pipeline.recording import Recorder, outs_of
 from millpond.daemon.pipeline.stage import Stage, StageOut, address
+from millpond.daemon.pipeline.stageinputs import StageInputs
 from millpond.daemon.project import add, targets
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.copying import remove_tree
@@ -67,10 +69,15 @@ class Turns:
     options: Options
     say: Callable[[str], None]
     graph: Graph | None
+    # What is mounted for stages, and what their mounts were asked for; None where nothing can be mounted.
+    inputs: StageInputs | None = None
+    receipts: Receipts | None = None
     _forced: set[Stage] = field(default_factory=set)
 
-    def prepare(self, steps: Iterable[Stage]) -> None:
+    def prepare(self, steps: Sequence[Stage]) -> None:
         """Look at all that the stages need and make, at once."""
+        if self.inputs is not None:
+            self.inputs.look(steps, only=self.options.look or self.options.dry)
         self.recorder.comparer.prepare((stage, self._entry(stage)) for stage in steps)
 
     def begin(self, stage: Stage) -> Turn:
@@ -117,15 +124,46 @@ class Turns:
         if not turn.forced:
             made = self._made_before(turn, entry)
             if made is not None:
+                self._give_up(stage)
                 self._restore(turn, made)
                 return CACHED
         self.recorder.refuse_tracked(stage)
         if not os.path.isdir(self.repo.path(stage.wdir)):
             shown = printable(self.repo.seen(stage.wdir))
             raise TargetError(f"working directory '{shown}' of stage '{name}' does not exist", path=shown)
+        self._provide(stage)
+        self._give_up(stage)
         self._clear(stage)
+        if self.receipts is not None:
+            self.receipts.begin(stage)
         self.say(f"Running stage '{name}':")
         return None
+
+    def _provide(self, stage: Stage) -> None:
+        """Mount what the stage needs and is not here, or bring it. Raises ObjectMissingError, RemoteError, MountError and others."""
+        for absent in self.inputs.mount_for(stage) if self.inputs is not None else ():
+            if not absent.here:
+                self._fetch(absent.stage, [absent.out])
+            self._place([(absent.out, absent.known)])
+        self.recorder.contents.forget()
+
+    def _give_up(self, stage: Stage) -> None:
+        if self.inputs is not None:
+            self.inputs.give_up(out.place for out in stage.outs if out.place is not None)
+
+    def check_reads(self, turn: Turn) -> Reads | None:
+        """The commands of the stage have ended: what its mounts were asked for belongs to its record; None where it had none."""
+        reads = None if self.receipts is None else self.receipts.end(turn.stage)
+        if reads is not None and turn.run is not None:
+            turn.run.reads, turn.run.waited_s = reads.rows, reads.waited_s
+        return reads
+
+    def over(self, stage: Stage) -> None:
+        """The stage's turn has ended: its mounts go, unless others need them."""
+        if self.receipts is not None:
+            self.receipts.forget(stage)
+        if self.inputs is not None:
+            self.inputs.done(stage)
 
     def record(self, turn: Turn) -> None:
         """The commands of the stage ended well: store what they made. Raises MillpondError."""
@@ -284,13 +322,17 @@ class Turns:
         """Remove what the commands make anew; what they build on stays, as files of the workspace's own."""
         for out in stage.outs:
             assert out.place is not None
-            path = self.repo.path(out.place)
-            if mounted_at(os.path.realpath(path)) is not None:
-                shown = printable(self.repo.seen(out.place))
+            mountpoint = mount_around(self.repo.path(out.place))
+            if mountpoint is not None:
+                shown, where = (
+                    printable(self.repo.seen(out.place)),
+                    printable(os.path.relpath(mountpoint, self.repo.cwd)),
+                )
+                lies = "is" if where == shown else f"lies in '{where}', which is"
                 raise ConflictError(
-                    f"output '{shown}' is a mount, which no command can write into",
+                    f"output '{shown}' {lies} a mount, which no command can write into",
                     path=shown,
-                    hint=f"take it away first: millpond umount {shown}",
+                    hint=f"take it away first: millpond umount {where}",
                 )
         try:
             for out in stage.outs:

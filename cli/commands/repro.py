@@ -81,6 +81,10 @@ def repro(
     Targets are stages (NAME, FILE:NAME), loops, dvc.yaml and .dvc files; the dvc.yaml here by default. What a stage made before
     from the same inputs is brought back instead. With -j output lines begin with their stage.
 
+    With --mount data that is only missing here, and in the store or on a remote, counts as there. What a stage needs of it is
+    mounted before its first command, read as the commands read it, and gone when no stage needs it any more; single files below
+    16 MB are brought. `.dvc/config.millpond` may say so for each repro: `mount = auto` in the section [repro].
+
     What there is to run is run as a job (see `jobs`): it goes on when this command is killed, its terminal closed, or the daemon
     restarted. Ctrl-C cancels it.
     """

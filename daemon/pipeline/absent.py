@@ -9,21 +9,23 @@ import os
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from millpond.daemon.errors import MillpondError, ObjectMissingError
 from millpond.daemon.mounts import place as places
 from millpond.daemon.mounts.plan import Project
 from millpond.daemon.names import ObjectName
-from millpond.daemon.objects import ObjectStore
 from millpond.daemon.pipeline.graph import OutIndex
 from millpond.daemon.pipeline.lock import Locked, locked
 from millpond.daemon.pipeline.pipelines import Pipelines
 from millpond.daemon.pipeline.stage import Stage, StageOut
 from millpond.daemon.project import manifest, mounted
-from millpond.daemon.project.digests import Objects
 from millpond.daemon.project.manifest import ManifestEntry
 from millpond.daemon.project.paths import printable
 from millpond.daemon.project.repo import Repo
+
+if TYPE_CHECKING:
+    from millpond.daemon.pipeline.contents import Contents
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,8 +45,7 @@ class AbsentOut:
 class Absent:
     """The absent data of one project. `look` for what some stages need and make; then `standing`."""
 
-    repo: Repo
-    store: ObjectStore
+    contents: Contents
     loaded: Pipelines
     # Why the remotes could not be asked, if they could not.
     unasked: MillpondError | None = None
@@ -56,6 +57,10 @@ class Absent:
     _known: dict[str, Locked | None] = field(default_factory=dict)
     _rows: dict[ObjectName, list[ManifestEntry]] = field(default_factory=dict)
     _made_project: Project | None = None
+
+    @property
+    def repo(self) -> Repo:
+        return self.contents.repo
 
     def look(self, stages: Iterable[Stage]) -> None:
         """Find what the stages need or make that is absent. Raises InvalidFileError, OverlapError, StoreDamagedError."""
@@ -144,9 +149,9 @@ class Absent:
         return (stage, out, known) if is_missing(self.repo.path(out.place)) else None
 
     def _take(self, found: Sequence[tuple[Stage, StageOut, Locked]]) -> None:
-        objects = Objects(self.store, self.repo.cache)
         names = {known.name for _, _, known in found if known.name is not None}
-        here = {name for name in names if self._is_here(objects, name)}
+        self.contents.look_for(names)
+        here = {name for name in names if self.contents.at_hand(name)}
         there = self._on_remotes(sorted(names - here, key=str))
         for stage, out, known in found:
             assert out.place is not None and known.name is not None
@@ -165,17 +170,6 @@ class Absent:
             self.unasked = error
             return set(names)
         return {name for name, size in zip(names, sizes, strict=True) if size is not None}
-
-    def _is_here(self, objects: Objects, name: ObjectName) -> bool:
-        if not name.is_dir:
-            return objects.sizes([name])[0] is not None
-        if self.store.complete(name):
-            return True
-        raw = objects.manifest(name)
-        if raw is None:
-            return False
-        rows = self._rows[name] = manifest.parse(raw, source=str(name), algo=name.algo)
-        return None not in objects.sizes([row.name for row in rows])
 
     # -- looking --------------------------------------------------------------------------------------------------
 
@@ -218,7 +212,7 @@ class Absent:
 
     def _sizes(self, names: Sequence[ObjectName], what: str) -> Iterator[int]:
         """Raises ObjectMissingError for what is nowhere."""
-        found = Objects(self.store, self.repo.cache).sizes(names)
+        found = self.contents.workspace.objects.sizes(names)
         lacking = [name for name, size in zip(names, found, strict=True) if size is None]
         told = dict(zip(lacking, self._project.remote_sizes(lacking, what), strict=True)) if lacking else {}
         for name, here in zip(names, found, strict=True):
@@ -230,7 +224,7 @@ class Absent:
 
     def _manifest(self, name: ObjectName) -> list[ManifestEntry]:
         if name not in self._rows:
-            raw = Objects(self.store, self.repo.cache).manifest(name)
+            raw = self.contents.workspace.objects.manifest(name)
             if raw is None:
                 raw = self._project.remote_manifest(name, str(name))
             self._rows[name] = manifest.parse(raw, source=str(name), algo=name.algo)

@@ -51,7 +51,7 @@ class StageInputs:
         warn: Callable[[str], None],
     ) -> StageInputs:
         repo = contents.repo
-        absent = contents.absent = Absent(repo, context.store, loaded)
+        absent = contents.absent = Absent(contents, loaded)
         return cls(context, repo, policy, say, warn, InputMounts(context, repo.root, warn), absent)
 
     def look(self, steps: Iterable[Stage], *, only: bool) -> None:

@@ -128,10 +128,10 @@ class Turns:
                 self._restore(turn, made)
                 return CACHED
         self.recorder.refuse_tracked(stage)
+        self._provide(stage)
         if not os.path.isdir(self.repo.path(stage.wdir)):
             shown = printable(self.repo.seen(stage.wdir))
             raise TargetError(f"working directory '{shown}' of stage '{name}' does not exist", path=shown)
-        self._provide(stage)
         self._give_up(stage)
         self._clear(stage)
         if self.receipts is not None:

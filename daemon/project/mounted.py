@@ -28,8 +28,10 @@ def object_at(path: str, shown: Mapping[str, ObjectName] | None = None) -> Objec
 
 def fill_in(group: Group, base: str, objects: Objects) -> None:
     """Have the digests of a group's files that lie in mounts, `base` being where its paths begin."""
+    if None not in group.digests:
+        return
     shown = {path: name for path, name in place.shown_objects().items() if name.algo == group.algo}
-    if not shown or None not in group.digests:
+    if not shown:
         return
     for index in group.listing.links:
         if group.digests[index] is None and (name := object_at(group.path(index), shown)) is not None:

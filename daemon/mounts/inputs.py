@@ -111,7 +111,7 @@ class InputMounts:
             try:
                 self.release(where)
             except MillpondError as error:
-                self.warn(f"'{printable(where)}' stays mounted: {error.message}")
+                self.warn(f"'{_shown(where)}' stays mounted: {error.message}")
 
     def sweep(self) -> None:
         """Take away what repros that were killed have left, and nobody uses."""
@@ -124,7 +124,7 @@ class InputMounts:
                 if _alone(lock):
                     self._take_away(record.mountpoint)
             except MillpondError as error:
-                self.warn(f"'{printable(stands_in.where)}' of an earlier repro stays mounted: {error.message}")
+                self.warn(f"'{_shown(stands_in.where)}', of an earlier repro, stays mounted: {error.message}")
             finally:
                 os.close(lock)
 
@@ -269,6 +269,11 @@ def _folders(path: str) -> list[str]:
     for folder in made:
         os.mkdir(folder)
     return made
+
+
+def _shown(where: str) -> str:
+    """A path as it is seen from the caller's folder."""
+    return printable(os.path.relpath(where))
 
 
 def _key(where: str) -> str:

@@ -89,7 +89,7 @@ class Comparer:
         found = []
         for out, place, known in self._outs(stage, entry):
             recorded = None if known is None or not out.cache else known.name
-            if recorded is not None and not self._contents.to_be_had(recorded):
+            if recorded is not None and not self._contents.to_be_had(recorded, place):
                 found.append(self._reason(OUT, NOT_IN_CACHE, place, out.path, known))
             elif state := _state(self._contents.at(place, _algo(known)), known):
                 found.append(self._reason(OUT, state, place, out.path, known))

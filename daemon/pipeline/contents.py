@@ -11,7 +11,7 @@ from millpond.daemon.mounts.place import require_mounted
 from millpond.daemon.names import ObjectName
 from millpond.daemon.pipeline.absent import Absent
 from millpond.daemon.pipeline.lock import Locked
-from millpond.daemon.project import manifest
+from millpond.daemon.project import manifest, mounted
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.digests import Group, fill
 from millpond.daemon.project.repo import Repo
@@ -115,9 +115,11 @@ class Contents:
             self.look_for([name])
         return self._whole[name]
 
-    def to_be_had(self, name: ObjectName) -> bool:
-        """Whether a content is at hand, or is that of data which is absent and need not be."""
-        return (self.absent is not None and self.absent.to_be_had(name)) or self.at_hand(name)
+    def to_be_had(self, name: ObjectName, place: str) -> bool:
+        """Whether a content is at hand, is mounted at its place, or is that of data which is absent and need not be there."""
+        if self.at_hand(name) or (self.absent is not None and self.absent.to_be_had(name)):
+            return True
+        return mounted.object_at(self.repo.path(place)) == name
 
     def stored(self, names: Iterable[ObjectName]) -> None:
         """These are at hand now."""

@@ -137,7 +137,7 @@ class Repro:
         """No command runs any more: what was mounted for them goes, however the repro ended."""
         if self._mounts is not None:
             with contextlib.suppress(MillpondError, OSError):  # the next repro does it
-                self._mounts.end()
+                self._mounts.end(sweep=self._options.look and self._ask is None)
 
     def _loop(self) -> None:
         ended: Ended | None = None

@@ -3,18 +3,21 @@ any more. See Pipelines, "Mounted inputs", in DESIGN.md."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from millpond.daemon.errors import MillpondError
+from millpond.daemon.errors import BusyError, MillpondError
+from millpond.daemon.jobs.runner import is_running
 from millpond.daemon.mounts.inputs import InputMounts
 from millpond.daemon.mounts.place import shown_objects
 from millpond.daemon.pipeline.absent import Absent, AbsentOut
 from millpond.daemon.pipeline.contents import Contents
+from millpond.daemon.pipeline.memory import log_path
 from millpond.daemon.pipeline.mounting import Policy
 from millpond.daemon.pipeline.pipelines import Pipelines
-from millpond.daemon.pipeline.stage import Stage
+from millpond.daemon.pipeline.stage import Stage, address
 from millpond.daemon.project import mounted
 from millpond.daemon.project.paths import printable
 from millpond.daemon.project.repo import Repo
@@ -69,6 +72,11 @@ class StageInputs:
         CredentialsError, MountError, ConflictError, BusyError."""
         rest = []
         for absent in self.absent.touched(stage):
+            if absent.stage.name and is_running(log_path(os.path.join(self.repo.temporary, "millpond"), absent.stage)):
+                name = printable(address(absent.stage, self.repo.seen(absent.stage.file)))
+                raise BusyError(
+                    f"'{name}' is being run, which makes '{absent.place}' anew", hint="wait until it is done"
+                )
             size = self.absent.size(absent)
             if not self.policy.mounts(size, is_dir=absent.name.is_dir, here=absent.here):
                 rest.append(absent)
@@ -121,10 +129,12 @@ class StageInputs:
                 except MillpondError as error:
                     self.warn(f"'{printable(self.repo.seen(place))}' stays mounted: {error.message}")
 
-    def end(self) -> None:
-        """No more stages run."""
+    def end(self, *, sweep: bool) -> None:
+        """No more stages run. With `sweep` what earlier ones left goes, too: where nothing was to run, nobody else does it."""
         self._needed.clear()
         self.mounts.release_all()
+        if sweep:
+            self.mounts.sweep()
 
 
 def _counted(files: int) -> str:

@@ -8,8 +8,10 @@ import os
 import re
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,10 @@ from tests.mounts.conftest import fill
 from tests.mounts.test_kills import processes
 from tests.project.realdvc import real_dvc
 from tests.remote import proxy as proxies
+from tests.remote.conftest import ended
 from tests.remote.proxy import Proxy, proxy
 from tests.remote.servers import S3Server
-from tests.remote.shared import Team, s3_if_long
+from tests.remote.shared import Team
 from tests.remote.test_lazy import through
 from tests.store.helpers import sample
 
@@ -53,8 +56,34 @@ def far(s3: S3Server) -> Iterator[Proxy]:
         yield made
 
 
-def begin(team: Team, stages: str = STAGES) -> tuple[Home, Home]:
-    """Ann's pipeline has run and all of it is pushed; Bob has pointers alone."""
+@dataclass(slots=True)
+class Made:
+    """Ann's pipeline has run and all of it is pushed. Others have pointers alone, or, with `whole`, files."""
+
+    team: Team
+    ann: Home
+
+    def clone(self, *, whole: bool = False) -> Home:
+        home = self.team.person(f"p{len(self.team.people)}", self.ann)
+        if whole:
+            home.run("pull", "-q")
+        return home
+
+
+@pytest.fixture(scope="module", params=["local", pytest.param("s3", marks=pytest.mark.long)])
+def made(request: pytest.FixtureRequest) -> Iterator[Made]:
+    """For tests that leave the remote as it is."""
+    with tempfile.TemporaryDirectory(prefix="mp-inp-", ignore_cleanup_errors=True) as folder:
+        if request.param == "local":
+            team = Team(Path(folder), f"{folder}/remote", None, [])
+        else:
+            server: S3Server = request.getfixturevalue("s3")
+            team = Team(Path(folder), f"s3://{server.bucket('inputs')}/team", server, [])
+        with ended(team):
+            yield begin(team)
+
+
+def begin(team: Team) -> Made:
     ann = team.person("ann")
     fill(ann.repo / "raw", 1)
     fill(ann.repo / "all/data", 2)
@@ -64,12 +93,12 @@ def begin(team: Team, stages: str = STAGES) -> tuple[Home, Home]:
     (ann.repo / "tool").chmod(0o755)
     (ann.repo / "large.bin").write_bytes(sample(7, LARGE))
     ann.run("add", "-q", "raw", "all/data", "one.csv", "tool", "large.bin")
-    (ann.repo / "dvc.yaml").write_text(stages)
+    (ann.repo / "dvc.yaml").write_text(STAGES)
     ann.run("repro", "-q")
     ann.git("add", "-A")
     ann.git("commit", "-qm", "made")
     ann.run("push", "-q")
-    return ann, team.person("bob", ann)
+    return Made(team, ann)
 
 
 def change(home: Home, old: str, new: str) -> None:
@@ -113,8 +142,8 @@ def waits_in(home: Home, stage_command: str, name: str = "go") -> str:
     return f"touch ../{name}.begun; while ! test -e ../{name}; do sleep 0.05; done; {stage_command}"
 
 
-def test_what_is_not_here_is_mounted_and_gives_what_files_give(team: Team) -> None:
-    ann, bob = begin(team)
+def test_what_is_not_here_is_mounted_and_gives_what_files_give(made: Made) -> None:
+    ann, bob = made.clone(whole=True), made.clone()
     before = names(bob)
     said = bob.run("repro", "--mount").stdout
     assert said.endswith("Data and pipelines are up to date.\n") and names(bob) == before and "Mounting" not in said
@@ -141,9 +170,9 @@ def test_what_is_not_here_is_mounted_and_gives_what_files_give(team: Team) -> No
     assert real_dvc().ok("status", "--json", cwd=bob.repo).strip() == "{}"
 
 
-@s3_if_long
-def test_a_stage_that_runs_anew_writes_files_where_its_old_output_would_be_mounted(team: Team) -> None:
-    ann, bob = begin(team)
+@pytest.mark.long
+def test_a_stage_that_runs_anew_writes_files_where_its_old_output_would_be_mounted(made: Made) -> None:
+    ann, bob = made.clone(whole=True), made.clone()
     for home in (ann, bob):
         change(home, "cat raw/a.txt raw/sub", "cat raw/a.txt raw/a.txt raw/sub")
     said = bob.run("repro", "--mount", "train", "-j", "2").stdout
@@ -154,16 +183,16 @@ def test_a_stage_that_runs_anew_writes_files_where_its_old_output_would_be_mount
     # What is recorded and nowhere is made anew.
     value = re.search(r"path: mid\n\s+hash: md5\n\s+md5: (\S+)", lock(ann))
     assert value is not None
-    eve = team.person("eve", ann)
+    eve = made.clone()
     (eve.repo / "dvc.yaml").write_text((ann.repo / "dvc.yaml").read_text())
     (eve.repo / "dvc.lock").write_text(lock(ann))
     said = eve.run("repro", "--mount", "prep").stdout
     assert "Running stage 'prep'" in said and lock(eve) == lock(ann)
 
 
-@s3_if_long
-def test_which_are_mounted_is_said_by_settings(team: Team) -> None:
-    ann, bob = begin(team)
+@pytest.mark.long
+def test_which_are_mounted_is_said_by_settings(made: Made) -> None:
+    bob = made.clone()
     change(bob, "cat mid/joined one.csv", "cat mid/joined one.csv one.csv")
     assert "does not exist" in bob.run("repro", "-s", "train", code=255).stderr
     config = bob.repo / ".dvc/config.millpond"
@@ -184,7 +213,7 @@ def test_which_are_mounted_is_said_by_settings(team: Team) -> None:
 
 @over_s3
 def test_a_remote_that_refuses_midway_fails_the_stage_and_nothing_is_recorded(team: Team, far: Proxy) -> None:
-    _, bob = begin(team)
+    bob = begin(team).clone()
     through(bob, far)
     before = lock(bob)
     change(bob, "head -c 100000 large.bin > model", waits_in(bob, "cat large.bin > model"))
@@ -203,8 +232,9 @@ def test_a_remote_that_refuses_midway_fails_the_stage_and_nothing_is_recorded(te
 
 
 @over_s3
+@pytest.mark.long
 def test_a_command_that_takes_no_notice_of_a_failed_read_is_not_recorded(team: Team, far: Proxy) -> None:
-    _, bob = begin(team)
+    bob = begin(team).clone()
     through(bob, far)
     before = lock(bob)
     change(bob, "head -c 100000 large.bin > model && cat mid/joined one.csv >> model && ./tool >> model", "WORK")
@@ -218,9 +248,8 @@ def test_a_command_that_takes_no_notice_of_a_failed_read_is_not_recorded(team: T
     assert "millpond commit train" in said and lock(bob) == before
 
 
-@s3_if_long
-def test_who_writes_into_a_mounted_input_is_told_what_to_do(team: Team) -> None:
-    _, bob = begin(team)
+def test_who_writes_into_a_mounted_input_is_told_what_to_do(made: Made) -> None:
+    bob = made.clone()
     before = lock(bob)
     change(bob, "mkdir -p mid", "mkdir -p mid && touch raw/new")
     said = bob.run("repro", "--mount", "prep", code=255).stderr
@@ -233,10 +262,11 @@ def test_who_writes_into_a_mounted_input_is_told_what_to_do(team: Team) -> None:
     assert "output 'm/made' lies in 'm', which is a mount" in said and "umount m" in said and lock(bob) == before
 
 
-@s3_if_long
-@pytest.mark.parametrize("victim", ["repro", "daemon", pytest.param("holder", marks=pytest.mark.long)])
-def test_killed_midway(team: Team, victim: str) -> None:
-    ann, bob = begin(team)
+@pytest.mark.parametrize(
+    "victim", ["repro", *(pytest.param(name, marks=pytest.mark.long) for name in ("daemon", "holder"))]
+)
+def test_killed_midway(made: Made, victim: str) -> None:
+    ann, bob = made.clone(whole=True), made.clone()
     for home in (ann, bob):
         change(home, "head -c 100000 large.bin", waits_in(home, "head -c 200000 large.bin"))
     running = start(bob, "train")
@@ -288,9 +318,9 @@ def cmdline(pid: int) -> str:
         return ""
 
 
-@s3_if_long
-def test_a_busy_mount_stays_and_the_next_repro_takes_it_away(team: Team) -> None:
-    _, bob = begin(team)
+@pytest.mark.long
+def test_a_busy_mount_stays_and_the_next_repro_takes_it_away(made: Made) -> None:
+    bob = made.clone()
     change(bob, "head -c 100000 large.bin", waits_in(bob, "head -c 200000 large.bin"))
     running = start(bob, "train")
     eventually(lambda: (bob.path / "go.begun").exists(), "its command runs")
@@ -305,9 +335,9 @@ def test_a_busy_mount_stays_and_the_next_repro_takes_it_away(team: Team) -> None
     assert mounted(bob) == [] and not (bob.repo / "raw").exists()
 
 
-@s3_if_long
-def test_two_repros_share_a_mount_and_the_last_one_takes_it_away(team: Team) -> None:
-    _, bob = begin(team)
+@pytest.mark.long
+def test_two_repros_share_a_mount_and_the_last_one_takes_it_away(made: Made) -> None:
+    bob = made.clone()
     change(bob, "mkdir -p mid", waits_in(bob, "mkdir -p mid", "first"))
     change(bob, "xargs -0 cat >", "xargs -0 wc -c raw/a.txt >")
     change(bob, "deps: [all]", "deps: [all, raw/a.txt]")
@@ -326,15 +356,13 @@ def test_two_repros_share_a_mount_and_the_last_one_takes_it_away(team: Team) -> 
     assert mounted(bob) == [] and not (bob.repo / "raw").exists()
 
 
-@s3_if_long
-def test_stages_at_once_share_figures_and_detached_and_cancelled_ones_leave_nothing(team: Team) -> None:
-    _, bob = begin(
-        team,
+def test_stages_at_once_share_figures_and_detached_and_cancelled_ones_leave_nothing(made: Made) -> None:
+    bob = made.clone()
+    (bob.repo / "dvc.yaml").write_text(
         "stages:\n"
-        "  a: {cmd: cat raw/a.txt > a; sleep 0.5, deps: [raw], outs: [a]}\n"
-        "  b: {cmd: cat raw/a.txt > b; sleep 0.5, deps: [raw], outs: [b]}\n",
+        "  a: {cmd: cat raw/a.txt > a; sleep 1, deps: [raw], outs: [a]}\n"
+        "  b: {cmd: cat raw/a.txt > b; sleep 1, deps: [raw], outs: [b]}\n"
     )
-    (bob.repo / "dvc.yaml").write_text((bob.repo / "dvc.yaml").read_text().replace("sleep 0.5", "sleep 1"))
     bob.run("repro", "--mount", "-j", "2", "--detach")
     eventually(lambda: json.loads(bob.run("jobs", "--all", "--json").stdout)[0]["ended"] is not None, "it ended")
     assert "with other stages at once" in bob.run("lineage", "a").stdout

@@ -119,7 +119,8 @@ class Contents:
         """Whether a content is at hand, is mounted at its place, or is that of data which is absent and need not be there."""
         if self.at_hand(name) or (self.absent is not None and self.absent.to_be_had(name)):
             return True
-        return mounted.object_at(self.repo.path(place)) == name
+        path = self.repo.path(place)
+        return os.path.lexists(path) and mounted.object_at(path) == name
 
     def stored(self, names: Iterable[ObjectName]) -> None:
         """These are at hand now."""

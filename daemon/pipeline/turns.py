@@ -370,7 +370,10 @@ class Turns:
             return RAN
         self.say(f"Verifying data sources in stage: '{self._name(stage)}'")
         self._refuse_missing(stage)
-        names = [self.repo.seen(out.place) for out in stage.outs if out.place]
+        # What is only recorded, or mounted, is what it is.
+        names = [self.repo.seen(out.place) for out in stage.outs if out.place and not self._stands(out.place)]
+        if not names:
+            return UNCHANGED
         options = add.Options(names, glob=False, store=not self.options.no_commit, force=False, out=None, relink=True)
         found = targets.resolve(self.repo, names, self.repo.outputs())
         result = add.Adding(self.context, self.repo, options).run(found)
@@ -385,6 +388,8 @@ class Turns:
             return RAN
         self.say(f"Verifying outputs in frozen stage: '{self._name(stage)}'")
         self._refuse_missing(stage)
+        if stage.outs and all(self._stands(out.place) for out in stage.outs):
+            return UNCHANGED
         keep = not self.options.no_commit
         entry = self.recorder.store(stage, keep=keep)
         self._say_all(self.recorder.record(stage, entry, remember=keep))
@@ -399,6 +404,10 @@ class Turns:
                 f"missing data '{'sources' if len(missing) > 1 else 'source'}': {', '.join(map(printable, missing))}",
                 hint="bring it back: millpond checkout, or millpond pull",
             )
+
+    def _stands(self, place: str | None) -> bool:
+        """Whether what is recorded of a place is taken for what is there: it is not brought, and not read."""
+        return self.inputs is not None and place is not None and self.inputs.absent.standing(place) is not None
 
     def _say_all(self, lines: Iterable[str]) -> None:
         for line in lines:

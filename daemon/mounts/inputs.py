@@ -132,14 +132,20 @@ class InputMounts:
 
     def _is_there(self, held: Held, name: ObjectName) -> bool:
         """Whether it is mounted already, by somebody else, or by this repro before the daemon went away; what is half there is taken
-        away. Raises ConflictError for what is no mount of ours."""
+        away. Raises ConflictError for what is no mount of ours, BusyError for another version that others need."""
         record = self._record_at(held.mountpoint)
         if record is not None:
             whole = record.name == str(name) and (held.where == held.mountpoint or os.path.islink(held.where))
             if whole and self._is_served(held.mountpoint):
                 held.files, held.bytes = record.files, record.bytes
                 return True
+            if not _alone(held.lock):
+                shown = _shown(held.where)
+                raise BusyError(
+                    f"'{shown}' is mounted for another repro, which still needs it", hint="wait for its end"
+                )
             umount_one(self.context, record, lazy=True, system=self._system)
+            fcntl.flock(held.lock, fcntl.LOCK_SH)
         where = held.where
         if held.mountpoint != where and leads_into(where, held.mountpoint):
             os.unlink(where)  # of a mount that is no more

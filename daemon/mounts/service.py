@@ -219,6 +219,7 @@ class MountService:
                     "mountpoint": wirepath.encode(record.mountpoint),
                     "target": wirepath.encode(record.target),
                     "diff": record.options.get("diff"),
+                    "stands_in": (record.options.get("stands_in") or {}).get("where"),
                     "state": NEEDS_CREDENTIALS if refused and mount.state == "mounted" else mount.state,
                     "engine": state.get("engine"),
                     "engine_why": state.get("engine_why"),

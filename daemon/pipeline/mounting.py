@@ -66,15 +66,8 @@ def _files(dvc_dir: str, environ: Mapping[str, str]) -> list[str]:
 
 
 def _read(path: str) -> dict[str, str]:
-    try:
-        with open(path, "rb") as file:
-            text = file.read().decode("utf-8", "surrogateescape")
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except OSError as error:
-        raise InvalidFileError(f"cannot read '{path}': {error.strerror}", path=path) from error
     found: dict[str, str] = {}
-    for section, values in config.entries(text, path, check=False).items():
+    for section, values in config.entries(config.text_of(path) or "", path, check=False).items():
         for key, value in values.items():
             if section != SECTION or key not in (MODE_KEY, ABOVE_KEY) or not isinstance(value, str):
                 raise InvalidFileError(f"'{path}': there is no setting '{section}.{key}'", path=path)

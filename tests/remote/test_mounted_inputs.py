@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -28,6 +29,8 @@ from tests.remote.servers import S3Server
 from tests.remote.shared import Team
 from tests.remote.test_lazy import through
 from tests.store.helpers import sample
+
+from millpond.daemon.mounts.place import MARKER
 
 pytestmark = pytest.mark.fuse
 over_s3 = pytest.mark.parametrize("team", ["s3"], indirect=True)
@@ -409,3 +412,39 @@ def test_stages_at_once_share_figures_and_detached_and_cancelled_ones_leave_noth
     running.send_signal(signal.SIGINT)
     running.communicate(timeout=60)
     eventually(lambda: mounted(bob) == [] and not (bob.repo / "raw").exists(), "nothing is left of a cancelled one")
+
+
+@pytest.mark.long
+def test_killed_at_any_moment_nothing_is_taken_for_empty_data(made: Made) -> None:
+    bob = made.clone()
+    rng = random.Random(6)
+    for round_ in range(1, 11):
+        (bob.repo / "dvc.yaml").write_text(STAGES.replace("head -c 100000", f"head -c {100_000 + round_}"))
+        running = start(bob, "train")
+        time.sleep(rng.uniform(0.3, 3.0))
+        for victim in rng.choice((["repro"], ["daemon"], ["repro", "daemon"], ["daemon", "repro", "holder"])):
+            kill(bob, victim)
+        running.communicate(timeout=120)
+        for place in ("raw", "mid", "all/data"):
+            path = bob.repo / place
+            assert not path.exists() or path.is_mount() or (path / MARKER).exists(), f"round {round_}: {place}"
+        said = bob.run("repro", "--mount", "train").stdout
+        assert f"head -c {100_000 + round_}" in lock(bob), said
+        assert mounted(bob) == [] and not (bob.repo / "raw").exists() and not (bob.repo / "large.bin").is_symlink()
+        assert (bob.repo / "model").stat().st_size == 100_000 + round_ + 70_010 + 2 + 7
+
+
+def kill(home: Home, victim: str) -> None:
+    """Kill what there is of a kind."""
+    pids = []
+    if victim == "daemon":
+        status = home.run("daemon", "status", "--json", code=None)
+        pids = [int(json.loads(status.stdout)["pid"])] if status.returncode == 0 else []
+    elif victim == "holder":
+        pids = [each["pid"] for each in json.loads(home.run("mounts", "--json").stdout)["mounts"] if each["pid"]]
+    else:
+        for job in json.loads(home.run("jobs", "--json", code=None).stdout or "[]"):
+            pids += session(job["pid"]) if job["pid"] else []
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)

@@ -21,6 +21,8 @@ def record(row: Row) -> Row:
     decoded = render.decoded({key: row[key] for key in _RECORD_PATHS & row.keys()}, _RECORD_PATHS)
     if isinstance(row.get("env"), dict):
         decoded["env"] = {name: wirepath.decode(value) for name, value in row["env"].items()}
+    if row.get("reads"):
+        decoded["reads"] = render.decoded(row["reads"], frozenset(["path"]))
     return {**row, **decoded, "reasons": render.decoded(row.get("reasons"), frozenset(["path"]))}
 
 
@@ -104,16 +106,20 @@ def markdown_lines(found: Row) -> Iterator[str]:
 
 
 def run_lines(runs: list[Row]) -> list[str]:
-    """Records as a table."""
+    """Records as a table; what mounts were asked for where any run had some."""
     rows = []
+    mounted = any(run.get("reads") for run in runs)
     for run in runs:
         usage, code = run.get("usage") or {}, run.get("git") or {}
         revision = (code.get("rev") or "")[:_SHORT] + (" changed" if code.get("dirty") else "")
         revision = revision.strip()
         cells = [run["stage"], run["outcome"], f"{usage['seconds']:.1f}" if "seconds" in usage else ""]
+        if mounted:
+            cells += [_amount(run), f"{run['waited_s']:.1f}" if run.get("reads") else ""]
         cells += [str(run["user"].get("name", "")), str((run.get("host") or {}).get("name", "")), revision]
         rows.append([_time(run["began"]), *map(text.printable, cells)])
-    return text.table(["began", "stage", "outcome", "seconds", "user", "host", "code"], rows)
+    figures = ["read", "waited"] if mounted else []
+    return text.table(["began", "stage", "outcome", "seconds", *figures, "user", "host", "code"], rows)
 
 
 def _head(found: Row) -> str:
@@ -135,6 +141,7 @@ def _how(step: Row) -> str:
         parts += [f"{how} {revision}{changed}"] if revision else []
         parts += ["outputs brought back from an earlier run"] if record["outcome"] == "cached" else []
         parts += [text.duration(record["usage"]["seconds"])] if record.get("usage") else []
+        parts += _read(record)
         parts += [f"job {record['job']}"] if record.get("job") is not None else []
         parts += [str(gpu.get("model")) for gpu in record.get("gpus") or []]
         return text.printable(f"  recorded here: {', '.join(parts)}")
@@ -145,6 +152,28 @@ def _how(step: Row) -> str:
     if code.get("how") == "at or before commit":
         return f"  from dvc.lock, which came with commit {revision} or before"
     return "  from dvc.lock, not committed yet" if code else "  from dvc.lock" if step["outs"] else ""
+
+
+def _read(record: Row) -> list[str]:
+    """What the mounts of a run were asked for, and what its readers waited for."""
+    rows = record.get("reads")
+    if not rows:
+        return []
+    opens = text.plural(sum(row["opened"] for row in rows), "open")
+    told = f"read {_amount(record)} from mounts in {opens}"
+    if any(row["shared"] for row in rows):
+        told += ", with other stages at once"
+    waits = [("remotes", "waited_s"), ("the disk", "waited_disk_s"), ("unpacking", "waited_unpacking_s")]
+    seconds = [(what, sum(row[key] for row in rows)) for what, key in waits]
+    waited = [f"{value:.1f} s for {what}" for what, value in seconds if value >= 0.05]
+    return [told, *([f"its readers waited {', '.join(waited)}"] if waited else [])]
+
+
+def _amount(record: Row) -> str:
+    """Bytes that mounts were asked for."""
+    rows = record.get("reads") or []
+    least = "at least " if any(row["at_least"] for row in rows) else ""
+    return f"{least}{text.size(sum(row['bytes'] for row in rows))}" if rows else ""
 
 
 def _facts(step: Row, *, files: bool = True) -> Iterator[str]:

@@ -217,6 +217,8 @@ def mounts_lines(
             yield f"{path(mount['mountpoint'])}: {text.printable(str(mount['error']))}; {hint}"
         elif mount.get("error"):
             yield f"{path(mount['mountpoint'])}: {text.printable(str(mount['error']))}"
+        if mount.get("stands_in"):
+            yield f"{path(mount['mountpoint'])}: stands in for {path(mount['stands_in'])} while a repro needs it"
         if mount.get("remote_requests"):
             yield f"{path(mount['mountpoint'])}: {_remote_line(mount)}"
         if verbose and mount.get("waited_disk_s") is not None:

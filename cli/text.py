@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
-from millpond.daemon.errors import UsageError
+from millpond.daemon.settings import parsed_size as parsed_size
 
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 _BINARY = ("", "k", "M", "G", "T", "P")
@@ -46,16 +45,6 @@ def binary_size(number: int) -> str:
         return f"{value:.0f}"
     digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
     return f"{value:.{digits}f}{_BINARY[unit]}"
-
-
-def parsed_size(shown: str) -> int:
-    """Bytes of `200GB`, `1.5 TB`, `none`. Raises UsageError."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT]?)B?", shown.strip(), re.IGNORECASE)
-    if shown == "none":
-        return 0
-    if match is None or float(match[1]) == 0:
-        raise UsageError(f"'{shown}' is no size like 200GB", hint="`none` takes the limit away")
-    return int(float(match[1]) * 1000 ** "\0KMGT".index(match[2].upper() or "\0"))
 
 
 def duration(seconds: float) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -109,6 +110,16 @@ class _Base:
         if environ.get("XDG_RUNTIME_DIR", "").startswith("/") or _owned(login, uid):
             runtime = _xdg(environ, "XDG_RUNTIME_DIR", login) / "millpond"
         return cls(_xdg(environ, "XDG_CACHE_HOME", home / ".cache") / "millpond", runtime, state)
+
+
+def parsed_size(shown: str) -> int:
+    """Bytes of `200GB`, `1.5 TB`, `none`. Raises UsageError."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT]?)B?", shown.strip(), re.IGNORECASE)
+    if shown == "none":
+        return 0
+    if match is None or float(match[1]) == 0:
+        raise UsageError(f"'{shown}' is no size like 200GB", hint="`none` takes the limit away")
+    return int(float(match[1]) * 1000 ** "\0KMGT".index(match[2].upper() or "\0"))
 
 
 def _home(environ: Mapping[str, str], uid: int) -> Path:

@@ -371,7 +371,6 @@ class Filesystem:
     def open_stored(self, inode: int) -> int | None:
         """A handle for `read` when the content is in the store (or no file's at all); None when the source must be asked.
         Raises FileError, StoreDamagedError."""
-        self.opens += 1
         if inode not in self._nodes:
             record = self._record(inode)
             if record.name is None:
@@ -569,6 +568,7 @@ class Filesystem:
     def _opened(self, file: OpenFile, name: str) -> int:
         handle = self._handle()
         self._open[handle] = (file, name)
+        self.opens += 1
         return handle
 
 

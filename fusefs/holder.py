@@ -28,6 +28,7 @@ import trio
 from millpond.daemon import wirepath
 from millpond.daemon.errors import BusyError, InternalError, MillpondError, ProtocolError, from_system
 from millpond.daemon.mounts.engines import AUTO, choose
+from millpond.daemon.mounts.place import SOURCE
 from millpond.daemon.rpc import framing
 from millpond.daemon.store.reader import StoreReader
 from millpond.fusefs import engines
@@ -52,7 +53,7 @@ PRELOADED = (direct_engine,)
 class HolderSettings:
     """What a holder is told. `root` is hex, None with `versions`; `uid` the caller's; `control` the socket's path; `device`
     a /dev/fuse descriptor that is mounted already (system mode), else -1; `successor_s` how long a reader waits for another
-    source when the one there was has died (0: none comes); `verify` is told on."""
+    source when the one there was has died (0: none comes); `verify` is told on; `name` is what the kernel's table calls it."""
 
     id: str
     store: str
@@ -72,6 +73,7 @@ class HolderSettings:
     device: int = -1
     successor_s: float = 0.0
     verify: str = "blocks"
+    name: str = SOURCE
 
 
 class Holder:
@@ -125,7 +127,7 @@ class Holder:
         return EngineSettings(
             mountpoint=settings.mountpoint if settings.device < 0 else f"/dev/fd/{settings.device}",
             place=settings.mountpoint,
-            name="millpond",
+            name=settings.name,
             allow_other=settings.allow_other,
             read_ahead_kb=settings.read_ahead_kb,
             materialize=settings.materialize,

@@ -18,7 +18,7 @@ from millpond.daemon import wirepath
 from millpond.daemon.errors import MillpondError, UsageError
 from millpond.daemon.mounts import engines
 
-_PATHS = frozenset({"mountpoint", "target", "unmounted", "restored"})
+_PATHS = frozenset({"mountpoint", "stands_in", "target", "unmounted", "restored"})
 
 
 @click.command(

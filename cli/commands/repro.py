@@ -43,6 +43,11 @@ Use `millpond push` to send your updates to remote storage.
 @click.option("--downstream", is_flag=True, help="The targets and all that needs them.")
 @click.option("--force-downstream", is_flag=True, help="Run all that needs a stage that ran.")
 @click.option("--pull", is_flag=True, help="Bring missing data from the remote.")
+@click.option(
+    "--mount/--no-mount",
+    default=None,
+    help="Mount the data that stages need and that is not here, instead of bringing it; it goes when no stage needs it any more.",
+)
 @click.option("--allow-missing", is_flag=True, help="Leave alone what only lacks data.")
 @click.option("--dry", is_flag=True, help="Only print what would be run.")
 @click.option(
@@ -68,12 +73,17 @@ def repro(
     check: bool,
     detach: bool,
     as_json: bool,
+    mount: bool | None,
     **flags: bool,
 ) -> int:
     """Run the stages that are out of date, what they need first, and record what they made in dvc.lock.
 
     Targets are stages (NAME, FILE:NAME), loops, dvc.yaml and .dvc files; the dvc.yaml here by default. What a stage made before
     from the same inputs is brought back instead. With -j output lines begin with their stage.
+
+    With --mount data that is only missing here, and in the store or on a remote, counts as there. What a stage needs of it is
+    mounted before its first command, read as the commands read it, and gone when no stage needs it any more; single files below
+    16 MB are brought. `.dvc/config.millpond` may say so for each repro: `mount = auto` in the section [repro].
 
     What there is to run is run as a job (see `jobs`): it goes on when this command is killed, its terminal closed, or the daemon
     restarted. Ctrl-C cancels it.
@@ -85,6 +95,7 @@ def repro(
         "targets": [wirepath.encode(target) for target in targets],
         "on_error": on_error,
         "jobs": jobs,
+        "mount": mount,
         "quiet": console.quiet or check,
         "explain": explain,
     }

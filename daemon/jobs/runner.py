@@ -166,6 +166,21 @@ class CommandRunner:
         return b"%s%s\n" % (os.fsencode(running.task.label), line)
 
 
+def is_running(log: str) -> bool:
+    """Whether a command with this log still runs, whoever started it."""
+    try:
+        fd = os.open(log, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+
+
 def _open_log(task: Task) -> int:
     """The log, locked. Raises BusyError, TargetError."""
     try:

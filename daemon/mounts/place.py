@@ -10,13 +10,19 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import secrets
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from millpond.daemon.errors import MountError, NotMountedError
+from millpond.daemon.names import ObjectName
+from millpond.daemon.project import scratch
 
 MARKER = "NOT-MOUNTED.millpond.txt"
+# The marker before it has its name.
+_MARKER_NEW = f"{MARKER}.tmp"
+_OURS = frozenset((MARKER, _MARKER_NEW))
 _MARKER_TEXT = """\
 This directory is a millpond mount that is not mounted now.
   target:  {target}
@@ -24,18 +30,20 @@ This directory is a millpond mount that is not mounted now.
 Run `millpond mounts --restore` to mount it again, or `millpond umount {mountpoint}` to give it up.
 """
 READ_ONLY = 0o555
-# Of our mounts, in the kernel's table.
 FSTYPE = "fuse.millpond"
+# What the kernel's table calls a mount, and one that shows a single object: with that object's name.
+SOURCE = "millpond"
 
 
 @dataclass(frozen=True, slots=True)
 class MountEntry:
-    """A line of /proc/self/mountinfo: where, what kind, its source, and `major:minor` of its device."""
+    """A line of /proc/self/mountinfo: where, what kind, its source, `major:minor` of its device, and which part of it."""
 
     mountpoint: str
     fstype: str
     source: str
     device: str
+    root: str = "/"
 
 
 def mount_table() -> list[MountEntry]:
@@ -46,7 +54,24 @@ def mount_table() -> list[MountEntry]:
             line = os.fsdecode(raw)
             fields, _, tail = line.partition(" - ")
             parts, rest = fields.split(" "), tail.split(" ")
-            found.append(MountEntry(_unescape(parts[4]), rest[0], _unescape(rest[1]), parts[2]))
+            found.append(MountEntry(_unescape(parts[4]), rest[0], _unescape(rest[1]), parts[2], _unescape(parts[3])))
+    return found
+
+
+def source_of(name: str | None) -> str:
+    """What the kernel's table is told of a mount: of one that shows a tracked object, its name."""
+    return SOURCE if name is None else f"{SOURCE}:{name}"
+
+
+def shown_objects() -> dict[str, ObjectName]:
+    """The object that each of our mounts shows, by mountpoint: a tracked folder, or a file alone in a folder. Of mounts that show
+    something else, or were made by a millpond that did not say, nothing."""
+    found: dict[str, ObjectName] = {}
+    for entry in mount_table():
+        found.pop(entry.mountpoint, None)  # what is below another mount is not seen
+        words = entry.source.split(":")
+        if entry.fstype == FSTYPE and entry.root == "/" and len(words) == 3 and words[0] == SOURCE:
+            found[entry.mountpoint] = ObjectName(words[1], words[2])
     return found
 
 
@@ -58,25 +83,15 @@ def mounted_at(path: str) -> MountEntry | None:
     return None
 
 
-def mounts_around(paths: Iterable[str]) -> list[str]:
-    """Mountpoints of ours that these (absolute) paths are, or lie in, each once."""
-    ours = {entry.mountpoint for entry in mount_table() if entry.fstype == FSTYPE}
-    found: dict[str, None] = {}
-    for path in paths if ours else ():
-        where = os.path.realpath(path)
-        while where not in ours and where != os.path.dirname(where):
-            where = os.path.dirname(where)
-        if where in ours:
-            found[where] = None
-    return list(found)
-
-
-def mounts_below(folder: str) -> list[str]:
-    """Mountpoints of ours below a folder."""
-    prefix = os.path.join(os.path.realpath(folder), "")
-    return [
-        entry.mountpoint for entry in mount_table() if entry.fstype == FSTYPE and entry.mountpoint.startswith(prefix)
-    ]
+def mount_around(path: str) -> str | None:
+    """The mountpoint of the mount of ours that an absolute path is, or lies in, however many links lead there."""
+    where = os.path.realpath(path)
+    ours: dict[str, bool] = {}
+    for entry in mount_table():
+        ours[entry.mountpoint] = entry.fstype == FSTYPE
+    while where not in ours and where != os.path.dirname(where):
+        where = os.path.dirname(where)
+    return where if ours.get(where) else None
 
 
 def resolve(path: str) -> str:
@@ -104,7 +119,7 @@ def check(mountpoint: str) -> None:
             raise MountError(
                 f"mountpoint '{mountpoint}' is not a directory", path=mountpoint, hint="give an empty directory"
             )
-        names = [name for name in os.listdir(mountpoint) if name != MARKER]
+        names = [name for name in os.listdir(mountpoint) if name not in _OURS]
     except OSError as error:
         hint = (
             f"create it: mkdir -p {mountpoint}" if isinstance(error, FileNotFoundError) else "choose another directory"
@@ -138,8 +153,7 @@ def prepared(mountpoint: str, *, target: str, version: str) -> Iterator[int]:
             yield mode
         except BaseException:
             if not had_marker:
-                with contextlib.suppress(OSError):
-                    os.unlink(MARKER, dir_fd=fd)
+                _unmark(fd)
             with contextlib.suppress(OSError):
                 os.fchmod(fd, mode)
             raise
@@ -157,10 +171,68 @@ def released(mountpoint: str, mode: int) -> None:
         return  # the directory itself was removed meanwhile
     try:
         os.fchmod(fd, mode)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(MARKER, dir_fd=fd)
+        _unmark(fd)
     finally:
         os.close(fd)
+
+
+def made(mountpoint: str, *, target: str, version: str) -> list[str]:
+    """Make the directory for a mount where nothing is; the folders above it that were made for it, the outermost first. It has the
+    marker from its first moment, so nobody sees an empty directory. Raises MountError."""
+    above: list[str] = []
+    parent = os.path.dirname(mountpoint)
+    while not os.path.lexists(parent):
+        above.insert(0, parent)
+        parent = os.path.dirname(parent)
+    try:
+        for folder in above:
+            os.mkdir(folder)
+        parent = os.path.dirname(mountpoint)
+        fresh = scratch.temporary_name(scratch.scratch(parent), secrets.token_hex(6))
+        os.mkdir(fresh)
+        fd = os.open(fresh, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            _write_marker(fd, mountpoint, _MARKER_TEXT.format(target=target, version=version, mountpoint=mountpoint))
+        finally:
+            os.close(fd)
+        os.rename(fresh, mountpoint)
+    except OSError as error:
+        raise MountError(
+            f"cannot mount on '{mountpoint}': {error.strerror}",
+            path=mountpoint,
+            hint="it must be a place where you may make a directory",
+        ) from error
+    return above
+
+
+def taken_away(mountpoint: str) -> None:
+    """Undo `made` (not the folders above) once nothing is mounted any more: it goes with its marker, in one step. What holds more
+    than the marker stays, without it. Safe twice."""
+    try:
+        os.chmod(mountpoint, 0o755)
+        if is_marked(mountpoint):
+            parent = os.path.dirname(mountpoint)
+            gone = scratch.temporary_name(scratch.scratch(parent), secrets.token_hex(6))
+            os.rename(mountpoint, gone)
+            mountpoint = gone
+        fd = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return  # it was removed meanwhile, or the folder around it may not be written to
+    try:
+        _unmark(fd)
+    finally:
+        os.close(fd)
+    with contextlib.suppress(OSError):  # what holds more than the marker
+        os.rmdir(mountpoint)
+
+
+def is_marked(path: str) -> bool:
+    """Whether nothing is at a path but the place of a mount that is not mounted now."""
+    try:
+        names = set(os.listdir(path))
+    except OSError:
+        return False
+    return MARKER in names and names <= _OURS
 
 
 def require_mounted(path: str) -> None:
@@ -179,11 +251,17 @@ def require_mounted(path: str) -> None:
         where = parent
 
 
+def _unmark(fd: int) -> None:
+    for name in _OURS:
+        with contextlib.suppress(OSError):
+            os.unlink(name, dir_fd=fd)
+
+
 def _write_marker(fd: int, mountpoint: str, text: str) -> None:
     try:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(MARKER, dir_fd=fd)
-        out = os.open(MARKER, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444, dir_fd=fd)
+        out = os.open(
+            _MARKER_NEW, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o444, dir_fd=fd
+        )
     except OSError as error:
         raise MountError(
             f"cannot mount on '{mountpoint}': {error.strerror}",
@@ -194,6 +272,8 @@ def _write_marker(fd: int, mountpoint: str, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
+    # In one step: a directory that has a marker is at no moment without one.
+    os.rename(_MARKER_NEW, MARKER, src_dir_fd=fd, dst_dir_fd=fd)
 
 
 def _unescape(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import posixpath
 import re
@@ -146,6 +147,12 @@ class Planner:
             if path in outs and (outs[path].is_dir or path == target or path + ".dvc" == target):
                 return self._tracked(outs[path], target, commit)
         return self._whole(target, commit, list(outs.values()))
+
+    def plan_object(self, name: ObjectName, target: str, *, isexec: bool = False) -> Plan:
+        """The tree of a tracked directory, or of a file alone in a folder, by its name: whatever pointers name now. Raises
+        ObjectMissingError, RemoteError, CredentialsError."""
+        plan = self._tracked(Output(target, target, name, None, None, isexec), target, None)
+        return dataclasses.replace(plan, name=str(name))
 
     def _tracked(self, output: Output, target: str, commit: str | None) -> Plan:
         """A tracked directory, a path in it, or a tracked file (shown alone in a folder)."""

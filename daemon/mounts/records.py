@@ -11,15 +11,46 @@ import json
 import os
 import re
 import secrets
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from millpond.daemon import wirepath
 from millpond.daemon.errors import BusyError
+from millpond.daemon.mounts import place
 
 MAX_MOUNTS = 256
 _ID = re.compile(r"[0-9a-f]{12}\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class StandsIn:
+    """A mount that stands in for data of the workspace while a repro needs it (inputs.py): at `where` there is nothing else, and
+    nothing when the mount is gone. A file's mount lies elsewhere, `where` is a link into it. `made` are the folders above that were
+    made for it, the outermost first."""
+
+    where: str
+    made: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Paths percent-encoded."""
+        return {"where": wirepath.encode(self.where), "made": [wirepath.encode(path) for path in self.made]}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> StandsIn:
+        """What `to_json` gave. Raises KeyError, TypeError."""
+        return cls(wirepath.decode(data["where"]), tuple(wirepath.decode(path) for path in data["made"]))
+
+    def remove(self, mountpoint: str) -> None:
+        """Nothing is mounted at `mountpoint` any more: take its place away, and what was made for it, if it is empty. Safe twice."""
+        if self.where != mountpoint and leads_into(self.where, mountpoint):
+            with contextlib.suppress(OSError):
+                os.unlink(self.where)
+        place.taken_away(mountpoint)
+        for folder in reversed(self.made):
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +80,17 @@ class MountRecord:
     start: int = 0
     made: float = 0.0
 
+    @property
+    def stands_in(self) -> StandsIn | None:
+        """For what of the workspace it stands in, if it does."""
+        told = self.options.get("stands_in")
+        return None if told is None else StandsIn.from_json(told)
+
+    @property
+    def isexec(self) -> bool:
+        """Whether the single file that it shows can be executed."""
+        return bool(self.options.get("isexec"))
+
     def to_json(self) -> dict[str, Any]:
         """All fields, paths percent-encoded."""
         data = asdict(self)
@@ -63,6 +105,15 @@ class MountRecord:
         for key in ("mountpoint", "repo", "target"):
             known[key] = wirepath.decode(known[key])
         return cls(**known)
+
+
+def leads_into(where: str, folder: str) -> bool:
+    """Whether there is a link at a path that names something in a folder, be that there or not."""
+    try:
+        target = os.path.join(os.path.dirname(where), os.readlink(where))
+    except OSError:
+        return False
+    return os.path.dirname(os.path.normpath(target)) == folder
 
 
 def new_id() -> str:

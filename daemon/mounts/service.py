@@ -7,21 +7,15 @@ it is undone; what the record says is checked against pid and start time before 
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import os
-import re
-import signal
-import socket
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 
-from millpond.daemon import memfd, wirepath
+from millpond.daemon import wirepath
 from millpond.daemon.errors import (
     AccessError,
     InternalError,
@@ -30,13 +24,14 @@ from millpond.daemon.errors import (
     NotMountedError,
     ProtocolError,
     StoreDamagedError,
-    from_wire,
 )
 from millpond.daemon.jobs.process import start_ticks
 from millpond.daemon.jobs.zygotes import Child
 from millpond.daemon.mounts import engines, listings
+from millpond.daemon.mounts.holders import MOUNT_S, Holders
+from millpond.daemon.mounts.mount import Mount, kept_context
 from millpond.daemon.mounts.records import MountRecord, MountRecords, new_id
-from millpond.daemon.rpc import framing
+from millpond.daemon.mounts.successors import Successors
 from millpond.daemon.rpc.methods import Call, Registry
 from millpond.daemon.store.folders import FolderReader
 
@@ -46,58 +41,20 @@ if TYPE_CHECKING:
 log = logging.getLogger("millpond.mounts")
 T = TypeVar("T")
 
-# A holder must have mounted within this time.
-MOUNT_S = 30.0
 # A mount that died is restored this often in RESTORE_WINDOW_S before it is left alone.
 RESTORE_TRIES = 3
 RESTORE_WINDOW_S = 600.0
-_CONTROL_S = 1.0
-# Readers wait so long for another source when theirs has died; one that dies again and again is started with pauses.
-SUCCESSOR_S = 20.0
-_PAUSE_S, _MOST_PAUSE_S = 0.1, 30.0
-# A source that has lived so long begins anew with short pauses.
-_SETTLED_S = 60.0
 # A remote that is asked with other credentials must answer in this time.
 _CREDENTIALS_S = 60.0
-_MAX_LINE = 1 << 20
-# A holder that is not there, hangs up, takes too long, or talks nonsense.
-_NO_ANSWER = (OSError, ValueError, TypeError, trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError)
 # Of a holder's statistics, where it hands files to the kernel.
 _PASSTHROUGH = ("passthrough", "passthrough_files", "passthrough_bytes")
 # What a holder tells of files that were not here.
 _REMOTE = (
-    *("opens", "hit_rate", "waits", "waited_s", "waited_unpacking_s", "waited_disk_s"),
+    *("errors", "opens", "hit_rate", "waits", "waited_s", "waited_unpacking_s", "waited_disk_s"),
     *("remote_requests", "remote_bytes", "verify", "unverified", "source_starts"),
 )
 # The state of a mount that is served, and that remotes refuse.
 NEEDS_CREDENTIALS = "needs-credentials"
-# What a mount's record keeps of the caller's environment: where things are, also files with credentials; never a secret itself.
-_KEPT = frozenset(
-    ("HOME", "PATH", "USER", "LOGNAME", "LANG", "TMPDIR", "SSH_AUTH_SOCK", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
-    + ("AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE", "AWS_CA_BUNDLE")
-    + ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
-    + ("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_ROLE_ARN", "AWS_ROLE_SESSION_NAME")
-)
-_KEPT_PREFIXES = ("XDG_", "GIT_", "DVC_", "LC_", "MILLPOND_")
-# Of those with such a prefix: DVC_STUDIO_TOKEN, a header in GIT_CONFIG_VALUE_0.
-_SECRET = re.compile("TOKEN|SECRET|PASSW|CREDENTIAL|GIT_CONFIG_(KEY|VALUE|COUNT|PARAMETERS)")
-
-
-@dataclass(slots=True)
-class Mount:
-    """A mount as the daemon knows it. `state` is mounted, dead or restoring; `child` the holder, when it lives."""
-
-    record: MountRecord
-    state: str = "dead"
-    error: str | None = None
-    child: Child | None = None
-    restored: list[float] = field(default_factory=list)
-    ending: bool = False
-    ended: trio.Event = field(default_factory=trio.Event)
-    mending: trio.Lock = field(default_factory=trio.Lock)
-    # Why remotes refuse its source: they want other credentials; and the object that was asked for.
-    refused: str = ""
-    wanted: str = ""
 
 
 class MountService:
@@ -109,6 +66,8 @@ class MountService:
         self._records = MountRecords(daemon.settings.mounts)
         self._mounts = {record.id: Mount(record) for record in self._records.load()}
         self._threads = trio.CapacityLimiter(4)
+        self._holders = Holders(daemon)
+        self._successors = Successors(self._holders)
 
     @property
     def count(self) -> int:
@@ -147,7 +106,7 @@ class MountService:
         try:
             if len(call.fds) != 2:
                 raise ProtocolError(f"mounts.create takes two descriptors, {len(call.fds)} came")
-            child = await self._start(record, *call.fds)
+            child = await self._holders.start(record, *call.fds)
         except BaseException:
             if known is None:
                 with trio.CancelScope(shield=True):
@@ -169,85 +128,13 @@ class MountService:
             "pid": 0,
             "start": 0,
         }
-        values["context"] = _kept_context(params.get("context") or {})
+        values["context"] = kept_context(params.get("context") or {})
         values["options"] = {**(params.get("options") or {}), "caches": params.get("caches") or []}
         try:
             record = MountRecord.from_json(values)
         except (TypeError, KeyError) as error:
             raise ProtocolError(f"mounts.create lacks something: {error}") from error
         return dataclasses.replace(record, mode=known.record.mode) if known else record
-
-    async def _start(self, record: MountRecord, directory: int, environ: int) -> Child:
-        """Fork source and holder, wait until the mount answers. Raises the holder's error."""
-        system = self._daemon.system
-        runtime = self._daemon.settings.runtime / "mounts"
-        runtime.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if system is not None:
-            os.chown(runtime, -1, system.store_group)
-            runtime.chmod(0o770)
-        ours, ready = socket.socketpair()
-        source_a, source_b = socket.socketpair()
-        device = -1
-        try:
-            if system is not None:
-                device = await system.mount(record.uid, directory, "millpond")
-            await self._fork_source(record, source_b, environ)
-            owner = system.holder_uid if system is not None else record.uid
-            fds = [ready.fileno(), source_a.fileno(), *([device] if device >= 0 else [])]
-            request = {"settings": self._holder_settings(record, os.fspath(runtime / f"{record.id}.sock"))}
-            child = await self._daemon.zygotes.of(owner, "holder").fork("holder", request, fds)
-        except BaseException:
-            ours.close()
-            raise
-        finally:
-            for sock in (ready, source_a, source_b):
-                sock.close()
-            if device >= 0:
-                os.close(device)
-        try:
-            await _await_ready(ours, record)
-        except BaseException:
-            with trio.CancelScope(shield=True):
-                await child.kill(signal.SIGKILL)
-                child.close()
-            raise
-        return child
-
-    async def _fork_source(self, record: MountRecord, sock: socket.socket, environ: int) -> None:
-        """`environ` is a memory file that only the source reads: there may be credentials in it."""
-        settings = {
-            "id": record.id,
-            "repo": wirepath.encode(record.repo),
-            "target": wirepath.encode(record.target),
-            "socket": os.fspath(self._daemon.settings.socket),
-            "umask": record.context.get("umask", 0o022),
-            "caches": record.options.get("caches") or [],
-            "verify": record.options.get("verify"),
-        }
-        zygote = self._daemon.zygotes.of(record.uid)
-        child = await zygote.fork("source", {"settings": settings}, [sock.fileno(), environ])
-        child.close()
-
-    def _holder_settings(self, record: MountRecord, control: str) -> dict[str, Any]:
-        options = record.options
-        return {
-            "id": record.id,
-            "store": wirepath.encode(os.fspath(self._store.path)),
-            "uid": record.uid,
-            "mountpoint": wirepath.encode(record.mountpoint),
-            "root": record.root or None,
-            "files": record.files,
-            "bytes": record.bytes,
-            "control": wirepath.encode(control),
-            "log": wirepath.encode(os.fspath(self._daemon.settings.log.with_name("holder.log"))),
-            "engine": record.engine,
-            "versions": record.versions,
-            "xattrs": bool(options.get("xattrs")),
-            "materialize": int(options.get("materialize") or 0),
-            "allow_other": bool(options.get("allow_other")),
-            "verify": record.options.get("verify") or "blocks",
-            "successor_s": SUCCESSOR_S,
-        }
 
     # -- watching -------------------------------------------------------------------------------------------------
 
@@ -266,7 +153,7 @@ class MountService:
     async def _watch(self, mount: Mount, child: Child) -> None:
         """Until the holder ends; then, unless that was wanted, mount again."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._attend, mount)
+            nursery.start_soon(self._successors.attend, mount)
             await child.wait()
             nursery.cancel_scope.cancel()
         child.close()
@@ -280,39 +167,6 @@ class MountService:
             log.error("mount %s on '%s' is gone (pid %d)", mount.record.id, mount.record.mountpoint, mount.record.pid)
             await self._restore_quietly(mount)
 
-    async def _attend(self, mount: Mount) -> None:
-        """Hear from a holder how its source is, and start another one when there is none any more."""
-        pause, started = _PAUSE_S, 0.0
-        while True:
-            try:
-                async with await self._connect(mount) as stream:
-                    await stream.send_all(b'{"op": "watch"}\n')
-                    async with aclosing(_lines(stream)) as states:
-                        async for state in states:
-                            mount.refused, mount.wanted = (str(state.get(key) or "") for key in ("refused", "wanted"))
-                            if state.get("gone"):
-                                if time.monotonic() - started > _SETTLED_S:
-                                    pause = _PAUSE_S
-                                await trio.sleep(pause)
-                                pause, started = min(2 * pause, _MOST_PAUSE_S), time.monotonic()
-                                log.warning("the source of mount %s is gone: another one is started", mount.record.id)
-                                await self._succeed(mount)
-            except (*_NO_ANSWER, MillpondError) as error:
-                log.warning("the holder of mount %s is not heard: %s", mount.record.id, error)
-            # It is not there yet, is of an older version, or no source could be started.
-            await trio.sleep(1.0)
-
-    async def _succeed(self, mount: Mount) -> None:
-        """Start another source, with what files say of credentials: those of the caller's environment are kept nowhere."""
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
-            environ = memfd.from_bytes(json.dumps(mount.record.context.get("env") or {}).encode())
-            try:
-                await self._fork_source(mount.record, theirs, environ)
-            finally:
-                os.close(environ)
-            await self._control(mount, {"op": "source"}, [ours.fileno()], _CONTROL_S)
-
     async def _restore_quietly(self, mount: Mount) -> None:
         now = time.monotonic()
         mount.restored = [when for when in mount.restored if now - when < RESTORE_WINDOW_S]
@@ -323,7 +177,8 @@ class MountService:
         mount.restored.append(now)
         try:
             async with mount.mending:
-                await self._restore(mount)
+                if not mount.ending:
+                    await self._restore(mount)
         except MillpondError as error:
             log.error("mount %s on '%s' cannot be restored: %s", mount.record.id, mount.record.mountpoint, error)
 
@@ -346,11 +201,13 @@ class MountService:
     # -- asking and ending ----------------------------------------------------------------------------------------
 
     async def show(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
-        """{} -> {mounts: [...]} of the caller (root sees all)."""
+        """{ids?} -> {mounts: [...]} of the caller (root sees all), or those of them that are named."""
         found = []
         for mount in self._of(call):
+            if mount.record.id not in (params.get("ids") or (mount.record.id,)):
+                continue
             record = mount.record
-            state = await self._ask(mount)
+            state = await self._holders.ask(mount)
             stats = state.get("stats") or {}
             refused = str(stats.get("needs_credentials") or "")
             found.append(
@@ -362,6 +219,7 @@ class MountService:
                     "mountpoint": wirepath.encode(record.mountpoint),
                     "target": wirepath.encode(record.target),
                     "diff": record.options.get("diff"),
+                    "stands_in": (record.options.get("stands_in") or {}).get("where"),
                     "state": NEEDS_CREDENTIALS if refused and mount.state == "mounted" else mount.state,
                     "engine": state.get("engine"),
                     "engine_why": state.get("engine_why"),
@@ -382,23 +240,23 @@ class MountService:
         for mount in self._of(call):
             if mount.state == "mounted":
                 continue
-            place = wirepath.encode(mount.record.mountpoint)
+            where = wirepath.encode(mount.record.mountpoint)
             try:
                 # The daemon may be at it already, for instance because this request has started it.
                 async with mount.mending:
                     if mount.state == "dead":
                         await self._restore(mount)
-                restored.append(place)
+                restored.append(where)
             except MillpondError as error:
-                failed.append({"mountpoint": place, "error": str(error)})
+                failed.append({"mountpoint": where, "error": str(error)})
         return {"restored": restored, "failed": failed}
 
     async def find(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
         """{mountpoint | null, all} -> {mounts: [record], system} for the caller's worker. Raises NotMountedError."""
-        place = wirepath.decode(params["mountpoint"]) if params.get("mountpoint") else None
-        found = [mount.record for mount in self._of(call) if params.get("all") or mount.record.mountpoint == place]
+        where = wirepath.decode(params["mountpoint"]) if params.get("mountpoint") else None
+        found = [mount.record for mount in self._of(call) if params.get("all") or mount.record.mountpoint == where]
         if not found and not params.get("all"):
-            raise NotMountedError(f"'{place}' is not a mount of yours", path=place, hint="see `millpond mounts`")
+            raise NotMountedError(f"'{where}' is not a mount of yours", path=where, hint="see `millpond mounts`")
         system = self._daemon.system is not None
         return {"mounts": [record.to_json() for record in found], "system": system}
 
@@ -416,7 +274,7 @@ class MountService:
         mount = self._mine(call, params)
         environ = call.take_fd()
         try:
-            await self._control(mount, {"op": "credentials"}, [environ], _CREDENTIALS_S)
+            await self._holders.control(mount, {"op": "credentials"}, [environ], _CREDENTIALS_S)
         finally:
             os.close(environ)
         return {}
@@ -432,7 +290,11 @@ class MountService:
 
     async def ending(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
         """{id, ending} -> {}: the caller's worker is about to unmount (or could not): its end is wanted."""
-        self._mine(call, params).ending = bool(params.get("ending", True))
+        mount = self._mine(call, params)
+        mount.ending = bool(params.get("ending", True))
+        with trio.move_on_after(MOUNT_S):  # a worker that mounts it again at this moment has done
+            async with mount.mending:
+                pass
         return {}
 
     async def detach(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
@@ -467,41 +329,13 @@ class MountService:
         found: set[int] = set()
 
         async def one(mount: Mount) -> None:
-            answer = await self._ask(mount, "used")
+            answer = await self._holders.ask(mount, "used")
             found.update(number for number in answer.get("segments") or () if isinstance(number, int))
 
         async with trio.open_nursery() as nursery:
             for mount in list(self._mounts.values()):
                 nursery.start_soon(one, mount)
         return found
-
-    async def _ask(self, mount: Mount, op: str = "state") -> dict[str, Any]:
-        """A holder's state or what else it is asked, {} when it does not say it in time."""
-        try:
-            return await self._control(mount, {"op": op}, [], _CONTROL_S)
-        except MountError:
-            return {}
-
-    async def _control(
-        self, mount: Mount, request: dict[str, Any], fds: Sequence[int], seconds: float
-    ) -> dict[str, Any]:
-        """A holder's answer. Raises MountError when there is none in time, and the error that it answers with."""
-        try:
-            with trio.fail_after(seconds):
-                async with await self._connect(mount) as stream:
-                    await stream.socket.sendmsg([json.dumps(request).encode() + b"\n"], framing.ancillary(fds))
-                    answers = [answer async for answer in _lines(stream)]
-        except _NO_ANSWER as error:
-            answers = []
-            log.info("mount %s did not answer %s: %r", mount.record.id, request["op"], error)
-        if not answers:
-            raise MountError(f"the process of the mount on '{mount.record.mountpoint}' does not answer")
-        if "error" in answers[0]:
-            raise from_wire(answers[0]["error"])
-        return answers[0]
-
-    async def _connect(self, mount: Mount) -> trio.SocketStream:
-        return await trio.open_unix_socket(self._daemon.settings.runtime / "mounts" / f"{mount.record.id}.sock")
 
     def _of(self, call: Call) -> list[Mount]:
         return [mount for mount in self._mounts.values() if call.uid in (mount.record.uid, 0)]
@@ -514,50 +348,6 @@ class MountService:
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await trio.to_thread.run_sync(work, limiter=self._threads)
-
-
-async def _await_ready(sock: socket.socket, record: MountRecord) -> None:
-    """The holder's word: `{}`, or its error. Raises MountError."""
-    stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
-    answer = b""
-    async with stream:
-        with trio.move_on_after(MOUNT_S):
-            while not answer.endswith(b"\n"):
-                part = await stream.receive_some(65536)
-                if not part:
-                    break
-                answer += part
-    if answer == b"{}\n":
-        return
-    if answer.endswith(b"\n"):
-        raise from_wire(json.loads(answer))
-    raise MountError(
-        f"the process for '{record.mountpoint}' ended before it had mounted",
-        path=record.mountpoint,
-        hint="see `millpond daemon logs`",
-    )
-
-
-async def _lines(stream: trio.SocketStream) -> AsyncGenerator[dict[str, Any], None]:
-    """What comes, JSON line by line, until the other side hangs up. Raises what is in _NO_ANSWER."""
-    waiting = b""
-    while part := await stream.receive_some(65536):
-        *lines, waiting = (waiting + part).split(b"\n")
-        if len(waiting) > _MAX_LINE:
-            raise ValueError("a line without an end")
-        for line in lines:
-            yield dict(json.loads(line))
-
-
-def _kept_context(context: dict[str, Any]) -> dict[str, Any]:
-    """What may lie in a record: no credentials."""
-    env = context.get("env") or {}
-    kept = {
-        key: value
-        for key, value in env.items()
-        if key in _KEPT or (key.startswith(_KEPT_PREFIXES) and not _SECRET.search(key.upper()))
-    }
-    return {"env": kept, "umask": context.get("umask", 0o022)}
 
 
 async def _no_kill(pid: int, number: int) -> None:
@@ -575,8 +365,8 @@ def register(registry: Registry, daemon: Daemon) -> MountService:
     registry.register("mounts.ending", service.ending, who="worker")
     registry.register("mounts.detach", service.detach, who="worker")
     registry.register("mounts.removed", service.removed, who="worker")
-    registry.register("mounts", service.show)
-    registry.register("mounts.restore", service.restore)
+    registry.register("mounts", service.show, who="both")
+    registry.register("mounts.restore", service.restore, who="both")
     daemon.busy.append(service.busy)
     daemon.at_start.append(service.adopt)
     return service

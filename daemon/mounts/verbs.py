@@ -131,7 +131,7 @@ def remount(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
     if not record.versions:
         # The index may have been made anew since: make sure that the tree is there.
         try:
-            plan = _plan(context, project, record.target, record.commit, record.options.get("diff"))
+            plan = _plan_again(context, project, record)
             values |= {"root": plan.root, "files": plan.files, "bytes": plan.bytes}
         except (CredentialsError, RemoteError):
             # Sizes are asked of a remote, which may not let this environment in. The tree of before is as good, if it is there.
@@ -148,6 +148,14 @@ def _plan(context: WorkerContext, project: Project, target: str, rev: str | None
     if diff:
         return DiffPlanner(project, context.client, context.store).plan_diff(target, *diff)
     return Planner(project, context.client, context.store).plan(target, rev)
+
+
+def _plan_again(context: WorkerContext, project: Project, record: MountRecord) -> Plan:
+    """The tree of a mount that is to be made again: what it showed, though the workspace's pointers may name something else now."""
+    if record.commit is None and record.name is not None:
+        planner = Planner(project, context.client, context.store)
+        return planner.plan_object(ObjectName(*record.name.split(":", 1)), record.target, isexec=record.isexec)
+    return _plan(context, project, record.target, record.commit, record.options.get("diff"))
 
 
 def tree(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
@@ -248,7 +256,10 @@ def umount_one(context: WorkerContext, record: MountRecord, *, lazy: bool, syste
         if error:
             context.client.call("mounts.ending", {"id": record.id, "ending": False})
             raise _refused(record, error)
-    place.released(record.mountpoint, record.mode)
+    if record.stands_in is None:
+        place.released(record.mountpoint, record.mode)
+    else:
+        record.stands_in.remove(record.mountpoint)
     context.client.call("mounts.removed", {"id": record.id, "lazy": lazy})
 
 

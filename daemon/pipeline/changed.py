@@ -92,7 +92,7 @@ class Comparer:
         found: list[Reason] = []
         for out, known in self._outs(stage, entry):
             recorded = None if known is None or not out.cache else known.name
-            lost = recorded is not None and not self._contents.at_hand(recorded)
+            lost = recorded is not None and not self._contents.to_be_had(recorded, out.key)
             found += self._reason(OUT, stage, out, known, NOT_IN_CACHE if lost else "")
         return found
 

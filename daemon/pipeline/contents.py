@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 
 from millpond.daemon.mounts.place import require_mounted
 from millpond.daemon.names import ObjectName
+from millpond.daemon.pipeline.absent import Absent
 from millpond.daemon.pipeline.lock import Locked
 from millpond.daemon.pipeline.places import Item
 from millpond.daemon.pipeline.urls import Urls
-from millpond.daemon.project import manifest
+from millpond.daemon.project import manifest, mounted
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.digests import Group, fill
 from millpond.daemon.project.repo import Repo
@@ -34,6 +35,8 @@ class Contents:
     repo: Repo
     workspace: Workspace
     urls: Urls
+    # What is not there and is taken as if it were.
+    absent: Absent | None = None
     _found: dict[Wanted, Locked | None] = field(default_factory=dict)
     # What a single file held when it had these numbers, and was not written since.
     _files: dict[Wanted, tuple[tuple[int, ...], Locked]] = field(default_factory=dict)
@@ -62,6 +65,10 @@ class Contents:
             if each in self._found:
                 continue
             place, algo = each
+            standing = None if self.absent is None or algo != "md5" else self.absent.standing(place)
+            if standing is not None:
+                self._found[each] = standing
+                continue
             path = self.repo.path(place)
             try:
                 found = os.stat(path)
@@ -116,6 +123,13 @@ class Contents:
             self.look_for([name])
         return self._whole[name]
 
+    def to_be_had(self, name: ObjectName, place: str) -> bool:
+        """Whether a content is at hand, is mounted at its place, or is that of data which is absent and need not be there."""
+        if self.at_hand(name) or (self.absent is not None and self.absent.to_be_had(name)):
+            return True
+        path = self.repo.path(place)
+        return os.path.lexists(path) and mounted.object_at(path) == name
+
     def stored(self, names: Iterable[ObjectName]) -> None:
         """These are at hand now."""
         self._whole.update(dict.fromkeys(names, True))
@@ -141,6 +155,12 @@ class Contents:
         place, _ = each
         if group.listing.odd:
             self._found[each] = ODD
+            return
+        inside = [] if self.absent is None or group.algo != "md5" else self.absent.below(place)
+        if inside:
+            assert self.absent is not None
+            rows = zip(group.listing.paths, group.hexes(), strict=True)
+            self._found[each] = self.absent.merged(place, rows, group.listing.total, inside)
             return
         self._found[each] = Locked(group.tree(), group.listing.total, len(group.listing.paths))
         self.workspace.keep_folder(place, group, group.tree().value, since=since)

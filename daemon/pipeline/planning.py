@@ -23,7 +23,8 @@ FAIL, KEEP_GOING, IGNORE = "fail", "keep-going", "ignore"
 @dataclass(frozen=True, slots=True)
 class Options:
     """What a repro was asked for, in DVC's words; `approved`: stages that the person agreed to, of an interactive one;
-    `look`: only whether any is out of date; `explain`: which earlier run each stage is nearest to."""
+    `look`: only whether any is out of date; `explain`: which earlier run each stage is nearest to; `mount`: whether data that is
+    not here is mounted, None for what settings say."""
 
     targets: tuple[str, ...] = ()
     force: bool = False
@@ -41,6 +42,7 @@ class Options:
     no_run_cache: bool = False
     interactive: bool = False
     look: bool = False
+    mount: bool | None = None
     quiet: bool = False
     explain: bool = False
     on_error: str = FAIL
@@ -59,7 +61,8 @@ class Options:
             raise UsageError(f"'{on_error}' is none of {FAIL}, {KEEP_GOING}, {IGNORE}")
         names = tuple(wirepath.decode(target) for target in params.get("targets") or [])
         approved = frozenset(wirepath.decode(name) for name in params.get("approved") or [])
-        return cls(names, **flags, on_error=on_error, jobs=jobs, approved=approved)
+        mount = None if params.get("mount") is None else bool(params["mount"])
+        return cls(names, **flags, on_error=on_error, jobs=jobs, approved=approved, mount=mount)
 
 
 def chosen(repo: Repo, loaded: Pipelines, graph: Graph, options: Options) -> list[Stage]:

@@ -55,6 +55,9 @@ class Run:
     began: float
     usage: dict[str, Any] = field(default_factory=lambda: {"seconds": 0.0, "user_s": 0.0, "system_s": 0.0, "memory": 0})
     code_of_exit: int | None = None
+    # What its mounted inputs were asked for, and for how many seconds those who read waited; None: it had none.
+    reads: list[dict[str, Any]] | None = None
+    waited_s: float | None = None
 
     def take(self, ended: Ended) -> None:
         """One of its commands ended."""
@@ -155,9 +158,8 @@ class Journal:
             **self._machine,
             "log": wirepath.encode(self._log(stage)) if executed else None,
             "millpond": VERSION,
-            # What its mounts were asked for, and how long it waited for data: told by nobody yet.
-            "reads": None,
-            "waited_s": None,
+            "reads": run.reads if executed else None,
+            "waited_s": run.waited_s if executed else None,
         }
         path = os.path.join(folder, f"{time.time_ns():020d}-{key}.json")
         return {path: json.dumps(record, default=str) + "\n"}

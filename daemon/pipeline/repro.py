@@ -10,7 +10,6 @@ As a job it outlives the daemon: what talks to it is done again with the next on
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -18,10 +17,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from millpond.daemon import wirepath
-from millpond.daemon.errors import BusyError, CancelledError, InternalError, MillpondError, StageFailedError
+from millpond.daemon.errors import BusyError, CancelledError, InternalError, MillpondError, StageFailedError, UsageError
 from millpond.daemon.jobs.runner import GRACE_S, CommandRunner, Ended, Sink, Task
-from millpond.daemon.mounts.place import mounts_around, mounts_below
-from millpond.daemon.pipeline import graph, pipelines
+from millpond.daemon.jobs.worker import WorkerContext
+from millpond.daemon.pipeline import graph, mounting, pipelines
 from millpond.daemon.pipeline.changed import Comparer
 from millpond.daemon.pipeline.contents import Contents
 from millpond.daemon.pipeline.graph import Graph
@@ -29,8 +28,10 @@ from millpond.daemon.pipeline.memory import Memory
 from millpond.daemon.pipeline.nearest import Nearest
 from millpond.daemon.pipeline.planning import FAIL, IGNORE, Options, Queue, chosen
 from millpond.daemon.pipeline.provenance import CACHED, RAN, Records
+from millpond.daemon.pipeline.receipts import Reads, Receipts
 from millpond.daemon.pipeline.recording import Recorder
 from millpond.daemon.pipeline.stage import Stage, address, folder_of
+from millpond.daemon.pipeline.stageinputs import StageInputs
 from millpond.daemon.pipeline.turns import UNCHANGED, Turn, Turns
 from millpond.daemon.pipeline.voice import Voice
 from millpond.daemon.project.context import VerbContext
@@ -39,13 +40,11 @@ from millpond.daemon.project.repo import Repo, printable
 FAILED, LEFT_OUT, ASKED = "failed", "left out", "asked"
 # Names of running stages that are told at once.
 _SHOWN = 4
-# What is read of a failed command's log.
-_TAIL_BYTES = 64 << 10
 
 
 def repro(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
     """Verb. {targets, force, force_downstream, single_item, pipeline, all_pipelines, recursive, downstream, glob, dry, pull,
-    allow_missing, no_commit, no_run_cache, on_error, jobs, interactive, approved, look, quiet, explain} -> {stages:
+    allow_missing, mount, no_commit, no_run_cache, on_error, jobs, interactive, approved, look, quiet, explain} -> {stages:
     [{name, outcome, reasons, nearest}], ran, ask, git_add, autostaged}.
 
     `outcome`: ran (with `dry`: would run), cached, unchanged, failed, left out; `nearest` (see Near.to_json) of a stage that ran, or with
@@ -58,12 +57,16 @@ def repro(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
     runner = CommandRunner(sink, getattr(context, "grace_s", GRACE_S))
     voice = Voice(context, sink, quiet=options.quiet, held=[] if options.look else None)
     asked: str | None = None
+    made: Repro | None = None
     try:
-        result = Repro(context, options, runner, voice).run()
+        made = Repro(context, options, runner, voice)
+        result = made.run()
         asked = result["ask"]
         return result
     finally:
         runner.stop()
+        if made is not None:
+            made.let_go()
         if asked is None:
             voice.release()
 
@@ -89,6 +92,7 @@ class Repro:
         self._outcomes: dict[Stage, tuple[str, Turn | None]] = {}
         self._errors: dict[Stage, MillpondError] = {}
         self._ask: str | None = None
+        self._mounts: StageInputs | None = None
         # As DVC: an empty line after what a stage says that ran.
         self._blank = False
 
@@ -104,8 +108,9 @@ class Repro:
             self._graph: Graph | None = None if self._options.single_item else active
             nearest = Nearest(Records(self._repo), recorder.runs)
             self._turns = Turns(
-                self._context, self._repo, recorder, self._options, self._voice.say, self._graph, nearest
-            )
+                self._context, self._repo, recorder, self._options, self._voice.say, self._graph, nearest,
+                self._inputs(contents, loaded), self._receipts(),
+            )  # fmt: skip
             self._turns.prepare(steps)
             self._queue = Queue(steps, self._graph, self._memory.seconds, self._options.jobs > 1)
         try:
@@ -117,6 +122,25 @@ class Repro:
         finally:
             self._keep(contents)
         return self._result(recorder)
+
+    def _inputs(self, contents: Contents, loaded: pipelines.Pipelines) -> StageInputs | None:
+        """What mounts data for stages, where the command or a setting wants it. Raises UsageError, InvalidFileError."""
+        policy = mounting.policy(self._repo.dvc_dir, os.environ, self._options.mount)
+        if not policy.on:
+            return None
+        if not isinstance(self._context, WorkerContext):
+            raise UsageError("this request cannot mount", hint="send it to the daemon")
+        self._mounts = StageInputs.of(self._context, contents, loaded, policy, self._voice.say, self._voice.warn)
+        return self._mounts
+
+    def _receipts(self) -> Receipts | None:
+        return Receipts(self._context, self._repo) if isinstance(self._context, WorkerContext) else None
+
+    def let_go(self) -> None:
+        """No command runs any more: what was mounted for them goes, however the repro ended."""
+        if self._mounts is not None:
+            with contextlib.suppress(MillpondError, OSError):  # the next repro does it
+                self._mounts.end(sweep=self._options.look and self._ask is None)
 
     def _loop(self) -> None:
         ended: Ended | None = None
@@ -216,6 +240,7 @@ class Repro:
             if running.rest:
                 self._next_command(running)
                 return
+            self._refuse_unread(running.turn)
             del self._running[ended.key]
             self._context.again(lambda: self._turns.record(running.turn))
             self._memory.note(stage, seconds=round(running.seconds, 3))
@@ -233,7 +258,8 @@ class Repro:
         label = f"{name}: " if self._options.jobs > 1 else ""
         folder = folder_of(stage, self._repo.root)
         claim = self._turns.claim_of(stage)
-        keep = () if claim is None else (claim,)
+        locks = () if self._mounts is None else self._mounts.locks(stage)
+        keep = locks if claim is None else (*locks, claim)
         self._runner.start(Task(name, command, folder, env, self._memory.log(stage), not first, label, keep))
 
     def _guarded(self, stage: Stage, action: Callable[[], None]) -> None:
@@ -249,6 +275,7 @@ class Repro:
         running = self._running.pop(self._name(stage), None)
         if running is not None:
             self._turns.failed(running.turn, error)
+        self._turns.over(stage)
         self._errors[stage] = error
         self._outcomes[stage] = (FAILED, None if running is None else running.turn)
         if self._options.on_error == FAIL:
@@ -266,6 +293,7 @@ class Repro:
 
     def _end(self, turn: Turn, outcome: str) -> None:
         self._outcomes[turn.stage] = (outcome, turn)
+        self._turns.over(turn.stage)
         self._blank = outcome != UNCHANGED and self._options.jobs == 1
         self._queue.done(turn.stage)
 
@@ -277,26 +305,38 @@ class Repro:
             how = f"was killed by {signal.Signals(-ended.code).name}"
         if ended.code in (-signal.SIGKILL, 128 + signal.SIGKILL):
             how += " (was there enough memory? see `dmesg`)"
-        hint = f"its output is in {os.path.relpath(self._memory.log(stage), self._repo.cwd)}"
+        log = self._memory.log(stage)
+        hint = f"its output is in {os.path.relpath(log, self._repo.cwd)}"
         if self._whole_log:
             hint = f"see {self._whole_log}; {hint}"
-        if (mount := self._written_mount(stage)) is not None:
-            how += f", and '{mount}' is a mount, which no command can write into"
-            hint = f"have it write elsewhere, and declare that as an output (`outs` in dvc.yaml); {hint}"
+        for reason, more in self._about_mounts(running.turn, log):
+            how, hint = f"{how}: {reason}", f"{more}; {hint}"
         return StageFailedError(f"failed to run: {printable(command)}, {how}", hint=hint)
 
-    def _written_mount(self, stage: Stage) -> str | None:
-        """The mount that the stage seems to have written into: it has to do with one, and was told that something is read-only."""
-        root = self._repo.root
-        near = mounts_around(
-            [folder_of(stage, root), *(os.path.join(root, dep.place) for dep in stage.deps if dep.place)]
-        )
-        near = near or mounts_below(root)
-        with contextlib.suppress(OSError), open(self._memory.log(stage), "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
-            if near and os.strerror(errno.EROFS).encode() in file.read(_TAIL_BYTES):
-                return printable(os.path.relpath(near[0], self._repo.cwd))
-        return None
+    def _about_mounts(self, turn: Turn, log: str) -> Iterator[tuple[str, str]]:
+        """Why mounts may be what a command failed of, and what to do."""
+        refused = [] if self._turns.receipts is None else self._turns.receipts.refused_writes(turn.stage, log)
+        reads = self._context.again(lambda: self._turns.check_reads(turn))
+        if reads is not None and reads.troubles:
+            yield "; ".join(reads.troubles), _resume(reads)
+        elif refused:
+            names = ", ".join(f"'{name}'" for name in refused)
+            many = len(refused) > 1
+            yield (
+                f"its {'inputs' if many else 'input'} {names} {'are' if many else 'is'} mounted, and read-only",
+                "have it write elsewhere, and declare that as an output of the stage (`outs`); or have files instead of the mount: "
+                "millpond repro --pull --no-mount",
+            )
+
+    def _refuse_unread(self, turn: Turn) -> None:
+        """Raise StageFailedError when a stage that ended well was not given all that it asked for."""
+        reads = self._context.again(lambda: self._turns.check_reads(turn))
+        if reads is not None and reads.troubles:
+            name = printable(self._name(turn.stage))
+            raise StageFailedError(
+                f"its commands ended well, but {'; '.join(reads.troubles)}",
+                hint=f"{_resume(reads)}; if you know that its outputs are whole: millpond commit {name}",
+            )
 
     @property
     def _whole_log(self) -> str:
@@ -356,3 +396,10 @@ class Repro:
 
     def _name(self, stage: Stage) -> str:
         return address(stage, self._repo.seen(stage.file))
+
+
+def _resume(reads: Reads) -> str:
+    """What to do when remotes did not give what was asked for."""
+    if reads.refused:
+        return "log in (millpond remote login, or fresh credentials in the environment), then `millpond repro --mount` goes on from there"
+    return "when the remote answers again, `millpond repro --mount` goes on from there"

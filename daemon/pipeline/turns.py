@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from millpond.daemon.errors import (
     StageFailedError,
     TargetError,
 )
-from millpond.daemon.mounts.place import mounted_at, mounts_around
+from millpond.daemon.mounts.place import mount_around
 from millpond.daemon.names import ObjectName
 from millpond.daemon.pipeline import imports, runcache
 from millpond.daemon.pipeline.changed import DEP, FORCED, NOT_IN_CACHE, OUT, Reason
@@ -28,8 +28,10 @@ from millpond.daemon.pipeline.nearest import Near, Nearest
 from millpond.daemon.pipeline.places import is_outside, shown
 from millpond.daemon.pipeline.planning import Options
 from millpond.daemon.pipeline.provenance import CACHED, RAN, Run
+from millpond.daemon.pipeline.receipts import Reads, Receipts
 from millpond.daemon.pipeline.recording import Recorder, outs_of
 from millpond.daemon.pipeline.stage import Dep, Stage, StageOut, address
+from millpond.daemon.pipeline.stageinputs import StageInputs
 from millpond.daemon.project import add, running, targets
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.copying import remove_tree
@@ -74,11 +76,16 @@ class Turns:
     say: Callable[[str], None]
     graph: Graph | None
     nearest: Nearest
+    # What is mounted for stages, and what their mounts were asked for; None where nothing can be mounted.
+    inputs: StageInputs | None = None
+    receipts: Receipts | None = None
     _forced: set[Stage] = field(default_factory=set)
     _claims: dict[Stage, running.Claim] = field(default_factory=dict)
 
-    def prepare(self, steps: Iterable[Stage]) -> None:
+    def prepare(self, steps: Sequence[Stage]) -> None:
         """Look at all that the stages need and make, at once."""
+        if self.inputs is not None:
+            self.inputs.look(steps, only=self.options.look or self.options.dry)
         self.recorder.comparer.prepare((stage, self._entry(stage)) for stage in steps)
 
     def begin(self, stage: Stage) -> Turn:
@@ -153,6 +160,7 @@ class Turns:
         if not turn.forced:
             made = self._made_before(turn, entry)
             if made is not None:
+                self._give_up(stage)
                 self._restore(turn, made)
                 return CACHED
             if runcache.can_reuse(stage):
@@ -160,12 +168,42 @@ class Turns:
                 if turn.nearest is not None:
                     self.say(f"Stage '{name}': {turn.nearest.text}")
         self.recorder.refuse_tracked(stage)
+        self._provide(stage)
         if not os.path.isdir(self.repo.path(stage.wdir)):
             shown = printable(self.repo.seen(stage.wdir))
             raise TargetError(f"working directory '{shown}' of stage '{name}' does not exist", path=shown)
+        self._give_up(stage)
         self._clear(stage)
+        if self.receipts is not None:
+            self.receipts.begin(stage)
         self.say(f"Running stage '{name}':")
         return None
+
+    def _provide(self, stage: Stage) -> None:
+        """Mount what the stage needs and is not here, or bring it. Raises ObjectMissingError, RemoteError, MountError and others."""
+        for absent in self.inputs.mount_for(stage) if self.inputs is not None else ():
+            if not absent.here:
+                self._fetch(absent.stage, [absent.out])
+            self._place([(absent.out, absent.known)])
+        self.recorder.contents.forget()
+
+    def _give_up(self, stage: Stage) -> None:
+        if self.inputs is not None:
+            self.inputs.give_up(out.place for out in stage.outs if out.place is not None)
+
+    def check_reads(self, turn: Turn) -> Reads | None:
+        """The commands of the stage have ended: what its mounts were asked for belongs to its record; None where it had none."""
+        reads = None if self.receipts is None else self.receipts.end(turn.stage)
+        if reads is not None and turn.run is not None:
+            turn.run.reads, turn.run.waited_s = reads.rows, reads.waited_s
+        return reads
+
+    def over(self, stage: Stage) -> None:
+        """The stage's turn has ended: its mounts go, unless others need them."""
+        if self.receipts is not None:
+            self.receipts.forget(stage)
+        if self.inputs is not None:
+            self.inputs.done(stage)
 
     def record(self, turn: Turn) -> None:
         """The commands of the stage ended well: store what they made. Raises MillpondError."""
@@ -364,9 +402,9 @@ class Turns:
 
     def _refuse_mounted(self, out: StageOut, path: str) -> None:
         where = printable(shown(out, self.repo.seen))
-        around = mounts_around([path])
-        if around or mounted_at(os.path.realpath(path)) is not None:
-            mount = printable(os.path.relpath(around[0], self.repo.cwd)) if around else where
+        around = mount_around(path)
+        if around is not None:
+            mount = printable(os.path.relpath(around, self.repo.cwd))
             inside = "is" if mount == where else f"lies in '{mount}', which is"
             raise ConflictError(
                 f"output '{where}' {inside} a mount, which no command can write into",
@@ -399,7 +437,10 @@ class Turns:
             return RAN
         self.say(f"Verifying data sources in stage: '{self._name(stage)}'")
         self._refuse_missing(stage)
-        names = [self.repo.seen(out.place) for out in stage.outs if out.place]
+        # What is only recorded, or mounted, is what it is.
+        names = [self.repo.seen(out.place) for out in stage.outs if out.place and not self._stands(out.place)]
+        if not names:
+            return UNCHANGED
         options = add.Options(names, glob=False, store=not self.options.no_commit, force=False, out=None, relink=True)
         found = targets.resolve(self.repo, names, self.repo.outputs())
         result = add.Adding(self.context, self.repo, options).run(found)
@@ -423,6 +464,8 @@ class Turns:
             return RAN
         self.say(f"Verifying outputs in frozen stage: '{self._name(stage)}'")
         self._refuse_missing(stage)
+        if stage.outs and all(self._stands(out.place) for out in stage.outs):
+            return UNCHANGED
         keep = not self.options.no_commit
         entry = self.recorder.store(stage, keep=keep)
         self._say_all(self.recorder.record(stage, entry, remember=keep))
@@ -437,6 +480,10 @@ class Turns:
                 f"missing data '{'sources' if len(missing) > 1 else 'source'}': {', '.join(map(printable, missing))}",
                 hint="bring it back: millpond checkout, or millpond pull",
             )
+
+    def _stands(self, place: str | None) -> bool:
+        """Whether what is recorded of a place is taken for what is there: it is not brought, and not read."""
+        return self.inputs is not None and place is not None and self.inputs.absent.standing(place) is not None
 
     def _say_all(self, lines: Iterable[str]) -> None:
         for line in lines:

@@ -14,6 +14,7 @@ from typing import Any
 
 from millpond.daemon.errors import InvalidFileError
 from millpond.daemon.project import configkeys
+from millpond.daemon.project.paths import printable
 
 LEVELS = ("system", "global", "project", "local")
 # A value as it is written: one, or the items of a list.
@@ -84,15 +85,22 @@ def load(dvc_dir: str, environ: Mapping[str, str]) -> Config:
 
 def merge_file(config: Config, path: str) -> bool:
     """Lay a file's sections over what is there; False where there is no such file. Raises InvalidFileError."""
-    try:
-        with open(path, "rb") as file:
-            text = file.read().decode("utf-8", "surrogateescape")
-    except (FileNotFoundError, NotADirectoryError):
+    text = text_of(path)
+    if text is None:
         return False
-    except OSError as error:
-        raise InvalidFileError(f"cannot read '{path}': {error.strerror}", path=path) from error
     merge(config, parse(text, path), path)
     return True
+
+
+def text_of(path: str) -> str | None:
+    """A file's text; None where there is no such file. Raises InvalidFileError."""
+    try:
+        with open(path, "rb") as file:
+            return file.read().decode("utf-8", "surrogateescape")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise InvalidFileError(f"cannot read '{printable(path)}': {error.strerror}", path=printable(path)) from error
 
 
 def parse(text: str, path: str) -> dict[str, dict[str, str]]:

@@ -200,15 +200,8 @@ def _split(name: str) -> tuple[str, str]:
 
 def _load(path: str) -> Sections:
     """One level's sections as written; none where there is no file. Raises InvalidFileError."""
-    try:
-        with open(path, "rb") as file:
-            text = file.read().decode("utf-8", "surrogateescape")
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except OSError as error:
-        raise InvalidFileError(f"cannot read '{printable(path)}': {error.strerror}", path=printable(path)) from error
     found: Sections = {}
-    for section, values in config.entries(text, path, check=False).items():
+    for section, values in config.entries(config.text_of(path) or "", path, check=False).items():
         named = _NAMED.fullmatch(section)
         found[f'{named[1]} "{named[2]}"' if named else section] = values
     return found

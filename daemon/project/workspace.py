@@ -9,9 +9,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from millpond.daemon.errors import TargetError
-from millpond.daemon.mounts.place import require_mounted
+from millpond.daemon.mounts.place import MARKER, require_mounted
 from millpond.daemon.names import DIR_SUFFIX
 from millpond.daemon.objects import ObjectStore
+from millpond.daemon.project import mounted
 from millpond.daemon.project.digests import Group, Objects
 from millpond.daemon.project.ignore import FolderRules
 from millpond.daemon.project.repo import Repo, printable
@@ -96,17 +97,27 @@ class Workspace:
         except OSError as error:
             shown = printable(self.repo.seen(relative))
             raise TargetError(f"cannot read '{shown}': {error.strerror}", path=printable(path)) from error
-        return Group.of(path, listing, self.repo.stat_cache.load(path), algo)
+        for inner in listing.paths:
+            if inner.endswith(MARKER):  # a mount below that is gone: its data is not here, and this is none
+                require_mounted(os.path.dirname(os.path.join(path, inner)))
+        group = Group.of(path, listing, self.repo.stat_cache.load(path), algo)
+        mounted.fill_in(group, path, self.objects)
+        return group
 
     def files(self, relatives: Iterable[str], algo: str = "md5") -> Group:
         """Single files that are there (links followed), as one group below the root."""
         listing = Listing()
         for relative in relatives:
-            found = os.stat(self.repo.path(relative))
+            path = self.repo.path(relative)
+            found = os.stat(path)
             assert stat.S_ISREG(found.st_mode)
+            if os.path.islink(path):
+                listing.links.append(len(listing.paths))
             listing.paths.append(relative)
             listing.stats.extend(stat_fields(found))
-        return Group.of(self.repo.root, listing, self._snapshot(algo), algo)
+        group = Group.of(self.repo.root, listing, self._snapshot(algo), algo)
+        mounted.fill_in(group, self.repo.root, self.objects)
+        return group
 
     def loose(self, algo: str = "md5") -> Loose:
         """The single files in the cache; written back by `save`."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from millpond.cli import render
+from millpond.cli import history, render
 from millpond.cli.failure import detail_lines
 from millpond.daemon import wirepath
 from millpond.daemon.errors import ConflictError, MountBusyError
@@ -281,3 +281,26 @@ def test_an_error_names_what_its_sentence_does_not() -> None:
     holder = {"pid": 7, "command": "ba\nsh", "user": "bob", "what": "cwd"}
     assert detail_lines(MountBusyError("in use", details={"holders": [holder]})) == ["ba\\nsh (pid 7, bob: cwd)"]
     assert detail_lines(ConflictError("plain")) == []
+
+
+def test_what_stands_in_for_data_says_so() -> None:
+    lines = list(render.mounts_lines([mounted(stands_in="/repo/a%0Ab")], now=0))
+    assert lines[2:] == ["/mnt/a\\nb: stands in for /repo/a\\nb while a repro needs it"]
+
+
+def test_runs_tell_what_mounts_were_asked_for() -> None:
+    run = {
+        "stage": "train",
+        "outcome": "ran",
+        "began": 0.0,
+        "usage": {"seconds": 1.0},
+        "user": {"name": "a"},
+        "host": {"name": "h"},
+        "git": None,
+    }
+    assert "read" not in history.run_lines([run])[0], "where no run had mounts there is nothing to tell"
+    row = {"path": "d", "opened": 3, "bytes": 1500, "waited_s": 1.0, "waited_disk_s": 0.5, "waited_unpacking_s": 0.0}
+    reads = [{**row, "shared": False, "at_least": False}, {**row, "shared": True, "at_least": True}]
+    lines = history.run_lines([run, {**run, "reads": reads, "waited_s": 3.0}])
+    assert lines[0].split() == ["began", "stage", "outcome", "seconds", "read", "waited", "user", "host", "code"]
+    assert "at least 3.00 kB  3.0" in lines[2] and lines[1].split()[-3:] == ["1.0", "a", "h"]

@@ -232,3 +232,19 @@ def test_checkout_mount_never_replaces_what_is_saved_nowhere(repo: DvcRepo) -> N
     done = repo.home.run("checkout", "--mount", code=1)
     assert "not replaced by a mount" in done.stderr
     assert (repo.home.repo / "data" / "a.txt").read_bytes() == b"only copy"
+
+
+def test_what_is_mounted_is_hashed_from_its_manifest(repo: DvcRepo) -> None:
+    home = repo.home
+    subprocess.run(["rm", "-r", str(home.repo / "data")], check=True)
+    home.run("checkout", "-q", "--mount", "data")
+    assert json.loads(home.run("status", "--json").stdout) == {}
+    [mount] = mounts(repo)
+    assert mount["read_bytes"] == 0, "nothing of it is read"
+    (home.repo / "data.dvc").write_text(home.git("show", "v1:data.dvc"))
+    assert json.loads(home.run("status", "--json").stdout) == {"data.dvc": [{"changed outs": {"data": "modified"}}]}
+    # Made again it shows what it showed, not what the pointer names by now.
+    os.kill(mount["pid"], signal.SIGKILL)
+    eventually(lambda: mounts(repo)[0]["pid"] not in (None, mount["pid"]))
+    assert contents(home.repo / "data") == repo.second
+    assert json.loads(home.run("status", "--json").stdout) == {"data.dvc": [{"changed outs": {"data": "modified"}}]}

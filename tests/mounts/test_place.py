@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from millpond.daemon.errors import MountError, NotMountedError
 from millpond.daemon.mounts import place
-from millpond.daemon.mounts.records import MountRecord, MountRecords, new_id
+from millpond.daemon.mounts.records import MountRecord, MountRecords, StandsIn, new_id
 
 
 def test_the_place_is_marked_and_read_only_while_mounted_and_as_before_afterwards(tmp_path: Path) -> None:
@@ -93,3 +93,56 @@ def test_records_are_kept_and_a_damaged_one_is_set_aside(tmp_path: Path) -> None
     records.remove(first.id)
     records.remove(first.id)
     assert records.load() == []
+
+
+def test_a_place_that_is_made_for_a_mount_is_never_an_empty_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = tmp_path / "deep" / "er" / "data"
+    seen: list[bool] = []
+
+    def watched(name: str) -> None:
+        real = getattr(os, name)
+
+        def call(*args: object, **options: object) -> object:
+            found = real(*args, **options)
+            seen.append(where.exists())
+            assert not where.exists() or (where / place.MARKER).exists(), f"after {name} of {args}"
+            return found
+
+        monkeypatch.setattr(os, name, call)
+
+    for name in ("mkdir", "open", "rename", "unlink", "rmdir", "chmod", "close"):
+        watched(name)
+    above = place.made(str(where), target="data", version="abc")
+    assert above == [str(tmp_path / "deep"), str(tmp_path / "deep" / "er")] and place.is_marked(str(where))
+    with place.prepared(str(where), target="data", version="abc"):
+        pass
+    place.taken_away(str(where))
+    place.taken_away(str(where))
+    assert True in seen and os.listdir(tmp_path / "deep" / "er") == []
+
+
+def test_a_place_that_holds_more_than_the_marker_stays(tmp_path: Path) -> None:
+    where = tmp_path / "data"
+    place.made(str(where), target="data", version="abc")
+    (where / "more").write_text("1")
+    assert not place.is_marked(str(where))
+    place.taken_away(str(where))
+    assert os.listdir(where) == ["more"]
+
+
+def test_what_stands_in_for_a_file_goes_only_if_it_leads_to_the_mount(tmp_path: Path) -> None:
+    mountpoint = tmp_path / "kept" / "mount"
+    where = tmp_path / "made" / "file"
+    for leads, left in (("../kept/mount/file", False), ("../kept/other/file", True)):
+        place.made(str(mountpoint), target="file", version="abc")
+        where.parent.mkdir(exist_ok=True)
+        where.symlink_to(leads)
+        StandsIn(str(where), (str(where.parent),)).remove(str(mountpoint))
+        assert where.is_symlink() == left and where.parent.exists() == left and not mountpoint.exists()
+
+
+def test_the_table_tells_what_a_mount_shows() -> None:
+    assert place.source_of(None) == "millpond" and place.source_of("md5:ab.dir") == "millpond:md5:ab.dir"
+    assert place.shown_objects() == {} or all(path.startswith("/") for path in place.shown_objects())

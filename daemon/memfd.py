@@ -84,10 +84,8 @@ def mapped(fd: int) -> Iterator[memoryview]:
     finally:
         os.close(fd)
     # Not closed but let go of: a pool's thread still holds its part of the view for a moment after its result is known.
-    try:
+    with view:
         yield view
-    finally:
-        view.release()
 
 
 class Mappings:
@@ -118,10 +116,8 @@ class Mappings:
             view = _map(fd, size) if kept is None else kept[:size]
         finally:
             os.close(fd)
-        try:
+        with view:
             yield view
-        finally:
-            view.release()
 
 
 def _sealed_size(fd: int, wanted: int) -> int:

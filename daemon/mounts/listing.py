@@ -85,6 +85,8 @@ class Building:
         # Holds the sorter's files.
         self._stack = ExitStack()
         self._sorter: RowSorter | None = None
+        # The next files, when they were read before they were asked for; behind the last ones there are none.
+        self._ahead: list[_Batch | None] = []
         self._begin()
         # Sizes that the next step brings; what waits for them, if it has not begun again since; what waits to be built.
         self._wanted = 0
@@ -113,9 +115,12 @@ class Building:
         return answer
 
     def catch_up(self) -> None:
-        """Do what the last step left, while its caller looks for sizes. An error is told by the next step."""
+        """Do what the last step left, while its caller looks for sizes, and read the files behind those. An error is told by the
+        next step."""
         try:
             self._build()
+            if not self._ahead:
+                self._ahead.append(self._read())
         except Exception as error:
             self._error = error
 
@@ -126,6 +131,7 @@ class Building:
             self._stack.close()
 
     def _begin(self) -> None:
+        self._ahead.clear()
         self._missing = _Missing()
         self._builder = TreeBuilder(self._store)
         self._batches = _named(self._store, self._uid, self._name)
@@ -140,7 +146,7 @@ class Building:
             self._ready = self._asked
         self._wanted, self._asked = 0, None
         while True:
-            batch = self._read()
+            batch = self._ahead.pop() if self._ahead else self._read()
             lacking = [] if batch is None else batch.lacking
             if lacking:
                 self._wanted, self._asked = len(lacking), batch

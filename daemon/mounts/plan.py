@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 from millpond.daemon import memfd, wirepath
 from millpond.daemon.errors import NotARepoError, ObjectMissingError, RemoteConfigError, RevisionError, TargetError
-from millpond.daemon.mounts.listing import UNKNOWN, WireEntry, pack_entries
-from millpond.daemon.names import ObjectName
+from millpond.daemon.mounts.listing import KEY_BYTES, UNKNOWN, WireEntry, pack_entries
+from millpond.daemon.names import ALGORITHMS, ObjectName
 from millpond.daemon.objects import ObjectStore
 from millpond.daemon.project import config, outputs
 from millpond.daemon.project.digests import LEGACY, as_md5
@@ -99,6 +99,15 @@ class Project:
             if size is not None:
                 return size
         return None
+
+    def md5_sizes(self, digests: Sequence[str]) -> list[int | None]:
+        """`size` of many md5 objects, by their digests in hexadecimal."""
+        found: list[int | None] = [None] * len(digests)
+        for cache in self._there:
+            lacking = [index for index, size in enumerate(found) if size is None]
+            for index, size in zip(lacking, cache.sizes([digests[index] for index in lacking]), strict=True):
+                found[index] = size
+        return found
 
     def read(self, name: ObjectName) -> bytes | None:
         """A small object of one of the caches, checked."""
@@ -266,21 +275,20 @@ class Planner:
 
     def _sizes(self, keys_fd: int, shown: str) -> array[int]:
         """Sizes from the project's caches, else from its remotes, for names whose keys (17 bytes each) are in a memory file."""
-        found = array("Q")
-        lacking: dict[int, ObjectName] = {}
         with memfd.mapped(keys_fd) as view:
-            for start in range(0, len(view), 17):
-                name = ObjectName.from_key(bytes(view[start : start + 17]))
-                size = self._project.size(name)
-                if size is None:
-                    lacking[len(found)] = name
-                found.append(UNKNOWN if size is None else size)
+            keys = bytes(view)
+        count, tags = len(keys) // KEY_BYTES, set(keys[::KEY_BYTES])
+        if tags == {ALGORITHMS["md5"]}:
+            text, step = keys.hex(), 2 * KEY_BYTES
+            sizes = self._project.md5_sizes([text[at + 2 : at + step] for at in range(0, len(text), step)])
+        else:
+            sizes = [self._project.size(_name_at(keys, number)) for number in range(count)]
+        lacking = [number for number, size in enumerate(sizes) if size is None]
         if lacking:
-            sizes = self._project.remote_sizes(list(lacking.values()), f"data of '{shown}'")
-            for number, size in zip(lacking, sizes, strict=True):
-                if size is not None:
-                    found[number] = size
-        return found
+            names = [_name_at(keys, number) for number in lacking]
+            for number, size in zip(lacking, self._project.remote_sizes(names, f"data of '{shown}'"), strict=True):
+                sizes[number] = size
+        return array("Q", [UNKNOWN if size is None else size for size in sizes])
 
     def _commit(self, rev: str | None) -> str | None:
         if rev is None:
@@ -291,6 +299,10 @@ class Planner:
         if self._project.git is None:
             raise RevisionError("this project is not in a Git repository, so it has no revisions")
         return self._project.git
+
+
+def _name_at(keys: bytes, number: int) -> ObjectName:
+    return ObjectName.from_key(keys[number * KEY_BYTES : (number + 1) * KEY_BYTES])
 
 
 def split_target(text: str) -> tuple[str, str | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from millpond.daemon.errors import StoreDamagedError
 from millpond.daemon.names import ObjectName
@@ -49,6 +49,25 @@ class DvcCache:
         except OSError:
             return None
         return found.st_size if stat.S_ISREG(found.st_mode) else None
+
+    def sizes(self, digests: Sequence[str]) -> list[int | None]:
+        """`size` of many md5 objects, by their digests in hexadecimal: the folder is opened once, not gone to each time."""
+        try:
+            folder = os.open(self._md5, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            return [None] * len(digests)
+        found: list[int | None] = []
+        try:
+            for digest in digests:
+                try:
+                    status = os.stat(f"{digest[:2]}/{digest[2:]}", dir_fd=folder)
+                except OSError:
+                    found.append(None)
+                else:
+                    found.append(status.st_size if stat.S_ISREG(status.st_mode) else None)
+        finally:
+            os.close(folder)
+        return found
 
     def open(self, name: ObjectName) -> tuple[int, int] | None:
         """(descriptor, size) of an object whose bytes were checked against its name; None when it is not there.

@@ -14,17 +14,19 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import stat
 import struct
 import tempfile
 import time
 from array import array
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import xxhash
 import zstandard
 
+from millpond.daemon.project.rootdir import DVC_DIR
 from millpond.daemon.project.walk import FIELDS, Listing
 
 MAGIC = b"MPSTAT2\n"
@@ -37,6 +39,9 @@ _LEVEL = 1
 # Bounds of a user's cache: files, and bytes of one snapshot (about 10 million entries).
 MAX_FILES = 4096
 MAX_BYTES = 1 << 30
+# Snapshots that a save looks at for whether their folders are gone, and the bytes of each that tell.
+_LOOKED = 8
+_HEAD_BYTES = 8192
 # Clocks of two file systems are not compared more finely than this.
 _OTHER_DEVICE_NS = 2_000_000_000
 # A ctime that no file has: the entry never matches.
@@ -146,7 +151,7 @@ class StatCache:
         raw = _HEAD.pack(MAGIC, xxhash.xxh3_64_intdigest(packed)) + packed
         with contextlib.suppress(OSError):
             os.makedirs(self.folder, mode=0o700, exist_ok=True)
-            self._prune()
+            self._prune(self._path(scope))
             fd, temporary = tempfile.mkstemp(dir=self.folder, prefix="new-")
             try:
                 with open(fd, "wb") as file:
@@ -160,15 +165,52 @@ class StatCache:
     def _path(self, scope: str) -> str:
         return os.path.join(self.folder, xxhash.xxh3_128_hexdigest(os.fsencode(scope)))
 
-    def _prune(self) -> None:
-        """Drop the oldest quarter when the bound is reached."""
+    def _prune(self, but: str) -> None:
+        """Drop what is of no use: of some snapshots those whose folders are gone, and at the bound the oldest quarter."""
         with os.scandir(self.folder) as scan:
-            names = [entry.name for entry in scan]
-        if len(names) < MAX_FILES:
+            paths = [entry.path for entry in scan]
+        if len(paths) >= MAX_FILES:
+            for path in sorted(paths, key=lambda each: os.lstat(each).st_mtime_ns)[: MAX_FILES // 4]:
+                os.unlink(path)
             return
-        paths = [os.path.join(self.folder, name) for name in names]
-        for path in sorted(paths, key=lambda each: os.lstat(each).st_mtime_ns)[: MAX_FILES // 4]:
-            os.unlink(path)
+        for path in random.sample(paths, min(_LOOKED, len(paths))):
+            scope = None if path == but else _scope_in(path)
+            if scope is not None and _is_gone(scope):
+                with contextlib.suppress(FileNotFoundError):  # another process was quicker
+                    os.unlink(path)
+
+
+def _scope_in(path: str) -> str | None:
+    """What a snapshot's file says that it is about, by its first bytes, which are not checked."""
+    with contextlib.suppress(OSError, zstandard.ZstdError, struct.error), open(path, "rb") as file:
+        head = file.read(_HEAD.size)
+        if head[: len(MAGIC)] == MAGIC:
+            with zstandard.ZstdDecompressor().stream_reader(file, read_size=_HEAD_BYTES) as body:
+                begin = body.read(_HEAD_BYTES)
+            length = _LENGTHS.unpack_from(begin)[0]
+            scope = begin[_LENGTHS.size : _LENGTHS.size + length]
+            return os.fsdecode(scope) if len(scope) == length else None
+    return None
+
+
+def _is_gone(scope: str) -> bool:
+    """Whether a folder is no more, though its project is there; one that is mounted nowhere just now is not gone, and single
+    files never are."""
+    if scope.endswith("/") or "//" in scope:
+        return False
+    try:
+        os.lstat(scope)
+        return False
+    except (FileNotFoundError, NotADirectoryError):
+        return any(os.path.isdir(os.path.join(parent, DVC_DIR)) for parent in _parents(scope))
+    except (OSError, ValueError):
+        return False
+
+
+def _parents(path: str) -> Iterator[str]:
+    while path != (parent := os.path.dirname(path)):
+        yield parent
+        path = parent
 
 
 def _encode(scope: str, snapshot: Snapshot) -> bytes:

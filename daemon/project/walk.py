@@ -11,11 +11,16 @@ import stat
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 from millpond.daemon.project.ignore import IGNORE_FILE, FolderRules
 
 # Numbers kept of one file: dev, ino, size, mtime_ns, ctime_ns.
 FIELDS = 5
+# Folders on the way down that are kept open: below them each is asked for by its path.
+_OPEN_LEVELS = 64
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_NAME = attrgetter("name")
 _KINDS = {
     stat.S_IFSOCK: "a socket",
     stat.S_IFIFO: "a named pipe",
@@ -79,32 +84,50 @@ def above(path: str) -> list[str]:
     return found
 
 
+@dataclass(slots=True)
+class _Level:
+    """A folder on the way down: `prefix` is its relative path and a slash, `entries` what is left of it, `fd` the folder itself
+    (what is asked of an open folder needs no long path to be gone along each time), None deep down."""
+
+    prefix: str
+    rules: FolderRules
+    entries: Iterator[os.DirEntry[str]]
+    fd: int | None
+
+    def close(self) -> None:
+        if self.fd is not None:
+            os.close(self.fd)
+
+
 def list_folder(path: str, rules: FolderRules) -> Listing:
     """The files below `path`, a folder whose rules are `rules`.
 
     Raises PermissionError, FileNotFoundError, NotADirectoryError for `path` itself only; trouble below it goes to `odd`.
     """
     found = Listing()
-    stack: list[tuple[str, FolderRules, Iterator[os.DirEntry[str]]]] = [("", rules, _entries(path))]
-    while stack:
-        prefix, rules, entries = stack[-1]
-        folder = _take_files(found, prefix, rules, entries)
-        if folder is None:
-            stack.pop()
-        elif not rules.ignores(folder.name, is_dir=True):
-            inner = _enter(found, prefix + folder.name, folder, rules)
-            if inner is not None:
-                stack.append(inner)
-    return found
+    stack = [_top(path, rules)]
+    try:
+        while stack:
+            level = stack[-1]
+            folder = _take_files(found, level)
+            if folder is None:
+                stack.pop().close()
+            elif not level.rules.ignores(folder.name, is_dir=True):
+                inner = _enter(found, path, level, folder, len(stack) < _OPEN_LEVELS)
+                if inner is not None:
+                    stack.append(inner)
+        return found
+    finally:
+        for level in stack:
+            level.close()
 
 
-def _take_files(
-    found: Listing, prefix: str, rules: FolderRules, entries: Iterator[os.DirEntry[str]]
-) -> os.DirEntry[str] | None:
+def _take_files(found: Listing, level: _Level) -> os.DirEntry[str] | None:
     """Take entries up to the next folder, which is returned; None at the end. The loop that a status spends its time in."""
+    prefix, rules = level.prefix, level.rules
     ruled = bool(rules.levels)
     add_path, add_stats = found.paths.append, found.stats.extend
-    for entry in entries:
+    for entry in level.entries:
         if entry.is_dir(follow_symlinks=False):
             return entry
         name = entry.name
@@ -124,25 +147,43 @@ def _take_files(
     return None
 
 
-def _entries(path: str) -> Iterator[os.DirEntry[str]]:
-    with os.scandir(path) as entries:
-        return iter(sorted(entries, key=_order))
+def _in_order(scan: Iterator[os.DirEntry[str]]) -> list[os.DirEntry[str]]:
+    entries = list(scan)
+    has_folders = True in [entry.is_dir(follow_symlinks=False) for entry in entries]
+    entries.sort(key=_order if has_folders else _NAME)
+    return entries
 
 
-def _enter(
-    found: Listing, relative: str, entry: os.DirEntry[str], rules: FolderRules
-) -> tuple[str, FolderRules, Iterator[os.DirEntry[str]]] | None:
+def _top(path: str, rules: FolderRules) -> _Level:
+    fd = os.open(path, _FOLDER)
     try:
-        with os.scandir(entry.path) as scan:
-            entries = sorted(scan, key=_order)
+        with os.scandir(fd) as scan:
+            return _Level("", rules, iter(_in_order(scan)), fd)
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def _enter(found: Listing, path: str, above: _Level, entry: os.DirEntry[str], keep_open: bool) -> _Level | None:
+    """A folder, to be gone through; None for what is ignored or cannot be read. `path` is the uppermost one's."""
+    relative = above.prefix + entry.name
+    level: _Level | None = None
+    fd = None
+    try:
+        if keep_open and above.fd is not None:
+            fd = os.open(entry.name, _FOLDER | os.O_NOFOLLOW, dir_fd=above.fd)
+        with os.scandir(f"{path}/{relative}" if fd is None else fd) as scan:
+            entries = _in_order(scan)
+        rules = above.rules.enter(entry.name, [each.name for each in entries])
+        if rules is not None:
+            found.folders.append(relative)
+            level = _Level(f"{relative}/", rules, iter(entries), fd)
     except OSError as error:
         found.odd.append((relative, f"cannot be read: {error.strerror}"))
-        return None
-    inner = rules.enter(entry.name, [item.name for item in entries])
-    if inner is None:
-        return None
-    found.folders.append(relative)
-    return relative + "/", inner, iter(entries)
+    finally:
+        if level is None and fd is not None:
+            os.close(fd)
+    return level
 
 
 def _take_other(found: Listing, prefix: str, entry: os.DirEntry[str], rules: FolderRules) -> None:

@@ -22,6 +22,9 @@ class UnsyncedFiles(Files):
     def fdatasync(self, fd: int) -> None:
         """Nothing."""
 
+    def begin_writing(self, fd: int, offset: int, size: int) -> None:
+        """Nothing."""
+
     def fsync_dir(self, path: Path) -> None:
         """Nothing."""
 

@@ -30,6 +30,9 @@ _MAX_BUFFERS = 1000
 _INDEX_PART = 4
 _OPEN_FDS = 64
 _NOWAIT_TRIES = 4
+# Bytes after which the kernel is told to begin to write them: what a commit must wait for stays small, and small commits
+# cost nothing more.
+_BEGIN_BYTES = 16 << 20
 # Bytes read at once in a scan, and the least that is given up for one that cannot be read.
 _SCAN_BYTES = 4 << 20
 _SECTOR = 4096
@@ -119,14 +122,15 @@ class SegmentLost(Exception):
 
 @dataclass(slots=True)
 class _Active:
-    """The segment being written: `end` is where the next record goes, `synced` how much is durable, `users` how many
-    writes and syncs are under way: its descriptor is closed by the last of them."""
+    """The segment being written: `end` is where the next record goes, `synced` how much is durable, `begun` how much the
+    kernel was told to write, `users` how many writes and syncs are under way: its descriptor is closed by the last of them."""
 
     number: int
     fd: int
     path: Path
     end: int
     synced: int
+    begun: int = 0
     users: int = 0
 
 
@@ -183,6 +187,7 @@ class SegmentWriter:
             self._unnoted[token] = (active.number, offset)
         try:
             self._write(active, [buffer for record in batch for buffer in record.buffers], offset)
+            self._begin_writing(active)
             if note is not None:
                 note(_locations(batch, sizes, active.number, offset))
         except OSError as error:
@@ -314,6 +319,14 @@ class SegmentWriter:
                         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                     rest = rest[done:]
             offset += left
+
+    def _begin_writing(self, active: _Active) -> None:
+        with self._lock:
+            begin, size = active.begun, active.end - active.begun
+            if size < _BEGIN_BYTES:
+                return
+            active.begun = active.end
+        self._files.begin_writing(active.fd, begin, size)
 
     def _check_room(self, size: int, free: bool) -> None:
         """Refuse before trouble: statvfs now and then, never below the reserve; `free` records, whose writing is how room is

@@ -57,6 +57,8 @@ class _Session:
     holds `beginning`, who waits for one `finishing`."""
 
     puts: IngestSession
+    # Of the daemon's own user's memory files; None for another's, who must seal each.
+    mappings: memfd.Mappings | None = None
     context: dict[str, Any] | None = None
     beginning: trio.Lock = field(default_factory=trio.Lock)
     finishing: trio.Lock = field(default_factory=trio.Lock)
@@ -85,9 +87,11 @@ class StoreService:
         # Of what a source puts there are pointers already.
         now = None if call.connection.parent is None else self._store.now()
         self._store.claims.puts(owner, self._store.mark, now)
-        self._sessions[owner, number] = _Session(self._store.session(call.uid, owner), params.get("context"))
+        mappings = memfd.Mappings() if call.uid == os.geteuid() else None
+        puts = self._store.session(call.uid, owner)
+        self._sessions[owner, number] = _Session(puts, mappings, params.get("context"))
         call.connection.on_close(lambda: self._drop((owner, number)))
-        return {"session": number, "own": call.uid == os.geteuid()}
+        return {"session": number, "own": mappings is not None}
 
     async def feed(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
         """{session, pieces: [[length, last, is_dir]...]} + memfd -> {stored: [[md5, size, new_bytes]...]}."""
@@ -97,8 +101,9 @@ class StoreService:
         mapping = contextlib.ExitStack()
 
         def begin() -> Feed:
-            own = total if call.uid == os.geteuid() else None
-            view = mapping.enter_context(memfd.mapped(call.take_fd(), own))
+            fd = call.take_fd()
+            received = memfd.mapped(fd) if session.mappings is None else session.mappings.mapped(fd, total)
+            view = mapping.enter_context(received)
             if any(length < 0 for length, _, _ in pieces) or total != len(view):
                 raise ProtocolError("the pieces of a feed do not add up to its memory file")
             return session.puts.begin(view, pieces)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from array import array
 from pathlib import Path
@@ -156,6 +157,26 @@ def test_private_and_bounded(data: Path, tmp_path: Path, monkeypatch: pytest.Mon
     assert folder.stat().st_mode & 0o777 == 0o700
     assert 1 <= len(list(folder.iterdir())) <= 8
     assert cache.load("/r29") == snapshot
+
+
+def test_what_is_gone_is_dropped_and_nothing_else(data: Path, tmp_path: Path) -> None:
+    _, snapshot = settled(data)
+    cache, project, away = StatCache(str(tmp_path / "cache")), tmp_path / "project", tmp_path / "away"
+    (project / ".dvc").mkdir(parents=True)
+    long = project / "/".join(["x" * 250] * 15)
+    for folder in (project / "there", project / "gone", away / "project/data", long):
+        folder.mkdir(parents=True)
+        cache.save(str(folder), snapshot)
+    cache.save(f"{project}/", snapshot)
+    (project / "file").touch()
+    cache.save(f"{project}/file/below", snapshot)
+    for folder in (project / "gone", away, long):
+        folder.rmdir() if folder != away else shutil.rmtree(away)
+    for _ in range(3):
+        cache.save(str(project / "new, and not there yet"), snapshot)
+    kept = (f"{project}/there", f"{project}/", f"{away}/project/data", f"{project}/new, and not there yet")
+    assert [cache.load(scope) for scope in kept] == [snapshot] * len(kept)
+    assert [cache.load(str(scope)) for scope in (project / "gone", long, project / "file/below")] == [None] * 3
 
 
 def test_unwritable_place_is_no_error(data: Path) -> None:

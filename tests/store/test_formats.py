@@ -88,6 +88,14 @@ def test_a_record_comes_back_and_any_flipped_bit_is_seen(data: bytes, where: int
         records.decompress(other.codec, other.raw, payload)
 
 
+def test_what_can_be_packed_is_wherever_it_lies_in_a_chunk() -> None:
+    noise, text = random.Random(5).randbytes(300_000), b"the same again, " * 10_000
+    for data in (noise[:60_000] + text + noise[60_000:200_000], text[:20_000] + noise, noise + text[:20_000]):
+        codec, payload = records.compress(data)
+        assert codec == records.Codec.ZSTD and len(payload) < len(data) - 15_000
+    assert records.compress(noise) == (records.Codec.RAW, noise)
+
+
 @given(st.binary(max_size=5_000), st.integers(1, 60), st.integers(-70, 70))
 def test_a_payload_is_unpacked_into_memory_of_its_length_and_no_other(data: bytes, times: int, other: int) -> None:
     data = data * times + bytes(100)

@@ -46,21 +46,48 @@ def test_a_file_that_is_not_sealed_is_refused_and_closed() -> None:
 
 
 def test_memory_of_ones_own_is_taken_unsealed_and_only_so() -> None:
-    fd, view = memfd.create_reusable()
+    kept, (fd, view) = memfd.Mappings(), memfd.create_reusable()
     for text in (b"first", b"second one"):
         view[: len(text)] = text
-        with memfd.mapped(os.dup(fd), len(text)) as found:
+        with kept.mapped(os.dup(fd), len(text)) as found:
             assert bytes(found) == text
     with pytest.raises(ProtocolError, match="not a sealed"), memfd.mapped(os.dup(fd)):
         pass
-    with pytest.raises(ProtocolError, match="as one of"), memfd.mapped(os.dup(fd), memfd.BATCH_BYTES + 1):
+    with pytest.raises(ProtocolError, match="as one of"), kept.mapped(os.dup(fd), memfd.BATCH_BYTES + 1):
         pass
     with pytest.raises(OSError):
         os.ftruncate(fd, 1)
     os.close(fd)
 
 
+def test_what_is_used_again_stays_mapped_once_and_not_for_ever() -> None:
+    before, kept = mappings(), memfd.Mappings()
+    made = [memfd.create_reusable() for _ in range(12)]
+    # Each is mapped here as its maker, too.
+    with kept.mapped(os.dup(made[0][0]), 3), kept.mapped(os.dup(made[0][0]), 5):
+        assert mappings() == before + len(made) + 1
+    for number, (fd, view) in enumerate(made * 2):
+        view[:4] = number.to_bytes(4, "little")
+        with kept.mapped(os.dup(fd), 4) as found:
+            assert int.from_bytes(found, "little") == number
+    assert before + len(made) < mappings() < before + 2 * len(made)
+    with kept.mapped(memfd.from_bytes(b"sealed, so never again"), 6) as found:
+        assert bytes(found) == b"sealed"
+        there = mappings()
+    del found
+    assert mappings() == there - 1
+    del kept
+    for fd, view in made:
+        view.release()
+        os.close(fd)
+    del made, view
+    assert mappings() == before
+
+
 def test_a_file_on_a_disk_is_refused_even_of_ones_own(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"bytes")
-    with pytest.raises(ProtocolError, match="not a sealed"), memfd.mapped(os.open(tmp_path / "a", os.O_RDWR), 5):
+    fd = os.open(tmp_path / "a", os.O_RDWR)
+    with pytest.raises(ProtocolError, match="not a sealed"), memfd.Mappings().mapped(fd, 5):
         pass
+    with pytest.raises(OSError):
+        os.fstat(fd)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
+import random
 import subprocess
 import sys
 import threading
@@ -14,6 +16,7 @@ import pytest
 from tests.store.helpers import SIZES, UID, damage, get, put, sample, settings
 
 from millpond.daemon.errors import BusyError, DiskFullError, StoreDamagedError, StoreFormatError
+from millpond.daemon.store.files import Files
 from millpond.daemon.store.local import LocalObjectStore
 from millpond.daemon.store.segments import segment_path
 from millpond.daemon.store.store import Store
@@ -337,4 +340,30 @@ def test_the_map_grows_under_readers(tmp_path: Path) -> None:
     assert store.stats().objects == 10_001
     with store.reader.index.begin(), pytest.raises(AssertionError, match="read transaction"):
         store.write(lambda txn: None)
+    store.close()
+
+
+class BegunFiles(Files):
+    """Notes which ranges the kernel was told to begin to write."""
+
+    def __init__(self) -> None:
+        self.begun: dict[str, list[tuple[int, int]]] = {}
+
+    def begin_writing(self, fd: int, offset: int, size: int) -> None:
+        self.begun.setdefault(os.readlink(f"/proc/self/fd/{fd}"), []).append((offset, offset + size))
+        super().begin_writing(fd, offset, size)
+
+
+def test_much_is_on_its_way_to_the_disk_before_the_commit(tmp_path: Path) -> None:
+    files = BegunFiles()
+    store = Store.open(settings(tmp_path, segment_bytes=40 << 20), files)
+    session = store.session(UID)
+    data = memoryview(random.Random(11).randbytes(60 << 20))
+    for start in range(0, len(data), 4 << 20):
+        session.feed(data[start : start + (4 << 20)], [(4 << 20, start + (4 << 20) == len(data), False)])
+    assert len(files.begun) == 2
+    for ranges in files.begun.values():
+        assert ranges[0][0] == 0 and all(end == begin for (_, end), (begin, _) in itertools.pairwise(ranges))
+    assert sum(ranges[-1][1] for ranges in files.begun.values()) > len(data) - (33 << 20)
+    assert session.commit() == []
     store.close()

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from bench.access import Scatter, epoch, mapped_whole, scattered, scattered_mapped, skim
+from bench.access import Scatter, epoch, mapped_whole, opened, scattered, scattered_mapped, skim
 from bench.context import Context
 from bench.data import LABELS, DataSet, examine
 from bench.host import BenchError, processor_s
@@ -59,7 +59,10 @@ def measure(context: Context) -> None:
 def _ways(made: DataSet, scale: float) -> dict[str, Work]:
     """Label -> what to do with the mount's root."""
     if made.name == "small":
-        return {"epoch of small files by 4 worker processes": partial(epoch, made=made)}
+        return {
+            "epoch of small files by 4 worker processes": partial(epoch, made=made),
+            "small files by Python's open()": partial(opened, made=made),
+        }
     ways: dict[str, Work] = {"1 large file by a mapping, in sequence": partial(mapped_whole, made=made)}
     for size, count in SCATTERED.items():
         scatter = Scatter.of(made, size, max(20, round(count * scale)))

@@ -14,7 +14,7 @@ help:
 	@echo "make test       the test suite, randomised parts sampled (under 8 minutes on 2 cores)"
 	@echo "make test-long  everything in full"
 	@echo "make check      ruff and mypy"
-	@echo "make bench      figures against DVC, ext4, squashfuse, Borg, restic, rclone and s3fs"
+	@echo "make bench      figures against DVC, ext4, squashfs, EROFS, Borg, restic, rclone and s3fs"
 
 setup: $(STAMP)
 

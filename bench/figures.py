@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 OURS = "millpond"
-UNITS = ("s", "MiB", "%", "requests")
+UNITS = ("s", "MiB", "%", "requests", "CPU s/GB")
 
 
 @dataclass(slots=True)
@@ -98,4 +98,4 @@ def _cell(row: Row | None, ours: float | None) -> str:
 def _number(value: float, unit: str) -> str:
     if unit == "s":
         return f"{value * 1000:.0f} ms" if value < 1 else f"{value:.2f} s"
-    return f"{value:.1f} {unit}"
+    return f"{value:.2f} {unit}" if unit == "CPU s/GB" else f"{value:.1f} {unit}"

@@ -169,6 +169,17 @@ def memory(pid: int) -> dict[str, int]:
     return {name: int(found[key].split()[0]) * 1024 for name, key in names.items()}
 
 
+def processor_s(pid: int | None) -> float:
+    """Seconds of processor time that a process has used, in steps of 10 ms; 0 for none. Raises BenchError when it is gone."""
+    if pid is None:
+        return 0.0
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except OSError as error:
+        raise BenchError(f"process {pid} is gone: its time cannot be told") from error
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def unmount(place: Path, *, lazy: bool = False) -> None:
     """End a FUSE mount, or as root any other. One that is busy is tried again: the kernel may still be reading ahead of a
     file that was closed. Raises BenchError."""

@@ -1,6 +1,8 @@
-"""What millpond's mounts are measured against: plain files, squashfs, Borg, restic. Each stores a tree and mounts it.
+"""What millpond's mounts are measured against: plain files, squashfs, EROFS, Borg, restic, a FUSE server that does nothing else.
+Each stores a tree and mounts it.
 
-All compress with zstd at level 3 where they let one choose, and none encrypts where that can be left out.
+All compress with zstd at level 3 where they let one choose (EROFS with lz4, which every mkfs.erofs has, and packs fast), and none encrypts where
+that can be left out.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,6 +19,7 @@ from pathlib import Path
 from typing import Protocol
 
 from bench.host import BenchError, disk_used, run, unmount, wait_for
+from millpond.fusefs.engines import READ_AHEAD_KB
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +99,44 @@ class Squash:
 
     def _image(self, version: str) -> Path:
         return self._folder / f"{version}.squashfs"
+
+
+class Erofs:
+    """An image a version, read by the kernel (root only): lz4 in clusters of 64 KiB."""
+
+    name = "EROFS (kernel)"
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir(exist_ok=True)
+
+    def store(self, tree: Path, version: str) -> None:
+        image = self._folder / f"{version}.erofs"
+        if not image.exists():
+            run(["mkfs.erofs", "-zlz4", "-C65536", "--quiet", image, tree], cwd=self._folder, env=os.environ)
+
+    def mount(self, version: str, place: Path) -> Mounted:
+        image = self._folder / f"{version}.erofs"
+        ran = run(["mount", "-t", "erofs", "-o", "loop,ro", image, place], cwd=self._folder, env=os.environ)
+        return Mounted(place, ran.seconds, None, lambda: unmount(place))
+
+    def backing(self) -> list[Path]:
+        return [self._folder]
+
+    def disk(self) -> int:
+        return disk_used(self._folder)
+
+
+class BareFuse(Plain):
+    """The files themselves, by a FUSE server that does nothing but FUSE: what is the kernel's own part in a mount (barefuse.py)."""
+
+    def mount(self, version: str, place: Path) -> Mounted:
+        tree = self._trees[version]
+        mounted = serve([sys.executable, "-m", "bench.barefuse", str(tree), str(place)], place, place, os.environ)
+        device = os.stat(place).st_dev
+        ahead = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
+        ahead.write_text(str(READ_AHEAD_KB))
+        return mounted
 
 
 class Borg:
@@ -185,15 +227,17 @@ def serve(command: Sequence[str], place: Path, tree: Path, env: Mapping[str, str
 def installed(folder: Path, disk: str) -> list[Peer]:
     """The peers whose programs are here, the plain files first. Makes their repositories below `folder`."""
     peers: list[Peer] = [Plain(disk)]
+    kinds = Path("/proc/filesystems").read_text()
+    may_loop = os.geteuid() == 0 and Path("/dev/loop0").exists()
+    if os.geteuid() == 0 and "\tfuse\n" in kinds:
+        peers.append(BareFuse("bare FUSE"))
     if shutil.which("mksquashfs"):
         if shutil.which("squashfuse"):
             peers.append(Squash(folder / "squash", kernel=False))
-        if (
-            os.geteuid() == 0
-            and "\tsquashfs\n" in Path("/proc/filesystems").read_text()
-            and Path("/dev/loop0").exists()
-        ):
+        if may_loop and "\tsquashfs\n" in kinds:
             peers.append(Squash(folder / "squash", kernel=True))
+    if shutil.which("mkfs.erofs") and may_loop and "\terofs\n" in kinds:
+        peers.append(Erofs(folder / "erofs"))
     if shutil.which("borg"):
         peers.append(Borg(folder / "borg"))
     if shutil.which("restic"):

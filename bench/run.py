@@ -1,4 +1,4 @@
-"""Figures of millpond against DVC, ext4, squashfuse, Borg, restic, rclone and s3fs: `make bench`, or `python -m bench.run`.
+"""Figures of millpond against DVC, ext4, squashfs, EROFS, Borg, restic, rclone and s3fs: `make bench`, or `python -m bench.run`.
 
 Purpose: to tell, on this machine and in one run, whether the targets of the design are kept and where time goes. Tools take
 turns, every figure is a median of several runs, and what was read is compared with what was stored. Results go to
@@ -23,7 +23,7 @@ from bench import data
 from bench.context import Context
 from bench.figures import Figures
 from bench.host import BenchError, Host, clean
-from bench.sections import add, disk, lazy, million, mount, pipelines, reads, share, startup, versions
+from bench.sections import access, add, disk, lazy, million, mount, pipelines, reads, share, startup, versions
 from bench.targets import judge, table
 
 RESULTS = Path(__file__).parent / "results"
@@ -34,6 +34,7 @@ SECTIONS: dict[str, tuple[Callable[[Context], None], float]] = {
     "versions": (versions.measure, 0.2),
     "mount": (mount.measure, 0.08),
     "reads": (reads.measure, 0.24),
+    "access": (access.measure, 0.16),
     "share": (share.measure, 0.08),
     "lazy": (lazy.measure, 0.25),
     "disk": (disk.measure, 0.08),

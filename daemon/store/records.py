@@ -14,7 +14,6 @@ from __future__ import annotations
 import struct
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -25,6 +24,8 @@ from xxhash import xxh3_64_intdigest
 MAGIC = 0x3152504D  # "MPR1"
 MAGIC_BYTES = MAGIC.to_bytes(4, "little")
 HEADER = struct.Struct("<IBBHIIQ32s")
+# Where the checksum stands in it, and what stands there when it is made.
+_SUM_AT, _NO_SUM = 16, bytes(8)
 ALIGN = 8
 # A chunk is at most 1 MiB; a recipe has 36 bytes a chunk, so this allows one content of about 4 TiB.
 MAX_PAYLOAD = 1 << 30
@@ -58,8 +59,7 @@ class BadRecord(Exception):
     """These bytes are no valid record; the text says why."""
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """A record found in a segment: where its header begins, and what it says."""
 
     kind: int
@@ -197,7 +197,7 @@ def decode(data: bytes | memoryview, key: int, offset: int = 0) -> tuple[Record,
     payload = memoryview(data)[begin : begin + record.stored]
     if len(payload) != record.stored:
         raise BadRecord("payload is cut off")
-    header = HEADER.pack(MAGIC, record.kind, record.codec, 0, record.raw, record.stored, 0, record.id)
+    header = bytes(data[offset : offset + _SUM_AT]) + _NO_SUM + record.id
     if _checksum(header, payload, key) != total:
         raise BadRecord("checksum does not match")
     return record, payload

@@ -28,6 +28,7 @@ SECTIONS = {
     "share": ("small", "push, pull"),
     "mount": ("small", "mount"),
     "reads": ("small,shard,shards,csv", "reads"),
+    "access": ("small,shard", "access"),
     "disk": ("csv", "disk"),
     "pipelines": ("csv", "pipelines"),
     "million": ("small", "a million files"),
@@ -97,7 +98,7 @@ def _who(section: str, tools: set[str]) -> None:
         assert "millpond" in tools
     if section == "lazy":
         assert {"millpond", "dvc", "dvc pull", *filter(shutil.which, ("rclone", "s3fs"))} <= tools
-    if section in ("mount", "reads", "disk"):
+    if section in ("mount", "reads", "access", "disk"):
         assert {tool for tool, program in PEERS.items() if shutil.which(program)} <= tools
 
 

@@ -62,13 +62,14 @@ class OutputIndex:
         return None
 
 
-def expand(repo: Repo, patterns: Sequence[str]) -> list[str]:
-    """The paths that the patterns of --glob match, sorted, pointers left out. Raises TargetError when one has none."""
+def expand(repo: Repo, patterns: Sequence[str], *, pointers: bool = False) -> list[str]:
+    """The paths that the patterns of --glob match, sorted; of DVC's own files only `.dvc` ones, with `pointers`: data that is not here
+    is found by them. Raises TargetError when one has none."""
     found: dict[str, None] = {}
     for pattern in patterns:
         # As typed: relative to the caller's folder, `**` for any depth.
         names = sorted(glob_module.glob(pattern, root_dir=repo.cwd, recursive=True))
-        names = [name for name in names if not _is_dvc_file(name)]
+        names = [name for name in names if not _is_dvc_file(name) or (pointers and name.endswith(dvcfile.SUFFIX))]
         if not names:
             raise TargetError(f"--glob '{printable(pattern)}' has no matches", path=printable(pattern))
         found.update(dict.fromkeys(names))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from millpond.daemon import memfd, wirepath
-from millpond.daemon.errors import NotARepoError, ObjectMissingError, RemoteConfigError, RevisionError, TargetError
+from millpond.daemon.errors import ObjectMissingError, RemoteConfigError, RevisionError, TargetError
 from millpond.daemon.mounts.listing import UNKNOWN, WireEntry, pack_entries
 from millpond.daemon.names import ObjectName
 from millpond.daemon.objects import ObjectStore
@@ -21,6 +21,7 @@ from millpond.daemon.project.dvccache import DvcCache
 from millpond.daemon.project.gitrepo import GitRepo
 from millpond.daemon.project.ignore import IgnoreRules
 from millpond.daemon.project.outputs import GitTree, Output, WorkTree
+from millpond.daemon.project.rootdir import find_root
 from millpond.daemon.remote.places import Places, without_remote
 
 
@@ -62,16 +63,7 @@ class Project:
     @classmethod
     def find(cls, start: str) -> Project:
         """The project that holds `start`. Raises NotARepoError."""
-        where = os.path.realpath(start)
-        while True:
-            if os.path.isdir(os.path.join(where, ".dvc")):
-                return cls(where)
-            parent = os.path.dirname(where)
-            if parent == where:
-                raise NotARepoError(
-                    f"there is no DVC repository at or above '{start}'", path=start, hint="make one: millpond init"
-                )
-            where = parent
+        return cls(find_root(start))
 
     @property
     def prefix(self) -> str:

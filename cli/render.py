@@ -471,7 +471,8 @@ def evict_lines(report: dict[str, Any]) -> Iterator[str]:
 def evictable_lines(report: dict[str, Any]) -> Iterator[str]:
     """What might be evicted and what not, below `cache info`."""
     may, gone = report["evictable"], report["remote_only"]
-    yield f"May be evicted: {text.plural(may['objects'], 'object')}, {text.size(may['bytes'])}: remotes hold them"
+    why = ", which remotes hold as well" if may["objects"] else ""
+    yield f"May be evicted: {text.plural(may['objects'], 'object')}, {text.size(may['bytes'])}{why}"
     yield from _staying_lines(report)
     if gone["objects"]:
         evicted = f"{text.plural(gone['objects'], 'object')}, {text.size(gone['bytes'])}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from tests.cli.helpers import Home
@@ -53,3 +54,15 @@ def test_a_store_that_is_a_file_is_refused(home: Home) -> None:
     sentence(done)
     assert "is no directory" in done.stderr and "MILLPOND_STORE" in done.stderr and "disk" not in done.stderr
     assert (home.path / "file").read_text() == "mine"
+
+
+def test_a_repository_that_git_refuses_is_a_fault_that_can_be_cured(home: Home) -> None:
+    home.git("init", "-q")
+    home.run("init", "-q")
+    for path in (home.repo, home.repo / ".git"):
+        os.chown(path, 12345, 12345)
+    said = home.run("doctor", code=1).stdout
+    [hint] = [line.strip() for line in said.splitlines() if "safe.directory" in line]
+    assert "ok    repository" not in said and "not owned by current user" in said
+    home.git(*hint.partition("git ")[2].split(), cwd=home.path)
+    assert f"repository    {home.repo}" in home.run("doctor", code=None).stdout.replace("  ", " " * 2)

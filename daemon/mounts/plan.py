@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from millpond.daemon import memfd, wirepath
-from millpond.daemon.errors import ObjectMissingError, RemoteConfigError, RevisionError, TargetError
+from millpond.daemon.errors import MillpondError, ObjectMissingError, RemoteConfigError, RevisionError, TargetError
 from millpond.daemon.mounts.listing import UNKNOWN, WireEntry, pack_entries
 from millpond.daemon.names import ObjectName
 from millpond.daemon.objects import ObjectStore
@@ -113,10 +113,16 @@ class Project:
 
     def remote_manifest(self, name: ObjectName, shown: str) -> bytes:
         """A manifest that only a remote has. Raises as `remote_sizes`, StoreDamagedError."""
+        what = f"the manifest of '{shown}' ({name})"
         try:
             return self.places.read(name)
         except RemoteConfigError as error:
-            raise without_remote(error, f"the manifest of '{shown}' ({name})") from None
+            raise without_remote(error, what) from None
+        except ObjectMissingError as error:
+            raise ObjectMissingError(f"{what} is neither here nor on a remote", path=shown, hint=error.hint) from None
+        except MillpondError as error:  # whose message knows the object alone
+            error.message = f"{what} cannot be had: {error.message}"
+            raise
 
 
 class Planner:

@@ -156,11 +156,12 @@ class Places:
 
     def is_damaged(self, name: ObjectName) -> bool:
         """An object, when all of it had come, was not what its name says: who gave it is asked for it after the others. Whether there are
-        others who may have it whole."""
+        others who may have it whole, and have not been asked for that yet."""
         with self._lock:
             giver = self._gave.pop(name, None)
-            if giver is not None:
-                _note(self._spoiled, (giver, name), None)
+            if giver is None or (giver, name) in self._spoiled:
+                return False
+            _note(self._spoiled, (giver, name), None)
             return any((each.backend.name, name) not in self._spoiled for each in self._transfers or ())
 
     def _anywhere(self, name: ObjectName, ask: Callable[[Transfer, str], T], again: bool) -> T:
@@ -200,9 +201,8 @@ class Places:
         def is_last(transfer: Transfer) -> bool:
             remote = transfer.backend.name
             when, error = self._aside.get(remote, (0.0, None))
-            if (
-                error is not None and now - when > _ASIDE_S
-            ):  # one request finds out whether it is back; the others do not wait
+            if error is not None and now - when > _ASIDE_S:
+                # One request finds out whether it is back; the others do not wait.
                 self._aside[remote] = now, error
                 return False
             return error is not None or (name is not None and (remote, name) in self._spoiled)
@@ -226,7 +226,8 @@ class Places:
 
     def _first(self, errors: Mapping[str, MillpondError]) -> MillpondError:
         """What is told: that the object is another one somewhere, for then it is to be opened again; else the first remote's error."""
-        order = [each.backend.name for each in self.transfers()]
+        with self._lock:
+            order = [each.backend.name for each in self._transfers or ()]
         found = [errors[name] for name in order if name in errors] or list(errors.values())
         chosen = next((each for each in found if isinstance(each, RemoteChangedError)), found[0])
         return from_wire(chosen.to_wire())

@@ -54,3 +54,23 @@ def test_settings_that_are_nearly_known(home: Home) -> None:
     home.run("remote", "add", "-q", "r", "s3://bucket/x")
     said = home.run("remote", "modify", "r", "access_key", "1", code=None)
     assert said.returncode == 255 and "did you mean 'access_key_id'?" in said.stderr
+
+
+def test_imports_say_whose_log_and_which_place(home: Home) -> None:
+    other = home.path / "other"
+    home.git("init", "-q", "-b", "main", str(other), cwd=home.path)
+    (other / "d").write_text("d")
+    home.git("add", "-A", cwd=other)
+    home.git("commit", "-qm", "d", cwd=other)
+    home.run("init", "-q", "--no-scm")
+    home.run("remote", "add", "-q", "-d", "team", str(home.path / "remote"))
+    for words, told in (
+        (("import", "../other", "d", "--rev", "nope"), "in '../other'; see `git -C "),
+        (("import", "../other", "d", "-o", "../x"), "name a place in the project"),
+        (("import-url", "remote://team/../raw"), "leads out of its remote by '..'"),
+    ):
+        done = home.run(*words, code=None)
+        sentence(done)
+        assert done.returncode in (254, 255) and told in done.stderr, done.stderr
+    assert not (home.path / "x").exists()
+    assert home.run("purge", "--dry-run", code=0).stdout.endswith("From the store: nothing; it has none of it.\n")

@@ -8,6 +8,8 @@ from typing import Any
 
 from millpond.cli.console import Console
 from millpond.cli.progress import Reporter
+from millpond.cli.text import printable
+from millpond.daemon import wirepath
 from millpond.daemon.errors import CancelledError, DaemonUnavailableError
 from millpond.daemon.rpc.autostart import connect_or_start
 from millpond.daemon.rpc.client import Client
@@ -26,7 +28,7 @@ def settings() -> Settings:
 
 def request(console: Console, method: str, params: dict[str, Any] | None = None) -> dict[str, Any]:
     """The result of a request that runs in the daemon; Ctrl-C cancels it. Raises MillpondError."""
-    with connect_or_start(settings(), os.environ) as client:
+    with _connected(console) as client:
         return ask(console, client, method, params or {})
 
 
@@ -40,8 +42,21 @@ def running_verb(console: Console, method: str, params: dict[str, Any], out: int
     on the terminal."""
     console.flush()
     console.terminal = False
-    with connect_or_start(settings(), os.environ) as client:
+    with _connected(console) as client:
         return ask(console, client, method, _with_context(console, params), fds=(out, err))
+
+
+def _connected(console: Console) -> Client:
+    """The user's daemon. One that runs already may have been started where the environment named another store: that is said."""
+    mine = settings()
+    client = connect_or_start(mine, os.environ)
+    theirs = wirepath.decode(str(client.server.get("store") or ""))
+    if theirs and theirs != os.fspath(mine.store) and not os.environ.get("MILLPOND_SOCKET"):
+        console.warn(
+            f"the daemon that runs has its store in '{printable(theirs)}', not in '{printable(os.fspath(mine.store))}' as XDG_CACHE_HOME "
+            "says here: `millpond daemon restart` changes to that, MILLPOND_STORE has a daemon of its own"
+        )
+    return client
 
 
 def _with_context(console: Console, params: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from millpond.daemon.errors import MillpondError, registry
 
 _OWN = {
     exits.OK: "Done.",
-    exits.DIFFERENT: "What was asked is not so: `status -q` found changes, `doctor` a fault.",
+    exits.DIFFERENT: "What was asked is not so: `status -q` or `repro --check` found changes, `doctor` or `remote check` a fault, `check-ignore` no rule, "
+    "`remote default` none; a mount was not restored, or a job failed without a code of its own.",
     exits.BROKEN_PIPE: "The reader of the output went away.",
 }
 

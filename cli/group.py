@@ -98,7 +98,7 @@ ENTRIES: dict[str, Entry] = {
 # What DVC 3 has and this version has not: named, so that a script that uses one learns why it fails.
 _DVC_ONLY = """
 artifacts experiments exp
-import-db queue
+dataset ds import-db queue
 studio
 """
 DVC_ONLY = frozenset(_DVC_ONLY.split())
@@ -318,7 +318,8 @@ def refused(*names: str, reason: str, **kwargs: Any) -> Callable[[Callback], Cal
 
     def refuse(ctx: click.Context, param: click.Parameter, value: Any) -> None:
         if value and not ctx.resilient_parsing:
-            raise UsageError(f"`{ctx.info_name} {'/'.join(param.opts)}` is not in this version: {reason}")
+            shown = ctx.command_path.partition(" ")[2]
+            raise UsageError(f"`{shown} {'/'.join(param.opts)}` is not in this version: {reason}")
 
     return click.option(*names, expose_value=False, callback=refuse, help=f"Not in this version: {reason}.", **kwargs)
 

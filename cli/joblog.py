@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from millpond.cli.console import Console
-from millpond.daemon.jobs.joblog import EARLIER, ERROR, NAME, OWN, Record, parse
+from millpond.daemon.jobs.joblog import DROPPED, EARLIER, ERROR, NAME, OWN, Record, parse
 
 # Where the system does not tell of changes, or forgets to.
 POLL_S, IDLE_S = 0.2, 1.0
@@ -26,16 +26,29 @@ class JobLog:
         self._file: IO[bytes] | None = None
         self._inode = 0
         self._rest = b""
+        # Whether something was read already.
+        self._told = False
 
     def read(self) -> list[Record]:
-        """What is new. Raises OSError for a log that cannot be read; one that is not there yet has nothing."""
+        """What is new, and at first that something before it is gone. Raises OSError for a log that cannot be read; one that is not
+        there yet has nothing."""
         found: list[Record] = []
+        gone: Record | None = None
         while True:
             if self._file is not None:
                 *lines, self._rest = (self._rest + self._file.read()).split(b"\n")
-                found.extend(record for line in lines if (record := parse(line + b"\n")) is not None)
+                for line in lines:
+                    record = parse(line + b"\n")
+                    if record is not None and record.stream == OWN and record.content.startswith(DROPPED.encode()):
+                        gone = record
+                    elif record is not None:
+                        found.append(record)
             if not self._go_on():
-                return found
+                break
+        # Who follows has read what is dropped meanwhile.
+        begin = [gone] if gone is not None and not self._told else []
+        self._told = self._told or bool(found)
+        return [*begin, *found]
 
     def close(self) -> None:
         """Safe twice."""
@@ -48,6 +61,8 @@ class JobLog:
         inodes = [_inode(part) for part in self._parts]
         if self._inode and self._inode == inodes[1]:
             return False
+        if self._inode and self._inode not in inodes:  # not read quickly enough: something is missed
+            self._told = False
         # This was the earlier one: the log goes on in the later. Else this one is dropped already, or none was read yet.
         for part in self._parts[1:] if self._inode and self._inode == inodes[0] else self._parts:
             with contextlib.suppress(FileNotFoundError):

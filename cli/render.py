@@ -164,12 +164,15 @@ def mount_line(result: dict[str, Any]) -> str:
 
 
 def version_name(mount: dict[str, Any]) -> str:
-    """`data@1a2b3c4d5e6f`; of a difference `data@A..B`; the workspace's version has no commit; no target is the whole tree."""
+    """`data@1a2b3c4d5e6f`; of a difference `data@A..B`; the workspace's version has no commit, and is told apart by its object's digest; no
+    target is the whole tree."""
     target, commit = path(mount.get("target") or ""), mount.get("commit")
     if diff := mount.get("diff"):
         return f"{target}@{diff[0][:12]}..{diff[1][:12]}"
     if commit:
         return f"{target}@{commit[:12]}"
+    if target and mount.get("name"):
+        return f"{target} (md5 {str(mount['name']).partition(':')[2][:12]})"
     return target or ("all versions" if mount.get("versions") else "the workspace's version")
 
 
@@ -180,8 +183,10 @@ def unmounted_line(wire: str) -> str:
 
 def umount_lines(result: dict[str, Any]) -> Iterator[str]:
     """After `umount`."""
+    emptied = result.get("emptied") or []
     for name in result.get("unmounted") or []:
-        yield unmounted_line(name)
+        left = "; its place in the workspace is empty now: millpond checkout [--mount] brings the data back"
+        yield unmounted_line(name) + (left if name in emptied else "")
     if not result.get("unmounted"):
         yield "Nothing is mounted."
 
@@ -337,8 +342,8 @@ _JOB_COLORS = {"running": "green", "failed": "red", "lost": "red", "cancelled": 
 JOB_PATHS = frozenset({"cwd", "folder"})
 
 
-def job_lines(jobs: list[dict[str, Any]], *, now: float, paint: Paint = plain) -> Iterator[str]:
-    """`jobs`: SINCE is how long it has run or waited, or how long ago it ended."""
+def job_lines(jobs: list[dict[str, Any]], *, now: float, paint: Paint = plain, folders: bool = False) -> Iterator[str]:
+    """`jobs`: SINCE is how long it has run or waited, or how long ago it ended; with `folders` where each runs."""
     if not jobs:
         yield "There are no jobs."
         return
@@ -349,8 +354,10 @@ def job_lines(jobs: list[dict[str, Any]], *, now: float, paint: Paint = plain) -
         end = f"signal {row['signal']}" if row["signal"] is not None else code
         ago = text.duration(now - since) + (" ago" if row["ended"] else "")
         told = _job_progress(row.get("progress"))
-        rows.append([str(row["number"]), row["name"] or "", row["state"], ago, end, row["title"] + told])
-    header, *lines = text.table(["JOB", "NAME", "STATE", "SINCE", "EXIT", "COMMAND"], rows)
+        where = [text.shortened(path(row["cwd"]))] if folders else []
+        rows.append([str(row["number"]), row["name"] or "", row["state"], ago, end, *where, row["title"] + told])
+    columns = ["JOB", "NAME", "STATE", "SINCE", "EXIT", *(["FOLDER"] if folders else []), "COMMAND"]
+    header, *lines = text.table(columns, rows)
     yield header
     for row, line in zip(jobs, lines, strict=True):
         state = row["state"]
@@ -401,7 +408,7 @@ def _gc_remote_lines(remote: dict[str, Any]) -> Iterator[str]:
         yield f"From {where} this removes {_objects(removed)} and keeps {_objects(remote['kept'])}:"
         files = removed["objects"] - remote["directories"]
         kinds = [text.plural(remote["directories"], "manifest"), text.plural(files, "file")]
-        yield f"\t{' and '.join(kinds)}, there since {_day(remote['oldest'])} to {_day(remote['newest'])}"
+        yield f"\t{' and '.join(kinds)}, there since {_days(remote['oldest'], remote['newest'])}"
         for name, place in remote["shown"]:
             yield f"\t{name}{'' if place is None else f' of {path(place)}'}"
         if removed["objects"] > len(remote["shown"]):
@@ -413,8 +420,10 @@ def _gc_remote_lines(remote: dict[str, Any]) -> Iterator[str]:
         yield f"{path(place)} uses this remote, too, and keeps all that it needs there."
 
 
-def _day(when: float) -> str:
-    return time.strftime("%Y-%m-%d", time.localtime(when))
+def _days(first: float, last: float) -> str:
+    """A day, or the first and the last one."""
+    days = [time.strftime("%Y-%m-%d", time.localtime(when)) for when in (first, last)]
+    return days[0] if days[0] == days[1] else f"{days[0]}, the latest since {days[1]}"
 
 
 def gc_done_lines(report: dict[str, Any]) -> Iterator[str]:
@@ -464,7 +473,8 @@ def evict_lines(report: dict[str, Any]) -> Iterator[str]:
 def evictable_lines(report: dict[str, Any]) -> Iterator[str]:
     """What might be evicted and what not, below `cache info`."""
     may, gone = report["evictable"], report["remote_only"]
-    yield f"May be evicted: {text.plural(may['objects'], 'object')}, {text.size(may['bytes'])}: remotes hold them"
+    why = ", which remotes hold as well" if may["objects"] else ""
+    yield f"May be evicted: {text.plural(may['objects'], 'object')}, {text.size(may['bytes'])}{why}"
     yield from _staying_lines(report)
     if gone["objects"]:
         evicted = f"{text.plural(gone['objects'], 'object')}, {text.size(gone['bytes'])}"
@@ -494,4 +504,4 @@ def project_lines(projects: list[dict[str, Any]]) -> Iterator[str]:
         if only is None:
             yield "\t\tthe project cannot be opened: see `millpond forget-project`"
         elif only["objects"]:
-            yield f"\t\t{text.plural(only['objects'], 'object')}, {text.size(only['bytes'])}, not in its DVC cache: the only copy here"
+            yield f"\t\t{text.plural(only['objects'], 'object')}, {text.size(only['bytes'])}, not in its DVC cache: the only copy on this machine"

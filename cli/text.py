@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from millpond.daemon.settings import parsed_size as parsed_size
 
+# Names in a sentence.
+NAMED = 3
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 _BINARY = ("", "k", "M", "G", "T", "P")
 _SPANS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
@@ -19,6 +21,21 @@ def count(number: int) -> str:
 def plural(number: int, noun: str) -> str:
     """`1 file`, `3 files`."""
     return f"{count(number)} {noun}{'' if number == 1 else 's'}"
+
+
+def them(number: int) -> str:
+    """The pronoun for so many things."""
+    return "it" if number == 1 else "them"
+
+
+def they_are(number: int) -> str:
+    """The same as a subject."""
+    return "it is" if number == 1 else "they are"
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few of these, for a sentence: `'a', 'b', 'c' and 4 more`."""
+    return ", ".join(names[:NAMED]) + (f" and {count(len(names) - NAMED)} more" if len(names) > NAMED else "")
 
 
 def size(number: float) -> str:
@@ -64,6 +81,14 @@ def printable(text: str) -> str:
     if text.isprintable() or not any(map(_is_control, text)):
         return text
     return "".join([_escaped(char) if _is_control(char) or char == "\\" else char for char in text])
+
+
+def shortened(path: str, most: int = 32) -> str:
+    """The end of a path that is longer, from a slash on where there is one: `.../alice/project`."""
+    if len(path) <= most:
+        return path
+    end = path[3 - most :]
+    return "..." + (end[end.index("/") :] if "/" in end else end)
 
 
 def shell_quoted(path: str) -> str:

@@ -70,7 +70,9 @@ class Daemon:
         self.started = time.time()
         self.registry = Registry()
         own = frozenset({0, os.getuid()})
-        self.server = Server(self.registry, version=VERSION, trusted_uids=own, uids=None if system is not None else own)
+        uids = None if system is not None else own
+        path = os.fspath(store.path)
+        self.server = Server(self.registry, version=VERSION, trusted_uids=own, uids=uids, store=path)
         self.busy: list[Callable[[], bool]] = []
         self.at_start: list[Callable[[], Awaitable[None]]] = []
         # Told of each manifest that a caller has committed.

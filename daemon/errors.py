@@ -1,7 +1,8 @@
 """Every error that crosses a boundary: its kind, its code on the wire, its exit code.
 
-One class is one row of the table that README.md and `millpond --help` show; tests/test_errors.py holds the rows apart.
-Classes are split by who must act: the person at the terminal, the machine's admin, or us (`InternalError`).
+One class is one row of the table that `millpond help exit-codes` shows (cli/exit_table.py). Classes are split by who must act: the person
+at the terminal, the machine's admin, or us (`InternalError`). Codes follow one rule: 254 is what cannot be understood, 255 (as with DVC) what
+cannot be done with what was named, 1 what would lose something or is not so; a code of its own has what a script must tell apart.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class MillpondError(Exception):
 
 
 class UsageError(MillpondError):
-    """The command line or a request's parameters do not fit together."""
+    """The command line, an environment variable or a request's parameters cannot be understood, or do not fit together."""
 
     kind, code, exit_code = "usage", 1001, 254
 
@@ -62,7 +63,7 @@ class InvalidFileError(MillpondError):
 
 
 class TargetError(MillpondError):
-    """A target is outside the repo, missing, ignored, of a kind that cannot be stored, or unreadable."""
+    """A target is outside the repo, missing, ignored, there already, unreadable, or has no name or command that it could have."""
 
     kind, code, exit_code = "target", 1004, 255
 
@@ -86,7 +87,7 @@ class RevisionError(MillpondError):
 
 
 class ConflictError(MillpondError):
-    """The workspace holds changes that the command would lose."""
+    """The workspace holds changes that the command would lose, or nobody agreed to what it would remove."""
 
     kind, code, exit_code = "conflict", 1010, 1
 

@@ -28,6 +28,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.import_module("millpond.daemon.version").VERSION
     if name not in _HOMES:
         raise AttributeError(f"module 'millpond' has no attribute '{name}'")
     found = getattr(importlib.import_module(_HOMES[name]), name)

@@ -30,10 +30,14 @@ ENVIRONMENT = (
         "MILLPOND_EXPORT",
         "Whether add and commit also bring objects into DVC's own cache: auto (where it is in use), always, never.",
     ),
-    ("MILLPOND_RATE", "Bytes a second that push, fetch and pull may move, as 20M; by default no bound."),
+    ("MILLPOND_RATE", "Bytes a second that commands may move from and to remotes, as 20M; by default no bound."),
     (
         "MILLPOND_IDLE_EXIT",
         "Seconds without requests, mounts and jobs after which the daemon ends; 0: never. By default 600.",
+    ),
+    (
+        "MILLPOND_SCRUB",
+        "Seconds without requests after which the daemon reads its segments again; 0: never. By default 60.",
     ),
     ("MILLPOND_JOBS", "How many jobs of one user run at once; others wait. By default 64."),
     ("XDG_CACHE_HOME", "By default ~/.cache: the store."),

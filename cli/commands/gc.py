@@ -16,7 +16,7 @@ from millpond.cli.console import Console
 from millpond.cli.group import Verb, json_option
 from millpond.cli.target import parse_target
 from millpond.daemon import wirepath
-from millpond.daemon.errors import UsageError
+from millpond.daemon.errors import ConflictError, UsageError
 
 _PIN_PATHS = frozenset({"project", "target", "path"})
 
@@ -78,7 +78,7 @@ def gc(console: Console, /, grace: float, dry: bool, force: bool, as_json: bool,
         if not plan["removed"]["objects"] and not plan["records"] and not any(_goes(each) for each in plan["remotes"]):
             return
         if not _agreed(console):
-            raise UsageError("nothing was removed", hint="say yes, or use --force")
+            raise ConflictError("nothing was removed", hint="say yes, or use --force")
     report = verb(console, "gc", {**params, "dry": dry})
     if as_json:
         console.write(json.dumps(_decoded(report)))
@@ -113,7 +113,7 @@ def _parameters(options: dict[str, Any], grace: float) -> dict[str, Any]:
 
 def _agreed(console: Console) -> bool:
     if not sys.stdin or not sys.stdin.isatty():
-        raise UsageError("there is nobody to ask", hint="use --force to remove, or --dry to see what would go")
+        raise ConflictError("there is nobody to ask", hint="use --force to remove, or --dry to see what would go")
     console.flush()
     console.err.write("Remove them? [y/N] ")
     console.err.flush()
@@ -174,11 +174,11 @@ def unpin(console: Console, target: str | None, rev: str | None, all_: bool, as_
         console.say(f"Unpinned {render.pin_name(row)}")
 
 
-@click.command(cls=Verb, example="\n$ millpond pins\nPROJECT             VERSION            OBJECTS\n")
+@click.command(cls=Verb, example="\n$ millpond pins\nPROJECT             VERSION            OUTPUTS\n")
 @json_option
 @click.pass_obj
 def pins(console: Console, as_json: bool) -> None:
-    """List your pinned versions, of all projects."""
+    """List your pinned versions, of all projects, with how many tracked files and directories each keeps."""
     result = request(console, "pins")
     if as_json:
         console.write(json.dumps(render.decoded(result, _PIN_PATHS)))
@@ -187,7 +187,7 @@ def pins(console: Console, as_json: bool) -> None:
         console.say("Nothing is pinned.")
         return
     rows = [[render.path(row["project"]), render.pin_name(row), text.count(row["roots"])] for row in result["pins"]]
-    for line in text.table(["PROJECT", "VERSION", "OBJECTS"], rows):
+    for line in text.table(["PROJECT", "VERSION", "OUTPUTS"], rows):
         console.say(line)
 
 

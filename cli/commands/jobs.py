@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 
 import click
@@ -39,7 +40,9 @@ def jobs(console: Console, everything: bool, as_json: bool) -> None:
     if as_json:
         console.write(json.dumps(render.decoded(found, render.JOB_PATHS)))
         return
-    for line in render.job_lines(found, now=time.time(), paint=console.paint):
+    # Jobs of other folders are told apart; with -v all say where they run.
+    elsewhere = console.verbose or any(wirepath.decode(row["cwd"]) != os.path.realpath(os.getcwd()) for row in found)
+    for line in render.job_lines(found, now=time.time(), paint=console.paint, folders=bool(elsewhere)):
         console.say(line)
 
 
@@ -71,7 +74,10 @@ $ millpond job run 'python prepare.py | tee prepared.txt'
     help="How long it has to end when it is cancelled, before it is killed.",
 )  # fmt: skip
 @click.option(
-    "--log-size", metavar="SIZE", help="How much of its output is kept, as 500MB; by default 32 MiB, the last."
+    "--log-size",
+    metavar="SIZE",
+    help="How large its log may become, as 500MB, with 47 bytes beside each line that say when it was written; at least the later "
+    "half of it is kept. By default 32 MiB.",
 )
 @json_option
 @click.pass_obj
@@ -116,14 +122,13 @@ def remove(console: Console, names: tuple[str, ...]) -> None:
 def prune(console: Console, keep: int) -> None:
     """Remove jobs that have ended, with their logs, all but the newest.
 
-    The newest 200 are kept in any case: older ones go by themselves.
+    At most 200 are kept in any case: older ones go by themselves.
     """
     console.say(_removed(verb(console, "job.remove", {"jobs": [], "keep": keep})))
 
 
 @click.command(
     cls=Verb,
-    options_metavar="[OPTIONS] [JOB]",
     example="""
 $ millpond logs -n 50 train
 $ millpond logs -f 7
@@ -160,7 +165,6 @@ def logs(console: Console, name: str | None, follow: bool, lines: int | None, ti
 
 @click.command(
     cls=Verb,
-    options_metavar="[OPTIONS] [JOB]",
     example="$ millpond attach train",
 )
 @click.argument("name", metavar="[JOB]", required=False)

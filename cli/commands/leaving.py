@@ -116,7 +116,8 @@ def _purge_lines(found: dict[str, Any]) -> Iterator[str]:
     yield from render.unreadable_lines(found)
     yield "From the workspace: " + (", ".join(f"'{render.path(path)}'" for path in found["outs"]) or "nothing")
     if not removed["objects"]:
-        yield "From the store: nothing; what is there is needed by others."
+        needed = "what is there is needed by others" if found["stored"] else "it has none of it"
+        yield f"From the store: nothing; {needed}."
         return
     objects = f"{text.plural(removed['objects'], 'object')} ({text.size(removed['bytes'])})"
     yield f"From the store: {objects}, of which {text.size(found['freed'])} on disk"

@@ -18,7 +18,7 @@ from millpond.daemon import wirepath
 from millpond.daemon.errors import MillpondError, UsageError
 from millpond.daemon.mounts import engines
 
-_PATHS = frozenset({"mountpoint", "stands_in", "target", "unmounted", "restored"})
+_PATHS = frozenset({"mountpoint", "stands_in", "target", "unmounted", "emptied", "restored"})
 
 
 @click.command(
@@ -110,6 +110,10 @@ def mount(
         console.write(json.dumps(render.decoded(result, _PATHS)))
     else:
         console.say(render.mount_line(result))
+    if materialize is not None and os.geteuid() != 0:
+        console.warn(
+            "--materialize does nothing here: only what root mounts may be read from such copies; reads go through millpond"
+        )
 
 
 @click.command(

@@ -13,7 +13,7 @@ from millpond.cli import exits, text
 from millpond.cli.commands import chart
 from millpond.cli.connection import verb
 from millpond.cli.console import Console
-from millpond.cli.group import Callback, Group, Spread, with_options
+from millpond.cli.group import Callback, Group, Spread, refused, with_options
 from millpond.daemon import wirepath
 from millpond.daemon.errors import InvalidFileError
 
@@ -41,6 +41,7 @@ def _output(function: Callback) -> Callback:
         click.option("--json", "as_json", is_flag=True, help="Print all plots as JSON."),
         click.option("--text", "as_text", is_flag=True, help="Draw in the terminal."),
         click.option("--open", "opened", is_flag=True, help="Open the report in the browser."),
+        refused("--split", is_flag=True, hidden=True, reason="the specification is printed whole, with its data"),
         click.option("--html-template", metavar="PATH", type=click.Path(), help="A page of your own to put plots in."),
     )
 
@@ -78,6 +79,7 @@ file:///home/alice/project/dvc_plots/index.html
 )
 @click.argument("revisions", nargs=-1)
 @click.option("--targets", "targets", multiple=True, metavar="PATH", type=click.Path(), help="Only these plots.")
+@refused("-e", "--experiment", is_flag=True, reason="it has no experiments")
 @_looks
 @_output
 @click.pass_obj

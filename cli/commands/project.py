@@ -169,8 +169,9 @@ def checkout(
     failed = result.get("failed") or []
     if failed and not allow_missing:
         raise ObjectMissingError(
-            f"checkout failed for {len(failed)} target{'' if len(failed) == 1 else 's'}: the data is neither in the "
-            "store nor in a cache",
+            f"checkout failed for {text.plural(len(failed), 'target')}, whose data is neither in the store nor in a cache: "
+            + text.some([f"'{text.printable(wirepath.decode(path))}'" for path in failed]),
+            hint="bring it from the remote: millpond pull",
             details={"paths": failed},
         )
     return exits.OK

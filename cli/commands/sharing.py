@@ -14,9 +14,10 @@ from millpond.cli.group import Callback, Verb, json_option, with_options
 from millpond.daemon import wirepath
 from millpond.daemon.errors import ObjectMissingError, StoreDamagedError
 
-# Paths named in a sentence.
-_NAMED = 3
 _CHECKOUT_PATHS = frozenset({"added", "modified", "deleted", "failed"})
+
+
+_GLOB = click.option("--glob", is_flag=True, help="Targets are patterns, as in a shell; ** for any depth.")
 
 
 def _common(function: Callback) -> Callback:
@@ -45,8 +46,7 @@ def _params(targets: tuple[str, ...], **rest: Any) -> dict[str, Any]:
 
 def _paths(found: list[list[str]]) -> str:
     """The first few objects with their paths, for a sentence."""
-    shown = [f"'{text.printable(wirepath.decode(path))}' ({name})" for name, path in found[:_NAMED]]
-    return ", ".join(shown) + (f" and {len(found) - _NAMED} more" if len(found) > _NAMED else "")
+    return text.some([f"'{text.printable(wirepath.decode(path))}' ({name})" for name, path in found])
 
 
 def _lists(result: dict[str, Any]) -> dict[str, Any]:
@@ -70,7 +70,7 @@ $ millpond push
 """,
 )
 @_common
-@click.option("--glob", is_flag=True, help="Targets are patterns, as in a shell; ** for any depth.")
+@_GLOB
 @json_option
 @click.pass_obj
 def push(console: Console, /, as_json: bool, **common: Any) -> int:
@@ -153,6 +153,7 @@ A       data/
 """,
 )
 @_common
+@_GLOB
 @click.option("-f", "--force", is_flag=True, help="Overwrite and remove changed files that are not stored.")
 @click.option("--allow-missing", is_flag=True, help="Pass over what is neither here nor on the remote.")
 @json_option
@@ -202,16 +203,21 @@ def _say_fetched(console: Console, result: dict[str, Any]) -> None:
 
 
 def _raise_lacking(result: dict[str, Any]) -> None:
-    """Raise for what could not be had. Data that is damaged counts for more."""
-    if result["damaged"]:
+    """Raise for all that could not be had. Data that is damaged decides the kind of the error."""
+    damaged, missing, where = result["damaged"], result["missing"], _where(result)
+    absent = (
+        f"{text.plural(len(missing), 'object')} {'is' if len(missing) == 1 else 'are'} neither here nor on {where}: "
+        f"{_paths(missing)}"
+    )
+    again = f"push {text.them(len(missing))} from where {text.they_are(len(missing))} still"
+    if damaged:
+        wrong = "is not what its name says" if len(damaged) == 1 else "are not what their names say"
+        them = text.them(len(damaged))
         raise StoreDamagedError(
-            f"{text.plural(len(result['damaged']), 'object')} on {_where(result)} "
-            f"{'is not what its name says' if len(result['damaged']) == 1 else 'are not what their names say'}: "
-            f"{_paths(result['damaged'])}",
-            hint="remove them there, and push them again from where they are whole",
+            f"{text.plural(len(damaged), 'object')} on {where} {wrong}: {_paths(damaged)}"
+            + (f"; {absent}" if missing else ""),
+            hint=f"remove {them} there, and push {them} again from where {text.they_are(len(damaged))} whole"
+            + (f"; {again}" if missing else ""),
         )
-    if result["missing"]:
-        raise ObjectMissingError(
-            f"{text.plural(len(result['missing']), 'object')} {'is' if len(result['missing']) == 1 else 'are'} neither here nor on {_where(result)}: {_paths(result['missing'])}",
-            hint="push them from where they still are, or take another remote with -r",
-        )
+    if missing:
+        raise ObjectMissingError(absent, hint=f"{again}, or take another remote with -r")

@@ -22,7 +22,7 @@ T = TypeVar("T")
 PROTOCOL = "millpond"
 _PREFIX = f"{PROTOCOL}://"
 # `?rev=v1` at the end of a url: a question mark is also a pattern's.
-_QUERY = re.compile(r"\?((?:rev|repo)=.*)\Z", re.DOTALL)
+_QUERY = re.compile(r"\?((?:rev|repo)=.*|[A-Za-z_]\w*=[^/]*)\Z", re.DOTALL)
 _DVC_S = frozenset({"dvc.yaml", "dvc.lock", ".dvcignore"})
 # Files that are read at once by `cat` and `cat_ranges`.
 _AT_ONCE = 8
@@ -73,7 +73,9 @@ class MillpondFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ha
         query = _QUERY.search(path) if path.startswith(_PREFIX) else None
         options = dict(parse_qsl(query[1], strict_parsing=True)) if query is not None else {}
         if unknown := options.keys() - {"rev", "repo"}:
-            raise ValueError(f"'{path}' names {', '.join(sorted(unknown))}: only rev and repo can be given so")
+            raise ValueError(
+                f"'{path}' names {', '.join(sorted(unknown))}: only rev and repo can be given so (a file's own ? without millpond://)"
+            )
         return options
 
     def invalidate_cache(self, path: str | None = None) -> None:

@@ -91,7 +91,7 @@ class Version:
             found = os.path.relpath(os.path.join(os.path.realpath(folder), name), self._root())
         found = posixpath.normpath(found) if found else ""
         if found == ".." or found.startswith("../"):
-            raise TargetError(f"'{path}' is outside of the repository", path=path)
+            raise TargetError("this is outside of the repository", path=path)
         return "" if found == "." else found
 
     def find(self, path: str) -> Entry:

@@ -32,6 +32,8 @@ MAX_LINE = 16 << 10
 RETRY_S = 1.0
 # The stream of the shim's own lines.
 OWN = b"millpond"
+# So the first record of a part begins, when what came before the part before it is gone; it is told before both.
+DROPPED = "the log begins with part"
 # So the last of them begins when a verb has failed.
 ERROR = "ERROR: "
 
@@ -170,9 +172,7 @@ class LogWriter:
             self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
             self._size = 0
             if self.dropped:
-                told = (
-                    f"part {self._part} of the log; {self.dropped} bytes before its part {self._part - 1} are dropped"
-                )
+                told = f"{DROPPED} {self._part - 1} of it: {self.dropped} bytes from before were dropped, for want of room (--log-size)"
                 line = self._record(OWN, told.encode())
                 _append(self._fd, line, 0)
                 self._size = len(line)

@@ -74,7 +74,7 @@ def cancel(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
     """
     told, refused = [], []
     for word in params["jobs"]:
-        job = context.client.call("jobs.find", {"job": word})[0]["job"]
+        job = context.client.call("jobs.find", {"job": word, "exact": True})[0]["job"]
         if job["ended"] is not None:
             refused.append(f"job {job['number']} has {_ENDED[job['state']]} already")
             continue
@@ -96,7 +96,7 @@ def remove(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
         rows = [row for row in context.client.call("jobs", {"limit": MAX_ROWS})[0]["jobs"] if row["ended"] is not None]
         rows = rows[int(params["keep"]) :]
     else:
-        rows = [context.client.call("jobs.find", {"job": word})[0]["job"] for word in params["jobs"]]
+        rows = [context.client.call("jobs.find", {"job": word, "exact": True})[0]["job"] for word in params["jobs"]]
         for row in rows:
             if row["ended"] is None:
                 raise JobError(f"job {row['number']} has not ended", hint=f"millpond cancel {row['number']}")

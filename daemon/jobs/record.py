@@ -59,8 +59,8 @@ def checked_name(name: str | None) -> str | None:
     return name
 
 
-def chosen(jobs: Iterable[JobRecord], word: str | None) -> JobRecord:
-    """The job that `word` means among a caller's: its number, its name, the beginning of one name; None: the newest.
+def chosen(jobs: Iterable[JobRecord], word: str | None, *, exact: bool = False) -> JobRecord:
+    """The job that `word` means among a caller's: its number, its name, unless `exact` the beginning of one name; None: the newest.
 
     Of several jobs with one name it is the newest. Raises JobError.
     """
@@ -74,7 +74,12 @@ def chosen(jobs: Iterable[JobRecord], word: str | None) -> JobRecord:
     else:
         found = [job for job in newest if job.name == word]
         if not found:
-            found = [job for job in newest if (job.name or "").startswith(word)]
+            begun = [job for job in newest if (job.name or "").startswith(word)]
+            if exact and begun:
+                raise JobError(
+                    f"there is no job '{word}' of yours", hint=f"did you mean '{begun[0].name}'? Write all of the name"
+                )
+            found = begun
             names = sorted({str(job.name) for job in found})
             if len(names) > 1:
                 shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

@@ -90,10 +90,14 @@ class JobService:
         return {"jobs": found}
 
     async def find(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
-        """{job: number, name or its beginning, or null} -> {job: row}. Raises JobError."""
+        """{job: number, name or (unless `exact`) its beginning, or null} -> {job: row}. Raises JobError."""
         records = await self._records(call, MAX_KEPT + MAX_EXPIRED)
         word = params.get("job")
-        return {"job": dataclasses.asdict(chosen(records, None if word is None else str(word)))}
+        return {
+            "job": dataclasses.asdict(
+                chosen(records, None if word is None else str(word), exact=bool(params.get("exact")))
+            )
+        }
 
     async def wait(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
         """{job, until: begun or ended} -> {job: row} when it has. Raises JobError."""

@@ -12,7 +12,13 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from millpond.daemon import memfd, wirepath
-from millpond.daemon.errors import NotARepoError, ObjectMissingError, RemoteConfigError, RevisionError, TargetError
+from millpond.daemon.errors import (
+    MillpondError,
+    ObjectMissingError,
+    RemoteConfigError,
+    RevisionError,
+    TargetError,
+)
 from millpond.daemon.mounts.listing import KEY_BYTES, UNKNOWN, WireEntry, pack_entries
 from millpond.daemon.names import ALGORITHMS, ObjectName
 from millpond.daemon.objects import ObjectStore
@@ -22,6 +28,7 @@ from millpond.daemon.project.dvccache import DvcCache
 from millpond.daemon.project.gitrepo import GitRepo
 from millpond.daemon.project.ignore import IgnoreRules
 from millpond.daemon.project.outputs import GitTree, Output, WorkTree
+from millpond.daemon.project.rootdir import find_root
 from millpond.daemon.remote.places import Places, without_remote
 
 
@@ -63,16 +70,7 @@ class Project:
     @classmethod
     def find(cls, start: str) -> Project:
         """The project that holds `start`. Raises NotARepoError."""
-        where = os.path.realpath(start)
-        while True:
-            if os.path.isdir(os.path.join(where, ".dvc")):
-                return cls(where)
-            parent = os.path.dirname(where)
-            if parent == where:
-                raise NotARepoError(
-                    f"there is no DVC repository at or above '{start}'", path=start, hint="make one: millpond init"
-                )
-            where = parent
+        return cls(find_root(start))
 
     @property
     def prefix(self) -> str:
@@ -131,10 +129,16 @@ class Project:
 
     def remote_manifest(self, name: ObjectName, shown: str) -> bytes:
         """A manifest that only a remote has. Raises as `remote_sizes`, StoreDamagedError."""
+        what = f"the manifest of '{shown}' ({name})"
         try:
             return self.places.read(name)
         except RemoteConfigError as error:
-            raise without_remote(error, f"the manifest of '{shown}' ({name})") from None
+            raise without_remote(error, what) from None
+        except ObjectMissingError as error:
+            raise ObjectMissingError(f"{what} is neither here nor on a remote", path=shown, hint=error.hint) from None
+        except MillpondError as error:  # whose message knows the object alone
+            error.message = f"{what} cannot be had: {error.message}"
+            raise
 
 
 class Planner:

@@ -95,24 +95,28 @@ def create(context: WorkerContext, mountpoint: str, values: dict[str, Any]) -> d
 
 
 def umount(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
-    """{mountpoint | null, all, lazy} -> {unmounted: [mountpoint]}. Raises MountBusyError, after the others are done."""
+    """{mountpoint | null, all, lazy} -> {unmounted: [mountpoint], emptied}: those of them in whose place a workspace has its data. Raises
+    MountBusyError, after the others are done."""
     lazy = bool(params.get("lazy"))
     wanted = place.resolve(wirepath.decode(params["mountpoint"])) if params.get("mountpoint") else None
     query = {"mountpoint": wirepath.encode(wanted) if wanted else None, "all": bool(params.get("all"))}
     found, _ = context.client.call("mounts.find", query)
     done: list[str] = []
+    emptied: list[str] = []
     failed: MountError | MountBusyError | None = None
     for data in found["mounts"]:
         record = MountRecord.from_json(data)
         try:
             umount_one(context, record, lazy=lazy, system=bool(found["system"]))
             done.append(wirepath.encode(record.mountpoint))
+            if record.target and record.mountpoint == os.path.join(record.repo, record.target):
+                emptied.append(done[-1])
         except (MountBusyError, MountError) as error:
             failed = error
     if failed is not None:
         failed.details["unmounted"] = done
         raise failed
-    return {"unmounted": done}
+    return {"unmounted": done, "emptied": emptied}
 
 
 def remount(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:

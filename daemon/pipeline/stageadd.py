@@ -7,7 +7,7 @@ import string
 from typing import Any
 
 from millpond.daemon import wirepath
-from millpond.daemon.errors import ConflictError, InvalidFileError, OverlapError, TargetError, UsageError
+from millpond.daemon.errors import InvalidFileError, OverlapError, TargetError, UsageError
 from millpond.daemon.pipeline import graph, pipelines
 from millpond.daemon.pipeline.places import Item, Places, is_outside
 from millpond.daemon.pipeline.recording import kept_outside
@@ -39,14 +39,14 @@ def stage_add(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
     """Verb. {name, cmd, deps, params, outs, outs_no_cache, outs_persist, outs_persist_no_cache, metrics, metrics_no_cache,
     plots, plots_no_cache, wdir, always_changed, desc, force} -> {name, file, changed, git_add, autostaged, warnings}.
 
-    `changed`: the stage was there before. Raises UsageError, ConflictError (it is there), OverlapError, InvalidFileError,
-    TargetError; nothing is written then.
+    `changed`: the stage was there before. Raises OverlapError, InvalidFileError, UsageError,
+    TargetError (it is there; its name is none); nothing is written then.
     """
     name = str(params.get("name") or "")
     if not name or set(name) & _REFUSED:
-        raise UsageError(f"'{printable(name)}' is no name for a stage: it cannot contain punctuation characters")
+        raise TargetError(f"'{printable(name)}' is no name for a stage: it cannot contain punctuation characters")
     if not params.get("cmd"):
-        raise UsageError("a stage needs a command")
+        raise TargetError(f"stage '{name}' has no command", hint="write it behind the options")
     repo = Repo.open(os.getcwd(), os.environ)
     with context.lock(repo.root, "write"):
         file = repo.relative(STAGES_FILE) or STAGES_FILE
@@ -55,7 +55,7 @@ def stage_add(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
         stages = document.setdefault("stages", {})
         old = stages.get(name)
         if old is not None and not params.get("force"):
-            raise ConflictError(
+            raise TargetError(
                 f"stage '{name}' already exists in '{STAGES_FILE}'",
                 path=STAGES_FILE,
                 hint="use `--force` to overwrite it",

@@ -6,9 +6,10 @@ needs them, `#` comments. Unknown sections and keys are refused, as DVC does, be
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -191,6 +192,14 @@ def _meant(section: str, key: str, value: Value) -> str:
     return text.lower() if configkeys.SECTIONS.get(section, {}).get(key) == configkeys.NAME else text
 
 
+def _near(key: str, known: Iterable[str]) -> str:
+    """Which key may have been meant."""
+    # The shorter of two that begin alike comes first: access_key is access_key_id.
+    begun = sorted((each for each in known if each.startswith(key) and len(key) > 2), key=len)
+    close = begun or difflib.get_close_matches(key, known, n=1)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
 def _setting(text: str, section: dict[str, Value], known: Mapping[str, int] | None, path: str, line: int) -> None:
     """Put one `key = value` into its section."""
     pair = _KEY.fullmatch(text)
@@ -200,7 +209,7 @@ def _setting(text: str, section: dict[str, Value], known: Mapping[str, int] | No
     # A remote within another's has the keys of that one's kind.
     free = known is configkeys.REMOTE and str(section.get("url", "")).startswith("remote://")
     if known is not None and key not in known and not free:
-        raise _invalid(path, line, f"unknown key '{key}'")
+        raise _invalid(path, line, f"unknown key '{key}'{_near(key, known)}")
     if key in section:
         raise _invalid(path, line, f"key '{key}' is there twice")
     values, listed = _values(pair[2], path, line)

@@ -28,7 +28,8 @@ def doctor(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
     try:
         repo = Repo.open(os.getcwd(), os.environ)
     except NotARepoError as error:
-        checks.append(("repository", True, error.message, ""))
+        # None at all is no fault; one that Git keeps the caller out of is.
+        checks.append(("repository", not error.details.get("refused"), error.message, error.hint or ""))
     except MillpondError as error:
         checks.append(("repository", False, error.message, error.hint or "correct the file"))
     else:
@@ -94,7 +95,7 @@ def _pointers(repo: Repo) -> Check:
         outputs = repo.outputs()
     except MillpondError as error:
         return "pointers", False, error.message, error.hint or "correct the file"
-    return "pointers", True, f"{len(outputs)} tracked outputs", ""
+    return "pointers", True, f"{len(outputs)} tracked output{'' if len(outputs) == 1 else 's'}", ""
 
 
 def _writable(repo: Repo) -> Check:

@@ -72,7 +72,7 @@ def choices(repo: Repo, params: dict[str, Any]) -> list[Choice]:
     with `with_deps` also what is needed to make them."""
     targets = [wirepath.decode(target) for target in params.get("targets") or []]
     if params.get("glob"):
-        targets = expand(repo, targets)
+        targets = expand(repo, targets, pointers=True)
     found: dict[Choice, None] = {}
     for tree in _trees(repo, params):
         files = dict(tree.pointer_files())

@@ -28,6 +28,7 @@ from millpond.daemon.project.repo import Repo
 from millpond.daemon.project.runcache import fetch_runs
 from millpond.daemon.project.select import Choice
 from millpond.daemon.project.sharing import Group, Link, Links, choices, groups, in_parts, partial
+from millpond.daemon.project.targets import expand
 from millpond.daemon.remote.transfer import Part
 
 if TYPE_CHECKING:
@@ -81,15 +82,19 @@ def warm(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
 
 
 def pull(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
-    """Verb. As `fetch`, and {force, allow_missing} -> also {checkout}: what `checkout` answers, None where data is missing that was
+    """Verb. As `fetch`, and {glob, force, allow_missing} -> also {checkout}: what `checkout` answers, None where data is missing that was
     not allowed to be: then the workspace stays as it is."""
     from millpond.daemon.mounts.checkout import checkout
 
+    if params.get("glob"):  # once: what the patterns match is another thing when the data is here
+        wanted = [wirepath.decode(target) for target in params.get("targets") or []]
+        found = expand(Repo.open(os.getcwd(), os.environ), wanted, pointers=True)
+        params = {**params, "glob": False, "targets": [wirepath.encode(name) for name in found]}
     result = fetch(context, params)
     result["checkout"] = None
     if params.get("allow_missing") or not (result["missing"] or result["damaged"]):
-        wanted = {key: params.get(key) for key in ("targets", "recursive", "with_deps", "force", "allow_missing")}
-        result["checkout"] = checkout(context, wanted)
+        keys = ("targets", "recursive", "with_deps", "force", "allow_missing")
+        result["checkout"] = checkout(context, {key: params.get(key) for key in keys})
         _pull_partial(context, params, result["checkout"])
     return result
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
@@ -53,8 +54,14 @@ class GitRepo:
         try:
             return cls(pygit2.Repository(found))
         except pygit2.GitError as error:
-            shown = printable(path)
-            raise NotARepoError(f"Git refuses the repository of '{shown}': {error}", path=shown) from error
+            shown, top = printable(path), found.rstrip("/")
+            top = os.path.dirname(top) if os.path.basename(top) == ".git" else top
+            hint = "see what `git status` says there"
+            if "owned" in str(error):
+                hint = f"if you trust it: git config --global --add safe.directory {shlex.quote(printable(top))}"
+            raise NotARepoError(
+                f"Git refuses the repository of '{shown}': {error}", path=shown, hint=hint, details={"refused": True}
+            ) from error
 
     @property
     def root(self) -> str | None:

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 
 def purge(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
-    """Verb. {targets, recursive, force, dry} -> {outs: [path], removed, lost: {objects, bytes}, freed, unreadable}.
+    """Verb. {targets, recursive, force, dry} -> {outs: [path], removed, lost: {objects, bytes}, stored, freed, unreadable}; `stored` objects of
+    the targets were in the store.
 
     `removed` from the store; `lost` are those of them that DVC's cache does not have either. What other data of the project,
     in any revision, other projects, pins and mounts need stays in the store. Without `force`: ConflictError for data that is
@@ -45,6 +46,7 @@ def purge(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
             refuse_unstored(context, repo, outs)
         objects = Objects(context.store, repo.cache)
         names = list({name: None for out in outs for name, _ in objects_of(out, objects)})
+        stored = [size for size in context.store.sizes(names) if size is not None]
         scoped, going = [repo.root], _roots(outs)
         staying = _roots(output for output in outputs if output not in set(outs))
         _, keep, unreadable = kept(context, scoped, lambda roots: (roots.everything() - going) | staying)
@@ -64,6 +66,7 @@ def purge(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
         "outs": [repo.wire(out.path) for out in outs],
         "removed": report["removed"],
         "lost": lost,
+        "stored": len(stored),
         "freed": report["freed"],
         "unreadable": unreadable,
     }

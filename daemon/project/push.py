@@ -56,7 +56,12 @@ def push(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
         objects = Objects(context.store, repo.cache)
         found = groups(links, objects, choices(repo, params), pushing=True)
         for group in found:
-            _Pushing(context, objects, links.of(group.remote), group, done).run()
+            link = links.of(group.remote)
+            try:
+                _Pushing(context, objects, link, group, done).run()
+            except RemoteError:
+                link.transfer.backend.refuse_writing()  # that matters more than that it cannot be asked
+                raise
         # As DVC counts them.
         done.objects += push_runs(context, repo, links) if params.get("run_cache") else 0
     return {

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field
 from typing import Any
 
-from millpond.daemon.errors import RemoteConfigError
+from millpond.daemon.errors import RemoteConfigError, UsageError
 from millpond.daemon.names import ObjectName
 from millpond.daemon.project import export, manifest
 from millpond.daemon.project.digests import Objects
@@ -132,7 +132,7 @@ def place_of(remote: Remote) -> str:
 
 
 def rate(environ: Mapping[str, str]) -> float | None:
-    """The bound of the environment, such as `20M`: bytes a second. Raises RemoteConfigError."""
+    """The bound of the environment, such as `20M`: bytes a second. Raises UsageError."""
     text = environ.get(RATE_SETTING, "").strip()
     if not text:
         return None
@@ -142,7 +142,7 @@ def rate(environ: Mapping[str, str]) -> float | None:
     except ValueError:
         value = 0.0
     if not value > 0:  # nan, too
-        raise RemoteConfigError(f"{RATE_SETTING}={text} is no number of bytes a second", hint="write it as 20M")
+        raise UsageError(f"{RATE_SETTING} is '{text}', which is not a number of bytes a second", hint="write it as 20M")
     return value
 
 

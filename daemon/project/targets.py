@@ -62,13 +62,14 @@ class OutputIndex:
         return None
 
 
-def expand(repo: Repo, patterns: Sequence[str]) -> list[str]:
-    """The paths that the patterns of --glob match, sorted, pointers left out. Raises TargetError when one has none."""
+def expand(repo: Repo, patterns: Sequence[str], *, pointers: bool = False) -> list[str]:
+    """The paths that the patterns of --glob match, sorted; of DVC's own files only `.dvc` ones, with `pointers`: data that is not here
+    is found by them. Raises TargetError when one has none."""
     found: dict[str, None] = {}
     for pattern in patterns:
         # As typed: relative to the caller's folder, `**` for any depth.
         names = sorted(glob_module.glob(pattern, root_dir=repo.cwd, recursive=True))
-        names = [name for name in names if not _is_dvc_file(name)]
+        names = [name for name in names if not _is_dvc_file(name) or (pointers and name.endswith(dvcfile.SUFFIX))]
         if not names:
             raise TargetError(f"--glob '{printable(pattern)}' has no matches", path=printable(pattern))
         found.update(dict.fromkeys(names))
@@ -116,7 +117,7 @@ def resolve_out(repo: Repo, name: str, out: str, outputs: Sequence[Output], *, f
 
 def check_place(repo: Repo, name: str, outputs: Sequence[Output], *, is_dir: bool) -> str:
     """The relative path of a place, `name`, where an output may be put that is none yet. Raises as `resolve`."""
-    relative = _inside(repo, name)
+    relative = _inside(repo, name, hint="name a place in the project")
     _refuse_links_above(repo, name, relative)
     _refuse_dvc_file(name, relative)
     _refuse_ignored(repo, name, relative, is_dir)
@@ -265,14 +266,16 @@ def _refuse_nested(repo: Repo, targets: Sequence[Target]) -> None:
                 )
 
 
-def _inside(repo: Repo, name: str) -> str:
+def _inside(
+    repo: Repo, name: str, hint: str = "use --out to put a copy into the project, or add it where it belongs"
+) -> str:
     relative = repo.relative(name)
     shown = printable(name)
     if relative is None:
         raise TargetError(
             f"'{shown}' is outside of the project '{printable(repo.root)}'",
             path=shown,
-            hint="use --out to put a copy into the project, or add it where it belongs",
+            hint=hint,
         )
     if not relative:
         raise TargetError(f"'{shown}' is the project itself", path=shown, hint="add a folder of it")

@@ -93,6 +93,10 @@ class Backend(Protocol):
         """Remove an object; what is not there is no error."""
         ...
 
+    def refuse_writing(self) -> None:
+        """Raise RemoteConfigError where nothing can be written."""
+        ...
+
     def forget(self, key: str) -> None:
         """Remove what is kept of an object that was deleted: its old versions, where the remote keeps them."""
         ...
@@ -111,6 +115,9 @@ class Base(ABC):
     lists = True
     singly = False
     clock_s: float | None = None
+
+    def refuse_writing(self) -> None:  # noqa: B027 - most kinds are written to
+        """Raise RemoteConfigError where nothing can be written."""
 
     def forget(self, key: str) -> None:  # noqa: B027 - most kinds keep nothing of what was deleted
         """Nothing is kept of what was deleted."""
@@ -136,6 +143,9 @@ class ReadOnly(Base):
     """What the kinds tell alike that nothing is written to or removed from."""
 
     lists = False
+
+    def refuse_writing(self) -> None:
+        self._refuse()
 
     def put(self, key: str, data: Data, *, create: bool = False) -> bool:
         self._refuse()

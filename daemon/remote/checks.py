@@ -83,10 +83,13 @@ class _Checker:
             return
         found: list[Entry] = []
         if self._backend.lists:
-            yield self._try("list", lambda: self._list(found))
+            yield (listed := self._try("list", lambda: self._list(found)))
         else:
-            yield Check("list", NO, "http has no way to ask for it")
-        yield self._try("layout", lambda: self._layout(found))
+            yield (listed := Check("list", NO, "http has no way to ask for it"))
+        if listed.state == FAILED:
+            yield Check("layout", SKIPPED, "nothing could be listed")
+        else:
+            yield self._try("layout", lambda: self._layout(found))
         readable = next((entry.key for entry in found), None) or self._within_or_none(self._own)
         if readable is None:
             yield Check("read", SKIPPED, "nothing is there to be read")

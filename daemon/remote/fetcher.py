@@ -16,6 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from millpond.daemon import memfd
 from millpond.daemon.names import ObjectName
+from millpond.daemon.remote.backend import Got
 from millpond.daemon.remote.gate import Gate
 from millpond.daemon.remote.large import DEADLINE_S, LargeObjects, damaged, result_of
 from millpond.daemon.remote.partial import WHOLE_BYTES, Partials
@@ -134,11 +135,7 @@ class Fetcher:
 
     def _fetch(self, name: ObjectName) -> bytes:
         try:
-            got = self._gate.get(name, 0, WHOLE_BYTES + 1)
-            if got.entry.size > WHOLE_BYTES:  # whatever was listed: it is not to be held
-                raise damaged(name)
-            data = bytes(got.data)
-            check(name, data)
+            data = bytes(self._gate.get(name, 0, WHOLE_BYTES + 1, accept=lambda got: _check(name, got)).data)
             self._settler.keep(name, data)
             return data
         finally:
@@ -179,3 +176,9 @@ class Fetcher:
             with self._calmer:
                 self._waiting -= 1
                 self._calmer.notify_all()
+
+
+def _check(name: ObjectName, got: Got) -> None:
+    if got.entry.size > WHOLE_BYTES:  # whatever was listed: it is not to be held
+        raise damaged(name)
+    check(name, got.data)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 
-from millpond.daemon.errors import CredentialsError, from_wire
+from millpond.daemon.errors import CredentialsError
 from millpond.daemon.names import ObjectName
 from millpond.daemon.remote.backend import Got
 from millpond.daemon.remote.places import Places
@@ -43,28 +44,40 @@ class Gate:
         with self._lock:
             return self._wanted
 
-    def get(self, name: ObjectName, start: int, size: int | None, *, etag: str | None = None) -> Got:
-        """As Places.get; a refusal of just now is told again, without asking."""
+    def get(
+        self,
+        name: ObjectName,
+        start: int,
+        size: int | None,
+        *,
+        etag: str | None = None,
+        accept: Callable[[Got], None] = lambda got: None,
+    ) -> Got:
+        """As Places.get; a remote that refused just now is not asked: where no other has the object, its refusal is told again."""
         with self._lock:
             refused, generation = self._refused, self._generation
         if refused is not None and time.monotonic() - refused[0] < _REFUSED_S:
-            raise from_wire(refused[1].to_wire())
+            return self._places.get(name, start, size, etag=etag, accept=accept, again=False)
         try:
-            got = self._places.get(name, start, size, etag=etag)
+            got = self._places.get(name, start, size, etag=etag, accept=accept)
         except CredentialsError as error:
             self._refuse(error, generation, name)
             self._places.renew()
             raise
-        if refused is not None:
+        if refused is not None and not self._places.refuses:
             self._admit(generation)
         return got
+
+    def is_damaged(self, name: ObjectName) -> bool:
+        """See Places."""
+        return self._places.is_damaged(name)
 
     def renew(self) -> None:
         """The environment is another one: ask the remotes with it. Raises CredentialsError, RemoteError, RemoteConfigError."""
         with self._lock:
             self._generation += 1
             generation, wanted = self._generation, self._wanted
-        self._places.renew()
+        self._places.renew(forgive=True)
         try:
             self._places.check(wanted)
         except CredentialsError as error:

@@ -237,10 +237,11 @@ class HttpBackend(ReadOnly):
             hint = f"name the authority's file: millpond remote modify {self.name} ssl_verify FILE"
         unreached = isinstance(error, _UNREACHED)
         final = certificate or isinstance(error, ValueError) or (unreached and not self._worked)
+        message = f"cannot {doing} '{key}' on remote '{self.name}' ({self.url}): {reason}"
         if unreached:
-            reason = f"it cannot be reached: {reason}"
+            message = f"remote '{self.name}' cannot be reached ({self.url}), to {doing} '{key}': {reason}"
         raise RemoteError(
-            f"cannot {doing} '{key}' on remote '{self.name}' ({self.url}): {reason}",
+            message,
             path=key,
             hint=hint,
             details=FINAL if final else None,

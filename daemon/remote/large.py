@@ -27,6 +27,7 @@ from millpond.daemon.errors import (
 )
 from millpond.daemon.names import ObjectName
 from millpond.daemon.project.hashing import digest_of
+from millpond.daemon.remote.backend import Got
 from millpond.daemon.remote.gate import Gate
 from millpond.daemon.remote.layout import LEGACY
 from millpond.daemon.remote.partial import BLOCK_BYTES, Partial, Partials
@@ -186,12 +187,7 @@ class LargeObjects:
 
     def _open(self, name: ObjectName, size: int) -> _Large:
         try:
-            first = self._gate.get(name, 0, min(BLOCK_BYTES, size))
-            if first.entry.size != size:
-                raise StoreDamagedError(
-                    f"object {name} has {first.entry.size} bytes on the remote, and {size} were expected",
-                    hint="mount again",
-                )
+            first = self._gate.get(name, 0, min(BLOCK_BYTES, size), accept=lambda got: _check_size(name, got, size))
             with _disk(name):
                 partial = self._partials.open(name, size, first.entry.etag or "")
                 if not partial.has(0):
@@ -367,6 +363,8 @@ class LargeObjects:
 
     def _is_damaged(self, large: _Large) -> None:
         large.damaged = time.monotonic()
+        if self._gate.is_damaged(large.partial.name):  # whoever opens it now gets another remote's
+            large.damaged -= _DAMAGED_S
         large.partial.remove()
         self.last_damaged = str(damaged(large.partial.name))
         self._tell()
@@ -401,6 +399,13 @@ def _disk(name: ObjectName) -> Iterator[None]:
         yield
     except OSError as error:
         raise from_system(error, f"keeping object {name}") from error
+
+
+def _check_size(name: ObjectName, got: Got, size: int) -> None:
+    if got.entry.size != size:
+        raise StoreDamagedError(
+            f"object {name} has {got.entry.size} bytes on the remote, and {size} were expected", hint="mount again"
+        )
 
 
 def damaged(name: ObjectName) -> StoreDamagedError:

@@ -5,15 +5,26 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from typing import TYPE_CHECKING, TypeVar
 
-from millpond.daemon.errors import MillpondError, ObjectMissingError, RemoteConfigError, StoreDamagedError
+from millpond.daemon.errors import (
+    CredentialsError,
+    MillpondError,
+    ObjectMissingError,
+    RemoteChangedError,
+    RemoteConfigError,
+    RemoteError,
+    StoreDamagedError,
+    from_wire,
+)
 from millpond.daemon.names import ObjectName
 from millpond.daemon.project.hashing import digest_of
 from millpond.daemon.remote import remotes
-from millpond.daemon.remote.backend import Got
+from millpond.daemon.remote.backend import Data, Got
 from millpond.daemon.remote.layout import keys_of
 from millpond.daemon.remote.transfer import Transfer
 from millpond.daemon.remote.versioned import Catalog
@@ -22,6 +33,14 @@ if TYPE_CHECKING:
     from millpond.daemon.project.config import Config
 
 T = TypeVar("T")
+K = TypeVar("K")
+V = TypeVar("V")
+# So long a remote that could not be reached, or let nobody in, is asked after the others: not each object waits for it.
+_ASIDE_S = 30.0
+# Objects of which it is kept who gave them, or who has them damaged.
+_MAX_NOTED = 1024
+# What one remote may fail with while another has the object.
+_ELSEWHERE = (RemoteError, RemoteChangedError, CredentialsError, StoreDamagedError)
 # An object that nobody has.
 NOTHING = ObjectName("md5", "0" * 32)
 
@@ -37,6 +56,11 @@ class Places:
         self._connecting = threading.Lock()
         self._lock = threading.Lock()
         self._transfers: list[Transfer] | None = None
+        # Remotes that failed last, by name: when, and how.
+        self._aside: dict[str, tuple[float, MillpondError]] = {}
+        # Who gave an object's bytes last, and who has it damaged.
+        self._gave: OrderedDict[ObjectName, str] = OrderedDict()
+        self._spoiled: OrderedDict[tuple[str, ObjectName], None] = OrderedDict()
         # What was moved by those before.
         self._before = 0, 0
 
@@ -45,6 +69,12 @@ class Places:
         """Requests and bytes so far."""
         with self._lock:
             return self._moved()
+
+    @property
+    def refuses(self) -> bool:
+        """Whether a remote did not let the caller in when it was asked last."""
+        with self._lock:
+            return any(isinstance(error, CredentialsError) for _, error in self._aside.values())
 
     def transfers(self) -> list[Transfer]:
         """One for each remote that can be used. Raises RemoteConfigError where the default one cannot."""
@@ -56,11 +86,13 @@ class Places:
                     self._transfers = found
             return found
 
-    def renew(self) -> None:
-        """Connect anew: settings or credentials may have changed."""
+    def renew(self, *, forgive: bool = False) -> None:
+        """Connect anew: settings or credentials may have changed; with `forgive` it does not count who failed before."""
         with self._connecting, self._lock:
             self._before = self._moved()
             self._transfers = None
+            if forgive:
+                self._aside.clear()
 
     def check(self, name: ObjectName | None) -> None:
         """Ask for a byte of an object, best of one that is there: S3 refuses those who may read, but not list, what is not. Raises
@@ -78,35 +110,127 @@ class Places:
 
     def sizes(self, names: Sequence[ObjectName], *, more: bool = False) -> dict[ObjectName, int]:
         """Those that are there, with their sizes, as the remotes tell them now; with `more` others are asked for soon, and what a listing
-        told before is good enough."""
+        told before is good enough. Raises RemoteError, CredentialsError where one that failed may have what the others have not."""
         found: dict[ObjectName, int] = {}
-        for transfer in self.transfers():
+        errors: dict[str, MillpondError] = {}
+        for transfer in self._ordered():
             rest = [name for name in names if name not in found]
-            found |= transfer.present(rest, more=more) if rest else {}
+            if not rest:
+                break
+            try:
+                found |= transfer.present(rest, more=more)
+            except (RemoteError, CredentialsError) as error:
+                errors[transfer.backend.name] = error
+                self._failed(transfer, error)
+            else:
+                self._answered(transfer)
+        if errors and any(name not in found for name in names):
+            raise self._first(errors)
         return found
 
-    def get(self, name: ObjectName, start: int, size: int | None, *, etag: str | None = None) -> Got:
-        """A range of an object, wherever it is. Raises ObjectMissingError, RemoteChangedError, RemoteError, CredentialsError."""
-        return self._anywhere(name, lambda transfer, key: transfer.get(key, start, size, etag=etag))
+    def get(
+        self,
+        name: ObjectName,
+        start: int,
+        size: int | None,
+        *,
+        etag: str | None = None,
+        accept: Callable[[Got], None] = lambda got: None,
+        again: bool = True,
+    ) -> Got:
+        """A range of an object, from the first remote that has it and whose bytes `accept` does not refuse by a StoreDamagedError. Where
+        all fail the first one's error is raised; without `again` remotes that refused the caller last are not asked.
+
+        Raises ObjectMissingError, RemoteChangedError, StoreDamagedError, RemoteError, CredentialsError."""
+
+        def ask(transfer: Transfer, key: str) -> Got:
+            got = transfer.get(key, start, size, etag=etag)
+            accept(got)
+            return got
+
+        return self._anywhere(name, ask, again)
 
     def read(self, name: ObjectName) -> bytes:
-        """All of an object, checked against its MD5. Raises as `get`, and StoreDamagedError."""
-        data = bytes(self.get(name, 0, None).data)
-        check(name, data)
-        return data
+        """All of an object, checked against its MD5. Raises as `get`."""
+        return bytes(self.get(name, 0, None, accept=lambda got: check(name, got.data)).data)
 
-    def _anywhere(self, name: ObjectName, ask: Callable[[Transfer, str], T]) -> T:
-        transfers = self.transfers()
-        for transfer in transfers:
+    def is_damaged(self, name: ObjectName) -> bool:
+        """An object, when all of it had come, was not what its name says: who gave it is asked for it after the others. Whether there are
+        others who may have it whole, and have not been asked for that yet."""
+        with self._lock:
+            giver = self._gave.pop(name, None)
+            if giver is None or (giver, name) in self._spoiled:
+                return False
+            _note(self._spoiled, (giver, name), None)
+            return any((each.backend.name, name) not in self._spoiled for each in self._transfers or ())
+
+    def _anywhere(self, name: ObjectName, ask: Callable[[Transfer, str], T], again: bool) -> T:
+        errors: dict[str, MillpondError] = {}
+        for transfer in self._ordered(name):
+            refused = None if again else self._refusal(transfer)
+            if refused is not None:
+                errors[transfer.backend.name] = refused
+                continue
             for key in keys_of(name):
                 try:
-                    return ask(transfer, key)
+                    found = ask(transfer, key)
                 except ObjectMissingError:
-                    continue
-        shown = ", ".join(f"'{each.backend.name}'" for each in transfers)
+                    self._answered(transfer)
+                except _ELSEWHERE as error:
+                    errors.setdefault(transfer.backend.name, error)
+                    if isinstance(error, (RemoteError, CredentialsError)):
+                        self._failed(transfer, error)
+                        break
+                else:
+                    self._answered(transfer)
+                    with self._lock:
+                        _note(self._gave, name, transfer.backend.name)
+                    return found
+        if errors:
+            raise self._first(errors)
+        shown = ", ".join(f"'{each.backend.name}'" for each in self.transfers())
         raise ObjectMissingError(
             f"object {name} is neither here nor on remote {shown}", hint="push it from where it still is"
         )
+
+    def _ordered(self, name: ObjectName | None = None) -> list[Transfer]:
+        """The remotes in the order in which they are asked: those that failed of late, or have this object damaged, last."""
+        transfers = self.transfers()
+        now = time.monotonic()
+
+        def is_last(transfer: Transfer) -> bool:
+            remote = transfer.backend.name
+            when, error = self._aside.get(remote, (0.0, None))
+            if error is not None and now - when > _ASIDE_S:
+                # One request finds out whether it is back; the others do not wait.
+                self._aside[remote] = now, error
+                return False
+            return error is not None or (name is not None and (remote, name) in self._spoiled)
+
+        with self._lock:
+            return sorted(transfers, key=is_last)
+
+    def _refusal(self, transfer: Transfer) -> CredentialsError | None:
+        with self._lock:
+            _, error = self._aside.get(transfer.backend.name, (0.0, None))
+        return error if isinstance(error, CredentialsError) else None
+
+    def _failed(self, transfer: Transfer, error: MillpondError) -> None:
+        with self._lock:
+            self._aside[transfer.backend.name] = time.monotonic(), error
+
+    def _answered(self, transfer: Transfer) -> None:
+        if self._aside:
+            with self._lock:
+                self._aside.pop(transfer.backend.name, None)
+
+    def _first(self, errors: Mapping[str, MillpondError]) -> MillpondError:
+        """What is told: that the object is another one somewhere, for then it is to be opened again; else the first remote's error."""
+        with self._lock:
+            order = [each.backend.name for each in self._transfers or ()]
+        found = [errors[name] for name in order if name in errors] or list(errors.values())
+        chosen = next((each for each in found if isinstance(each, RemoteChangedError)), found[0])
+        return from_wire(chosen.to_wire())
 
     def _moved(self) -> tuple[int, int]:
         found = self._transfers or []
@@ -139,7 +263,15 @@ class Places:
         return catalog
 
 
-def check(name: ObjectName, data: bytes) -> None:
+def _note(notes: OrderedDict[K, V], key: K, value: V) -> None:
+    """The latest notes alone are kept."""
+    notes[key] = value
+    notes.move_to_end(key)
+    if len(notes) > _MAX_NOTED:
+        notes.popitem(last=False)
+
+
+def check(name: ObjectName, data: Data) -> None:
     """Raise StoreDamagedError for bytes that are not what the name says."""
     # A manifest is named by its bytes under both algorithms.
     if digest_of(BytesIO(data), "md5" if name.is_dir else name.algo) != name.hex:

@@ -64,7 +64,7 @@ class S3Base(Base):
         """No connection has ever been made: the url is wrong, or the network is away. Not tried again."""
         where = f"{self.url}, {self._settings.endpoint}" if self._settings.endpoint else self.url
         return RemoteError(
-            f"cannot {doing} '{key}' on remote '{self.name}': it cannot be reached ({where}): {reason}",
+            f"remote '{self.name}' cannot be reached ({where}), to {doing} '{key}': {reason}",
             path=key,
             hint=self._certificate_hint() if "certificate" in reason else _HINT,
             details=FINAL,

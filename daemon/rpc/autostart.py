@@ -45,8 +45,11 @@ def connect_or_start(settings: Settings, environ: Mapping[str, str]) -> Client:
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
-            raise AccessError(f"cannot make '{folder}': {error.strerror}", path=str(folder)) from error
-    lock = os.open(f"{settings.socket}.start", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            raise _unusable("make", folder, error) from error
+    try:
+        lock = os.open(f"{settings.socket}.start", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise _unusable("write to", settings.socket.parent, error) from error
     try:
         _flock(lock, deadline)
         client = _connect(settings, deadline)  # somebody may have been faster
@@ -56,6 +59,15 @@ def connect_or_start(settings: Settings, environ: Mapping[str, str]) -> Client:
         return client
     finally:
         os.close(lock)
+
+
+def _unusable(doing: str, folder: Path, error: OSError) -> AccessError:
+    """A folder of the daemon's own cannot be used."""
+    return AccessError(
+        f"cannot {doing} '{folder}': {error.strerror}",
+        path=str(folder),
+        hint="let it be yours to write, or name other places: XDG_STATE_HOME, XDG_RUNTIME_DIR, MILLPOND_STATE, MILLPOND_SOCKET",
+    )
 
 
 def _connect(settings: Settings, deadline: float) -> Client | None:
@@ -101,6 +113,9 @@ def _flock(fd: int, deadline: float) -> None:
 def _start(settings: Settings, environ: Mapping[str, str]) -> None:
     """Start a daemon and wait until it answers. Raises as `connect_or_start`."""
     env = {key: value for key, value in environ.items() if key in _KEPT or key.startswith(_KEPT_PREFIXES)}
+    # It runs in another folder: what is relative here would be elsewhere there.
+    places = {"MILLPOND_STORE": settings.store, "MILLPOND_STATE": settings.state, "MILLPOND_SOCKET": settings.socket}
+    env |= {key: os.fspath(path) for key, path in places.items() if env.get(key)}
     # Many threads allocate large buffers: with an arena for each the memory would never be given back.
     env["MALLOC_ARENA_MAX"] = "2"
     command = [sys.executable, "-P", "-m", "millpond.daemon.main"]
@@ -137,7 +152,11 @@ def _start_detached(command: list[str], env: dict[str, str], settings: Settings)
 
     ours, theirs = os.pipe()
     try:
-        with open(settings.log.with_name("daemon.err"), "wb") as errors:
+        try:
+            errors = open(settings.log.with_name("daemon.err"), "wb")  # noqa: SIM115 - closed below
+        except OSError as error:
+            raise _unusable("write to", settings.log.parent, error) from error
+        with errors:
             process = subprocess.Popen(
                 [*command, "--ready-fd", str(theirs)],
                 pass_fds=[theirs],

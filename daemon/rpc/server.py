@@ -19,6 +19,7 @@ from typing import Any
 
 import trio
 
+from millpond.daemon import wirepath
 from millpond.daemon.errors import AccessError, BusyError, DaemonUnavailableError, MillpondError, ProtocolError
 from millpond.daemon.rpc import framing
 from millpond.daemon.rpc.client import PROTOCOL, PROTOCOL_MIN
@@ -173,10 +174,17 @@ def _remove_stale(path: Path) -> None:
 
 
 class Server:
-    """Accepts connections and serves them. `uids` may connect, None: all; `trusted_uids` may do what is the owner's."""
+    """Accepts connections and serves them. `uids` may connect, None: all; `trusted_uids` may do what is the owner's. `store` is told
+    to who connects: the path of what is served."""
 
     def __init__(
-        self, registry: Registry, *, version: str, trusted_uids: frozenset[int], uids: frozenset[int] | None = None
+        self,
+        registry: Registry,
+        *,
+        version: str,
+        trusted_uids: frozenset[int],
+        uids: frozenset[int] | None = None,
+        store: str = "",
     ) -> None:
         self.registry = registry
         self.connections: dict[int, Connection] = {}
@@ -184,6 +192,7 @@ class Server:
         self.boot_id = secrets.token_hex(8)
         self.stopping = False
         self._version = version
+        self._store = store
         self._trusted = trusted_uids
         self._uids = uids
         self._numbers = itertools.count(1)
@@ -276,7 +285,7 @@ class Server:
         self._ended()
 
     async def _hello(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
-        """{protocol: [min, max], client, need} -> {protocol, server, capabilities, you, boot_id, trusted}."""
+        """{protocol: [min, max], client, need} -> {protocol, server, capabilities, you, boot_id, store, trusted}."""
         hello = parse_hello(params)
         low, high = hello.protocol
         best = min(high, PROTOCOL)
@@ -297,5 +306,6 @@ class Server:
             "capabilities": capabilities,
             "you": {"uid": call.uid, "pid": call.pid, "name": user_name(call.uid)},
             "boot_id": self.boot_id,
+            "store": wirepath.encode(self._store),
             "trusted": call.uid in self._trusted,
         }

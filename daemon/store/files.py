@@ -83,11 +83,19 @@ def as_store_error(error: OSError, path: Path) -> MillpondError:
 def over_limit(path: Path, limit: int) -> DiskFullError:
     """The store has reached the size that its user gave it."""
     return DiskFullError(
-        f"the store '{path.parent}' has reached its limit of {limit / 1e9:.3g} GB; nothing that was stored before is touched",
+        f"the store '{path.parent}' has reached its limit of {_shown(limit)}; nothing that was stored before is touched",
         path=str(path.parent),
         hint="remove what no version needs (millpond gc), or raise the limit (millpond cache limit SIZE)",
         details={"limit": limit},
     )
+
+
+def _shown(size: float) -> str:
+    """Bytes as the command line shows them."""
+    unit = 0
+    while size >= 999.5 and unit < 4:
+        size, unit = size / 1000, unit + 1
+    return f"{size:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[unit]}"
 
 
 def disk_full(path: Path) -> DiskFullError:

@@ -9,7 +9,7 @@ from pathlib import Path
 from millpond.daemon.errors import StoreFormatError
 from millpond.daemon.store.files import Files, as_store_error
 
-FOLDERS = ("index", "segments", "partial", "tmp")
+FOLDERS = ("index", "segments", "tmp")
 # File systems on which LMDB's locks and mmap are not safe between hosts.
 NETWORK = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "lustre", "afs", "ceph", "9p", "gpfs", "glusterfs", "beegfs", "fuse.sshfs"}
@@ -31,6 +31,12 @@ class UnsyncedFiles(Files):
 
 def prepare(path: Path, group: int | None) -> None:
     """Make the directories, 0700 or (with a group) 0750. Raises StoreFormatError on a network file system."""
+    if path.exists() and not path.is_dir():
+        raise StoreFormatError(
+            f"the store '{path}' is no directory",
+            path=str(path),
+            hint="set MILLPOND_STORE to a directory, or to none yet",
+        )
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = file_system(path)

@@ -20,8 +20,10 @@ from fsspec.tests.abstract import AbstractFixtures, AbstractGetTests
 from tests.api.conftest import Made
 from tests.cli.helpers import ROOT
 
+import millpond
 from millpond import MillpondFileSystem
 from millpond.daemon.errors import RevisionError
+from millpond.daemon.version import VERSION
 
 ORACLE = """
 import json, sys, dvc.api
@@ -144,6 +146,9 @@ def test_urls_name_repository_and_revision(made: Made, monkeypatch: pytest.Monke
     assert many.path == "data/a.csv"
     with pytest.raises(ValueError, match="remote"):
         fsspec.open("millpond://data/a.csv?rev=v1&remote=x")
+    with pytest.raises(ValueError, match="names rve: only rev and repo"):
+        fsspec.open("millpond://data/a.csv?rve=v1")
+    assert millpond.__version__ == VERSION
     with pytest.raises(RevisionError):
         MillpondFileSystem(made.repo, rev="nothing").ls("")
 

@@ -50,7 +50,7 @@ def test_what_each_project_keeps_and_what_is_nowhere_else(home: Home) -> None:
     rows = {Path(row["path"]).name: row for row in info(home)["projects"]}
     assert rows["repo"]["only"] == {"objects": 0, "bytes": 0} and rows["other"]["only"]["objects"] == 4
     text = home.run("cache", "info").stdout
-    assert f"{other}: 4 objects, " in text and "not in its DVC cache: the only copy here" in text
+    assert f"{other}: 4 objects, " in text and "not in its DVC cache: the only copy on this machine" in text
     shutil.rmtree(other)
     rows = {Path(row["path"]).name: row for row in info(home)["projects"]}
     assert rows["other"]["only"] is None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -40,13 +42,23 @@ def blocks() -> list[tuple[str, str]]:
 def github() -> list[str]:
     """The steps' scripts; each has a shell of its own."""
     job = _yaml(0)["jobs"]["pipeline"]
-    return [step["run"] for step in job["steps"] if "run" in step and "pip install" not in step["run"]]
+    return [step["run"] for step in job["steps"] if "run" in step and step["name"] != "Install"]
 
 
 def gitlab() -> list[str]:
     """The lines have one shell."""
     job = _yaml(1)["pipeline"]
-    return ["\n".join(each for each in job["before_script"] + job["script"] if "pip install" not in each)]
+    return ["\n".join(each for each in job["before_script"] + job["script"] if each not in gitlab_install())]
+
+
+def github_install() -> list[str]:
+    """The lines that install what is needed."""
+    [script] = [step["run"] for step in _yaml(0)["jobs"]["pipeline"]["steps"] if step.get("name") == "Install"]
+    return str(script).splitlines()
+
+
+def gitlab_install() -> list[str]:
+    return [each for each in _yaml(1)["pipeline"]["before_script"] if "install" in each or "apt-get" in each]
 
 
 def _yaml(number: int) -> Any:
@@ -170,3 +182,24 @@ def test_a_lock_that_does_not_match_is_seen_without_data(team: Team) -> None:
     assert stale.returncode == 1
     assert "params.yaml: c changed from 0.5 to 0.625" in stale.stdout
     assert team.ci(team.clone("runner-main", "main"), "main", [check]).returncode == 0
+
+
+@pytest.mark.parametrize("lines", [github_install, gitlab_install])
+def test_the_installation_has_what_is_built(lines: Callable[[], list[str]]) -> None:
+    system = [line.removeprefix("sudo ").split() for line in lines() if "apt-get" in line]
+    assert [words[1] for words in system] == ["update", "install"]
+    readme = re.search(r"`apt-get install ([^`]+)`", (PAGE.parents[1] / "README.md").read_text())
+    # The images have Git and Python's headers; nothing is mounted.
+    assert readme is not None and set(readme[1].split()) - {"fuse3", "git", "python3-dev"} == set(system[1][4:])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("lines", [github_install, gitlab_install])
+def test_pip_takes_the_line_as_it_stands(lines: Callable[[], list[str]], tmp_path: Path) -> None:
+    """Up to what it would bring beside millpond itself, which is built from the repository."""
+    (tmp_path / "requirements.txt").touch()
+    script = "\n".join(line for line in lines() if "pip install" in line)
+    env = {**os.environ, "MILLPOND_URL": f"file://{PAGE.parents[1]}", "PIP_DRY_RUN": "1", "PIP_NO_DEPS": "1"}
+    env |= {"PIP_TARGET": str(tmp_path / "there"), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-ec", script], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "Would install millpond-" in done.stdout, f"{done.stdout}\n{done.stderr}"

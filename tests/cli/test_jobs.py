@@ -63,6 +63,22 @@ def ended(home: Home) -> dict[str, Any]:
     return found
 
 
+def test_what_ends_a_job_takes_its_whole_name(home: Home) -> None:
+    home.run("job", "run", "-q", "--detach", "--name", "train2", "--", "sleep", "100")
+    for words in (("cancel", "train"), ("job", "remove", "train")):
+        assert "did you mean 'train2'?" in home.run(*words, code=255).stderr
+    assert shown(home)[0]["ended"] is None
+    home.run("cancel", "--now", "train2")
+    assert home.run("logs", "train").returncode == 0, "what only looks takes the beginning"
+
+
+def test_jobs_say_where_they_run_when_that_is_elsewhere(home: Home) -> None:
+    (home.repo / "sub").mkdir(exist_ok=True)
+    home.run("job", "run", "-q", "--", "true", cwd=home.repo / "sub")
+    header, first, *_ = home.run("jobs").stdout.splitlines()
+    assert header.split()[-2:] == ["FOLDER", "COMMAND"] and f"{home.repo.name}/sub" in first
+
+
 def test_a_command_as_a_job_gives_its_output_and_its_exit_code(home: Home) -> None:
     done = home.run("job", "run", "--", "sh", "-c", "echo out; echo err >&2; exit 3", code=3)
     assert (done.stdout, done.stderr) == ("out\n", "err\n")

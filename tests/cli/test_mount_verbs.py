@@ -82,6 +82,19 @@ def test_whole_revisions_and_all_versions(repo: Home) -> None:
     assert sorted(ended["unmounted"]) == [str(repo.path / "m1"), str(repo.path / "m2")]
 
 
+def test_versions_without_a_commit_are_told_apart_and_empty_places_are_said(repo: Home) -> None:
+    digest = (repo.repo / "data.dvc").read_text().partition("md5: ")[2][:12]
+    repo.run("mount", "-q", "data", "../m1")
+    assert f"data (md5 {digest})" in repo.run("mounts").stdout
+    repo.run("checkout", "-q", "--mount")
+    place = repo.repo / "data"
+    said = repo.run("umount", "--all").stdout.splitlines()
+    assert said[0] == f"Unmounted {repo.path / 'm1'}" and said[1].startswith(f"Unmounted {place}; its place")
+    assert "millpond checkout" in said[1] and os.listdir(place) == []
+    repo.run("checkout", "-q")
+    assert sorted(os.listdir(place)) == ["a", "b c"]
+
+
 def test_a_target_with_an_at_sign(repo: Home) -> None:
     (repo.repo / "we@ird").mkdir()
     (repo.repo / "we@ird/x").write_text("x")

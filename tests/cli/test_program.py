@@ -6,12 +6,14 @@ import os
 import re
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 import click
 import pytest
 from tests.cli.helpers import BIN, Home, Terminal
 
 from millpond.cli import exits
+from millpond.cli.commands.about import ENVIRONMENT
 from millpond.cli.exit_table import exit_codes
 from millpond.cli.group import DVC_ONLY, ENTRIES, Group, Main, Verb
 from millpond.cli.program import cli
@@ -42,15 +44,19 @@ def test_every_command_explains_itself_with_an_example(path: str) -> None:
         assert re.search(rf"Example:\n(.*\n)*  \$ .*millpond {path.split()[0]}\b", text)
 
 
+_SHARING = ("push", "fetch", "pull")
+_PLOTS = ("plots show", "plots diff", "plots modify")
 _ELSEWHERE = ("import", "import-url", "update", "get", "get-url", "list-url")
 
 
 def test_dvc_s_options_are_all_there(home: Home) -> None:
     """Each option of DVC's verb is known here, to be honoured or refused by name."""
-    for verb in ("init", "add", "checkout", "status", "root", "version", "completion", *_ELSEWHERE):
-        theirs = set(re.findall(r"(?<![\w-])--?[a-zA-Z][\w-]*", home.dvc(verb, "--help").stdout.split("options:")[1]))
+    for verb in ("init", "add", "checkout", "status", "root", "version", "completion", *_SHARING, *_ELSEWHERE, *_PLOTS):
+        theirs = set(
+            re.findall(r"(?<![\w-])--?[a-zA-Z][\w-]*", home.dvc(*verb.split(), "--help").stdout.split("options:")[1])
+        )
         command = dict(all_commands())[verb]
-        ours = {name for param in command.params for name in param.opts} | {"-h", "--help"}
+        ours = {name for param in command.params for name in (*param.opts, *param.secondary_opts)} | {"-h", "--help"}
         # Words of the explanations, not options.
         assert theirs - ours <= {"-config"} & theirs, f"{verb}: {theirs - ours}"
 
@@ -59,12 +65,15 @@ def test_dvc_s_options_are_all_there(home: Home) -> None:
     ("command", "option"),
     [
         ("import-url --version-aware x", "--version-aware"),
+        ("plots show --split", "--split"),
+        ("plots diff -e", "-e/--experiment"),
     ],
 )
 def test_options_that_cannot_be_honoured_are_refused_by_name(home: Home, command: str, option: str) -> None:
     done = home.run(*command.split(), code=exits.USAGE)
     assert done.stdout == ""
-    assert done.stderr.startswith(f"ERROR: `{command.split()[0]} {option}` is not in this version: ")
+    name = command.partition(" -")[0]
+    assert done.stderr.startswith(f"ERROR: `{name} {option}` is not in this version: ")
     assert done.stderr.count("\n") == 1
 
 
@@ -106,7 +115,13 @@ def test_help_goes_to_stdout(home: Home) -> None:
         text = home.run(*words).stdout
         assert all(f"  {name} " in text for name in ENTRIES)
     assert home.run("help", "daemon", "logs").stdout == home.run("daemon", "logs", "--help").stdout
-    assert "MILLPOND_STORE" in home.run("help", "environment").stdout
+
+
+def test_the_environment_is_one_list(home: Home) -> None:
+    ours = re.findall(r"^(MILLPOND_\w+)", home.run("help", "environment").stdout, re.MULTILINE)
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    assert ours == [name for name, _ in ENVIRONMENT if name.startswith("MILLPOND_")]
+    assert sorted(ours) == sorted(re.findall(r"^\| `(MILLPOND_\w+)` \|", readme, re.MULTILINE))
 
 
 def test_exit_codes_are_a_table_of_all_errors(home: Home) -> None:
@@ -129,7 +144,7 @@ def test_sections_hold_every_command() -> None:
 def test_dvc_s_commands_are_ours_or_named(home: Home) -> None:
     usage = home.dvc("nosuch", code=254).stderr
     theirs = set(re.findall(r"'([a-z-]+)'", usage.split("choose from")[1]))
-    hidden = {"daemon", "git-hook", "dataset", "ds", "test-db", "nosuch"}
+    hidden = {"daemon", "git-hook", "test-db", "nosuch"}
     assert theirs - hidden <= DVC_ONLY | set(ENTRIES)
 
 

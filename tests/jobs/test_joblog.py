@@ -123,8 +123,13 @@ def test_a_full_part_is_begun_anew_and_says_what_is_gone(tmp_path: Path) -> None
     assert kept == [b"line %d" % n for n in range(5000 - len(kept), 5000)]
     # Who follows it quickly enough misses nothing.
     assert [r.content for r in followed if r.stream == OUT] == [b"line %d" % n for n in range(5000)]
-    told = [r.content for r in followed if r.stream == OWN]
-    assert told[-1].startswith(b"part ") and f"; {log.dropped} bytes before".encode() in told[-1]
+    assert not [r for r in followed if r.stream == OWN]
+    # Who comes later is told first that the beginning is gone, once.
+    late = JobLog(tmp_path)
+    later = late.read()
+    late.close()
+    [told] = [at for at, r in enumerate(later) if r.stream == OWN]
+    assert told == 0 and f": {log.dropped} bytes from before were dropped".encode() in later[0].content
     assert log.bytes == sum(len(b"line %d\n" % n) for n in range(5000)) and log.lost == 0
 
 

@@ -131,7 +131,7 @@ NETWORK: dict[str, Case] = {
     "no ssh there": (lambda s: s.configure("ssh://127.0.0.1:9/x"), RemoteError, "Connection refused"),
     "no ssh host": (lambda s: s.configure("ssh://none.invalid/x"), RemoteError, "there is no such host"),
     "no ssh but http": (lambda s: s.configure(f"ssh://127.0.0.1:{s.web.port}/x"), RemoteError, "cannot be reached"),
-    "no web server": (lambda s: s.configure("http://127.0.0.1:9/x"), RemoteError, "Connection refused"),
+    "no web server": (lambda s: s.configure("http://127.0.0.1:9/x"), RemoteConfigError, "is read-only"),
     "only read": (lambda s: s.configure(s.web.url()), RemoteConfigError, "is read-only"),
     "S3 with a strange certificate": (
         lambda s: s.endpoint(s.tls.url(), "b"),
@@ -143,11 +143,7 @@ NETWORK: dict[str, Case] = {
         RemoteError,
         "its certificate is not accepted",
     ),
-    "https with a strange certificate": (
-        lambda s: s.configure(s.tls.url()),
-        RemoteError,
-        "its certificate is not accepted",
-    ),
+    "https with a strange certificate": (lambda s: s.configure(s.tls.url()), RemoteConfigError, "is read-only"),
     "nobody known to ssh": (
         lambda s: s.configure(f"ssh://nobody@127.0.0.1:{s.ssh.port}/x"),
         CredentialsError,
@@ -171,6 +167,15 @@ def test_one_line_with_the_remote_and_the_next_step(scene: Scene, name: str) -> 
     configure, kind, told = {**CONFIG, **NETWORK}[name]
     configure(scene)
     assert told in said(scene, kind)
+
+
+def test_a_web_server_that_is_away_or_strange_is_told_to_who_reads(scene: Scene) -> None:
+    for url, told in (
+        ("http://127.0.0.1:9/x", "Connection refused"),
+        (scene.tls.url(), "its certificate is not accepted"),
+    ):
+        scene.configure(url)
+        assert told in said(scene, RemoteError, "status.cloud")
 
 
 @pytest.mark.parametrize("kind", ["s3", "s3-boto", "ssh", "http"])

@@ -108,7 +108,7 @@ def test_it_shows_and_asks_first(team: Team) -> None:
     assert "From remote 'team'" in said and "this removes 3 objects (367 B) and keeps 7 objects" in said
     assert "1 manifest and 2 files, there since 20" in said and ".dir of data\n" in said and " of one.csv\n" in said
     assert "other people" in said
-    assert "nobody to ask" in ann.run("gc", "-c", "-w", "--grace", "0", code=254).stderr
+    assert "nobody to ask" in ann.run("gc", "-c", "-w", "--grace", "0", code=1).stderr
     assert (
         "3 objects (367 B) stay there only because they came a short while ago" in ann.run("gc", "-cw", "--dry").stdout
     )

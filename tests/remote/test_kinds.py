@@ -84,6 +84,9 @@ def test_http(web: WebServer, kind: str) -> None:
             bob.run("add", "-q", "new")
             refused = bob.run("push", "new", code=251).stderr
             assert "remote 'team'" in refused and "read-only" in refused and "-r NAME" in refused
+            _config(bob, "http://127.0.0.1:9/away")
+            assert "read-only" in bob.run("push", "new", code=251).stderr, "which matters more than that it is away"
+            _config(bob, web.url(kind, name))
             shutil.rmtree(web.folder / name)
             dave = team.person("dave", ann)
             _config(dave, web.url(kind, name))

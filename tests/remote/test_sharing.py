@@ -431,3 +431,37 @@ def test_what_is_in_dvc_s_cache_needs_no_remote(team: Team) -> None:
     done = bob.run("fetch", code=251)
     sentence(done)
     assert "'data'" in done.stderr and "no remote is configured" in done.stderr and "one.csv" not in done.stderr
+
+
+@s3_if_long
+def test_what_is_damaged_hides_nothing_that_is_missing(team: Team) -> None:
+    ann = team.begin()
+    ann.run("push", "-q")
+    bob = team.person("bob", ann)
+    a_txt = hashlib.md5((ann.repo / "data/a.txt").read_bytes()).hexdigest()
+    one = hashlib.md5((ann.repo / "one.csv").read_bytes()).hexdigest()
+    team.put(key_of(a_txt), b"damaged")
+    team.put(key_of(one), None)
+    for verb in ("fetch", "pull"):
+        done = bob.run(verb, code=6)
+        sentence(done)
+        assert "1 object on remote 'team' is not what its name says: 'data/a.txt'" in done.stderr
+        assert "1 object is neither here nor on remote 'team': 'one.csv'" in done.stderr
+        assert "push it again" in done.stderr and "push it from where it is still" in done.stderr
+    lost = bob.run("checkout", code=8)
+    sentence(lost)
+    assert "checkout failed for 2 targets" in lost.stderr and "'data'" in lost.stderr and "millpond pull" in lost.stderr
+
+
+@s3_if_long
+def test_patterns_find_data_that_is_not_here(team: Team) -> None:
+    ann = team.begin()
+    ann.run("push", "-q", "--glob", "da*")
+    assert ann.run("push").stdout.startswith("1 file pushed")
+    bob = team.person("bob", ann)
+    assert "A       one.csv\n" in bob.run("pull", "--glob", "o*").stdout
+    assert (bob.repo / "one.csv").read_bytes() == b"one, later\n" and not (bob.repo / "data").exists()
+    assert "--glob 'none*' has no matches" in bob.run("pull", "--glob", "none*", code=255).stderr
+    carol = team.person("carol", ann)
+    carol.dvc("pull", "--glob", "o*")
+    assert (carol.repo / "one.csv").exists() and not (carol.repo / "data").exists()

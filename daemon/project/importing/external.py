@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import posixpath
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -189,7 +190,15 @@ def _local(
         raise RevisionError(f"'{shown}' is not in a Git repository, so it has no revisions", path=shown)
     if top is None and git.root is not None:
         top = git.root
-    commit = git.resolve(rev or "HEAD")
+    try:
+        commit = git.resolve(rev or "HEAD")
+    except RevisionError as error:
+        hint = (
+            error.hint
+            if git.has_no_commits
+            else f"see `git -C {shlex.quote(path)} log` or `git -C {shlex.quote(path)} tag`"
+        )
+        raise RevisionError(f"{error.message} in '{shown}'", hint=hint) from error
     prefix = "" if top is None or git.root is None else os.path.relpath(top, git.root)
     return External(url, git, commit, "" if prefix == "." else prefix, top, settings, environ, folder)
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 import contextlib
 import os
 import posixpath
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from millpond.daemon.errors import (
+    CredentialsError,
     InvalidFileError,
+    MillpondError,
     ObjectMissingError,
     RemoteConfigError,
+    RemoteError,
     StoreDamagedError,
     TargetError,
 )
@@ -29,6 +33,7 @@ from millpond.daemon.project.outputs import GitTree, Output
 from millpond.daemon.project.paths import printable
 from millpond.daemon.project.sharing import Link, Links
 from millpond.daemon.project.stages import STAGES_FILE
+from millpond.daemon.remote.transfer import Part
 
 _READ_BYTES = 1 << 20
 # Links that lead to links.
@@ -164,30 +169,75 @@ class RepoFiles:
                 path=self._path(first),
                 hint="push it there to a remote; or name one that has it: --remote NAME, --remote-config url=...",
             ) from error
-        waiting = iter(indexes)
-        index, digests = -1, [Digest("md5")]
-        for part in link.transfer.download([self._name(each) for each in indexes]):
-            if index < 0:
-                index = next(waiting)
-                # What has a name of DVC 2 may lie there under that of its bytes, without having been renamed here.
-                digests = [Digest(algo) for algo in dict.fromkeys(("md5", part.name.algo))]
-            if part.error is not None:
-                raise ObjectMissingError(
-                    f"{self._what(index)} is neither here nor on remote '{link.remote.name}' of '{shown_url(self.url)}'",
-                    path=self._path(index),
-                    hint="push it there from where it still is",
+        failed: dict[int, MillpondError] = {}
+        yield from self._from(link, indexes, failed)
+        for other in self._others(project, link) if failed else ():
+            again: dict[int, MillpondError] = {}
+            yield from self._from(other, list(failed), again)
+            failed = {index: failed[index] for index in again}
+            if not failed:
+                break
+        for first_error in failed.values():  # what the first remote said
+            raise first_error
+
+    def _others(self, project: str, first: Link) -> Iterator[Link]:
+        """The other remotes that are configured there, but where one was asked for by name."""
+        repo, settings = self.external.project(project), self.external.settings
+        if settings.remote or settings.remote_config:
+            return
+        for name in sorted(repo.config.remotes):
+            if name != first.remote.name:
+                with contextlib.suppress(RemoteConfigError, CredentialsError):  # a kind that is not served here
+                    yield self.link(project, name)
+
+    def _from(
+        self, link: Link, indexes: list[int], failed: dict[int, MillpondError]
+    ) -> Iterator[tuple[int, Data, bool]]:
+        """The bytes of objects as one remote has them; `failed` gets what it lacks, has damaged, or cannot give. Raises StoreDamagedError,
+        RemoteError, CredentialsError where it fails after some bytes of an object were given."""
+        waiting = deque(indexes)
+        begun, digests = False, [Digest("md5")]
+        try:
+            for part in link.transfer.download([self._name(each) for each in indexes]):
+                index = waiting[0]
+                if not begun:
+                    # What has a name of DVC 2 may lie there under that of its bytes, without having been renamed here.
+                    digests = [Digest(algo) for algo in dict.fromkeys(("md5", part.name.algo))]
+                for digest in digests:
+                    digest.update(part.data)
+                problem = self._problem(
+                    link, index, part, [digest.hexdigest() for digest in digests] if part.last else []
                 )
-            for digest in digests:
-                digest.update(part.data)
-            if part.last and part.name.hex not in [digest.hexdigest() for digest in digests]:
-                raise StoreDamagedError(
-                    f"{self._what(index)} on remote '{link.remote.name}' of '{shown_url(self.url)}' is not what its name says",
-                    path=self._path(index),
-                    hint="push it again from where it is whole",
-                )
-            yield index, part.data, part.last
-            if part.last:
-                index = -1
+                if problem is not None and begun:
+                    raise problem
+                begun = not part.last
+                if part.last:
+                    waiting.popleft()
+                if problem is None:
+                    yield index, part.data, part.last
+                else:
+                    failed[index] = problem
+        except (RemoteError, CredentialsError) as error:
+            if begun:
+                raise
+            failed |= dict.fromkeys(waiting, error)
+
+    def _problem(self, link: Link, index: int, part: Part, digests: list[str]) -> MillpondError | None:
+        """What is wrong with what came, or did not; `digests` of all of it, once it is there."""
+        where = f"remote '{link.remote.name}' of '{shown_url(self.url)}'"
+        if part.error is not None:
+            return ObjectMissingError(
+                f"{self._what(index)} is neither here nor on {where}",
+                path=self._path(index),
+                hint="push it there from where it still is",
+            )
+        if digests and part.name.hex not in digests:
+            return StoreDamagedError(
+                f"{self._what(index)} on {where} is not what its name says",
+                path=self._path(index),
+                hint="push it again from where it is whole",
+            )
+        return None
 
     def _name(self, index: int) -> ObjectName:
         name = self.items[index].name

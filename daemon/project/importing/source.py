@@ -196,6 +196,11 @@ def opened(
         path = parsed(url).path if scheme == "file" else url
         yield _local(url, os.path.abspath(os.path.join(folder, os.path.expanduser(path))), everything)
         return
+    if scheme == "remote" and ".." in parsed(url).path.split("/"):
+        shown = shown_url(url)
+        raise UsageError(
+            f"'{shown}' leads out of its remote by '..'", hint="name a place in it, or add a remote for that one"
+        )
     remote = remotes.of_url(config or Config(), url, fs_config)
     if remote.scheme == "file":
         yield _local(url, remote.url, everything)

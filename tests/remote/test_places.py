@@ -1,0 +1,92 @@
+"""Several remotes: what one lacks, has damaged or cannot give comes from another, without waiting for the first again and again."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+from tests.cli.helpers import Home
+from tests.faults.test_limits import sentence
+from tests.mounts.conftest import contents
+from tests.remote.shared import Team, key_of
+from tests.remote.test_lazy import begin, mount
+
+pytestmark = pytest.mark.fuse
+local = pytest.mark.parametrize("team", ["local"], indirect=True)
+# Nobody listens there.
+NOWHERE = (
+    "    url = s3://gone/team\n    endpointurl = http://127.0.0.1:9\n    access_key_id = a\n    secret_access_key = b\n"
+)
+
+
+def md5(data: bytes) -> str:
+    return hashlib.md5(data).hexdigest()
+
+
+def with_disk(team: Team, home: Home) -> Path:
+    """A second remote, with all that the default one has; which is nowhere from now on."""
+    disk = team.folder / "disk"
+    shutil.copytree(team.url, disk)
+    (home.repo / ".dvc/config.local").write_text(
+        f"['remote \"team\"']\n{NOWHERE}['remote \"disk\"']\n    url = {disk}\n"
+    )
+    return disk
+
+
+@local
+def test_a_remote_that_is_away_hides_no_other(team: Team) -> None:
+    bob, expected = begin(team)
+    with_disk(team, bob)
+    place = mount(bob)
+    began = time.monotonic()
+    assert contents(place) == expected
+    # 40 objects and more, each of which would have waited for the first contact by itself.
+    assert time.monotonic() - began < 40
+    carol = team.person("carol")
+    carol.run("get", str(bob.repo), "data", "-o", "got")
+    assert contents(carol.repo / "got") == expected
+    dave = team.person("dave", bob)
+    shutil.copy(bob.repo / ".dvc/config.local", dave.repo / ".dvc/config.local")
+    refused = dave.run("fetch", code=9)
+    assert "remote 'team'" in refused.stderr, "as with DVC, other remotes are not asked"
+
+
+@local
+def test_what_no_other_has_is_the_first_ones_error(team: Team) -> None:
+    bob, expected = begin(team)
+    lost = key_of(md5(expected["many/07"]))
+    (with_disk(team, bob) / lost).unlink()
+    (bob.path / "m").mkdir()
+    said = bob.run("mount", "data", str(bob.path / "m"), code=9)
+    sentence(said)
+    assert "remote 'team'" in said.stderr
+
+
+@local
+def test_what_one_has_not_or_has_damaged_comes_from_another(team: Team) -> None:
+    bob, expected = begin(team)
+    disk = team.folder / "disk"
+    shutil.copytree(team.url, disk)
+    (bob.repo / ".dvc/config.local").write_text(f"['remote \"disk\"']\n    url = {disk}\n")
+    lost, rotten, cut, large = (key_of(md5(expected[name])) for name in ("many/01", "many/02", "many/03", "large.bin"))
+    team.put(lost, None)
+    team.put(rotten, bytes(len(expected["many/02"])))
+    team.put(cut, expected["many/03"][:10])
+    team.put(large, bytes(len(expected["large.bin"])))
+    place = mount(bob, "m", "--verify=whole")
+    for name in ("many/01", "many/02"):
+        assert (place / name).read_bytes() == expected[name]
+    with contextlib.suppress(
+        OSError
+    ):  # it is found out when all of it is here, and another one opened when the kernel asks again
+        (place / "large.bin").read_bytes()
+    assert (place / "large.bin").read_bytes() == expected["large.bin"]
+    carol = team.person("carol")
+    carol.run("get", str(bob.repo), "data/many", "-o", "got")
+    assert contents(carol.repo / "got") == {
+        name.removeprefix("many/"): data for name, data in expected.items() if name.startswith("many/")
+    }

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from millpond.daemon.errors import InvalidFileError, RemoteChangedError, TargetError, UsageError
+from millpond.daemon.errors import InvalidFileError, RemoteChangedError, TargetError
 from millpond.daemon.names import ObjectName
 from millpond.daemon.objects import Data
 from millpond.daemon.project import elsewhere, manifest
@@ -235,20 +235,16 @@ def _local(url: str, path: str, everything: bool) -> LocalSource:
 def _remote(url: str, remote: Remote, environ: Mapping[str, str], jobs: int | None, rate: float | None) -> RemoteSource:
     parts = parsed(remote.url)
     is_web = remote.scheme in ("http", "https")
-    if is_web and parts.query:
-        shown = shown_url(url)
-        raise UsageError(
-            f"'{shown}' has a query (?...), which is not in this version", hint="get the file yourself, then add it"
-        )
     # What follows a `?` or `#` is part of a name where there are no queries.
     path = parts.path if is_web else remote.url.partition("://")[2][len(parts.netloc) :]
-    top, _, key = path.rstrip("/").rpartition("/")
+    query = parts.query if is_web else ""
+    top, _, key = (path if query else path.rstrip("/")).rpartition("/")
     if is_web:
         key = unquote(key)  # a backend quotes keys itself
-    base = Remote(remote.name, f"{parts.scheme}://{parts.netloc}{top or '/'}", remote.values)
+    base = Remote(remote.name, f"{parts.scheme}://{parts.netloc}{top or '/'}", remote.values, query)
     transfer = Transfer(remotes.connect(base, environ), jobs=jobs or remote.count("jobs"), rate=rate)
     try:
-        entry = transfer.backend.head(key) if key and not path.endswith("/") else None
+        entry = transfer.backend.head(key) if query or (key and not path.endswith("/")) else None
         if entry is not None:
             return RemoteSource(url, remote.scheme, False, [entry], [""], transfer)
         found = {} if is_web else _below(url, key, transfer.backend.list(key))
@@ -301,8 +297,10 @@ def warnings(found: Source) -> list[str]:
 
 
 def shown_url(url: str) -> str:
-    """A url for messages: without a password."""
+    """A url for messages: without a password, and without a web server's query, which may be a signature."""
     parts = parsed(url)
+    if parts.query and parts.scheme in ("http", "https"):
+        url = f"{url.partition('?')[0]}?..."
     if parts.password is None:
         return printable(url)
     return printable(url.replace(f":{parts.password}@", "@", 1))

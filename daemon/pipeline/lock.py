@@ -10,6 +10,7 @@ from typing import Any
 from millpond.daemon.names import ObjectName
 from millpond.daemon.pipeline import schema
 from millpond.daemon.project import quickyaml, yamlio
+from millpond.daemon.project.dvcfile import name_of_files
 
 LOCK_FILE = "dvc.lock"
 _HEAD = "schema: '2.0'\nstages:\n"
@@ -116,7 +117,7 @@ def locked(entry: Mapping[str, Any] | None, section: str) -> dict[str, Locked]:
     found = {}
     for item in (entry or {}).get(section) or []:
         value = item.get("md5")
-        name = None
+        name = name_of_files(item["files"]) if value is None and isinstance(item.get("files"), list) else None
         if value is not None:
             name = ObjectName("md5" if item.get("hash") == "md5" else "md5-dos2unix", str(value))
         found[item["path"]] = Locked(name, item.get("size"), item.get("nfiles"), bool(item.get("isexec")))

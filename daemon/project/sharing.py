@@ -22,7 +22,7 @@ from millpond.daemon.remote.known import Known
 from millpond.daemon.remote.partial import Partials
 from millpond.daemon.remote.remotes import Remote
 from millpond.daemon.remote.transfer import Transfer
-from millpond.daemon.remote.versioned import Catalog, read_only
+from millpond.daemon.remote.versioned import Catalog, no_objects
 
 # A bound for what is moved, in bytes a second, for those who share a line.
 RATE_SETTING = "MILLPOND_RATE"
@@ -57,11 +57,11 @@ class Links:
     """The remotes that a verb uses, each connected once; `default` is the one of -r, or of the config."""
 
     def __init__(
-        self, repo: Repo, default: str | None, jobs: int | None, environ: Mapping[str, str], *, reading: bool = False
+        self, repo: Repo, default: str | None, jobs: int | None, environ: Mapping[str, str], *, versioned: bool = False
     ) -> None:
-        """With `reading` remotes that keep versions themselves will do, too; `catalog` is to know the outputs then."""
+        """With `versioned` remotes that keep versions themselves will do, too; `catalog` is to know the outputs then."""
         self.catalog = Catalog()
-        self._reading = reading
+        self._versioned = versioned
         self._repo = repo
         self._default = default
         self._jobs = jobs
@@ -82,8 +82,8 @@ class Links:
         remote = remotes.find(self._repo.config, own or self._default)
         if remote.scheme == "file":
             self._check_folder(remote)
-        if remote.versioned and not self._reading:
-            raise read_only(remote.name, remote.versioned)
+        if remote.versioned and not self._versioned:
+            raise no_objects(remote.name, remote.versioned)
         return remote
 
     def of(self, remote: Remote) -> Link:
@@ -197,6 +197,11 @@ def partial(repo: Repo, params: dict[str, Any]) -> list[Output]:
     return [each for each in found if each.name is None and each.imported is not None and each.cache]
 
 
+def is_pushed(output: Output) -> bool:
+    """Whether an output goes to a remote at all: not what belongs to another repository."""
+    return output.push and (output.imported is None or not output.imported.is_repo)
+
+
 def groups(links: Links, objects: Objects, chosen: Iterable[Choice], *, pushing: bool) -> list[Group]:
     """The objects of outputs by remote; those of other repositories are on none of this one's. Raises RemoteConfigError,
     StoreDamagedError."""
@@ -204,7 +209,7 @@ def groups(links: Links, objects: Objects, chosen: Iterable[Choice], *, pushing:
     for choice in chosen:
         output = choice.output
         assert output.name is not None
-        if (pushing and not output.push) or (output.imported is not None and output.imported.is_repo):
+        if not (is_pushed(output) if pushing else output.imported is None or not output.imported.is_repo):
             continue
         remote = links.remote_of(output.remote)
         if remote.versioned:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from millpond.daemon.errors import CredentialsError, RemoteConfigError, RemoteError
 from millpond.daemon.remote.backend import FINAL, Base, Entry
+from millpond.daemon.remote.s3multipart import code_of
 from millpond.daemon.remote.s3settings import S3Settings
 
 _HINT = "see its url and endpointurl in `millpond config --list`, then try again"
@@ -34,6 +35,18 @@ class S3Base(Base):
         except Exception as error:
             reason = type(error).__name__
             raise self.refused("remove all versions of", key, reason) from error
+        finally:
+            client.close()
+
+    def keeps_versions(self) -> bool | None:
+        """Whether the bucket keeps versions, by boto3; None where the caller may not ask."""
+        client = self._settings.client(self._settings.connect_timeout, 3)
+        try:
+            return bool(client.get_bucket_versioning(Bucket=self._bucket).get("Status") == "Enabled")
+        except Exception as error:
+            if code_of(error) == "NoSuchBucket":
+                raise self.no_bucket() from error
+            return None  # what the bucket answers to a write will tell
         finally:
             client.close()
 

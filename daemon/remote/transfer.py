@@ -67,11 +67,16 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """An object that goes out: `size` bytes that `pieces` gives, once."""
+    """An object that goes out: `size` bytes that `pieces` gives, once; to its name's place, or to `place`."""
 
     name: ObjectName
     size: int
     pieces: Iterable[Data]
+    place: str | None = None
+
+    @property
+    def key(self) -> str:
+        return self.place or key_of(self.name)
 
 
 class Transfer:
@@ -182,6 +187,10 @@ class Transfer:
                 if value is not None and (value in wanted or (more and len(listed) < _MAX_LISTED)):
                     listed[value] = entry.size
         return listed
+
+    def ask(self, calls: Iterable[Callable[[], T]]) -> Iterator[T]:
+        """Answers to questions to the backend, in order, many asked at once, each tried again."""
+        return self._in_order(calls)
 
     def listings(self, prefixes: Iterable[str]) -> Iterator[list[Entry]]:
         """All that lies below each prefix."""
@@ -299,7 +308,7 @@ class Transfer:
                     landed.append(each)
                     continue
                 data = b"".join(bytes(piece) for piece in each.pieces)
-                flying.append((self._submit(partial(self.backend.put, key_of(each.name), data)), each))
+                flying.append((self._submit(partial(self.backend.put, each.key, data)), each))
                 held += each.size
                 land(self._pace.limit, GROUPS * GROUP_BYTES)
             land(0, 0)
@@ -315,7 +324,7 @@ class Transfer:
         def send(limit: int) -> None:
             nonlocal group, size
             if group:
-                items = [(key_of(each.name), data) for each, data in group]
+                items = [(each.key, data) for each, data in group]
                 task = self._submit(lambda: self.backend.put_many(items))
                 flying.append((task, [each for each, _ in group]))
                 group, size = [], 0
@@ -414,7 +423,7 @@ class Transfer:
                     raise CancelledError("the transfer was cancelled")
                 yield piece
 
-        task = self._submit(lambda: self.backend.put_stream(key_of(each.name), taken(), each.size), tries=1)
+        task = self._submit(lambda: self.backend.put_stream(each.key, taken(), each.size), tries=1)
         try:
             for piece in each.pieces:
                 self._put(pieces, bytes(piece), task)

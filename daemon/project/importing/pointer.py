@@ -65,7 +65,7 @@ def text(
     if whole:
         document = {"md5": stage_md5(document), **document}
     result = yamlio.load(old, path, round_trip=True)
-    _apply(document, result)
+    apply(document, result)
     return yamlio.dump(result)
 
 
@@ -103,18 +103,18 @@ def _hashed(value: Any) -> Any:
     return [_hashed(each) for each in value] if isinstance(value, list) else value
 
 
-def _apply(new: Any, old: Any) -> None:
+def apply(new: Any, old: Any) -> None:
     """Make a round-trip document say what `new` says: what is there keeps its place, what is new goes to the end, as with DVC."""
     for key in [key for key in old if key not in new]:
         del old[key]
     for key, value in new.items():
         there = old.get(key)
         if isinstance(value, dict) and isinstance(there, dict):
-            _apply(value, there)
+            apply(value, there)
         elif isinstance(value, list) and isinstance(there, list) and len(value) == len(there):
             for index, each in enumerate(value):
                 if isinstance(each, dict) and isinstance(there[index], dict):
-                    _apply(each, there[index])
+                    apply(each, there[index])
                 elif each != there[index]:
                     there[index] = each
         elif value != there or key not in old:

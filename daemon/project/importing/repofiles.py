@@ -116,7 +116,7 @@ class RepoFiles:
         if project not in self._links:
             repo = self.external.project(project)
             self._links[project] = self._stack.enter_context(
-                Links(repo, None, self.jobs, self.external.environ, reading=True)
+                Links(repo, None, self.jobs, self.external.environ, versioned=True)
             )
         links = self._links[project]
         return links.of(links.remote_of(own))

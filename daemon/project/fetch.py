@@ -146,8 +146,10 @@ def fetch_chosen(context: VerbContext, repo: Repo, chosen: Sequence[Choice], par
 
 def _is_shared(links: Links, output: Output) -> bool:
     """Whether a remote of the project may have it: not what is imported from a repository, nor from a url where there is no remote."""
-    if output.imported is None or output.imported.is_repo:
-        return output.imported is None
+    if output.imported is None:
+        return True
+    if output.imported.is_repo or not output.push:
+        return False
     try:
         links.remote_of(output.remote)
     except RemoteConfigError:

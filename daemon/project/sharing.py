@@ -19,13 +19,11 @@ from millpond.daemon.project.select import Choice
 from millpond.daemon.project.statcache import user_folder
 from millpond.daemon.remote import remotes
 from millpond.daemon.remote.known import Known
+from millpond.daemon.remote.pace import rate
 from millpond.daemon.remote.partial import Partials
 from millpond.daemon.remote.remotes import Remote
 from millpond.daemon.remote.transfer import Transfer
 from millpond.daemon.remote.versioned import Catalog, no_objects
-
-# A bound for what is moved, in bytes a second, for those who share a line.
-RATE_SETTING = "MILLPOND_RATE"
 
 
 @dataclass(slots=True)
@@ -129,21 +127,6 @@ def place_of(remote: Remote) -> str:
     if remote.scheme == "file":
         return os.path.realpath(remote.url)
     return f"{remote.url.rstrip('/')}\0{remote.values.get('endpointurl', '').rstrip('/')}"
-
-
-def rate(environ: Mapping[str, str]) -> float | None:
-    """The bound of the environment, such as `20M`: bytes a second. Raises RemoteConfigError."""
-    text = environ.get(RATE_SETTING, "").strip()
-    if not text:
-        return None
-    factor = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(text[-1].upper())
-    try:
-        value = float(text[:-1] if factor else text) * (factor or 1)
-    except ValueError:
-        value = 0.0
-    if not value > 0:  # nan, too
-        raise RemoteConfigError(f"{RATE_SETTING}={text} is no number of bytes a second", hint="write it as 20M")
-    return value
 
 
 @dataclass(slots=True)

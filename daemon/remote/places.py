@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from millpond.daemon.errors import MillpondError, ObjectMissingError, RemoteConfigError, StoreDamagedError
 from millpond.daemon.names import ObjectName
@@ -15,6 +15,8 @@ from millpond.daemon.project.hashing import digest_of
 from millpond.daemon.remote import remotes
 from millpond.daemon.remote.backend import Got
 from millpond.daemon.remote.layout import keys_of
+from millpond.daemon.remote.pace import Budget, rate
+from millpond.daemon.remote.remotes import Remote
 from millpond.daemon.remote.transfer import Transfer
 from millpond.daemon.remote.versioned import Catalog
 
@@ -24,6 +26,13 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 # An object that nobody has.
 NOTHING = ObjectName("md5", "0" * 32)
+
+
+class Limits(NamedTuple):
+    """What bounds reading, 0 where nothing does: bytes a second from all remotes together, requests at once to the first one."""
+
+    rate: int = 0
+    jobs: int = 0
 
 
 class Places:
@@ -39,6 +48,13 @@ class Places:
         self._transfers: list[Transfer] | None = None
         # What was moved by those before.
         self._before = 0, 0
+        self._limits = Limits()
+
+    @property
+    def limits(self) -> Limits:
+        """As the settings said when it was last connected."""
+        with self._lock:
+            return self._limits
 
     @property
     def moved(self) -> tuple[int, int]:
@@ -117,11 +133,20 @@ class Places:
         config = self._load()
         first = remotes.find(config)
         catalog = self._catalog(config)
-        made = [Transfer(remotes.connect(first, self._environ, catalog))]
+        bound = rate(self._environ)
+        budget = None if bound is None else Budget(bound)
+
+        def connected(remote: Remote) -> Transfer:
+            backend = remotes.connect(remote, self._environ, catalog)
+            return Transfer(backend, jobs=remote.count("jobs"), budget=budget)
+
+        made = [connected(first)]
+        with self._lock:
+            self._limits = Limits(int(bound or 0), first.count("jobs") or 0)
         for name in sorted(config.remotes):
             if name != first.name:
                 try:
-                    made.append(Transfer(remotes.connect(remotes.find(config, name), self._environ, catalog)))
+                    made.append(connected(remotes.find(config, name)))
                 except MillpondError:  # a kind that is not served here, a folder that is not there: others may have it
                     continue
         return made

@@ -24,7 +24,7 @@ from millpond.daemon.errors import CancelledError, ObjectMissingError, RemoteCha
 from millpond.daemon.names import ObjectName
 from millpond.daemon.remote.backend import DELETE_KEYS, PART_BYTES, Backend, Data, Entry, Got
 from millpond.daemon.remote.layout import MODERN, digest_of, key_of, keys_of
-from millpond.daemon.remote.pace import Budget, Pace
+from millpond.daemon.remote.pace import Budget, Pace, Turns
 from millpond.daemon.remote.partial import BLOCK_BYTES, Partial, Partials
 
 T = TypeVar("T")
@@ -84,8 +84,15 @@ class Transfer:
     `stored` is called, so that a download that was cut goes on where it was."""
 
     def __init__(
-        self, backend: Backend, *, jobs: int | None = None, rate: float | None = None, partials: Partials | None = None
+        self,
+        backend: Backend,
+        *,
+        jobs: int | None = None,
+        rate: float | None = None,
+        partials: Partials | None = None,
+        budget: Budget | None = None,
     ) -> None:
+        """`budget`: one that several share, in place of a `rate` of its own."""
         self.backend = backend
         self._partials = partials
         # Large objects that came, and whose files are kept until what was read of them is stored.
@@ -95,7 +102,8 @@ class Transfer:
         self._groups = min(GROUPS, jobs or GROUPS)
         self._pace = Pace(min(jobs or MOST, MOST), least=min(jobs or 2, 2))
         self._pool = ThreadPoolExecutor(self._pace.most, thread_name_prefix="transfer")
-        self._budget = None if rate is None else Budget(rate)
+        self._budget = Budget(rate) if rate is not None else budget
+        self._turns = Turns(jobs, self._budget)
         self._stop = threading.Event()
         self._lock = threading.Lock()
         # All that the remote holds, where it was listed and is asked for again; and what of it lies where DVC 2 put it.
@@ -117,8 +125,10 @@ class Transfer:
         return self._in_order(partial(self._head, name) for name in names)
 
     def get(self, key: str, start: int, size: int | None, *, etag: str | None = None) -> Got:
-        """A range of an object, tried again as all else; from any thread. Raises ObjectMissingError, RemoteChangedError."""
-        got = self._try(lambda: self.backend.get(key, start, size, etag=etag))
+        """A range of an object, tried again as all else; from any thread, in its turn. Raises ObjectMissingError, RemoteChangedError."""
+        with self._turns.turn(self._stop) as took:
+            got = self._try(lambda: self.backend.get(key, start, size, etag=etag))
+            took(len(got.data))
         with self._lock:
             self.requests += 1
             self.bytes += len(got.data)

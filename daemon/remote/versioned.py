@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 # What S3 says of the version of an object in a bucket that keeps none.
-_NO_VERSION = (None, "null")
+NO_VERSION = (None, "null")
 
 
 class VersionStore(Protocol):
@@ -39,6 +39,8 @@ class VersionStore(Protocol):
     def get_version(self, key: str, version: str, start: int = 0, size: int | None = None) -> Got: ...
 
     def put_version(self, key: str, pieces: Iterable[Data], size: int) -> Entry: ...
+
+    def list_latest(self, prefix: str) -> Iterator[Entry]: ...
 
     def keeps_versions(self) -> bool | None: ...
 
@@ -102,7 +104,7 @@ class VersionedBackend(ReadOnly):
     def here(self, key: str, version: str | None = None) -> Entry | None:
         """What is at a path: a version, or the latest one; None where there is none. Of a bucket that keeps none, nothing counts."""
         found = self._inner.head(key) if version is None else self._inner.head_version(key, version)
-        return found if found is not None and found.version not in _NO_VERSION else None
+        return found if found is not None and found.version not in NO_VERSION else None
 
     def refuse_unversioned(self) -> None:
         """Raise RemoteConfigError where the bucket keeps no versions, as far as it tells."""
@@ -115,7 +117,7 @@ class VersionedBackend(ReadOnly):
 
     def put_stream(self, key: str, pieces: Iterable[Data], size: int) -> None:
         made = self._inner.put_version(key, pieces, size)
-        if made.version in _NO_VERSION:
+        if made.version in NO_VERSION:
             raise self._unversioned()
         self.written[key] = made
 
@@ -173,6 +175,39 @@ class VersionedBackend(ReadOnly):
                 hint="see who changed the .dvc file, or the bucket",
             )
         return Entry(key, found.size, found.etag, where.version, found.modified)
+
+
+class Pinned(ReadOnly):
+    """See Backend; to read from, and of the keys in `versions` those versions instead of the latest."""
+
+    near = False
+    many = 1
+
+    def __init__(self, inner: VersionStore) -> None:
+        self.name = inner.name
+        self.url = inner.url
+        self.versions: dict[str, str] = {}
+        self._inner = inner
+
+    def head(self, key: str) -> Entry | None:
+        version = self.versions.get(key)
+        return self._inner.head(key) if version is None else self._inner.head_version(key, version)
+
+    def get(self, key: str, start: int = 0, size: int | None = None, *, etag: str | None = None) -> Got:
+        got = self._inner.get_version(key, self.versions[key], start, size)
+        if etag is not None and (got.entry.etag or "").strip('"') != etag.strip('"'):
+            raise self.changed(key)
+        return got
+
+    def list(self, prefix: str) -> Iterator[Entry]:
+        """The latest version of each object."""
+        return self._inner.list_latest(prefix)
+
+    def close(self) -> None:
+        self._inner.close()
+
+    def _refuse(self) -> NoReturn:
+        raise RemoteConfigError(f"'{self.url}' is read only")
 
 
 def no_objects(name: str, kind: str) -> RemoteConfigError:

@@ -41,12 +41,19 @@ class Found:
 
 
 def text(
-    dep: Mapping[str, Any], name: str, found: Found, *, whole: bool, old: str | None = None, path: str = ""
+    dep: Mapping[str, Any],
+    name: str,
+    found: Found,
+    *,
+    whole: bool,
+    old: str | None = None,
+    path: str = "",
+    push: bool = True,
 ) -> str:
     """A pointer's text: its dependency `dep`, its output `name` with what was found. `whole` False for one of --no-exec, which has no
-    MD5. Of the text `old` (of the file `path`) what is not about the content stays: comments, the order, descriptions. Raises
+    MD5; `push` False for what need be on no remote, for its source has that version for good. Of the text `old` (of the file `path`) what is not about the content stays: comments, the order, descriptions. Raises
     InvalidFileError."""
-    out: dict[str, Any] = {**found.fields(), "path": name}
+    out: dict[str, Any] = {**found.fields(), "path": name, **({} if push else {"push": False})}
     document: dict[str, Any] = {"frozen": True, "deps": [dict(dep)], "outs": [out]}
     if old is None:
         if whole:

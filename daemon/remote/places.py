@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from io import BytesIO
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -22,6 +22,7 @@ from millpond.daemon.remote.versioned import Catalog
 
 if TYPE_CHECKING:
     from millpond.daemon.project.config import Config
+    from millpond.daemon.project.outputs import Output
 
 T = TypeVar("T")
 # An object that nobody has.
@@ -39,8 +40,15 @@ class Places:
     """Used from any number of threads, but for `sizes`. Connected when first asked; credentials are looked for again after a
     refusal, so who renews them need not mount again."""
 
-    def __init__(self, load: Callable[[], Config], environ: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        load: Callable[[], Config],
+        environ: Mapping[str, str],
+        outputs: Callable[[], Iterable[Output]] | None = None,
+    ) -> None:
+        """`outputs` are those that remotes which keep versions themselves are to know, in place of all of the project's."""
         self._load = load
+        self._outputs = outputs
         self._environ = environ
         # One thread connects; others may look at what was moved meanwhile.
         self._connecting = threading.Lock()
@@ -157,7 +165,11 @@ class Places:
         from millpond.daemon.project.roots import ProjectRoots, Scope
 
         catalog = Catalog()
-        if any({"version_aware", "worktree"} & values.keys() for values in config.remotes.values()):
+        if not any({"version_aware", "worktree"} & values.keys() for values in config.remotes.values()):
+            return catalog
+        if self._outputs is not None:
+            catalog.add(self._outputs())
+        else:
             repo = Repo.open(os.path.dirname(config.dvc_dir), self._environ)
             roots = ProjectRoots(repo.root, None if repo.git is None else repo.git.root, self._environ, [])
             catalog.add(roots.outputs(Scope(all_commits=repo.git is not None), b"version_id"))

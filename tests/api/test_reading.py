@@ -15,6 +15,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.api.conftest import LARGE, Made
@@ -145,7 +146,13 @@ def test_text_is_decoded_as_asked(made: Made) -> None:
         assert [line.strip() for line in file] == ["1,2", "3,4"]
     with millpond.open("data/a.csv", "r", rev="v1", repo=made.repo, encoding="utf-16-le", errors="replace") as file:
         assert "x,y" not in file.read()
-    for arguments in ({"mode": "rb", "encoding": "utf-8"}, {"mode": "r+"}, {"mode": "a"}, {"mode": ""}):
+    wrong: tuple[dict[str, Any], ...] = (
+        {"mode": "rb", "encoding": "utf-8"},
+        {"mode": "r+"},
+        {"mode": "a"},
+        {"mode": ""},
+    )
+    for arguments in wrong:
         with pytest.raises(ValueError):
             millpond.open("data/a.csv", repo=made.repo, **arguments)
 

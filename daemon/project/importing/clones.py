@@ -101,6 +101,15 @@ def without_secrets(url: str, environ: Mapping[str, str]) -> tuple[str, dict[str
     return parts._replace(netloc=where).geturl(), found
 
 
+@contextlib.contextmanager
+def using(git_dir: str) -> Iterator[None]:
+    """Have a clone stay meanwhile. Raises OSError for one that is gone."""
+    folder = git_dir.rstrip("/")
+    with _used(f"{folder}.use", fcntl.LOCK_SH):
+        os.stat(folder)
+        yield
+
+
 def _open(folder: str) -> GitRepo:
     found = GitRepo.discover(folder)
     assert found is not None, f"{folder} is a repository"
@@ -115,7 +124,14 @@ def _git(context: VerbContext, environ: Mapping[str, str], url: str, *argv: str)
         "GIT_TERMINAL_PROMPT": "0",
         "LC_ALL": "C.UTF-8",
     }
-    for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_NAMESPACE"):
+    for name in (
+        "MILLPOND_REMOTE_SETTINGS",
+        "GIT_DIR",
+        "GIT_WORK_TREE",
+        "GIT_INDEX_FILE",
+        "GIT_OBJECT_DIRECTORY",
+        "GIT_NAMESPACE",
+    ):
         env.pop(name, None)
     if "GIT_SSH_COMMAND" not in env and "GIT_SSH" not in env:
         env["GIT_SSH_COMMAND"] = "ssh -oBatchMode=yes"

@@ -29,9 +29,9 @@ from millpond.daemon.errors import (
     NotARepoError,
     ObjectMissingError,
     RemoteConfigError,
+    RemoteError,
     RevisionError,
     TargetError,
-    UsageError,
 )
 
 ORACLE = """
@@ -278,13 +278,13 @@ def test_where_there_is_no_repository(made: Made, tmp_path: Path) -> None:
             millpond.read("x", repo=repo)
 
 
-@pytest.mark.parametrize("repo", ["https://me:secret@host/repo", "git@host:repo", "nowhere"])
+@pytest.mark.parametrize("repo", ["http://me:secret@127.0.0.1:1/repo", "git@127.0.0.1:repo", "nowhere"])
 def test_a_repository_that_is_elsewhere_is_not_the_one_around(
     made: Made, monkeypatch: pytest.MonkeyPatch, repo: str
 ) -> None:
     monkeypatch.chdir(made.repo)
     for read in (millpond.read, millpond.get_url):
-        with pytest.raises((UsageError, NotARepoError, FileNotFoundError)) as raised:
+        with pytest.raises((RemoteError, NotARepoError, FileNotFoundError)) as raised:
             read("data/a.csv", repo=repo)
         assert "secret" not in str(raised.value)
 

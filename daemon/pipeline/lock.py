@@ -124,6 +124,21 @@ def locked(entry: Mapping[str, Any] | None, section: str) -> dict[str, Locked]:
     return found
 
 
+def with_versions(entry: dict[str, Any], before: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A stage's entry, with the versions on remotes (fileversions.py) that the one before knew of outputs that are as they were."""
+    known = {out["path"]: out for out in (before or {}).get("outs") or [] if "cloud" in out or "files" in out}
+    if not known or not entry.get("outs"):
+        return entry
+    names = locked(before, "outs")
+    outs = []
+    for out in entry["outs"]:
+        old = known.get(out["path"])
+        new = locked({"outs": [out]}, "outs")[out["path"]]
+        is_same = old is not None and names[out["path"]].name == new.name and names[out["path"]].isexec == new.isexec
+        outs.append(old if is_same else out)
+    return {**entry, "outs": outs}
+
+
 def rendered(stage: str, entry: dict[str, Any]) -> str:
     """The lines of a stage's entry."""
     try:

@@ -146,6 +146,10 @@ def test_a_push_is_as_dvc_s_and_a_second_one_moves_nothing(s3: S3Server) -> None
         assert json.loads(ours.run("status", "--json").stdout) == {}
         mine = versions(s3, f"{team.url}/ours")
         assert {key: rows[0][0] for key, rows in mine.items()} == told(ours)
+        # So does a stage that runs again and makes the same.
+        lock = (ours.repo / "dvc.lock").read_bytes()
+        ours.run("repro", "-q", "-f")
+        assert (ours.repo / "dvc.lock").read_bytes() == lock
         # An add of something else keeps the versions of what is as it was, as DVC's.
         for home in (ours, theirs):
             (home.repo / "data/a.txt").write_bytes(b"2\n")

@@ -13,6 +13,7 @@ from typing import Any
 
 from millpond.daemon.names import ObjectName
 from millpond.daemon.project import manifest, pointerkeys, yamlio
+from millpond.daemon.project.paths import is_utf8
 
 SUFFIX = ".dvc"
 _HASH_KEYS = ("md5", "size", "nfiles", "isexec", "hash")
@@ -131,10 +132,11 @@ def updated_text(
         entry = document["outs"][places.index(out.path)]
         listed = entry.get("files")
         _update(entry, _hash_fields(out))
-        if listed and rows is not None:
+        files = rows() if listed and rows is not None else []
+        if files and is_utf8("".join(relpath for relpath, _, _ in files)):
             for key in ("md5", "size", "nfiles"):
                 entry.pop(key, None)
-            entry["files"] = [_row(relpath, md5, size, listed) for relpath, md5, size in rows()]
+            entry["files"] = [_row(relpath, md5, size, listed) for relpath, md5, size in files]
     return yamlio.dump(document)
 
 

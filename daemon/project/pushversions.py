@@ -21,7 +21,7 @@ from millpond.daemon.project.digests import LEGACY, Objects, Place
 from millpond.daemon.project.fileversions import FileVersions, Version
 from millpond.daemon.project.outgoing import uploads
 from millpond.daemon.project.outputs import Output
-from millpond.daemon.project.paths import printable
+from millpond.daemon.project.paths import is_utf8, printable
 from millpond.daemon.project.select import Choice
 from millpond.daemon.project.sharing import Link
 from millpond.daemon.remote.backend import Entry, parts
@@ -105,7 +105,9 @@ class PushingVersions:
                 self.done.missing[output.name] = output.path
             for each in about or ():
                 if any(each.relpath == one or each.relpath.startswith(f"{one}/") or not one for one in wanted):
-                    yield _File(output, each)
+                    file = _File(output, each)
+                    refuse_undecodable(file.key)
+                    yield file
 
     def _there(self, file: _File) -> Version | Entry | None:
         """The version of a file that the remote has; what may be one where only its parts' digests tell."""
@@ -173,6 +175,17 @@ def files_of(output: Output, objects: Objects) -> Sequence[FileVersions] | None:
         return None
     entries = manifest.parse(raw, source=str(output.name), algo=output.name.algo)
     return [FileVersions(relpath, name, None, ()) for relpath, name in entries]
+
+
+def refuse_undecodable(key: str) -> None:
+    """Raise UsageError for a name that no key in a bucket, and no .dvc file, can have."""
+    if not is_utf8(key):
+        shown = printable(key)
+        raise UsageError(
+            f"the name of '{shown}' is no UTF-8, and on a remote with versions a file has its own name",
+            path=shown,
+            hint="rename it",
+        )
 
 
 def tag_of(entry: Entry) -> str | None:

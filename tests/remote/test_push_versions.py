@@ -296,3 +296,8 @@ def test_refusals_change_neither_bucket_nor_pointers(s3: S3Server) -> None:
             "two:" in (ann.repo / "one.csv.dvc").read_text() and "team:" not in (ann.repo / "one.csv.dvc").read_text()
         )
         assert ann.run("push", "-r", "two").stdout == ann.run("push").stdout == "Everything is up to date.\n"
+        (ann.repo / "data" / os.fsdecode(b"\xff")).write_bytes(b"")
+        ann.run("add", "-q", "data")
+        done = ann.run("push", code=254)
+        sentence(done)
+        assert "no UTF-8" in done.stderr

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from tests.cli.helpers import Home
 from tests.faults.test_limits import sentence
+from tests.mounts.conftest import contents
 from tests.project.realdvc import real_dvc
 from tests.remote.conftest import ended
 from tests.remote.servers import S3Server
@@ -209,6 +210,11 @@ def test_later_pushes_and_clones_are_as_dvc_s(s3: S3Server, flag: str) -> None:
         eve.run("pull", "-q", "data", "one.csv")
         assert data_of(eve) == last and eve.run("push", "data", "one.csv").stdout == "Everything is up to date.\n"
         assert not eve.git("status", "--porcelain")
+        # Out of the repository, by somebody who has nothing of it and finds the remote in its config.
+        fay = team.person("fay")
+        fay.extra |= s3.environ
+        fay.run("get", f"file://{ours.repo}", "data", "-o", "got", "--rev", "HEAD")
+        assert {path: data for path, data in last.items() if path != "one.csv"} == contents(fay.repo / "got")
 
 
 def test_a_cut_push_leaves_pointers_that_are_right_and_is_gone_on_with(s3: S3Server) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import posixpath
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from millpond.daemon.errors import (
@@ -164,6 +164,11 @@ class RepoFiles:
                 path=self._path(first),
                 hint="push it there to a remote; or name one that has it: --remote NAME, --remote-config url=...",
             ) from error
+        if link.remote.versioned:  # it knows paths, seen from its own project's root
+            mine = {item.output for item in (self.items[each] for each in indexes) if item.output is not None}
+            self._links[project].catalog.add(
+                replace(each, path=posixpath.relpath(each.path, project or ".")) for each in mine
+            )
         waiting = iter(indexes)
         index, digests = -1, [Digest("md5")]
         for part in link.transfer.download([self._name(each) for each in indexes]):

@@ -312,16 +312,6 @@ def _global_options() -> list[click.Parameter]:
     ]  # fmt: skip
 
 
-def refused(*names: str, reason: str, **kwargs: Any) -> Callable[[Callback], Callback]:
-    """An option that DVC has and this version cannot honour: refused by name, never ignored."""
-
-    def refuse(ctx: click.Context, param: click.Parameter, value: Any) -> None:
-        if value and not ctx.resilient_parsing:
-            raise UsageError(f"`{ctx.info_name} {'/'.join(param.opts)}` is not in this version: {reason}")
-
-    return click.option(*names, expose_value=False, callback=refuse, help=f"Not in this version: {reason}.", **kwargs)
-
-
 def json_option(function: Callback) -> Callback:
     """--json."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(function)

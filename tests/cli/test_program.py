@@ -56,19 +56,6 @@ def test_dvc_s_options_are_all_there(home: Home) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "option"),
-    [
-        ("import-url --version-aware x", "--version-aware"),
-    ],
-)
-def test_options_that_cannot_be_honoured_are_refused_by_name(home: Home, command: str, option: str) -> None:
-    done = home.run(*command.split(), code=exits.USAGE)
-    assert done.stdout == ""
-    assert done.stderr.startswith(f"ERROR: `{command.split()[0]} {option}` is not in this version: ")
-    assert done.stderr.count("\n") == 1
-
-
-@pytest.mark.parametrize(
     ("command", "message"),
     [
         ("add", "Missing argument 'TARGETS...'."),

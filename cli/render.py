@@ -226,6 +226,8 @@ def mounts_lines(
             yield f"{path(mount['mountpoint'])}: stands in for {path(mount['stands_in'])} while a repro needs it"
         if mount.get("remote_requests"):
             yield f"{path(mount['mountpoint'])}: {_remote_line(mount)}"
+        if verbose and (mount.get("remote_rate") or mount.get("remote_jobs")):
+            yield f"{path(mount['mountpoint'])}: {_limits_line(mount)}"
         if verbose and mount.get("waited_disk_s") is not None:
             yield f"{path(mount['mountpoint'])}: {_waited_line(mount)}"
         if verbose and mount.get("verify"):
@@ -245,6 +247,14 @@ def _waited_line(mount: dict[str, Any]) -> str:
     """What readers of a mount waited for."""
     parts = [("remotes", "waited_s"), ("the disk", "waited_disk_s"), ("unpacking", "waited_unpacking_s")]
     return "readers waited " + ", ".join(f"{mount[key]:.1f} s for {what}" for what, key in parts)
+
+
+def _limits_line(mount: dict[str, Any]) -> str:
+    """What bounds reading from remotes."""
+    rate, jobs = mount.get("remote_rate"), mount.get("remote_jobs")
+    bounds = [f"{text.size(rate)} a second (MILLPOND_RATE)"] if rate else []
+    bounds += [f"{text.plural(jobs, 'request')} at once (the remote's jobs)"] if jobs else []
+    return f"reads from the remote at most {' and '.join(bounds)}"
 
 
 def _remote_line(mount: dict[str, Any]) -> str:

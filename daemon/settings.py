@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from millpond.daemon import xdg
 from millpond.daemon.errors import UsageError
 
 # sockaddr_un.sun_path holds 108 bytes, the last one a NUL.
@@ -102,14 +103,15 @@ class _Base:
     @classmethod
     def of_user(cls, environ: Mapping[str, str], uid: int) -> _Base:
         home = _home(environ, uid)
-        state = _xdg(environ, "XDG_STATE_HOME", home / ".local" / "state") / "millpond"
+        state = Path(xdg.base(environ, "XDG_STATE_HOME", ".local/state", home)) / "millpond"
         # In cron and su XDG_RUNTIME_DIR is not set. Without one the state folder serves, by machine, since a home may be
         # shared over a network.
         login = Path(f"/run/user/{uid}")
         runtime = state / "run" / os.uname().nodename
-        if environ.get("XDG_RUNTIME_DIR", "").startswith("/") or _owned(login, uid):
-            runtime = _xdg(environ, "XDG_RUNTIME_DIR", login) / "millpond"
-        return cls(_xdg(environ, "XDG_CACHE_HOME", home / ".cache") / "millpond", runtime, state)
+        named = xdg.named(environ, "XDG_RUNTIME_DIR")
+        if named is not None or _owned(login, uid):
+            runtime = Path(named or login) / "millpond"
+        return cls(Path(xdg.base(environ, "XDG_CACHE_HOME", ".cache", home)) / "millpond", runtime, state)
 
 
 def parsed_size(shown: str) -> int:
@@ -122,14 +124,14 @@ def parsed_size(shown: str) -> int:
     return int(float(match[1]) * 1000 ** "\0KMGT".index(match[2].upper() or "\0"))
 
 
-def _home(environ: Mapping[str, str], uid: int) -> Path:
+def _home(environ: Mapping[str, str], uid: int) -> str:
     home = environ.get("HOME", "")
     if not home.startswith("/"):
         try:
             home = pwd.getpwuid(uid).pw_dir
         except KeyError:
             raise UsageError("there is no home directory", hint="set HOME") from None
-    return Path(home)
+    return home
 
 
 def _owned(path: Path, uid: int) -> bool:
@@ -138,12 +140,6 @@ def _owned(path: Path, uid: int) -> bool:
     except OSError:
         return False
     return found.st_uid == uid and not found.st_mode & 0o022
-
-
-def _xdg(environ: Mapping[str, str], name: str, default: Path) -> Path:
-    """The XDG base directory specification: relative values are ignored."""
-    value = environ.get(name, "")
-    return Path(value) if value.startswith("/") else default
 
 
 def _seconds(name: str, text: str) -> float:

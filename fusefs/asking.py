@@ -39,7 +39,8 @@ _Answer = tuple[dict[str, Any], list[int]]
 class Told:
     """What a source tells of itself with each answer: requests to remotes and bytes from them so far; large objects that it has in
     part, which nobody has checked as a whole yet; why the remotes refuse it, empty if they do not; for which object they did; and what
-    it says of the last large object that was found to be damaged, perhaps after bytes of it were read."""
+    it says of the last large object that was found to be damaged, perhaps after bytes of it were read; bytes a second and requests at
+    once that it keeps to, 0 where nothing bounds them."""
 
     requests: int = 0
     bytes: int = 0
@@ -47,6 +48,8 @@ class Told:
     refused: str = ""
     wanted: str = ""
     damaged: str = ""
+    rate: int = 0
+    jobs: int = 0
 
     @classmethod
     def of(cls, answer: dict[str, Any], before: Told) -> Told:
@@ -56,8 +59,9 @@ class Told:
             return before
         try:
             requests, size, unverified = (int(told[key]) for key in ("requests", "bytes", "unverified"))
-            texts = (str(told[key])[:_MAX_REASON] for key in ("refused", "wanted", "damaged"))
-            return cls(requests, size, unverified, *texts)
+            refused, wanted, damaged = (str(told[key])[:_MAX_REASON] for key in ("refused", "wanted", "damaged"))
+            bounds = int(told["rate"]), int(told["jobs"])
+            return cls(requests, size, unverified, refused, wanted, damaged, *bounds)
         except (KeyError, TypeError, ValueError):
             return before
 

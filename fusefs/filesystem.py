@@ -514,6 +514,8 @@ class Filesystem:
             "verify": self._verify,
             "unverified": told.unverified,
             "damaged": told.damaged,
+            "remote_rate": told.rate,
+            "remote_jobs": told.jobs,
             "source_starts": self._source.started if self._source is not None else 0,
             "up_s": round(time.time() - self._started, 1),
             **self.more_statistics(),

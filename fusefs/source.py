@@ -24,9 +24,12 @@ from typing import Any
 from millpond.daemon import environs, memfd, wirepath
 from millpond.daemon.errors import InternalError, MillpondError, ObjectMissingError, ProtocolError, RemoteConfigError
 from millpond.daemon.names import ObjectName
-from millpond.daemon.project import config
+from millpond.daemon.project import config, outputs
+from millpond.daemon.project.config import Config
 from millpond.daemon.project.dvccache import DvcCache
 from millpond.daemon.project.gitrepo import GitRepo
+from millpond.daemon.project.importing import clones, external
+from millpond.daemon.project.outputs import GitTree, Output
 from millpond.daemon.project.statcache import user_folder
 from millpond.daemon.remote.fetcher import Fetcher
 from millpond.daemon.remote.layout import LEGACY
@@ -52,6 +55,8 @@ class SourceServer:
         self._sock = sock
         self._sending = threading.Lock()
         self._repo_path = wirepath.decode(settings["repo"])
+        # Of a clone: at which commit.
+        self._commit = settings.get("commit")
         self._target = settings.get("target") or ""
         self._daemon_socket = settings["socket"]
         self._id = str(settings.get("id") or os.getpid())
@@ -67,7 +72,8 @@ class SourceServer:
     def serve(self) -> None:
         """Answer until the holder hangs up. Raises ProtocolError for what is no request."""
         decoder = framing.Decoder(framing.parse_json)
-        with ThreadPoolExecutor(THREADS, thread_name_prefix="source") as pool:
+        kept = contextlib.nullcontext() if self._commit is None else clones.using(self._repo_path)
+        with kept, ThreadPoolExecutor(THREADS, thread_name_prefix="source") as pool:
             while framing.receive(self._sock, decoder):
                 while (item := decoder.next()) is not None:
                     pool.submit(self._answer, *item)
@@ -146,14 +152,30 @@ class SourceServer:
     def _remote(self) -> Fetcher:
         with self._fetcher_lock:
             if self._fetcher is None:
-                dvc_dir = os.path.join(self._repo_path, ".dvc")
-                places = Places(lambda: config.load(dvc_dir, os.environ), os.environ)
+                places = Places(self._config, os.environ, self._outputs if self._commit is not None else None)
                 partials = Partials(os.path.join(user_folder(os.environ), "partial"), self._id)
                 settler = Settler.to(self._daemon_socket, self._caches[0] if self._caches else None, self._context)
                 self._fetcher = Fetcher(
                     places, settler, partials, check_first=self._check_first, changed=lambda: self._send({"id": 0})
                 )
             return self._fetcher
+
+    def _config(self) -> Config:
+        """The project's, with what the caller lays over it. Raises InvalidFileError, RemoteConfigError."""
+        dvc_dir = os.path.join(self._repo_path, ".dvc")
+        if self._commit is None:
+            found = config.load(dvc_dir, os.environ)
+        else:
+            with self._git_lock:
+                found = external.config_at(self._repo(), self._commit, "", dvc_dir, os.environ)
+        external.Settings.of_environ(os.environ).lay_over(found, self._repo_path)
+        return found
+
+    def _outputs(self) -> list[Output]:
+        """Those of the commit."""
+        assert self._commit is not None
+        with self._git_lock:
+            return outputs.collect(GitTree(self._repo(), self._commit))
 
     def _take_credentials(self, given: list[int]) -> None:
         """Ask the remotes with another environment, that of a command which its user ran just now. Raises CredentialsError, RemoteError,

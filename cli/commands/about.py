@@ -30,7 +30,10 @@ ENVIRONMENT = (
         "MILLPOND_EXPORT",
         "Whether add and commit also bring objects into DVC's own cache: auto (where it is in use), always, never.",
     ),
-    ("MILLPOND_RATE", "Bytes a second that commands may move from and to remotes, as 20M; by default no bound."),
+    (
+        "MILLPOND_RATE",
+        "Bytes a second that commands, and mounts made with it, may move from and to remotes, as 20M; by default no bound.",
+    ),
     (
         "MILLPOND_IDLE_EXIT",
         "Seconds without requests, mounts and jobs after which the daemon ends; 0: never. By default 600.",

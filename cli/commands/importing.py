@@ -16,7 +16,6 @@ from millpond.cli.group import (
     Spread,
     Verb,
     json_option,
-    refused,
     repo_settings,
     settings_option,
     with_options,
@@ -25,7 +24,6 @@ from millpond.cli.place import config_file
 from millpond.daemon import wirepath
 
 _PATHS = frozenset({"source", "path", "pointer", "git_add"})
-_VERSIONS = "versions of objects in a bucket are not read yet"
 
 
 def _how(function: Callback) -> Callback:
@@ -55,7 +53,9 @@ Importing 's3://bucket/images' -> 'images'
 @click.option("--to-remote", is_flag=True, help="Bring the data to the remote instead of here.")
 @click.option("-r", "--remote", metavar="NAME", help="With --to-remote: this remote instead of the default one.")
 @_how
-@refused("--version-aware", is_flag=True, reason=_VERSIONS)
+@click.option(
+    "--version-aware", is_flag=True, help="Of a bucket that keeps versions: note which version of each object this is."
+)
 @settings_option("--fs-config", "Settings of the url, as a remote has them; all words that follow.")
 @json_option
 @click.pass_obj
@@ -63,7 +63,8 @@ def import_url(console: Console, /, url: str, out: str | None, as_json: bool, **
     """Bring the file or directory at URL into the project, and track it with a .dvc file that says where it is from.
 
     URL is a path, file://, s3://, http(s)://, or remote://NAME/path for what lies below a configured remote. `update` brings what has
-    changed there.
+    changed there. With --version-aware, or a url that ends in ?versionId=ID, the data can always be brought again from there, so it
+    is not pushed.
     """
     wire = {"url": wirepath.encode(url), "out": None if out is None else wirepath.encode(out)}
     _tell(console, verb(console, "import-url", {**wire, **params}), as_json)
@@ -109,7 +110,9 @@ Importing 's3://bucket/images' -> 'images'
 )
 @click.argument("targets", nargs=-1, required=True, type=click.Path())
 @click.option(
-    "--rev", metavar="COMMIT", help="Of imports from repositories: go to this revision, and follow it from now on."
+    "--rev",
+    metavar="REV",
+    help="Of imports from repositories: go to this revision, and follow it from now on; of a file by --version-aware: its version's id.",
 )
 @click.option("-R", "--recursive", is_flag=True, help="Targets may be directories: all imports below them.")
 @click.option("--no-download", is_flag=True, help="Write the .dvc file, and bring no data.")

@@ -54,6 +54,8 @@ def _lists(result: dict[str, Any]) -> dict[str, Any]:
     for key in ("missing", "damaged"):
         if key in result:
             lists[key] = [[name, wirepath.decode(path)] for name, path in result[key]]
+    if "pointers" in result:
+        lists["pointers"] = [wirepath.decode(path) for path in result["pointers"]]
     return {**result, **lists}
 
 
@@ -77,7 +79,8 @@ def push(console: Console, /, as_json: bool, **common: Any) -> int:
     """Bring what TARGETS (by default all tracked data) consist of to the remote.
 
     A directory's manifest goes last, so that who finds it there finds all that it names. What is on the remote already is not
-    sent. Exit code 8 if data is neither here nor there.
+    sent. To a remote that is version_aware or worktree each file goes to its own path, and .dvc files and dvc.lock are told its version:
+    commit them then. Exit code 8 if data is neither here nor there.
     """
     result = verb(console, "push", _params(**common))
     if as_json:

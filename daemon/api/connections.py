@@ -11,6 +11,8 @@ import contextlib
 import os
 import socket
 import threading
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from millpond.daemon import wirepath
@@ -31,6 +33,7 @@ MAX_SOURCES = 4
 # A lock that another command holds is waited for so long, as by the command line.
 LOCK_WAIT_S = 10.0
 
+_NOTHING: Mapping[str, str] = MappingProxyType({})
 Answer = tuple[dict[str, Any], list[int]]
 
 
@@ -43,7 +46,7 @@ class Connections:
         self._lock = threading.Lock()
         self._idle: list[Client] = []
         self._open: set[Client] = set()
-        self._sources: dict[str, SourceClient] = {}
+        self._sources: dict[tuple[Any, ...], SourceClient] = {}
         # Held while a source is started.
         self._starting = threading.Lock()
 
@@ -67,20 +70,26 @@ class Connections:
                 self._give_back(client)
                 return answer
 
-    def verb(self, method: str, params: dict[str, Any]) -> dict[str, Any]:
-        """The result of a request that runs as this user, in this directory and environment. Raises MillpondError."""
-        result, fds = self.call(method, {**params, "context": surroundings(os.environ, LOCK_WAIT_S)})
+    def verb(self, method: str, params: dict[str, Any], environ: Mapping[str, str] = _NOTHING) -> dict[str, Any]:
+        """The result of a request that runs as this user, in this directory and environment, to which `environ` is added. Raises
+        MillpondError."""
+        context = surroundings({**os.environ, **environ}, LOCK_WAIT_S)
+        result, fds = self.call(method, {**params, "context": context})
         framing.close_all(fds)
         return result
 
-    def source(self, root: str, caches: list[str]) -> SourceClient:
-        """The process of this user that gives what the store has not, for the repository at `root`. Raises MillpondError."""
+    def source(
+        self, root: str, caches: list[str], commit: str | None = None, environ: Mapping[str, str] = _NOTHING
+    ) -> SourceClient:
+        """The process of this user that gives what the store has not, for the repository at `root`, a clone's at `commit`; `environ` as for
+        `verb`. Raises MillpondError."""
+        key = root, commit, *environ.items()
         with self._starting:
-            found = self._sources.get(root)
+            found = self._sources.get(key)
             if found is None or found.ended:
                 if found is not None:
                     found.close()
-                found = self._sources[root] = self._start_source(root, caches)
+                found = self._sources[key] = self._start_source(root, caches, commit, environ)
                 while len(self._sources) > MAX_SOURCES:
                     self._sources.pop(next(iter(self._sources))).close()
             return found
@@ -103,11 +112,14 @@ class Connections:
             while self._sources:
                 self._sources.popitem()[1].close()
 
-    def _start_source(self, root: str, caches: list[str]) -> SourceClient:
+    def _start_source(
+        self, root: str, caches: list[str], commit: str | None, environ: Mapping[str, str]
+    ) -> SourceClient:
         from millpond.fusefs.asking import SourceClient  # late: most programs need none
 
-        context = surroundings(os.environ, LOCK_WAIT_S)
-        params = {"repo": wirepath.encode(root), "caches": [wirepath.encode(folder) for folder in caches]}
+        context = surroundings({**os.environ, **environ}, LOCK_WAIT_S)
+        folders = [wirepath.encode(folder) for folder in caches]
+        params = {"repo": wirepath.encode(root), "caches": folders, "commit": commit}
         _, fds = self.call("source.open", {**params, "context": context})
         if len(fds) != 1:
             framing.close_all(fds)

@@ -6,7 +6,7 @@ import errno
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn, TypeVar
 from urllib.parse import parse_qsl
@@ -31,7 +31,7 @@ _AT_ONCE = 8
 class MillpondFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no types
     """One version, read-only. Paths begin at the repository's root.
 
-    `repo` is a folder in a repository, None the current one; `rev` a revision, None the workspace: its files where they are
+    `repo` is a folder in a repository, None the current one, or a url that Git takes; `remote` and `remote_config` as in `open`; `rev` a revision, None the workspace: its files where they are
     there, else what its pointers name. A revision is pinned to its commit at the first look. A url may carry both:
     `millpond://data/a.csv?rev=v1`. Objects are usable from any thread and after a fork, and pickle by their arguments, with
     the commit for the revision. Nothing is cached but where a few listed folders are.
@@ -42,17 +42,27 @@ class MillpondFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ha
     # A branch moves: who asks for it later is to get what it names then.
     cachable = False
 
-    def __init__(self, repo: str | os.PathLike[str] | None = None, rev: str | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        repo: str | os.PathLike[str] | None = None,
+        rev: str | None = None,
+        remote: str | None = None,
+        remote_config: Mapping[str, str] | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
-        self._version = Version(os.fspath(repo) if repo is not None else os.getcwd(), rev)
+        self._version = Version(os.fspath(repo) if repo is not None else os.getcwd(), rev, remote, remote_config)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restored, (type(self), self._version.repo, self._version.rev)
+        version = self._version
+        return _restored, (type(self), version.repo, version.rev, version.remote, version.remote_config)
 
     def to_dict(self, *, include_password: bool = True) -> dict[str, Any]:
         """As pickled: with the commit."""
         told: dict[str, Any] = super().to_dict(include_password=include_password)
-        return {**told, "args": (), "repo": self._version.repo, "rev": self._version.rev}
+        version = self._version
+        found = {**told, "args": (), "repo": version.repo, "rev": version.rev, "remote": version.remote}
+        return {**found, "remote_config": version.remote_config if include_password else {}}
 
     @property
     def fsid(self) -> str:
@@ -172,8 +182,10 @@ class MillpondFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ha
     cp_file = copy = mv = touch = put_file = put = pipe_file = pipe = _refuse
 
 
-def _restored(kind: type[MillpondFileSystem], repo: str, rev: str | None) -> MillpondFileSystem:
-    return kind(repo=repo, rev=rev)
+def _restored(
+    kind: type[MillpondFileSystem], repo: str, rev: str | None, remote: str | None, settings: Mapping[str, str]
+) -> MillpondFileSystem:
+    return kind(repo=repo, rev=rev, remote=remote, remote_config=settings)
 
 
 def _info(entry: Entry) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any, Literal, overload
 
 from millpond.daemon.api.files import ObjectFile, ObjectText
@@ -11,13 +12,20 @@ from millpond.daemon.errors import TargetError
 
 _MODES = {"r": "t", "rt": "t", "tr": "t", "rb": "b", "br": "b"}
 StrPath = str | os.PathLike[str]
+Settings = Mapping[str, str] | None
 # Memory of this process's own calls: nothing of it is seen in their results.
 _recent = Recent()
 
 
 @overload
 def open(
-    path: StrPath, mode: Literal["rb", "br"], *, rev: str | None = None, repo: StrPath | None = None
+    path: StrPath,
+    mode: Literal["rb", "br"],
+    *,
+    rev: str | None = None,
+    repo: StrPath | None = None,
+    remote: str | None = None,
+    remote_config: Settings = None,
 ) -> ObjectFile: ...
 @overload
 def open(
@@ -26,6 +34,8 @@ def open(
     *,
     rev: str | None = None,
     repo: StrPath | None = None,
+    remote: str | None = None,
+    remote_config: Settings = None,
     encoding: str | None = None,
     errors: str | None = None,
     newline: str | None = None,
@@ -37,6 +47,8 @@ def open(
     *,
     rev: str | None = None,
     repo: StrPath | None = None,
+    remote: str | None = None,
+    remote_config: Settings = None,
     encoding: str | None = None,
     errors: str | None = None,
     newline: str | None = None,
@@ -49,6 +61,8 @@ def open(
     *,
     rev: str | None = None,
     repo: StrPath | None = None,
+    remote: str | None = None,
+    remote_config: Settings = None,
     encoding: str | None = None,
     errors: str | None = None,
     newline: str | None = None,
@@ -56,7 +70,9 @@ def open(
     """A file of a repository, tracked or Git's: a file object, also for `with`.
 
     `rev` is anything that Git takes for a commit; None: the workspace, its file if it is there, else what its pointers name.
-    `repo` is a folder in a repository; None: the current one. `path` begins at the repository's root; with neither `rev` nor
+    `repo` is a folder in a repository; None: the current one; or a url that Git takes, which is cloned, `rev` None being its
+    default branch. `remote` and `remote_config` are laid over its config: the name of its default remote, and settings of that
+    remote; both stay in memory. `path` begins at the repository's root; with neither `rev` nor
     `repo` in the current folder. `mode` is r, rt or rb; the other arguments are those of the built-in open.
 
     The data comes from the store, DVC's cache or the remotes, through the daemon, which is started when there is none. Large
@@ -70,7 +86,7 @@ def open(
         raise ValueError(f"mode '{mode}' is none of r, rt, rb: versions are read, never written")
     if kind == "b" and not encoding == errors == newline == None:  # noqa: E711
         raise ValueError("encoding, errors and newline are for text")
-    version, inner = _version(path, rev, repo)
+    version, inner = _version(path, rev, repo, remote, remote_config)
     if kind == "b":
         return ObjectFile(version, inner)
     return ObjectText(version, inner, encoding, errors, newline)
@@ -82,11 +98,22 @@ def read(
     *,
     rev: str | None = None,
     repo: StrPath | None = None,
+    remote: str | None = None,
+    remote_config: Settings = None,
     encoding: str | None = None,
     errors: str | None = None,
 ) -> Any:
     """All of a file: text, or bytes with mode rb. Arguments and errors are those of `open`."""
-    with open(path, mode, rev=rev, repo=repo, encoding=encoding, errors=errors) as file:
+    with open(
+        path,
+        mode,
+        rev=rev,
+        repo=repo,
+        remote=remote,
+        remote_config=remote_config,
+        encoding=encoding,
+        errors=errors,
+    ) as file:
         return file.read()
 
 
@@ -99,8 +126,14 @@ def get_url(path: StrPath, *, rev: str | None = None, repo: StrPath | None = Non
     return version.url(inner, remote)
 
 
-def _version(path: StrPath, rev: str | None, repo: StrPath | None) -> tuple[Version, str]:
-    version = _recent.get(None if repo is None else os.fspath(repo), rev)
+def _version(
+    path: StrPath,
+    rev: str | None,
+    repo: StrPath | None,
+    remote: str | None = None,
+    remote_config: Settings = None,
+) -> tuple[Version, str]:
+    version = _recent.get(None if repo is None else os.fspath(repo), rev, remote, remote_config)
     try:
         return version, version.relative(os.fspath(path))
     except TargetError as error:

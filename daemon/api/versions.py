@@ -12,6 +12,7 @@ import os
 import posixpath
 import stat
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from millpond.daemon import wirepath
@@ -29,6 +30,8 @@ FILE, FOLDER, LINK = 1, 2, 3
 MAX_ENTRIES = 50_000
 # The workspace's pointers may change: what they said holds for so long.
 _FRESH_S = 1.0
+# And what a branch or tag of a repository that is elsewhere means: each question is a fetch.
+_FRESH_FAR_S = 10.0
 # Versions and revisions that are remembered between calls.
 _MAX_RECENT = 16
 # Links that are followed one after the other.
@@ -53,19 +56,39 @@ class Entry(NamedTuple):
 
 
 class Version:
-    """One version. `repo` is a folder's path (None: that of the current folder) or whatever else the daemon takes; `rev` None: the
-    workspace. Used from any number of threads and after forks; pickled by its arguments, with the commit for the revision."""
+    """One version. `repo` is a folder's path (None: that of the current folder), or a url that Git takes; `rev` None: the
+    workspace, of what is elsewhere the default branch. `remote` and `remote_config` are laid over its config. Used from any number of
+    threads and after forks; pickled by its arguments, with the commit for the revision."""
 
-    def __init__(self, repo: str | None = None, rev: str | None = None) -> None:
+    def __init__(
+        self,
+        repo: str | None = None,
+        rev: str | None = None,
+        remote: str | None = None,
+        remote_config: Mapping[str, str] | None = None,
+    ) -> None:
         self.from_cwd = repo is None and rev is None
-        self.repo = repo if repo is not None and "://" in repo else os.path.abspath(repo or ".")
+        self.is_elsewhere = repo is not None and _is_elsewhere(repo)
+        self.repo = repo if repo is not None and self.is_elsewhere else os.path.abspath(repo or ".")
         self.rev = rev
+        self.remote = remote
+        self.remote_config = dict(remote_config or {})
+        # Of a clone: the revision is in it, and not in a workspace.
+        self._is_clone = False
         self.root: str | None = None
         self._caches: list[str] = []
         self.forget()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Version, (self.repo, self.rev)
+        return Version, (self.repo, self.rev, self.remote, self.remote_config)
+
+    @property
+    def _environ(self) -> dict[str, str]:
+        if not (self.remote or self.remote_config):
+            return {}
+        from millpond.daemon.project.importing.external import Settings  # late: most programs need it not
+
+        return Settings(None, self.remote, self.remote_config).environ()
 
     def forget(self) -> None:
         """Look anew from now on."""
@@ -84,7 +107,7 @@ class Version:
     def relative(self, path: str) -> str:
         """A path as it was given to this library, from the repository's root: relative ones begin there, or in the current folder
         when neither repository nor revision was named. Raises TargetError for one outside of it."""
-        found = path
+        found = path.lstrip("/") if self.is_elsewhere else path
         if self.from_cwd or os.path.isabs(path):
             whole = os.path.abspath(os.path.join(self.repo, path))
             folder, name = os.path.split(whole)
@@ -126,13 +149,15 @@ class Version:
     def url(self, path: str, remote: str | None) -> str:
         """Where the object of a tracked path from the root lies on a remote. Raises as the verb `url`."""
         params = {"url": wirepath.encode(self.repo), "path": wirepath.encode(path), "rev": self.rev, "remote": remote}
-        return wirepath.decode(connections().verb("url", params)["url"])
+        return wirepath.decode(connections().verb("url", params, self._environ)["url"])
 
     # -- looking --------------------------------------------------------------------------------------------------
 
     def _find(self, path: str) -> Entry | None:
         if not path:
             return Entry("", FOLDER, False, None, None)
+        if self.rev is None and self.is_elsewhere:
+            self._look("")  # which finds out what its default branch has
         if self.rev is None and (here := _in_workspace(os.path.join(self._root(), path), path)) is not None:
             return here
         folder, name = posixpath.split(path)
@@ -201,9 +226,9 @@ class Version:
 
     def _look(self, folder: str) -> _Place:
         params = {"url": wirepath.encode(self.repo), "path": wirepath.encode(folder), "rev": self.rev}
-        told = connections().verb("look", params)
+        told = connections().verb("look", params, self._environ)
         self.root, self._caches = wirepath.decode(told["root"]), [wirepath.decode(each) for each in told["caches"]]
-        self.rev = told["commit"]
+        self.rev, self._is_clone = told["commit"], told["clone"]
         if told.get("tree") is not None:
             top = wirepath.decode(told["top"])
             self._trees[top] = told["tree"]
@@ -224,7 +249,8 @@ class Version:
     def _source(self) -> SourceClient:
         if not self._caches:  # the workspace's own files were all that was read so far
             self._look("")
-        return connections().source(self._root(), self._caches)
+        root = self._root()
+        return connections().source(root, self._caches, self.rev if self._is_clone else None, self._environ)
 
     def _target(self, link: Entry) -> str:
         assert link.name is not None
@@ -240,16 +266,23 @@ class Recent:
     revision means is asked again after a moment, unless it is a commit; the workspace's version sees to that itself."""
 
     def __init__(self) -> None:
-        self._versions: dict[tuple[str, str | None, bool], Version] = {}
-        self._meant: dict[tuple[str, str], tuple[str, float]] = {}
+        self._versions: dict[tuple[Any, ...], Version] = {}
+        self._meant: dict[tuple[str, str | None], tuple[str, float]] = {}
 
-    def get(self, repo: str | None, rev: str | None) -> Version:
-        """The version of a repository (None: that of the current folder) at a revision (None: its workspace)."""
-        new = Version(repo, rev)
-        if rev is None:
+    def get(
+        self,
+        repo: str | None,
+        rev: str | None,
+        remote: str | None = None,
+        remote_config: Mapping[str, str] | None = None,
+    ) -> Version:
+        """The version of a repository (None: that of the current folder) at a revision (None: its workspace, or the default branch of what
+        is elsewhere); see Version."""
+        new = Version(repo, rev, remote, remote_config)
+        if rev is None and not new.is_elsewhere:
             return self._kept(new)
         commit, since = self._meant.get((new.repo, rev), ("", float("-inf")))
-        if commit == rev or time.monotonic() - since < _FRESH_S:
+        if commit == rev or time.monotonic() - since < (_FRESH_FAR_S if new.is_elsewhere else _FRESH_S):
             new.rev = commit
             return self._kept(new)
         new.resolve()
@@ -260,10 +293,16 @@ class Recent:
         return self._kept(new)
 
     def _kept(self, new: Version) -> Version:
-        key = new.repo, new.rev, new.from_cwd
+        key = new.repo, new.rev, new.from_cwd, new.remote, tuple(sorted(new.remote_config.items()))
         if key not in self._versions and len(self._versions) >= _MAX_RECENT:
             self._versions = {}
         return self._versions.setdefault(key, new)
+
+
+def _is_elsewhere(repo: str) -> bool:
+    """Whether a repository's name is a url, and no folder of this machine."""
+    path = repo.removeprefix("file://")
+    return not os.path.isdir(path) and ("://" in path or ":" in path.partition("/")[0])
 
 
 class _Place(NamedTuple):

@@ -22,6 +22,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from millpond.daemon import xdg
 from millpond.daemon.errors import InvalidFileError
 
 VERSION = 1
@@ -36,10 +37,7 @@ _SPEC, _ENV, _BEGUN, _RESULT, _RESERVED, _ANSWER = (
 
 def home(environ: Mapping[str, str]) -> str:
     """Where a user's jobs have their folders: `$XDG_STATE_HOME/millpond-user/jobs`, else below `~/.local/state`."""
-    state = environ.get("XDG_STATE_HOME") or ""
-    if not state.startswith("/"):
-        state = os.path.join(environ.get("HOME") or os.path.expanduser("~"), ".local", "state")
-    return os.path.join(state, "millpond-user", "jobs")
+    return os.path.join(xdg.base(environ, "XDG_STATE_HOME", ".local/state"), "millpond-user", "jobs")
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,10 @@ would show; elsewhere, and where not every file of a tracked folder can be had, 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import posixpath
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,17 +21,16 @@ from millpond.daemon.errors import (
     RemoteError,
     RevisionError,
     TargetError,
-    UsageError,
 )
 from millpond.daemon.mounts.plan import Planner, Project
 from millpond.daemon.names import ObjectName
 from millpond.daemon.objects import ObjectStore
-from millpond.daemon.project import browse
+from millpond.daemon.project import browse, outputs
 from millpond.daemon.project.browse import Item, Tree
 from millpond.daemon.project.digests import Objects
-from millpond.daemon.project.importing.external import local_path
-from millpond.daemon.project.importing.source import shown_url
+from millpond.daemon.project.importing import external
 from millpond.daemon.project.list import open_repository
+from millpond.daemon.project.outputs import GitTree
 from millpond.daemon.project.paths import printable
 from millpond.daemon.project.repo import Repo
 from millpond.daemon.remote import remotes
@@ -66,16 +67,31 @@ class Version:
     project: Project
     commit: str | None
     tree: Tree
+    is_clone: bool = False
 
     @classmethod
-    def open(cls, context: WorkerContext, url: str, rev: str | None) -> Version:
-        """Raises UsageError for one that is elsewhere, NotARepoError, RevisionError, InvalidFileError."""
+    @contextlib.contextmanager
+    def opened(cls, context: WorkerContext, url: str, rev: str | None) -> Iterator[Version]:
+        """Of a repository that is elsewhere the version is a clone's, `rev` None its default branch. Raises NotARepoError, RevisionError,
+        InvalidFileError, RemoteConfigError; RemoteError, and as clones.clone."""
         here = os.path.realpath(os.getcwd())
-        path = local_path(url, (here,))
-        if path is None:
-            raise UsageError(f"'{shown_url(url)}' is not on this machine", hint="clone it first, or import from it")
-        repo = open_repository(path, here)
-        project = Project(repo.root)
+        settings = external.Settings.of_environ(os.environ)
+        path = external.local_path(url, (here,))
+        if path is not None:
+            yield cls._local(context, open_repository(path, here), settings, here, rev)
+            return
+        with external.opened(context, url, rev, settings, os.environ, folders=(here,)) as other:
+            repo, git, commit = other.project(), other.git, other.commit
+            project = Project(repo.root, repo.config, lambda: outputs.collect(GitTree(git, commit)))
+            objects = ReachingObjects(context.store, repo, project)
+            yield cls(repo, project, commit, browse.revision_tree(git, commit, "", objects, detail=True), True)
+
+    @classmethod
+    def _local(
+        cls, context: WorkerContext, repo: Repo, settings: external.Settings, here: str, rev: str | None
+    ) -> Version:
+        settings.lay_over(repo.config, here)
+        project = Project(repo.root, repo.config)
         objects = ReachingObjects(context.store, repo, project)
         if not rev:
             return cls(repo, project, None, browse.workspace_tree(repo.root, repo.rules, objects, detail=True))
@@ -105,18 +121,25 @@ class Version:
 
 
 def look(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
-    """Verb. {url, path, rev} -> {root, commit, caches, top, tree} or {root, commit, caches, rows}.
+    """Verb. {url, path, rev} -> {root, commit, caches, clone, top, tree} or {root, commit, caches, clone, rows}; `clone`: `root` is that of a
+    clone of a repository which is elsewhere.
 
     `path` is a folder's, from the repository's root. `tree` is the id of the tree of the tracked folder `top` that it is or lies in;
     `rows` are its entries, as those of `folders.list`, null when there is no such folder. Raises NotARepoError, RevisionError,
     ObjectMissingError, RemoteError, CredentialsError.
     """
-    version = Version.open(context, wirepath.decode(params.get("url") or "."), params.get("rev"))
-    repo, path = version.repo, wirepath.decode(params.get("path") or "")
-    context.seen(repo.root, None if repo.git is None else repo.git.git_dir, [])
+    with Version.opened(context, wirepath.decode(params.get("url") or "."), params.get("rev")) as version:
+        return _look(context, version, wirepath.decode(params.get("path") or ""))
+
+
+def _look(context: WorkerContext, version: Version, path: str) -> dict[str, Any]:
+    repo = version.repo
+    if not version.is_clone:
+        context.seen(repo.root, None if repo.git is None else repo.git.git_dir, [])
     told = {
         "root": wirepath.encode(repo.root),
         "commit": version.commit,
+        "clone": version.is_clone,
         "caches": [wirepath.encode(cache.folder) for cache in version.project.caches],
     }
     top = version.tree.tracked_folder(path)
@@ -132,13 +155,17 @@ def look(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
 def url(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
     """Verb. {url, path, rev, remote} -> {url}: where the object of a tracked path lies on its remote, or would.
     Raises as `look`, TargetError for what is not tracked, RemoteConfigError."""
-    version = Version.open(context, wirepath.decode(params.get("url") or "."), params.get("rev"))
     path = wirepath.decode(params.get("path") or "")
+    with Version.opened(context, wirepath.decode(params.get("url") or "."), params.get("rev")) as version:
+        return _url(version, path, params.get("remote"))
+
+
+def _url(version: Version, path: str, name: str | None) -> dict[str, Any]:
     item = version.item(path)
     if item is None or item.name is None:
         inside = " by itself: the folder that it is in is" if item is not None and item.is_out else ""
         raise TargetError(f"'{printable(path)}' is not tracked{inside}", path=printable(path))
-    remote = remotes.find(version.project.config, params.get("remote") or version.tree.remote_of(path))
+    remote = remotes.find(version.project.config, name or version.tree.remote_of(path))
     return {"url": wirepath.encode(posixpath.join(remote.url, key_of(item.name)))}
 
 

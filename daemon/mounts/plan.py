@@ -7,7 +7,7 @@ import os
 import posixpath
 import re
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,6 +23,7 @@ from millpond.daemon.mounts.listing import KEY_BYTES, UNKNOWN, WireEntry, pack_e
 from millpond.daemon.names import ALGORITHMS, ObjectName
 from millpond.daemon.objects import ObjectStore
 from millpond.daemon.project import config, outputs
+from millpond.daemon.project.config import Config
 from millpond.daemon.project.digests import LEGACY, as_md5
 from millpond.daemon.project.dvccache import DvcCache
 from millpond.daemon.project.gitrepo import GitRepo
@@ -55,17 +56,20 @@ class Plan:
 class Project:
     """A DVC project as far as mounts need it: its root, its Git repository, its caches."""
 
-    def __init__(self, root: str) -> None:
+    def __init__(
+        self, root: str, settings: Config | None = None, outputs: Callable[[], Iterable[Output]] | None = None
+    ) -> None:
+        """`settings` in place of its own; `outputs` where those that its remotes are to know cannot be found from `root`."""
         self.root = root
         self.dvc_dir = os.path.join(root, ".dvc")
         self.git = GitRepo.discover(root)
-        self.config = config.load(self.dvc_dir, os.environ)
+        self.config = config.load(self.dvc_dir, os.environ) if settings is None else settings
         folder = self.config.cache_dir(self.dvc_dir)
         # Objects of DVC 2 may lie in the default place although config names another now.
         self.caches = [DvcCache(path) for path in dict.fromkeys((folder, os.path.join(self.dvc_dir, "cache")))]
         # A folder that is not there need not be asked for each of very many objects.
         self._there = [cache for cache in self.caches if os.path.isdir(cache.folder)]
-        self.places = Places(lambda: self.config, os.environ)
+        self.places = Places(lambda: self.config, os.environ, outputs)
 
     @classmethod
     def find(cls, start: str) -> Project:

@@ -51,7 +51,7 @@ _PASSTHROUGH = ("passthrough", "passthrough_files", "passthrough_bytes")
 # What a holder tells of files that were not here.
 _REMOTE = (
     *("errors", "opens", "hit_rate", "waits", "waited_s", "waited_unpacking_s", "waited_disk_s"),
-    *("remote_requests", "remote_bytes", "verify", "unverified", "source_starts"),
+    *("remote_requests", "remote_bytes", "verify", "unverified", "source_starts", "remote_rate", "remote_jobs"),
 )
 # The state of a mount that is served, and that remotes refuse.
 NEEDS_CREDENTIALS = "needs-credentials"

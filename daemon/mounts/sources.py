@@ -32,7 +32,7 @@ class Sources:
         self._running: Counter[int] = Counter()
 
     async def open(self, call: Call, params: dict[str, Any]) -> Reply:
-        """{repo, caches, context} -> {} + the socket that the source answers on. Raises BusyError."""
+        """{repo, caches, commit, context} -> {} + the socket that the source answers on; with `commit` `repo` is a clone. Raises BusyError."""
         if self._running[call.uid] >= MAX_SOURCES:
             raise BusyError(
                 f"{MAX_SOURCES} of your programs read what is not in the store", hint="let some end, or use a mount"
@@ -46,6 +46,7 @@ class Sources:
                     "repo": str(params["repo"]),
                     "socket": os.fspath(self._daemon.settings.socket),
                     "umask": params["context"].get("umask", 0o022),
+                    "commit": params.get("commit"),
                     "caches": [str(folder) for folder in params["caches"]],
                 }
                 zygote = self._daemon.zygotes.of(call.uid)

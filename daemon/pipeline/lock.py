@@ -10,6 +10,7 @@ from typing import Any
 from millpond.daemon.names import ObjectName
 from millpond.daemon.pipeline import schema
 from millpond.daemon.project import quickyaml, yamlio
+from millpond.daemon.project.dvcfile import name_of_files
 
 LOCK_FILE = "dvc.lock"
 _HEAD = "schema: '2.0'\nstages:\n"
@@ -135,7 +136,7 @@ def locked(entry: Mapping[str, Any] | None, section: str) -> dict[str, Locked]:
     found = {}
     for item in (entry or {}).get(section) or []:
         value = item.get("md5")
-        name = None
+        name = name_of_files(item["files"]) if value is None and isinstance(item.get("files"), list) else None
         if value is not None:
             name = ObjectName("md5" if item.get("hash") == "md5" else "md5-dos2unix", str(value))
         tag = next(((key, str(item[key])) for key in TAGS if item.get(key)), None) if name is None else None
@@ -154,6 +155,21 @@ def locked(entry: Mapping[str, Any] | None, section: str) -> dict[str, Locked]:
 def is_entry(entry: Any) -> bool:
     """Whether it is what a stage's entry can be."""
     return next(_problems({"schema": "2.0", "stages": {"stage": entry}}), None) is None
+
+
+def with_versions(entry: dict[str, Any], before: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A stage's entry, with the versions on remotes (fileversions.py) that the one before knew of outputs that are as they were."""
+    known = {out["path"]: out for out in (before or {}).get("outs") or [] if "cloud" in out or "files" in out}
+    if not known or not entry.get("outs"):
+        return entry
+    names = locked(before, "outs")
+    outs = []
+    for out in entry["outs"]:
+        old = known.get(out["path"])
+        new = locked({"outs": [out]}, "outs")[out["path"]]
+        is_same = old is not None and names[out["path"]].name == new.name and names[out["path"]].isexec == new.isexec
+        outs.append(old if is_same else out)
+    return {**entry, "outs": outs}
 
 
 def rendered(stage: str, entry: dict[str, Any]) -> str:

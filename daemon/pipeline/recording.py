@@ -12,7 +12,7 @@ from millpond.daemon.names import ObjectName
 from millpond.daemon.pipeline import runcache
 from millpond.daemon.pipeline.changed import Comparer, unseen
 from millpond.daemon.pipeline.contents import Contents
-from millpond.daemon.pipeline.lock import Lock, Locked
+from millpond.daemon.pipeline.lock import Lock, Locked, with_versions
 from millpond.daemon.pipeline.pipelines import Pipelines
 from millpond.daemon.pipeline.places import is_outside
 from millpond.daemon.pipeline.provenance import RAN, Journal, Run
@@ -108,11 +108,12 @@ class Recorder:
                 self.repo, [out.place for out in stage.outs if out.cache and _inside(out.place) and out.place]
             )
             texts = dict(ignoring)
-            if lock.get(stage.name) != entry:
+            written = with_versions(entry, lock.get(stage.name))
+            if lock.get(stage.name) != written:
                 if not lock.text:
                     said.append(f"Generating lock file '{shown}'")
                 said.append(f"Updating lock file '{shown}'")
-                lock = lock.with_entry(stage.name, entry, before=self._later(stage, lock))
+                lock = lock.with_entry(stage.name, written, before=self._later(stage, lock))
                 texts[stage.lock] = lock.text
             # The run cache first: when the lock says that all is done, nothing is left to do.
             if remember and runcache.can_record(stage):

@@ -315,11 +315,21 @@ class Adding:
             return None, dvcfile.new_text(out)
         before, current = texts.get(target.pointer, (target.old.text, target.old.text))
         pointer = target.old if current == target.old.text else dvcfile.parse(current, target.old.path)
-        text = dvcfile.updated_text(pointer, [out])
+        text = dvcfile.updated_text(pointer, [out], lambda: self._rows(job))
         if text != current and pointer.is_import:
             text = with_md5(text, pointer.path)
         job.changed = text != current
         return before, text
+
+    def _rows(self, job: _Job) -> list[tuple[str, str, int | None]]:
+        """The files of a folder: path, MD5, bytes."""
+        fresh = {job.group.name(index): job.group.size(index) for index in job.indexes}
+        entries = manifest.parse(job.manifest or job.group.text(), source=job.target.path)
+        sizes = self._workspace.objects.sizes([entry.name for entry in entries])
+        return [
+            (entry.relpath, entry.name.hex, fresh.get(entry.name) if size is None else size)
+            for entry, size in zip(entries, sizes, strict=True)
+        ]
 
     def _put_out(self, job: _Job) -> None:
         """The copy that --out asks for, in place of what is there."""

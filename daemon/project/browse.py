@@ -5,6 +5,7 @@ Nothing is copied or checked out: a revision's files come from Git's trees, trac
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterable, Iterator
@@ -76,6 +77,8 @@ class WorkFiles:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:  # a manifest may name folders that nobody can have
+                return None
             raise TargetError(f"cannot read '{printable(path)}': {error.strerror}", path=printable(path)) from error
 
     def _item(self, entry: os.DirEntry[str]) -> Item:
@@ -222,14 +225,14 @@ def _at_or_above(path: str) -> Iterator[str]:
 
 
 def _make(folders: dict[str, dict[str, Item]], folder: str, new: Item = _FOLDER) -> dict[str, Item]:
-    """The entries of a folder, which is made with all above it, as `new` ones."""
-    found = folders.get(folder)
-    if found is None:
-        found = folders[folder] = {}
-        above, _, name = folder.rpartition("/")
-        upper = _make(folders, above, new)
-        if name not in upper:
-            upper[name] = new
+    """The entries of a folder, which is made with all above it, as `new` ones; at any depth."""
+    if folder in folders:
+        return folders[folder]
+    found, is_known = folders.setdefault(folder, {}), False
+    while not is_known:
+        folder, _, name = folder.rpartition("/")
+        is_known = folder in folders
+        folders.setdefault(folder, {}).setdefault(name, new)
     return found
 
 

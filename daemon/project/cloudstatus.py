@@ -26,7 +26,7 @@ def cloud_status(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]
     """
     repo = Repo.open(os.getcwd(), os.environ)
     found: dict[str, str] = {}
-    linked = Links(repo, params.get("remote"), params.get("jobs"), os.environ, reading=True)
+    linked = Links(repo, params.get("remote"), params.get("jobs"), os.environ, versioned=True)
     with context.lock(repo.root, "read"), linked as links:
         default = links.remote_of(None)
         objects = Objects(context.store, repo.cache)

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from millpond.daemon import xdg
 from millpond.daemon.errors import InvalidFileError
 from millpond.daemon.project import configkeys
 from millpond.daemon.project.paths import printable
@@ -61,12 +62,9 @@ class Config:
 
 def level_paths(dvc_dir: str, environ: Mapping[str, str]) -> dict[str, str]:
     """The file of each level."""
-    home = environ.get("HOME") or os.path.expanduser("~")
-    user = environ.get("DVC_GLOBAL_CONFIG_DIR") or os.path.join(
-        _absolute(environ.get("XDG_CONFIG_HOME")) or os.path.join(home, ".config"), "dvc"
-    )
+    user = environ.get("DVC_GLOBAL_CONFIG_DIR") or os.path.join(xdg.base(environ, "XDG_CONFIG_HOME", ".config"), "dvc")
     system = environ.get("DVC_SYSTEM_CONFIG_DIR") or os.path.join(
-        _absolute(environ.get("XDG_CONFIG_DIRS", "").split(":")[0]) or "/etc/xdg", "dvc"
+        xdg.absolute(environ.get("XDG_CONFIG_DIRS", "").split(":")[0]) or "/etc/xdg", "dvc"
     )
     return {
         "system": os.path.join(system, "config"),
@@ -246,11 +244,6 @@ def _values(text: str, path: str, line: int) -> tuple[list[str], bool]:
 
 def _unquoted(text: str) -> str:
     return text[1:-1] if len(text) > 1 and text[0] in "'\"" and text[-1] == text[0] else text
-
-
-def _absolute(path: str | None) -> str | None:
-    """XDG variables count when they are absolute."""
-    return path if path and os.path.isabs(path) else None
 
 
 def _invalid(path: str, line: int, problem: str) -> InvalidFileError:

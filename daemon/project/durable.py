@@ -12,6 +12,9 @@ from millpond.daemon.errors import DiskFullError, InvalidFileError
 from millpond.daemon.project.paths import printable
 from millpond.daemon.project.scratch import scratch, sweep, temporary_name
 
+# PATH_MAX without its NUL.
+_MAX_PATH = 4095
+
 
 def write_all(texts: Mapping[str, str], *, executable: bool = False) -> None:
     """Put files in place (absolute path: text). Raises OSError; nothing was changed then.
@@ -53,6 +56,31 @@ def write_all(texts: Mapping[str, str], *, executable: bool = False) -> None:
                     os.unlink(each)
     for folder in folders:
         sync_folder(folder)
+
+
+def refuse_too_long(path: str) -> None:
+    """Raise InvalidFileError for a path that Linux takes from nobody: a manifest may name one."""
+    if (size := len(os.fsencode(path))) > _MAX_PATH:
+        shown = printable(path)
+        shown = f"{shown[:80]}...{shown[-80:]}"
+        raise InvalidFileError(
+            f"'{shown}' has {size} bytes, and no path may have more than {_MAX_PATH}",
+            path=shown,
+            hint="rename it where it was added, and add it again",
+        )
+
+
+def make_folders(path: str) -> None:
+    """Make a folder and those above it that are not there. os.makedirs recurses, and so ends at 1,000 levels. Raises OSError."""
+    lacking = []
+    while not os.path.isdir(path):
+        lacking.append(path)
+        path = os.path.dirname(path)
+    for each in reversed(lacking):
+        with contextlib.suppress(
+            FileExistsError
+        ):  # somebody else was first; what is no folder is told of by what comes next
+            os.mkdir(each)
 
 
 def _keep(path: str, name: str, former: dict[str, str | None]) -> None:

@@ -7,11 +7,13 @@ md5-dos2unix) keeps its text, a changed one becomes `hash: md5`.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from millpond.daemon.names import ObjectName
 from millpond.daemon.project import manifest, pointerkeys, yamlio
+from millpond.daemon.project.paths import is_utf8
 
 SUFFIX = ".dvc"
 _HASH_KEYS = ("md5", "size", "nfiles", "isexec", "hash")
@@ -109,10 +111,14 @@ def new_text(out: Out) -> str:
     return yamlio.dump({"outs": [_hash_fields(out) | out.extra | {"path": out.path}]})
 
 
-def updated_text(old: DvcFile, outs: list[Out]) -> str:
-    """The text with the hashes of `outs` (matched by path) in place; the old text itself where nothing changed."""
+def updated_text(
+    old: DvcFile, outs: list[Out], rows: Callable[[], Sequence[tuple[str, str, int | None]]] | None = None
+) -> str:
+    """The text with the hashes of `outs` (matched by path) in place; the old text itself where nothing changed. `rows` gives the files of a
+    directory: path, MD5, bytes. A pointer that lists them (fileversions.py) goes on doing so, with the versions of those that are as
+    they were."""
     before = {out.path: out for out in old.outs}
-    changed = [out for out in outs if _hash_fields(out) != _hash_fields(before[out.path])]
+    changed = [out for out in outs if not _is_as_before(out, before[out.path])]
     if not changed:
         return old.text
     if len(old.outs) == 1 and _canonical_text(before[changed[0].path]) == old.text:
@@ -123,8 +129,30 @@ def updated_text(old: DvcFile, outs: list[Out]) -> str:
     document = yamlio.load(old.text, old.path, round_trip=True)
     places = [out.path for out in old.outs]
     for out in changed:
-        _update(document["outs"][places.index(out.path)], _hash_fields(out))
+        entry = document["outs"][places.index(out.path)]
+        listed = entry.get("files")
+        _update(entry, _hash_fields(out))
+        files = rows() if listed and rows is not None else []
+        if files and is_utf8("".join(relpath for relpath, _, _ in files)):
+            for key in ("md5", "size", "nfiles"):
+                entry.pop(key, None)
+            entry["files"] = [_row(relpath, md5, size, listed) for relpath, md5, size in files]
     return yamlio.dump(document)
+
+
+def _is_as_before(new: Out, old: Out) -> bool:
+    """Whether an out's entry says all that is to be said: one with files says nothing of the whole."""
+    if "files" in old.extra:
+        return new.name == old.name and new.isexec == old.isexec
+    return _hash_fields(new) == _hash_fields(old)
+
+
+def _row(relpath: str, md5: str, size: int | None, listed: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A file as a list has it: as in the one before, if its content is the same."""
+    for row in listed:
+        if row.get("relpath") == relpath and row.get("md5") == md5:
+            return row
+    return {"relpath": relpath, "md5": md5, **({} if size is None else {"size": size})}
 
 
 def _hash_fields(out: Out) -> dict[str, Any]:

@@ -115,7 +115,7 @@ def fetch_chosen(context: VerbContext, repo: Repo, chosen: Sequence[Choice], par
     """Bring what is chosen and lacking into the store, from {remote, jobs, max_size}. Answers and raises as `fetch`."""
     done, used = Fetched(), list[str]()
     objects = Objects(context.store, repo.cache)
-    with Links(repo, params.get("remote"), params.get("jobs"), os.environ, reading=True) as links:
+    with Links(repo, params.get("remote"), params.get("jobs"), os.environ, versioned=True) as links:
         if params.get("remote") is not None:
             links.of(links.remote_of(None))  # one that cannot be used is told of, though nothing may be lacking
         runs = fetch_runs(context, repo, links) if params.get("run_cache") else 0
@@ -151,8 +151,10 @@ def fetch_chosen(context: VerbContext, repo: Repo, chosen: Sequence[Choice], par
 
 def _is_shared(links: Links, output: Output) -> bool:
     """Whether a remote of the project may have it: not what is imported from a repository, nor from a url where there is no remote."""
-    if output.imported is None or output.imported.is_repo:
-        return output.imported is None
+    if output.imported is None:
+        return True
+    if output.imported.is_repo or not output.push:
+        return False
     try:
         links.remote_of(output.remote)
     except RemoteConfigError:

@@ -135,7 +135,7 @@ class _Manifests(Objects):
 
     def __init__(self, store: ObjectStore, repo: Repo) -> None:
         super().__init__(store, repo.cache)
-        self._links = Links(repo, None, None, os.environ, reading=True)
+        self._links = Links(repo, None, None, os.environ, versioned=True)
 
     def __enter__(self) -> _Manifests:
         return self

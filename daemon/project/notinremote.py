@@ -33,7 +33,7 @@ def not_in_remote(
     ]
     homeless = remote is None and repo.config.get("core", "remote") is None
     found: list[str] = []
-    with Links(repo, remote, None, os.environ, reading=True) as links:
+    with Links(repo, remote, None, os.environ, versioned=True) as links:
         if not homeless:
             links.remote_of(None)
         for out in [out for out in outs if homeless and out.remote is None]:

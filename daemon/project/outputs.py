@@ -149,6 +149,11 @@ def collect(tree: Tree) -> list[Output]:
     return collect_from(dict(tree.pointer_files()))
 
 
+def place_of(pointer: str, wdir: str, path: str) -> str | None:
+    """Where the output that `pointer` calls `path` lies; None for what is nowhere in the project."""
+    return _inside(posixpath.join(posixpath.dirname(pointer), wdir, path))
+
+
 def collect_from(files: Mapping[str, bytes]) -> list[Output]:
     """`collect`, of what `pointer_files` gave. Raises InvalidFileError."""
     found: list[Output] = []

@@ -15,6 +15,15 @@ def printable(path: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
 
 
+def is_utf8(text: str) -> bool:
+    """Whether a name, or several, can be in a file of text: file names are any bytes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def is_file_name(path: str) -> bool:
     """Whether the text (of one path, or of many) is how the bytes of file names are read.
 

@@ -19,7 +19,7 @@ from millpond.daemon.project import running
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.copying import Staged, Staging, below, copy_into, remove_tree
 from millpond.daemon.project.digests import Group
-from millpond.daemon.project.durable import writing
+from millpond.daemon.project.durable import make_folders, refuse_too_long, writing
 from millpond.daemon.project.plan import Content, Plan, Planner
 from millpond.daemon.project.repo import printable
 from millpond.daemon.project.statcache import Moment
@@ -110,12 +110,16 @@ class Placer:
         return write.plan.places[write.plan.writes[write.inner]].in_store
 
     def _make_folders(self, plans: Sequence[Plan]) -> None:
+        """Raises InvalidFileError for a path that is too long for any file, before anything is made."""
+        for plan in plans:
+            for inner in plan.writes:
+                refuse_too_long(self._repo.path(plan.full(inner)))
         for plan in plans:
             top = self._repo.path(plan.content.path)
             if plan.content.is_dir and plan.state is not None:
                 os.makedirs(top, exist_ok=True)
             for folder in {os.path.dirname(plan.full(inner)) for inner in plan.writes}:
-                os.makedirs(self._repo.path(folder), exist_ok=True)
+                make_folders(self._repo.path(folder))
 
     def _from_cache(self, writes: Sequence[_Write], staging: Staging) -> None:
         for write in writes:

@@ -7,25 +7,28 @@ push that is cut at any point leaves whole objects that the next one need not br
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 from typing import Any
 
 from millpond.daemon.errors import RemoteError
 from millpond.daemon.names import ObjectName
-from millpond.daemon.objects import Data, Piece
 from millpond.daemon.project import manifest
 from millpond.daemon.project.cacheimport import rows
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.digests import Objects, Place
+from millpond.daemon.project.outgoing import uploads
+from millpond.daemon.project.pushversions import PushingVersions, Versions, refuse_revisions
+from millpond.daemon.project.recordversions import record
 from millpond.daemon.project.repo import Repo
 from millpond.daemon.project.runcache import push_runs
-from millpond.daemon.project.sharing import Group, Link, Links, choices, groups
+from millpond.daemon.project.select import Choice
+from millpond.daemon.project.sharing import Group, Link, Links, choices, groups, is_pushed
 from millpond.daemon.remote.collecting import Marks, marks, settled
+from millpond.daemon.remote.remotes import Remote
 from millpond.daemon.remote.transfer import Upload
+from millpond.daemon.remote.versioned import no_objects
 
-_READ_BYTES = 1 << 20
 # Earlier manifests that are asked for to learn what is there.
 _EARLIER = 8
 # Times that a push looks again because garbage was collected meanwhile.
@@ -42,36 +45,76 @@ class Pushed:
     requests: int = 0
     missing: dict[ObjectName, str] = field(default_factory=dict)
 
+    def add(self, other: Versions) -> None:
+        self.objects += other.objects
+        self.bytes += other.bytes
+        self.there += other.there
+        self.missing |= other.missing
+
 
 def push(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
     """Verb. {targets, recursive, glob, all_branches, all_tags, all_commits, remote, jobs, run_cache} -> {objects, bytes, there, requests, missing,
-    remotes}.
+    remotes, pointers}; `pointers` are files that were told versions.
 
     Raises NotARepoError, RemoteConfigError, RemoteError, CredentialsError, TargetError, InvalidFileError, StoreDamagedError.
     """
     repo = Repo.open(os.getcwd(), os.environ)
-    done = Pushed()
-    with context.lock(repo.root, "read"), Links(repo, params.get("remote"), params.get("jobs"), os.environ) as links:
-        links.remote_of(None)
-        objects = Objects(context.store, repo.cache)
-        found = groups(links, objects, choices(repo, params), pushing=True)
-        for group in found:
-            link = links.of(group.remote)
-            try:
-                _Pushing(context, objects, link, group, done).run()
-            except RemoteError:
-                link.transfer.backend.refuse_writing()  # that matters more than that it cannot be asked
-                raise
-        # As DVC counts them.
-        done.objects += push_runs(context, repo, links) if params.get("run_cache") else 0
+    done, objects = Pushed(), Objects(context.store, repo.cache)
+    versions: list[Versions] = []
+    told: list[str] = []
+    linked = Links(repo, params.get("remote"), params.get("jobs"), os.environ, versioned=True)
+    try:
+        with context.lock(repo.root, "read"), linked as links:
+            kind = links.remote_of(None).versioned
+            if kind is not None:
+                refuse_revisions(params, kind, links.remote_of(None).name)
+                if params.get("run_cache"):
+                    raise no_objects(links.remote_of(None).name, kind)
+            plain, versioned = _parted(links, choices(repo, params))
+            found = groups(links, objects, plain, pushing=True)
+            for group in found:
+                link = links.of(group.remote)
+                try:
+                    _Pushing(context, objects, link, group, done).run()
+                except RemoteError:
+                    link.transfer.backend.refuse_writing()  # that matters more than that it cannot be asked
+                    raise
+            for remote, chosen in versioned:
+                refuse_revisions(params, str(remote.versioned), remote.name)
+                pushing = PushingVersions(context, objects, links.of(remote), chosen)
+                versions.append(pushing.done)
+                pushing.run()
+                done.requests += links.of(remote).transfer.requests
+            # As DVC counts them.
+            done.objects += push_runs(context, repo, links) if params.get("run_cache") else 0
+    finally:
+        if any(each.found for each in versions):
+            with context.lock(repo.root, "write"):
+                for each in versions:
+                    told += record(repo, objects, each.found)
+    for each in versions:
+        done.add(each)
     return {
         "objects": done.objects,
         "bytes": done.bytes,
         "there": done.there,
         "requests": done.requests,
         "missing": rows(done.missing),
-        "remotes": [group.remote.name for group in found],
+        "remotes": [group.remote.name for group in found] + [each.remote for each in versions],
+        "pointers": [repo.wire(path) for path in told],
     }
+
+
+def _parted(links: Links, chosen: Sequence[Choice]) -> tuple[list[Choice], list[tuple[Remote, list[Choice]]]]:
+    """What goes to remotes of objects; and what goes to each that keeps versions itself. Raises RemoteConfigError."""
+    plain: list[Choice] = []
+    versioned: dict[str, tuple[Remote, list[Choice]]] = {}
+    for choice in chosen:
+        if is_pushed(choice.output):
+            remote = links.remote_of(choice.output.remote)
+            mine = plain if remote.versioned is None else versioned.setdefault(remote.name, (remote, []))[1]
+            mine.append(choice)
+    return plain, list(versioned.values())
 
 
 class _Pushing:
@@ -197,7 +240,8 @@ class _Pushing:
             self._there.update(each.name for each in sent)
             self._context.progress("pushing", (self._done.objects, self._total[0]), (self._done.bytes, self._total[1]))
 
-        self._link.transfer.upload(self._uploads(todo), created=created)
+        sending = uploads(self._objects, [(name, place, None) for name, place in todo])
+        self._link.transfer.upload(sending, created=created)
 
     def _send_manifests(self, manifests: Sequence[ObjectName]) -> None:
         """Those whose files are all there now."""
@@ -219,29 +263,3 @@ class _Pushing:
             self._whole.update(each.name for each in sent)
 
         self._link.transfer.upload(uploads, created=created)
-
-    def _uploads(self, todo: Sequence[tuple[ObjectName, Place]]) -> Iterator[Upload]:
-        for in_store, part in groupby(todo, key=lambda each: each[1].in_store):
-            items = list(part)
-            if not in_store:
-                yield from (Upload(name, place.size, self._cached(place)) for name, place in items)
-                continue
-            pieces = self._context.store.fetch(place.name for _, place in items)
-            yield from (Upload(name, place.size, _until_last(pieces)) for name, place in items)
-
-    def _cached(self, place: Place) -> Iterator[Data]:
-        """An object of DVC's cache, checked against its name before its first byte goes out."""
-        found = self._objects.cache.open(place.name)
-        if found is None:
-            return
-        with os.fdopen(found[0], "rb") as file:
-            while data := file.read(_READ_BYTES):
-                yield data
-
-
-def _until_last(pieces: Iterator[Piece]) -> Iterator[Data]:
-    """The bytes of one content, off a stream of several."""
-    for piece in pieces:
-        yield piece.data
-        if piece.last:
-            return

@@ -26,7 +26,7 @@ def remote_check(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]
     """
     repo = Repo.open(os.getcwd(), os.environ)
     name = params.get("name")
-    with Links(repo, None if name is None else wirepath.decode(name), None, os.environ) as links:
+    with Links(repo, None if name is None else wirepath.decode(name), None, os.environ, versioned=True) as links:
         remote = links.remote_of(None)
     backend = remotes.connect(remote, os.environ)
     done: list[Check] = []

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import posixpath
-import shutil
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +18,7 @@ from millpond.daemon.errors import ConflictError, InvalidFileError, TargetError,
 from millpond.daemon.mounts.place import mounted_at, require_mounted
 from millpond.daemon.project import dvcfile, gitignore, running, stagefile
 from millpond.daemon.project.context import VerbContext
+from millpond.daemon.project.copying import remove_tree
 from millpond.daemon.project.durable import remove_all, write_all, write_error
 from millpond.daemon.project.outputs import LOCK_FILE, Output, pointer_outputs, stage_outputs
 from millpond.daemon.project.repo import Repo, printable
@@ -166,7 +166,7 @@ def remove_data(context: VerbContext, repo: Repo, outs: list[Output]) -> None:
     for out in outs:
         path = repo.path(out.path)
         if os.path.isdir(path) and not os.path.islink(path):
-            shutil.rmtree(path)
+            remove_tree(path)
         elif os.path.lexists(path):
             os.unlink(path)
         context.progress("removing", note=posixpath.basename(out.path))

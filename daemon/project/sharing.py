@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field
 from typing import Any
 
-from millpond.daemon.errors import RemoteConfigError, UsageError
+from millpond.daemon.errors import RemoteConfigError
 from millpond.daemon.names import ObjectName
 from millpond.daemon.project import export, manifest
 from millpond.daemon.project.digests import Objects
@@ -19,13 +19,11 @@ from millpond.daemon.project.select import Choice
 from millpond.daemon.project.statcache import user_folder
 from millpond.daemon.remote import remotes
 from millpond.daemon.remote.known import Known
+from millpond.daemon.remote.pace import rate
 from millpond.daemon.remote.partial import Partials
 from millpond.daemon.remote.remotes import Remote
 from millpond.daemon.remote.transfer import Transfer
-from millpond.daemon.remote.versioned import Catalog, read_only
-
-# A bound for what is moved, in bytes a second, for those who share a line.
-RATE_SETTING = "MILLPOND_RATE"
+from millpond.daemon.remote.versioned import Catalog, no_objects
 
 
 @dataclass(slots=True)
@@ -57,11 +55,11 @@ class Links:
     """The remotes that a verb uses, each connected once; `default` is the one of -r, or of the config."""
 
     def __init__(
-        self, repo: Repo, default: str | None, jobs: int | None, environ: Mapping[str, str], *, reading: bool = False
+        self, repo: Repo, default: str | None, jobs: int | None, environ: Mapping[str, str], *, versioned: bool = False
     ) -> None:
-        """With `reading` remotes that keep versions themselves will do, too; `catalog` is to know the outputs then."""
+        """With `versioned` remotes that keep versions themselves will do, too; `catalog` is to know the outputs then."""
         self.catalog = Catalog()
-        self._reading = reading
+        self._versioned = versioned
         self._repo = repo
         self._default = default
         self._jobs = jobs
@@ -82,8 +80,8 @@ class Links:
         remote = remotes.find(self._repo.config, own or self._default)
         if remote.scheme == "file":
             self._check_folder(remote)
-        if remote.versioned and not self._reading:
-            raise read_only(remote.name, remote.versioned)
+        if remote.versioned and not self._versioned:
+            raise no_objects(remote.name, remote.versioned)
         return remote
 
     def of(self, remote: Remote) -> Link:
@@ -129,21 +127,6 @@ def place_of(remote: Remote) -> str:
     if remote.scheme == "file":
         return os.path.realpath(remote.url)
     return f"{remote.url.rstrip('/')}\0{remote.values.get('endpointurl', '').rstrip('/')}"
-
-
-def rate(environ: Mapping[str, str]) -> float | None:
-    """The bound of the environment, such as `20M`: bytes a second. Raises UsageError."""
-    text = environ.get(RATE_SETTING, "").strip()
-    if not text:
-        return None
-    factor = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(text[-1].upper())
-    try:
-        value = float(text[:-1] if factor else text) * (factor or 1)
-    except ValueError:
-        value = 0.0
-    if not value > 0:  # nan, too
-        raise UsageError(f"{RATE_SETTING} is '{text}', which is not a number of bytes a second", hint="write it as 20M")
-    return value
 
 
 @dataclass(slots=True)
@@ -197,6 +180,11 @@ def partial(repo: Repo, params: dict[str, Any]) -> list[Output]:
     return [each for each in found if each.name is None and each.imported is not None and each.cache]
 
 
+def is_pushed(output: Output) -> bool:
+    """Whether an output goes to a remote at all: not what belongs to another repository."""
+    return output.push and (output.imported is None or not output.imported.is_repo)
+
+
 def groups(links: Links, objects: Objects, chosen: Iterable[Choice], *, pushing: bool) -> list[Group]:
     """The objects of outputs by remote; those of other repositories are on none of this one's. Raises RemoteConfigError,
     StoreDamagedError."""
@@ -204,7 +192,7 @@ def groups(links: Links, objects: Objects, chosen: Iterable[Choice], *, pushing:
     for choice in chosen:
         output = choice.output
         assert output.name is not None
-        if (pushing and not output.push) or (output.imported is not None and output.imported.is_repo):
+        if not (is_pushed(output) if pushing else output.imported is None or not output.imported.is_repo):
             continue
         remote = links.remote_of(output.remote)
         if remote.versioned:

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 import xxhash
 import zstandard
 
+from millpond.daemon import xdg
 from millpond.daemon.project.rootdir import DVC_DIR
 from millpond.daemon.project.walk import FIELDS, Listing
 
@@ -115,9 +116,7 @@ class Moment:
 
 def user_folder(environ: Mapping[str, str]) -> str:
     """Where what only one user believes is kept: `$XDG_CACHE_HOME/millpond-user`, else below `~/.cache`."""
-    home = environ.get("HOME") or os.path.expanduser("~")
-    base = environ.get("XDG_CACHE_HOME") or os.path.join(home, ".cache")
-    return os.path.join(base, "millpond-user")
+    return os.path.join(xdg.base(environ, "XDG_CACHE_HOME", ".cache"), "millpond-user")
 
 
 class StatCache:

@@ -67,8 +67,8 @@ class Fetcher:
         self._closed = False
 
     def told(self) -> dict[str, int | str]:
-        """{requests, bytes, unverified, refused, wanted, damaged}: what was moved so far, large objects that are here in part and that nobody
-        has checked as a whole, why remotes refuse to be asked ("": they do not), for which object they did last, and what there is to
+        """{requests, bytes, unverified, rate, jobs, refused, wanted, damaged}: what was moved so far, large objects that are here in part and that nobody
+        has checked as a whole, what bounds reading (see Limits), why remotes refuse to be asked ("": they do not), for which object they did last, and what there is to
         say of the last large object that was damaged."""
         requests, size = self._gate.moved
         wanted = self._gate.wanted
@@ -76,6 +76,7 @@ class Fetcher:
             "requests": requests,
             "bytes": size,
             "unverified": self._large.unverified,
+            **self._gate.limits._asdict(),
             "refused": self._gate.refused,
             "wanted": "" if wanted is None else str(wanted),
             "damaged": self._large.last_damaged,

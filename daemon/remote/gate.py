@@ -9,7 +9,7 @@ from collections.abc import Callable
 from millpond.daemon.errors import CredentialsError
 from millpond.daemon.names import ObjectName
 from millpond.daemon.remote.backend import Got
-from millpond.daemon.remote.places import Places
+from millpond.daemon.remote.places import Limits, Places
 
 # A refusal holds for so long: a thousand files do not ask a thousand times.
 _REFUSED_S = 5.0
@@ -31,6 +31,11 @@ class Gate:
     def moved(self) -> tuple[int, int]:
         """Requests and bytes so far."""
         return self._places.moved
+
+    @property
+    def limits(self) -> Limits:
+        """What bounds reading."""
+        return self._places.limits
 
     @property
     def refused(self) -> str:

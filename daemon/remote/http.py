@@ -44,8 +44,10 @@ class HttpBackend(ReadOnly):
     near = False
     many = 1
 
-    def __init__(self, name: str, settings: HttpSettings) -> None:
+    def __init__(self, name: str, settings: HttpSettings, query: str = "") -> None:
+        """`query` goes with each request; it may be a signature, so it is in no message."""
         self.name = name
+        self._query = f"?{query}" if query else ""
         self.url = settings.url
         self._settings = settings
         self._pool = settings.pool()
@@ -123,7 +125,7 @@ class HttpBackend(ReadOnly):
         """Ask, and read what is needed of the answer in the block."""
         answer: BaseHTTPResponse | None = None
         try:
-            answer = self._ask(method, f"{self.url}/{quote(key)}", headers)
+            answer = self._ask(method, f"{self.url}/{quote(key)}{self._query}", headers)
             yield answer
             left = answer.length_remaining
             if method == "HEAD" or (left is not None and left <= _DRAIN_BYTES):

@@ -30,6 +30,7 @@ from millpond.daemon.project.hashing import digest_of
 from millpond.daemon.remote.backend import Got
 from millpond.daemon.remote.gate import Gate
 from millpond.daemon.remote.layout import LEGACY
+from millpond.daemon.remote.pace import blocks_a_second
 from millpond.daemon.remote.partial import BLOCK_BYTES, Partial, Partials
 from millpond.daemon.remote.settling import Settler
 
@@ -237,6 +238,8 @@ class LargeObjects:
         """Requests under way for the blocks that are not there, adjacent ones joined."""
         lacking = [block for block in wanted if not large.partial.has(block)]  # reads the disk: not while others wait
         tasks: dict[Future[None], None] = {}
+        bound = self._gate.limits.rate
+        joined = min(_JOINED, blocks_a_second(bound)) if bound else _JOINED
         with self._lock:
             run: list[int] = []
 
@@ -264,7 +267,7 @@ class LargeObjects:
                 if run and block != run[-1] + 1:
                     send()
                 run.append(block)
-                if len(run) >= _JOINED:
+                if len(run) >= joined:
                     send()
             send()
         return list(tasks)

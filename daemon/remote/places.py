@@ -7,9 +7,9 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from io import BytesIO
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from millpond.daemon.errors import (
     CredentialsError,
@@ -26,11 +26,14 @@ from millpond.daemon.project.hashing import digest_of
 from millpond.daemon.remote import remotes
 from millpond.daemon.remote.backend import Data, Got
 from millpond.daemon.remote.layout import keys_of
+from millpond.daemon.remote.pace import Budget, rate
+from millpond.daemon.remote.remotes import Remote
 from millpond.daemon.remote.transfer import Transfer
 from millpond.daemon.remote.versioned import Catalog
 
 if TYPE_CHECKING:
     from millpond.daemon.project.config import Config
+    from millpond.daemon.project.outputs import Output
 
 T = TypeVar("T")
 K = TypeVar("K")
@@ -45,12 +48,26 @@ _ELSEWHERE = (RemoteError, RemoteChangedError, CredentialsError, StoreDamagedErr
 NOTHING = ObjectName("md5", "0" * 32)
 
 
+class Limits(NamedTuple):
+    """What bounds reading, 0 where nothing does: bytes a second from all remotes together, requests at once to the first one."""
+
+    rate: int = 0
+    jobs: int = 0
+
+
 class Places:
     """Used from any number of threads, but for `sizes`. Connected when first asked; credentials are looked for again after a
     refusal, so who renews them need not mount again."""
 
-    def __init__(self, load: Callable[[], Config], environ: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        load: Callable[[], Config],
+        environ: Mapping[str, str],
+        outputs: Callable[[], Iterable[Output]] | None = None,
+    ) -> None:
+        """`outputs` are those that remotes which keep versions themselves are to know, in place of all of the project's."""
         self._load = load
+        self._outputs = outputs
         self._environ = environ
         # One thread connects; others may look at what was moved meanwhile.
         self._connecting = threading.Lock()
@@ -63,6 +80,13 @@ class Places:
         self._spoiled: OrderedDict[tuple[str, ObjectName], None] = OrderedDict()
         # What was moved by those before.
         self._before = 0, 0
+        self._limits = Limits()
+
+    @property
+    def limits(self) -> Limits:
+        """As the settings said when it was last connected."""
+        with self._lock:
+            return self._limits
 
     @property
     def moved(self) -> tuple[int, int]:
@@ -241,11 +265,20 @@ class Places:
         config = self._load()
         first = remotes.find(config)
         catalog = self._catalog(config)
-        made = [Transfer(remotes.connect(first, self._environ, catalog))]
+        bound = rate(self._environ)
+        budget = None if bound is None else Budget(bound)
+
+        def connected(remote: Remote) -> Transfer:
+            backend = remotes.connect(remote, self._environ, catalog)
+            return Transfer(backend, jobs=remote.count("jobs"), budget=budget)
+
+        made = [connected(first)]
+        with self._lock:
+            self._limits = Limits(int(bound or 0), first.count("jobs") or 0)
         for name in sorted(config.remotes):
             if name != first.name:
                 try:
-                    made.append(Transfer(remotes.connect(remotes.find(config, name), self._environ, catalog)))
+                    made.append(connected(remotes.find(config, name)))
                 except MillpondError:  # a kind that is not served here, a folder that is not there: others may have it
                     continue
         return made
@@ -256,7 +289,11 @@ class Places:
         from millpond.daemon.project.roots import ProjectRoots, Scope
 
         catalog = Catalog()
-        if any({"version_aware", "worktree"} & values.keys() for values in config.remotes.values()):
+        if not any({"version_aware", "worktree"} & values.keys() for values in config.remotes.values()):
+            return catalog
+        if self._outputs is not None:
+            catalog.add(self._outputs())
+        else:
             repo = Repo.open(os.path.dirname(config.dvc_dir), self._environ)
             roots = ProjectRoots(repo.root, None if repo.git is None else repo.git.root, self._environ, [])
             catalog.add(roots.outputs(Scope(all_commits=repo.git is not None), b"version_id"))

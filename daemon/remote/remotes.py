@@ -48,11 +48,13 @@ _PATHS = ("credentialpath", "configpath", "keyfile")
 
 @dataclass(frozen=True, slots=True)
 class Remote:
-    """A configured remote: where it is and its settings. `url` is absolute for a directory."""
+    """A configured remote: where it is and its settings. `url` is absolute for a directory; `query` is what a url of a web server that
+    somebody gave has behind its `?`."""
 
     name: str
     url: str
     values: Mapping[str, str]
+    query: str = ""
 
     @property
     def scheme(self) -> str:
@@ -173,7 +175,8 @@ def connect(remote: Remote, environ: Mapping[str, str], catalog: Catalog | None 
         from millpond.daemon.remote.http import HttpBackend
         from millpond.daemon.remote.httpsettings import HttpSettings
 
-        return HttpBackend(remote.name, HttpSettings.of(remote.url, Values(remote.name, remote.values), environ))
+        settings = HttpSettings.of(remote.url, Values(remote.name, remote.values), environ)
+        return HttpBackend(remote.name, settings, remote.query)
     known = f"'{remote.scheme}' is a kind of remote that DVC has and millpond has not"
     raise RemoteConfigError(
         f"remote '{remote.name}': "

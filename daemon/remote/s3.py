@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import obstore
 from obstore import exceptions
@@ -147,10 +147,7 @@ class S3Backend(S3Base):
 
     def put(self, key: str, data: Data, *, create: bool = False) -> bool:
         try:
-            obstore.put(
-                self._store, self._prefix + key, data, mode="create" if create else "overwrite", use_multipart=False
-            )
-            self._answered()
+            self._put(key, data, "create" if create else "overwrite")
             return True
         except exceptions.AlreadyExistsError:
             self._answered()
@@ -158,15 +155,35 @@ class S3Backend(S3Base):
         except Exception as error:
             self._fail(error, "write", key)
 
+    def _put(self, key: str, data: Data, mode: Literal["create", "overwrite"]) -> Entry:
+        made = obstore.put(self._store, self._prefix + key, data, mode=mode, use_multipart=False)
+        self._answered()
+        return Entry(key, len(data), made["e_tag"], made["version"])
+
     def put_stream(self, key: str, pieces: Iterable[Data], size: int) -> None:
         counted = Counted(pieces, size, key)
         if size <= PART_BYTES:
             self.put(key, b"".join(bytes(piece) for piece in counted))
             return
+        self._by_boto().put_stream(key, counted, size)
+
+    def put_version(self, key: str, pieces: Iterable[Data], size: int) -> Entry:
+        """As `put_stream`; what was made, with its version."""
+        counted = Counted(pieces, size, key)
+        if size > PART_BYTES:
+            return self._by_boto().put_version(key, counted, size)
+        try:
+            return self._put(key, b"".join(bytes(piece) for piece in counted), "overwrite")
+        except Exception as error:
+            if counted.error is not None:
+                raise
+            self._fail(error, "write", key)
+
+    def _by_boto(self) -> BotoBackend:
         with self._lock:
             if self._large is None:
                 self._large = BotoBackend(self.name, self._bucket, self._prefix.rstrip("/"), self._settings)
-        self._large.put_stream(key, counted, size)
+            return self._large
 
     def put_many(self, items: Sequence[tuple[str, Data]]) -> None:
         with self._lock:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from millpond.daemon.errors import CredentialsError, RemoteConfigError, RemoteError
 from millpond.daemon.remote.backend import FINAL, Base, Entry
+from millpond.daemon.remote.s3multipart import code_of
 from millpond.daemon.remote.s3settings import S3Settings
 
 _HINT = "see its url and endpointurl in `millpond config --list`, then try again"
@@ -34,6 +37,40 @@ class S3Base(Base):
         except Exception as error:
             reason = type(error).__name__
             raise self.refused("remove all versions of", key, reason) from error
+        finally:
+            client.close()
+
+    def list_latest(self, prefix: str) -> Iterator[Entry]:
+        """As `list`, by boto3, with the version that each object has now; "null" in a bucket that keeps none."""
+        client = self._settings.client(self._settings.connect_timeout, self._settings.retries)
+        where = f"{self._prefix}{prefix}".rstrip("/")
+        try:
+            pages = client.get_paginator("list_object_versions")
+            for page in pages.paginate(Bucket=self._bucket, Prefix=f"{where}/" if where else ""):
+                for each in page.get("Versions", ()):
+                    if each["IsLatest"]:
+                        key, version = each["Key"][len(self._prefix) :], each["VersionId"]
+                        yield Entry(key, each["Size"], each["ETag"], version, each["LastModified"].timestamp())
+        except Exception as error:
+            code = code_of(error)
+            if code == "NoSuchBucket":
+                raise self.no_bucket() from error
+            denied = code in ("AccessDenied", "403", "Forbidden")
+            raise (self.refused if denied else self.failed)(
+                "list the versions of", prefix, code or type(error).__name__
+            ) from error
+        finally:
+            client.close()
+
+    def keeps_versions(self) -> bool | None:
+        """Whether the bucket keeps versions, by boto3; None where the caller may not ask."""
+        client = self._settings.client(self._settings.connect_timeout, 3)
+        try:
+            return bool(client.get_bucket_versioning(Bucket=self._bucket).get("Status") == "Enabled")
+        except Exception as error:
+            if code_of(error) == "NoSuchBucket":
+                raise self.no_bucket() from error
+            return None  # what the bucket answers to a write will tell
         finally:
             client.close()
 

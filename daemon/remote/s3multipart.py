@@ -16,7 +16,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -58,8 +58,9 @@ class Uploads:
         self._writing = writing
         self._swept = False
 
-    def put(self, key: str, pieces: Iterable[Data], size: int) -> None:
-        """Write an object of `size` bytes, more than one part. Raises botocore's errors, and what `pieces` raises."""
+    def put(self, key: str, pieces: Iterable[Data], size: int) -> Mapping[str, Any]:
+        """Write an object of `size` bytes, more than one part; the service's answer, with ETag and VersionId. Raises botocore's errors, and
+        what `pieces` raises."""
         self._sweep()
         note = (
             None if self._folder is None else _Note.open(self._folder, f"{self._where}\0{self._bucket}\0{key}\0{size}")
@@ -69,13 +70,14 @@ class Uploads:
             upload, known = self._begun(note, at)
             try:
                 tags = self._send(note, at, upload, known, pieces, part_bytes(size))
-                self._complete(at, upload, tags, size)
+                made = self._complete(at, upload, tags, size)
             except BaseException:
                 if note is None:
                     self._abort(at, upload)
                 raise
             if note is not None:
                 note.remove()
+            return made
         finally:
             if note is not None:
                 note.close()
@@ -145,13 +147,18 @@ class Uploads:
             pool.shutdown(wait=False, cancel_futures=True)
         return [{"PartNumber": number, "ETag": tags[number]} for number in sorted(tags)]
 
-    def _complete(self, at: dict[str, str], upload: str, tags: list[dict[str, Any]], size: int) -> None:
+    def _complete(self, at: dict[str, str], upload: str, tags: list[dict[str, Any]], size: int) -> Mapping[str, Any]:
+        parts_sent = {"Parts": tags}
         try:
-            self._client().complete_multipart_upload(**at, UploadId=upload, MultipartUpload={"Parts": tags})
+            return dict(self._client().complete_multipart_upload(**at, UploadId=upload, MultipartUpload=parts_sent))
         except Exception as error:
             # Its answer was lost, and it was asked for again: the object is there.
-            if code_of(error) != _GONE or self._client().head_object(**at, **self._reading)["ContentLength"] != size:
+            if code_of(error) != _GONE:
                 raise
+            found = dict(self._client().head_object(**at, **self._reading))
+            if found["ContentLength"] != size:
+                raise
+            return found
 
     def _abort(self, at: dict[str, str], upload: str) -> None:
         with contextlib.suppress(Exception):  # what led here is told, not this

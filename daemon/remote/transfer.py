@@ -24,7 +24,7 @@ from millpond.daemon.errors import CancelledError, ObjectMissingError, RemoteCha
 from millpond.daemon.names import ObjectName
 from millpond.daemon.remote.backend import DELETE_KEYS, PART_BYTES, Backend, Data, Entry, Got
 from millpond.daemon.remote.layout import MODERN, digest_of, key_of, keys_of
-from millpond.daemon.remote.pace import Budget, Pace
+from millpond.daemon.remote.pace import Budget, Pace, Turns
 from millpond.daemon.remote.partial import BLOCK_BYTES, Partial, Partials
 
 T = TypeVar("T")
@@ -67,11 +67,16 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """An object that goes out: `size` bytes that `pieces` gives, once."""
+    """An object that goes out: `size` bytes that `pieces` gives, once; to its name's place, or to `place`."""
 
     name: ObjectName
     size: int
     pieces: Iterable[Data]
+    place: str | None = None
+
+    @property
+    def key(self) -> str:
+        return self.place or key_of(self.name)
 
 
 class Transfer:
@@ -79,8 +84,15 @@ class Transfer:
     `stored` is called, so that a download that was cut goes on where it was."""
 
     def __init__(
-        self, backend: Backend, *, jobs: int | None = None, rate: float | None = None, partials: Partials | None = None
+        self,
+        backend: Backend,
+        *,
+        jobs: int | None = None,
+        rate: float | None = None,
+        partials: Partials | None = None,
+        budget: Budget | None = None,
     ) -> None:
+        """`budget`: one that several share, in place of a `rate` of its own."""
         self.backend = backend
         self._partials = partials
         # Large objects that came, and whose files are kept until what was read of them is stored.
@@ -90,7 +102,8 @@ class Transfer:
         self._groups = min(GROUPS, jobs or GROUPS)
         self._pace = Pace(min(jobs or MOST, MOST), least=min(jobs or 2, 2))
         self._pool = ThreadPoolExecutor(self._pace.most, thread_name_prefix="transfer")
-        self._budget = None if rate is None else Budget(rate)
+        self._budget = Budget(rate) if rate is not None else budget
+        self._turns = Turns(jobs, self._budget)
         self._stop = threading.Event()
         self._lock = threading.Lock()
         # All that the remote holds, where it was listed and is asked for again; and what of it lies where DVC 2 put it.
@@ -112,8 +125,10 @@ class Transfer:
         return self._in_order(partial(self._head, name) for name in names)
 
     def get(self, key: str, start: int, size: int | None, *, etag: str | None = None) -> Got:
-        """A range of an object, tried again as all else; from any thread. Raises ObjectMissingError, RemoteChangedError."""
-        got = self._try(lambda: self.backend.get(key, start, size, etag=etag))
+        """A range of an object, tried again as all else; from any thread, in its turn. Raises ObjectMissingError, RemoteChangedError."""
+        with self._turns.turn(self._stop) as took:
+            got = self._try(lambda: self.backend.get(key, start, size, etag=etag))
+            took(len(got.data))
         with self._lock:
             self.requests += 1
             self.bytes += len(got.data)
@@ -182,6 +197,10 @@ class Transfer:
                 if value is not None and (value in wanted or (more and len(listed) < _MAX_LISTED)):
                     listed[value] = entry.size
         return listed
+
+    def ask(self, calls: Iterable[Callable[[], T]]) -> Iterator[T]:
+        """Answers to questions to the backend, in order, many asked at once, each tried again."""
+        return self._in_order(calls)
 
     def listings(self, prefixes: Iterable[str]) -> Iterator[list[Entry]]:
         """All that lies below each prefix."""
@@ -299,7 +318,7 @@ class Transfer:
                     landed.append(each)
                     continue
                 data = b"".join(bytes(piece) for piece in each.pieces)
-                flying.append((self._submit(partial(self.backend.put, key_of(each.name), data)), each))
+                flying.append((self._submit(partial(self.backend.put, each.key, data)), each))
                 held += each.size
                 land(self._pace.limit, GROUPS * GROUP_BYTES)
             land(0, 0)
@@ -315,7 +334,7 @@ class Transfer:
         def send(limit: int) -> None:
             nonlocal group, size
             if group:
-                items = [(key_of(each.name), data) for each, data in group]
+                items = [(each.key, data) for each, data in group]
                 task = self._submit(lambda: self.backend.put_many(items))
                 flying.append((task, [each for each, _ in group]))
                 group, size = [], 0
@@ -414,7 +433,7 @@ class Transfer:
                     raise CancelledError("the transfer was cancelled")
                 yield piece
 
-        task = self._submit(lambda: self.backend.put_stream(key_of(each.name), taken(), each.size), tries=1)
+        task = self._submit(lambda: self.backend.put_stream(each.key, taken(), each.size), tries=1)
         try:
             for piece in each.pieces:
                 self._put(pieces, bytes(piece), task)

@@ -1,6 +1,6 @@
-"""Reading from remotes that keep versions themselves: each file under its own path, each of its contents a version of that object.
+"""Remotes that keep versions themselves: each file under its own path, each of its contents a version of that object.
 
-Such a remote is made to look like any other: an object is asked for under the place that its name has elsewhere, and a catalogue, made from
+To be read such a remote is made to look like any other: an object is asked for under the place that its name has elsewhere, and a catalogue, made from
 pointers, tells which version of which path that is. A directory's manifest is made from its pointer. What comes is checked against the ETag
 and size that the pointer says, and, as everything is, against its MD5. So another version never stands in for the one that was asked for.
 """
@@ -15,22 +15,34 @@ from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from millpond.daemon.errors import RemoteChangedError, RemoteConfigError
 from millpond.daemon.project.fileversions import manifest_of
-from millpond.daemon.remote.backend import Entry, Got, ReadOnly
+from millpond.daemon.remote.backend import Data, Entry, Got, ReadOnly
 from millpond.daemon.remote.layout import digest_of
 
 if TYPE_CHECKING:
     from millpond.daemon.project.outputs import Output
 
 
-class VersionReader(Protocol):
-    """A backend that can read versions; raises as Backend."""
+# What S3 says of the version of an object in a bucket that keeps none.
+NO_VERSION = (None, "null")
+
+
+class VersionStore(Protocol):
+    """A backend that knows versions; raises as Backend."""
 
     name: str
     url: str
 
+    def head(self, key: str) -> Entry | None: ...
+
     def head_version(self, key: str, version: str) -> Entry | None: ...
 
     def get_version(self, key: str, version: str, start: int = 0, size: int | None = None) -> Got: ...
+
+    def put_version(self, key: str, pieces: Iterable[Data], size: int) -> Entry: ...
+
+    def list_latest(self, prefix: str) -> Iterator[Entry]: ...
+
+    def keeps_versions(self) -> bool | None: ...
 
     def close(self) -> None: ...
 
@@ -73,18 +85,48 @@ class Catalog:
 
 
 class VersionedBackend(ReadOnly):
-    """See Backend; nothing can be written or listed. `kind` is the flag that makes the remote one."""
+    """See Backend; what is read has an object's key, what is written a file's path, and nothing can be listed or removed. `kind` is the flag
+    that makes the remote one; `written` has what was made at each path, until it is taken from there."""
 
     # There are no listings by digest.
     near = True
     many = 1
+    singly = True
 
-    def __init__(self, inner: VersionReader, kind: str, catalog: Catalog) -> None:
+    def __init__(self, inner: VersionStore, kind: str, catalog: Catalog) -> None:
         self.name = inner.name
         self.url = inner.url
         self._inner = inner
         self._kind = kind
         self._catalog = catalog
+        self.written: dict[str, Entry] = {}
+
+    def here(self, key: str, version: str | None = None) -> Entry | None:
+        """What is at a path: a version, or the latest one; None where there is none. Of a bucket that keeps none, nothing counts."""
+        found = self._inner.head(key) if version is None else self._inner.head_version(key, version)
+        return found if found is not None and found.version not in NO_VERSION else None
+
+    def refuse_unversioned(self) -> None:
+        """Raise RemoteConfigError where the bucket keeps no versions, as far as it tells."""
+        if self._inner.keeps_versions() is False:
+            raise self._unversioned()
+
+    def put(self, key: str, data: Data, *, create: bool = False) -> bool:
+        self.put_stream(key, [data], len(data))
+        return True
+
+    def put_stream(self, key: str, pieces: Iterable[Data], size: int) -> None:
+        made = self._inner.put_version(key, pieces, size)
+        if made.version in NO_VERSION:
+            raise self._unversioned()
+        self.written[key] = made
+
+    def _unversioned(self) -> RemoteConfigError:
+        return RemoteConfigError(
+            f"remote '{self.name}' ({self.url}) is {self._kind}, and its bucket keeps no versions: what is overwritten there would be lost",
+            path=self.url,
+            hint=f"turn versioning of the bucket on, or take the flag away: millpond remote modify -u {self.name} {self._kind}",
+        )
 
     def head(self, key: str) -> Entry | None:
         digest = digest_of(key) or ""
@@ -118,7 +160,7 @@ class VersionedBackend(ReadOnly):
         self._inner.close()
 
     def _refuse(self) -> NoReturn:
-        raise read_only(self.name, self._kind)
+        raise no_objects(self.name, self._kind)
 
     def _checked(self, key: str, where: Located, found: Entry) -> Entry:
         """The entry of the object, if it is what the pointer says."""
@@ -135,12 +177,45 @@ class VersionedBackend(ReadOnly):
         return Entry(key, found.size, found.etag, where.version, found.modified)
 
 
-def read_only(name: str, kind: str) -> RemoteConfigError:
-    """Why nothing is written there."""
+class Pinned(ReadOnly):
+    """See Backend; to read from, and of the keys in `versions` those versions instead of the latest."""
+
+    near = False
+    many = 1
+
+    def __init__(self, inner: VersionStore) -> None:
+        self.name = inner.name
+        self.url = inner.url
+        self.versions: dict[str, str] = {}
+        self._inner = inner
+
+    def head(self, key: str) -> Entry | None:
+        version = self.versions.get(key)
+        return self._inner.head(key) if version is None else self._inner.head_version(key, version)
+
+    def get(self, key: str, start: int = 0, size: int | None = None, *, etag: str | None = None) -> Got:
+        got = self._inner.get_version(key, self.versions[key], start, size)
+        if etag is not None and (got.entry.etag or "").strip('"') != etag.strip('"'):
+            raise self.changed(key)
+        return got
+
+    def list(self, prefix: str) -> Iterator[Entry]:
+        """The latest version of each object."""
+        return self._inner.list_latest(prefix)
+
+    def close(self) -> None:
+        self._inner.close()
+
+    def _refuse(self) -> NoReturn:
+        raise RemoteConfigError(f"'{self.url}' is read only")
+
+
+def no_objects(name: str, kind: str) -> RemoteConfigError:
+    """Why this cannot be done there."""
     return RemoteConfigError(
-        f"remote '{name}' is {kind}: millpond reads it, but does not write there, for each push would have to write its versions into "
-        "the .dvc files as well",
-        hint="use dvc push for this remote",
+        f"remote '{name}' is {kind}: it holds files at their paths and their versions, not objects by name, so only push, fetch, status and "
+        "what reads data can use it",
+        hint="choose another remote with -r",
     )
 
 

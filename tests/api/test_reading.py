@@ -15,6 +15,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.api.conftest import LARGE, Made
@@ -28,9 +29,9 @@ from millpond.daemon.errors import (
     NotARepoError,
     ObjectMissingError,
     RemoteConfigError,
+    RemoteError,
     RevisionError,
     TargetError,
-    UsageError,
 )
 
 ORACLE = """
@@ -145,7 +146,13 @@ def test_text_is_decoded_as_asked(made: Made) -> None:
         assert [line.strip() for line in file] == ["1,2", "3,4"]
     with millpond.open("data/a.csv", "r", rev="v1", repo=made.repo, encoding="utf-16-le", errors="replace") as file:
         assert "x,y" not in file.read()
-    for arguments in ({"mode": "rb", "encoding": "utf-8"}, {"mode": "r+"}, {"mode": "a"}, {"mode": ""}):
+    wrong: tuple[dict[str, Any], ...] = (
+        {"mode": "rb", "encoding": "utf-8"},
+        {"mode": "r+"},
+        {"mode": "a"},
+        {"mode": ""},
+    )
+    for arguments in wrong:
         with pytest.raises(ValueError):
             millpond.open("data/a.csv", repo=made.repo, **arguments)
 
@@ -271,13 +278,13 @@ def test_where_there_is_no_repository(made: Made, tmp_path: Path) -> None:
             millpond.read("x", repo=repo)
 
 
-@pytest.mark.parametrize("repo", ["https://me:secret@host/repo", "git@host:repo", "nowhere"])
+@pytest.mark.parametrize("repo", ["http://me:secret@127.0.0.1:1/repo", "git@127.0.0.1:repo", "nowhere"])
 def test_a_repository_that_is_elsewhere_is_not_the_one_around(
     made: Made, monkeypatch: pytest.MonkeyPatch, repo: str
 ) -> None:
     monkeypatch.chdir(made.repo)
     for read in (millpond.read, millpond.get_url):
-        with pytest.raises((UsageError, NotARepoError, FileNotFoundError)) as raised:
+        with pytest.raises((RemoteError, NotARepoError, FileNotFoundError)) as raised:
             read("data/a.csv", repo=repo)
         assert "secret" not in str(raised.value)
 

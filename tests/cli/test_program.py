@@ -64,7 +64,6 @@ def test_dvc_s_options_are_all_there(home: Home) -> None:
 @pytest.mark.parametrize(
     ("command", "option"),
     [
-        ("import-url --version-aware x", "--version-aware"),
         ("plots show --split", "--split"),
         ("plots diff -e", "-e/--experiment"),
     ],

@@ -32,6 +32,8 @@ class Person:
         self.home.mkdir(mode=0o700)
         os.chown(self.home, uid, uid)
         self._socket = machine.socket
+        # What is in this user's environment beside what each has.
+        self.extra: dict[str, str] = {}
 
     def run(self, *command: str, cwd: Path | None = None, code: int = 0) -> str:
         env = {
@@ -43,6 +45,7 @@ class Person:
             "GIT_AUTHOR_EMAIL": "a@example.org",
             "GIT_COMMITTER_NAME": "a",
             "GIT_COMMITTER_EMAIL": "a@example.org",
+            **self.extra,
         }
         done = subprocess.run(
             command,

@@ -3,6 +3,7 @@
     webserver.py FOLDER PORT [CERT KEY]
 
 /open/ ranges, ETag, HEAD; /basic/, /digest/, /custom/ the same for who logs in; /nohead/ refuses HEAD; /norange/ gives no ranges;
+/signed/ is open to who has the right signature, and has it sign the method, as S3 does;
 /bare/ gives neither length nor validators; /gzip/ compresses though nobody asked; /moved/ asks for a login and leads to another host; /loop/ leads to itself; /denied/,
 /failing/ answer 403 and 500.
 """
@@ -19,6 +20,7 @@ from pathlib import Path
 from aiohttp import BasicAuth, hdrs, web
 
 USER, PASSWORD = "ann", 'a "secret": of hers'
+SIGNATURE = "a/b+c="
 HEADER, TOKEN = "X-Token", "a-token-of-hers"
 _NONCE = "a-nonce-of-the-server"
 
@@ -45,6 +47,8 @@ async def serve(request: web.Request) -> web.StreamResponse:
     if kind in ("basic", "digest", "custom", "moved") and not may(request, kind):
         asked = f'Digest realm="the realm", qop="auth", algorithm=SHA-256, nonce="{_NONCE}", opaque="o"'
         return web.Response(status=401, headers={"WWW-Authenticate": asked if kind == "digest" else 'Basic realm="r"'})
+    if kind == "signed" and (request.query.get("sig") != SIGNATURE or request.method != "GET"):
+        return web.Response(status=403)
     if kind == "moved":
         host = "localhost" if request.host.startswith("127") else "127.0.0.1"
         raise web.HTTPFound(f"http://{host}:{request.url.port}/strict/{urllib.parse.quote(key)}")

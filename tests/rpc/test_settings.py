@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from millpond.daemon.errors import UsageError
+from millpond.daemon.jobs import jobfolder
+from millpond.daemon.project.config import level_paths
+from millpond.daemon.project.statcache import user_folder
 from millpond.daemon.settings import MAX_SOCKET_PATH, from_env
 
 UID = 4242  # nobody logged in
@@ -23,6 +26,17 @@ def test_relative_xdg_folders_are_ignored_and_a_shared_home_has_a_socket_for_eac
     found = from_env({"HOME": "/h", "XDG_CACHE_HOME": "c", "XDG_RUNTIME_DIR": "r"}, UID)
     assert found.store == Path("/h/.cache/millpond")
     assert found.socket == Path(f"/h/.local/state/millpond/run/{os.uname().nodename}/millpond.sock")
+
+
+@pytest.mark.parametrize("value", ["/x", "", "relative", "./x", "~/x"])
+def test_one_rule_holds_for_all_xdg_folders(value: str) -> None:
+    env = {"HOME": "/h", "XDG_CACHE_HOME": value, "XDG_STATE_HOME": value, "XDG_CONFIG_HOME": value}
+    cache, state, config = ("/x",) * 3 if value == "/x" else ("/h/.cache", "/h/.local/state", "/h/.config")
+    assert user_folder(env) == f"{cache}/millpond-user" and from_env(env, UID).store == Path(f"{cache}/millpond")
+    assert jobfolder.home(env) == f"{state}/millpond-user/jobs" and from_env(env, UID).state == Path(
+        f"{state}/millpond"
+    )
+    assert level_paths("/p/.dvc", env)["global"] == f"{config}/dvc/config"
 
 
 def test_another_store_has_a_daemon_of_its_own() -> None:

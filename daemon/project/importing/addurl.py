@@ -18,7 +18,8 @@ from millpond.daemon.project.importing.target import Target
 from millpond.daemon.project.importing.toremote import Uploading
 from millpond.daemon.project.repo import Repo
 from millpond.daemon.project.select import refuse_clashes
-from millpond.daemon.project.sharing import Links, rate
+from millpond.daemon.project.sharing import Links
+from millpond.daemon.remote.pace import rate
 
 
 def is_from_elsewhere(params: dict[str, Any]) -> bool:

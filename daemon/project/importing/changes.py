@@ -75,7 +75,7 @@ class _Looking:
     def at_url(self, output: Output, folder: str) -> dict[str, str]:
         assert output.imported is not None
         entry = output.imported.entry
-        settings = {str(key): str(value) for key, value in (entry.get("fs_config") or {}).items()}
+        settings = source.settings(entry.get("fs_config"))
         url = str(entry["path"])
         self._context.progress("looking at the source", note=url)
         try:
@@ -84,7 +84,10 @@ class _Looking:
                 token = found.token() or source.dependency(
                     found, url, keep(self._context, found, store=False).name, settings
                 )
-                return {} if source.same(entry, token) else {shown: MODIFIED}
+                if source.same(entry, token):
+                    return {}
+                # As DVC has it: a version that is known stays what it is.
+                return {shown: AVAILABLE if token.get("version_id") and entry.get("version_id") else MODIFIED}
         except TargetError as error:
             if not error.details.get("absent"):
                 raise

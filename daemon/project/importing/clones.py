@@ -17,12 +17,13 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
+from urllib.parse import unquote
 
 from millpond.daemon.errors import AccessError, DiskFullError, LockTimeoutError, RemoteError
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.copying import below
 from millpond.daemon.project.gitrepo import GitRepo
-from millpond.daemon.project.importing.source import shown_url
+from millpond.daemon.project.importing.source import parsed, shown_url
 from millpond.daemon.project.paths import printable
 from millpond.daemon.project.statcache import user_folder
 
@@ -34,6 +35,8 @@ _BRANCHES = ("+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*", f"+HEAD:{
 _FETCH = ("--quiet", "--force", "--no-write-fetch-head")
 # Transports that Git may use for an address that is in a file of somebody's repository: none that runs a command of its own.
 _PROTOCOLS = "file:git:http:https:ssh"
+# A credential helper, which Git has a shell run: the secrets are in its environment only.
+_HELPER = '!f() { test "$1" != get || printf "username=%s\\npassword=%s\\n" "$MILLPOND_GIT_USER" "$MILLPOND_GIT_PASSWORD"; }; f'
 _LOCK_S = 600.0
 _POLL_S = 0.1
 
@@ -55,7 +58,7 @@ def clone(context: VerbContext, url: str, rev: str | None, environ: Mapping[str,
                 _make(context, folder, url, environ)
             using.enter_context(_used(f"{folder}.use", fcntl.LOCK_SH))
             if not fresh and not (rev is not None and _SHA.fullmatch(rev) and _open(folder).has_commit(rev)):
-                _git(context, environ, url, "--git-dir", folder, "fetch", *_FETCH, "--prune", "--", url, *_BRANCHES)
+                _fetch(context, environ, url, folder, "--prune")
             os.utime(folder)
         _prune(top, folder)
         repo = _open(folder)
@@ -67,11 +70,44 @@ def _make(context: VerbContext, folder: str, url: str, environ: Mapping[str, str
     shutil.rmtree(temporary, ignore_errors=True)  # of somebody who was killed: the lock is ours
     try:
         _git(context, environ, url, "init", "--quiet", "--bare", "--template=", temporary)
-        _git(context, environ, url, "--git-dir", temporary, "fetch", *_FETCH, "--", url, *_BRANCHES)
+        _fetch(context, environ, url, temporary)
         os.rename(temporary, folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _fetch(context: VerbContext, environ: Mapping[str, str], url: str, folder: str, *options: str) -> None:
+    bare, more = without_secrets(url, environ)
+    _git(context, {**environ, **more}, url, "--git-dir", folder, "fetch", *_FETCH, *options, "--", bare, *_BRANCHES)
+
+
+def without_secrets(url: str, environ: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+    """A url as Git may have it in its command line, which all users see; and what its environment gets, which they do not: a
+    credential helper that tells the url's user and password to that host, and which keeps Git from having others store them."""
+    parts = parsed(url)
+    if parts.password is None:
+        return url, {}
+    where = parts.netloc.rpartition("@")[2]
+    if parts.scheme not in ("http", "https"):  # ssh takes no password from a url
+        return parts._replace(netloc=f"{parts.username}@{where}").geturl(), {}
+    count = environ.get("GIT_CONFIG_COUNT", "")
+    first = int(count) if count.isdecimal() else 0
+    found = {"GIT_CONFIG_COUNT": str(first + 2)}
+    for number, value in enumerate(("", _HELPER), first):  # an empty one ends the list of those before
+        found |= {f"GIT_CONFIG_KEY_{number}": f"credential.{parts.scheme}://{where}.helper"}
+        found |= {f"GIT_CONFIG_VALUE_{number}": value}
+    found |= {"MILLPOND_GIT_USER": unquote(parts.username or ""), "MILLPOND_GIT_PASSWORD": unquote(parts.password)}
+    return parts._replace(netloc=where).geturl(), found
+
+
+@contextlib.contextmanager
+def using(git_dir: str) -> Iterator[None]:
+    """Have a clone stay meanwhile. Raises OSError for one that is gone."""
+    folder = git_dir.rstrip("/")
+    with _used(f"{folder}.use", fcntl.LOCK_SH):
+        os.stat(folder)
+        yield
 
 
 def _open(folder: str) -> GitRepo:
@@ -88,7 +124,14 @@ def _git(context: VerbContext, environ: Mapping[str, str], url: str, *argv: str)
         "GIT_TERMINAL_PROMPT": "0",
         "LC_ALL": "C.UTF-8",
     }
-    for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_NAMESPACE"):
+    for name in (
+        "MILLPOND_REMOTE_SETTINGS",
+        "GIT_DIR",
+        "GIT_WORK_TREE",
+        "GIT_INDEX_FILE",
+        "GIT_OBJECT_DIRECTORY",
+        "GIT_NAMESPACE",
+    ):
         env.pop(name, None)
     if "GIT_SSH_COMMAND" not in env and "GIT_SSH" not in env:
         env["GIT_SSH_COMMAND"] = "ssh -oBatchMode=yes"

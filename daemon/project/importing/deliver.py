@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from millpond.daemon.errors import ConflictError
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.copying import Staged, Staging, remove_tree
-from millpond.daemon.project.durable import write_error
+from millpond.daemon.project.durable import make_folders, refuse_too_long, write_error
 from millpond.daemon.project.importing.keep import counted
 from millpond.daemon.project.importing.source import Source
 from millpond.daemon.project.paths import printable
@@ -49,8 +49,10 @@ def _paths(source: Source, folder: str) -> dict[int, str]:
 
 
 def _write(context: VerbContext, source: Source, paths: dict[int, str]) -> tuple[int, int]:
+    for path in paths.values():
+        refuse_too_long(path)
     for folder in {os.path.dirname(path) for path in paths.values()}:
-        os.makedirs(folder, exist_ok=True)
+        make_folders(folder)
     staged: Staged | None = None
     size = 0
     with Staging() as staging:

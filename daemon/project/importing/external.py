@@ -6,6 +6,7 @@ remote is and how to get in.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import posixpath
 import shlex
@@ -27,6 +28,8 @@ from millpond.daemon.project.repo import Repo, find_root, git_at
 from millpond.daemon.project.statcache import StatCache
 from millpond.daemon.remote import remotes
 
+# Where the Python library's settings for a remote are, as JSON, in the environment that its requests run in.
+SETTINGS = "MILLPOND_REMOTE_SETTINGS"
 # How a remote is named that only --remote-config describes.
 _UNNAMED = "remote-config"
 
@@ -54,6 +57,17 @@ class Settings:
         if isinstance(remote, dict):
             return cls(repo.get("config"), None, {str(key): str(value) for key, value in remote.items()})
         return cls(repo.get("config"), remote)
+
+    @classmethod
+    def of_environ(cls, environ: Mapping[str, str]) -> Settings:
+        """Of what the Python library was given: there, for they may be secrets, and nothing of an environment is noted anywhere."""
+        raw = environ.get(SETTINGS)
+        return cls() if raw is None else cls(**json.loads(raw))
+
+    def environ(self) -> dict[str, str]:
+        """The same as an environment's variable; none where there is nothing to be said."""
+        said = {"remote": self.remote, "remote_config": dict(self.remote_config)}
+        return {SETTINGS: json.dumps(said)} if self.remote or self.remote_config else {}
 
     def entry(self) -> dict[str, Any]:
         """As DVC records it in a pointer."""
@@ -128,20 +142,28 @@ class External:
     def _project(self, path: str) -> Repo:
         root = os.path.join(self.top or self.git.git_dir, path) if path else self.top or self.git.git_dir
         dvc_dir = os.path.join(root, DVC_DIR)
-        levels = config_module.level_paths(dvc_dir, self.environ)
-        config = Config()
-        for level in ("system", "global"):
-            config_module.merge_file(config, levels[level])
-        raw = self.git.blob(self.commit, self.in_git(posixpath.join(path, DVC_DIR, "config")))
-        if raw is not None:
-            text = raw.decode("utf-8", "surrogateescape")
-            config_module.merge(config, config_module.parse(text, levels["project"]), levels["project"])
+        config = config_at(self.git, self.commit, self.in_git(path), dvc_dir, self.environ)
         if self.top is not None:
+            levels = config_module.level_paths(dvc_dir, self.environ)
             for level in ("project", "local"):
                 config_module.merge_file(config, levels[level])
         self.settings.lay_over(config, self.folder)
         cache = DvcCache(config.cache_dir(dvc_dir) if self.top is not None else os.path.join(dvc_dir, "cache"))
         return Repo(root, root, config, IgnoreRules(root), cache, StatCache.of_user(self.environ), self.git)
+
+
+def config_at(git: GitRepo, commit: str, path: str, dvc_dir: str, environ: Mapping[str, str]) -> Config:
+    """The config of the DVC repository at `path` of a commit, over the system's and the user's; relative paths count from `dvc_dir`. Raises
+    InvalidFileError."""
+    levels = config_module.level_paths(dvc_dir, environ)
+    config = Config()
+    for level in ("system", "global"):
+        config_module.merge_file(config, levels[level])
+    raw = git.blob(commit, posixpath.join(path, DVC_DIR, "config"))
+    if raw is not None:
+        text = raw.decode("utf-8", "surrogateescape")
+        config_module.merge(config, config_module.parse(text, levels["project"]), levels["project"])
+    return config
 
 
 @contextlib.contextmanager

@@ -13,14 +13,15 @@ from typing import Any
 from millpond.daemon.errors import ObjectMissingError, TargetError, UsageError
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.digests import Objects
-from millpond.daemon.project.importing import external, repofiles, source
+from millpond.daemon.project.importing import external, repofiles, source, versions
 from millpond.daemon.project.importing.external import Settings
 from millpond.daemon.project.importing.keep import Placing, keep, keep_repo
 from millpond.daemon.project.importing.pointer import Found
 from millpond.daemon.project.outputs import Output
 from millpond.daemon.project.paths import printable
 from millpond.daemon.project.repo import Repo
-from millpond.daemon.project.sharing import choices, rate
+from millpond.daemon.project.sharing import choices
+from millpond.daemon.remote.pace import rate
 
 
 class Imports:
@@ -58,24 +59,26 @@ class Imports:
     def _of_url(self, output: Output, entry: Mapping[str, Any]) -> Found:
         refuse_others(output)
         url = str(entry["path"])
-        settings = {str(key): str(value) for key, value in (entry.get("fs_config") or {}).items()}
+        pins = versions.recorded(entry)
         try:
             with source.opened(
                 url,
                 self._repo.config,
-                settings,
+                source.settings(entry.get("fs_config")),
                 os.environ,
                 folder=self._folder(output),
                 jobs=self._jobs,
                 rate=rate(os.environ),
+                pins=pins,
             ) as found:
                 token = found.token()
-                if token is not None and not source.same(entry, token):
-                    raise self._gone(output, "has something else there now")
-                content = keep(self._context, found)
-        except TargetError as error:
+                is_other = not pins and token is not None and not source.same(entry, token)
+                content = None if is_other else keep(self._context, found)
+        except (TargetError, ObjectMissingError) as error:
             raise self._gone(output, f"cannot be read: {error.message}") from error
-        if token is None and content.name is not None and not source.same(entry, {"md5": content.name.value}):
+        if content is not None and token is None and content.name is not None:
+            is_other = not source.same(entry, {"md5": content.name.value})
+        if content is None or is_other:
             raise self._gone(output, "has something else there now")
         return content
 
@@ -94,17 +97,13 @@ class Imports:
 
 
 def refuse_others(output: Output) -> None:
-    """Raise UsageError for imports that are not read here: of databases, of versions of objects."""
+    """Raise UsageError for imports that are not read here: of databases."""
     assert output.imported is not None
-    entry = output.imported.entry
-    kind = None
-    if "db" in entry:
-        kind = "a database"
-    elif entry.get("files") or entry.get("version_id") or (entry.get("fs_config") or {}).get("version_aware"):
-        kind = "versions of objects in a bucket"
-    if kind is not None:
+    if "db" in output.imported.entry:
         shown = printable(output.pointer)
-        raise UsageError(f"'{shown}' is an import of {kind}, which this version does not read", hint="use dvc for it")
+        raise UsageError(
+            f"'{shown}' is an import of a database, which this version does not read", hint="use dvc for it"
+        )
 
 
 def place_partial(

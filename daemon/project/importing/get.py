@@ -20,9 +20,9 @@ from millpond.daemon.project.importing.external import Settings
 from millpond.daemon.project.importing.source import Source, shown_url
 from millpond.daemon.project.paths import printable
 from millpond.daemon.project.repo import find_root
-from millpond.daemon.project.sharing import rate
 from millpond.daemon.project.stages import STAGES_FILE
 from millpond.daemon.remote.layout import key_of
+from millpond.daemon.remote.pace import rate
 
 
 def get(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
@@ -130,8 +130,16 @@ def _opened(
 ) -> AbstractContextManager[Source]:
     """All that a url names, seen from the current folder."""
     here = os.path.realpath(os.getcwd())
-    settings = dict(params.get("fs_config") or {})
-    return source.opened(url, _config(), settings, os.environ, folder=here, jobs=jobs, rate=rate, everything=True)
+    return source.opened(
+        url,
+        _config(),
+        source.settings(params.get("fs_config")),
+        os.environ,
+        folder=here,
+        jobs=jobs,
+        rate=rate,
+        everything=True,
+    )
 
 
 def _config() -> Config:

@@ -12,7 +12,7 @@ from millpond.daemon.errors import UsageError
 from millpond.daemon.project import dvcfile, pointers
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.export import export_after
-from millpond.daemon.project.importing import pointer, source, target
+from millpond.daemon.project.importing import pointer, source, target, versions
 from millpond.daemon.project.importing.keep import Placing, keep
 from millpond.daemon.project.importing.pointer import Found
 from millpond.daemon.project.importing.source import LocalSource, Source
@@ -20,7 +20,8 @@ from millpond.daemon.project.importing.target import Target
 from millpond.daemon.project.importing.toremote import Uploading
 from millpond.daemon.project.repo import Repo, printable
 from millpond.daemon.project.select import refuse_clashes
-from millpond.daemon.project.sharing import Links, rate
+from millpond.daemon.project.sharing import Links
+from millpond.daemon.remote.pace import rate
 
 # Settings that a pointer must not hold: it is committed.
 _SECRET = frozenset(
@@ -54,6 +55,7 @@ class How:
     remote: str | None = None
     force: bool = False
     jobs: int | None = None
+    versioned: bool = False
 
     @classmethod
     def of(cls, params: Mapping[str, Any]) -> How:
@@ -64,18 +66,19 @@ class How:
             params.get("remote"),
             bool(params.get("force")),
             params.get("jobs"),
+            bool(params.get("version_aware")),
         )
         if how.no_exec and how.no_download:
             raise UsageError("--no-exec and --no-download do not go together")
-        if how.to_remote and (how.no_exec or how.no_download):
-            raise UsageError("--no-exec/--no-download cannot be combined with --to-remote")
+        if how.to_remote and (how.no_exec or how.no_download or how.versioned):
+            raise UsageError("--no-exec/--no-download/--version-aware cannot be combined with --to-remote")
         if how.remote is not None and not how.to_remote:
             raise UsageError("--remote can't be used without --to-remote")
         return how
 
 
 def import_url(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
-    """Verb. {url, out, to_remote, remote, no_exec, no_download, jobs, force, fs_config} -> {source, path, pointer, md5, size, nfiles,
+    """Verb. {url, out, to_remote, remote, no_exec, no_download, version_aware, jobs, force, fs_config} -> {source, path, pointer, md5, size, nfiles,
     git_add, autostaged, executed, warnings}; md5, size and nfiles None where they are not known.
 
     Raises TargetError, OverlapError, TrackedByGitError, UsageError, RemoteConfigError, RemoteError, RemoteChangedError,
@@ -89,6 +92,8 @@ def import_url(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
                 f"--fs-config {key} would be written into a .dvc file, which is for Git",
                 hint="set it for a remote, in .dvc/config.local, and import remote://NAME/path",
             )
+    if how.versioned:
+        fs_config[versions.FLAG] = True
     url = wirepath.decode(params["url"])
     out = None if params.get("out") is None else wirepath.decode(params["out"])
     repo = Repo.open(os.getcwd(), os.environ)
@@ -101,7 +106,13 @@ def import_url(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
             dep = {"hash": "md5", "path": recorded, **({"fs_config": fs_config} if fs_config else {})}
             return finish(context, repo, goal, dep, Found(), how, shown=recorded)
         with source.opened(
-            url, repo.config, fs_config, os.environ, folder=repo.cwd, jobs=how.jobs, rate=rate(os.environ)
+            url,
+            repo.config,
+            source.settings(fs_config),
+            os.environ,
+            folder=repo.cwd,
+            jobs=how.jobs,
+            rate=rate(os.environ),
         ) as found:
             _refuse_itself(repo, found, goal)
             content, dep = bring(context, repo, found, recorded, fs_config, how)
@@ -142,7 +153,8 @@ def finish(
     warnings: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Put the data in place, then write its pointer; the verb's result."""
-    text = pointer.text(dep, goal.name, content, whole=not how.no_exec, old=goal.old, path=goal.pointer)
+    push = not (dep.get("version_id") or "files" in dep)
+    text = pointer.text(dep, goal.name, content, whole=not how.no_exec, old=goal.old, path=goal.pointer, push=push)
     git_add = settle(context, repo, goal.path, {goal.pointer: (goal.old, text)}, content, how)
     return {
         "source": wirepath.encode(shown),

@@ -41,12 +41,19 @@ class Found:
 
 
 def text(
-    dep: Mapping[str, Any], name: str, found: Found, *, whole: bool, old: str | None = None, path: str = ""
+    dep: Mapping[str, Any],
+    name: str,
+    found: Found,
+    *,
+    whole: bool,
+    old: str | None = None,
+    path: str = "",
+    push: bool = True,
 ) -> str:
     """A pointer's text: its dependency `dep`, its output `name` with what was found. `whole` False for one of --no-exec, which has no
-    MD5. Of the text `old` (of the file `path`) what is not about the content stays: comments, the order, descriptions. Raises
+    MD5; `push` False for what need be on no remote, for its source has that version for good. Of the text `old` (of the file `path`) what is not about the content stays: comments, the order, descriptions. Raises
     InvalidFileError."""
-    out: dict[str, Any] = {**found.fields(), "path": name}
+    out: dict[str, Any] = {**found.fields(), "path": name, **({} if push else {"push": False})}
     document: dict[str, Any] = {"frozen": True, "deps": [dict(dep)], "outs": [out]}
     if old is None:
         if whole:
@@ -65,7 +72,7 @@ def text(
     if whole:
         document = {"md5": stage_md5(document), **document}
     result = yamlio.load(old, path, round_trip=True)
-    _apply(document, result)
+    apply(document, result)
     return yamlio.dump(result)
 
 
@@ -103,18 +110,18 @@ def _hashed(value: Any) -> Any:
     return [_hashed(each) for each in value] if isinstance(value, list) else value
 
 
-def _apply(new: Any, old: Any) -> None:
+def apply(new: Any, old: Any) -> None:
     """Make a round-trip document say what `new` says: what is there keeps its place, what is new goes to the end, as with DVC."""
     for key in [key for key in old if key not in new]:
         del old[key]
     for key, value in new.items():
         there = old.get(key)
         if isinstance(value, dict) and isinstance(there, dict):
-            _apply(value, there)
+            apply(value, there)
         elif isinstance(value, list) and isinstance(there, list) and len(value) == len(there):
             for index, each in enumerate(value):
                 if isinstance(each, dict) and isinstance(there[index], dict):
-                    _apply(each, there[index])
+                    apply(each, there[index])
                 elif each != there[index]:
                     there[index] = each
         elif value != there or key not in old:

@@ -7,7 +7,7 @@ import os
 import posixpath
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from millpond.daemon.errors import (
@@ -121,7 +121,7 @@ class RepoFiles:
         if project not in self._links:
             repo = self.external.project(project)
             self._links[project] = self._stack.enter_context(
-                Links(repo, None, self.jobs, self.external.environ, reading=True)
+                Links(repo, None, self.jobs, self.external.environ, versioned=True)
             )
         links = self._links[project]
         return links.of(links.remote_of(own))
@@ -195,6 +195,12 @@ class RepoFiles:
     ) -> Iterator[tuple[int, Data, bool]]:
         """The bytes of objects as one remote has them; `failed` gets what it lacks, has damaged, or cannot give. Raises StoreDamagedError,
         RemoteError, CredentialsError where it fails after some bytes of an object were given."""
+        if link.remote.versioned:  # it knows paths, seen from its own project's root
+            project = self.items[indexes[0]].project
+            mine = {item.output for item in (self.items[each] for each in indexes) if item.output is not None}
+            self._links[project].catalog.add(
+                replace(each, path=posixpath.relpath(each.path, project or ".")) for each in mine
+            )
         waiting = deque(indexes)
         begun, digests = False, [Digest("md5")]
         try:

@@ -15,20 +15,25 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Protocol, cast
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from millpond.daemon.errors import InvalidFileError, RemoteChangedError, TargetError, UsageError
+from millpond.daemon.errors import InvalidFileError, ObjectMissingError, RemoteChangedError, TargetError, UsageError
 from millpond.daemon.names import ObjectName
 from millpond.daemon.objects import Data
 from millpond.daemon.project import elsewhere, manifest
 from millpond.daemon.project.config import Config
+from millpond.daemon.project.importing import versions
+from millpond.daemon.project.importing.versions import Pin
 from millpond.daemon.project.paths import printable
 from millpond.daemon.project.walk import Listing, above, stat_fields
 from millpond.daemon.remote import remotes
 from millpond.daemon.remote.backend import Backend, Entry
 from millpond.daemon.remote.remotes import Remote
+from millpond.daemon.remote.s3base import S3Base
 from millpond.daemon.remote.transfer import Transfer
+from millpond.daemon.remote.versioned import Pinned, VersionStore
 
 # Which key of a dependency names the content without its bytes being read; of all others (ssh, local) it is their MD5.
 _TOKENS = {
@@ -130,6 +135,8 @@ class RemoteSource:
     entries: list[Entry]
     paths: list[str]
     transfer: Transfer
+    # The entries are of versions, and these are what is recorded.
+    versioned: bool = False
     sizes: list[int] = field(init=False)
     skipped: list[str] = field(default_factory=list)
 
@@ -144,6 +151,8 @@ class RemoteSource:
         key = _TOKENS.get(self.kind)
         if key is None:
             return None
+        if self.versioned:
+            return versions.token(self.paths, self.entries, is_dir=self.is_dir)
         tags = [_tag(self.kind, entry) for entry in self.entries]
         if not self.is_dir:
             return {**({key: tags[0]} if tags[0] else {}), "size": self.sizes[0]}
@@ -164,11 +173,15 @@ def dependency(source: Source, url: str, name: ObjectName | None, fs_config: Map
             token["nfiles"] = len(source.paths)
         elif isinstance(source, LocalSource) and source.isexec:
             token["isexec"] = True
-    return {**(token or {}), "hash": "md5", "path": url, **({"fs_config": dict(fs_config)} if fs_config else {})}
+    token = dict(token or {})
+    files = {"files": token.pop("files")} if "files" in token else {}  # at the end, as DVC has it
+    return {**token, "hash": "md5", "path": url, **({"fs_config": dict(fs_config)} if fs_config else {}), **files}
 
 
 def same(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
     """Whether two entries tell of the same content."""
+    if "files" in found or found.get("version_id"):
+        return versions.same(recorded, found)
     keys = ("md5", "etag", "checksum")
     known = [key for key in keys if recorded.get(key)]
     return bool(known) and all(recorded[key] == found.get(key) for key in known)
@@ -185,9 +198,10 @@ def opened(
     jobs: int | None = None,
     rate: float | None = None,
     everything: bool = False,
+    pins: Sequence[Pin] = (),
 ) -> Iterator[Source]:
     """What a url names, listed; relative paths begin at `folder`, `remote://NAME/...` at a remote of the config. With `everything` also
-    what is never tracked: Git's own files, repositories inside.
+    what is never tracked: Git's own files, repositories inside. With `pins` it is these versions, whatever is there now.
 
     Raises TargetError when nothing is there, RemoteConfigError, RemoteError, CredentialsError.
     """
@@ -205,8 +219,20 @@ def opened(
     if remote.scheme == "file":
         yield _local(url, remote.url, everything)
         return
+    if bool(pins) or versions.are_asked_for(remote, url):
+        source = _versions(url, remote, environ, pins, jobs, rate)
+        try:
+            yield source
+        finally:
+            source.transfer.__exit__()
+        return
     with Connections(environ, jobs, rate) as connections:
         yield listed(url, remote, connections)
+
+
+def settings(fs_config: Mapping[str, Any] | None) -> dict[str, str]:
+    """A dependency's `fs_config` as a remote's section has it."""
+    return {str(key): str(value) for key, value in (fs_config or {}).items()}
 
 
 def is_local(url: str) -> bool:
@@ -230,6 +256,11 @@ def _local(url: str, path: str, everything: bool) -> LocalSource:
         raise TargetError(f"cannot read '{shown}': {error.strerror}", path=shown) from error
 
 
+def _query(remote: Remote) -> str:
+    """What a url of a web server asks beside its path; elsewhere a `?` is part of a name."""
+    return parsed(remote.url).query if remote.scheme in ("http", "https") else ""
+
+
 class Connections:
     """Connections to the hosts and buckets that urls name, each made once for all that lies there. Used from any number of threads."""
 
@@ -238,7 +269,7 @@ class Connections:
         self._jobs = jobs
         self._rate = rate
         self._lock = threading.Lock()
-        self._made: dict[tuple[str, tuple[tuple[str, str], ...]], Transfer] = {}
+        self._made: dict[tuple[str, str, tuple[tuple[str, str], ...]], Transfer] = {}
 
     def __enter__(self) -> Connections:
         return self
@@ -248,30 +279,25 @@ class Connections:
             transfer.__exit__()
 
     def at(self, remote: Remote) -> tuple[Transfer, str]:
-        """A connection, and the key of the remote's url there ("" for all of it). Raises UsageError for an url with a query,
-        RemoteConfigError, CredentialsError."""
+        """A connection, and the key of the remote's url there ("" for all of it). Raises RemoteConfigError, CredentialsError."""
         parts = parsed(remote.url)
         is_web = remote.scheme in ("http", "https")
-        if is_web and parts.query:
-            shown = shown_url(remote.url)
-            raise UsageError(
-                f"'{shown}' has a query (?...), which is not in this version", hint="get the file yourself, then add it"
-            )
         # What follows a `?` or `#` is part of a name where there are no queries; a backend quotes keys itself.
         path = unquote(parts.path) if is_web else remote.url.partition("://")[2][len(parts.netloc) :]
-        base = Remote(remote.name, f"{parts.scheme}://{parts.netloc}/", remote.values)
+        base = Remote(remote.name, f"{parts.scheme}://{parts.netloc}/", remote.values, _query(remote))
         with self._lock:
-            known = (base.url, tuple(sorted(remote.values.items())))
+            known = (base.url, base.query, tuple(sorted(remote.values.items())))
             if known not in self._made:
                 made = remotes.connect(base, self._environ)
                 self._made[known] = Transfer(made, jobs=self._jobs or remote.count("jobs"), rate=self._rate)
-            return self._made[known], path.strip("/")
+            # With a query the server gets the path as it is.
+            return self._made[known], path.removeprefix("/") if base.query else path.strip("/")
 
 
 def listed(url: str, remote: Remote, connections: Connections) -> RemoteSource:
     """What a url names that leads to a remote which is no directory of this machine. Raises as `opened`."""
     transfer, key = connections.at(remote)
-    is_folder = not key or remote.url.endswith("/")
+    is_folder = not _query(remote) and (not key or remote.url.endswith("/"))
     entry = None if is_folder else transfer.backend.head(key)
     if entry is not None:
         return RemoteSource(url, remote.scheme, False, [entry], [""], transfer)
@@ -297,6 +323,54 @@ def _files(backend: Backend, entries: Sequence[Entry]) -> list[Entry]:
         heads = pool.map(lambda entry: backend.head(entry.key), empty)
         gone = {entry.key for entry, head in zip(empty, heads, strict=True) if head is None}
     return [entry for entry in found if entry.key not in gone]
+
+
+def _versions(
+    url: str, remote: Remote, environ: Mapping[str, str], pins: Sequence[Pin], jobs: int | None, rate: float | None
+) -> RemoteSource:
+    """Versions of objects in a bucket: those that are pinned, or that the url names, else the latest."""
+    where, version = versions.split(remote.url)
+    top, _, key = where.rstrip("/").rpartition("/")
+    backend = remotes.connect(Remote(remote.name, top, remote.values), environ)
+    assert isinstance(backend, S3Base)
+    pinned = Pinned(cast(VersionStore, backend))
+    transfer = Transfer(pinned, jobs=jobs or remote.count("jobs"), rate=rate)
+    try:
+        pins = pins or ([Pin("", version)] if version is not None else [])
+        pinned.versions = {posixpath.join(key, pin.relpath).rstrip("/"): pin.version for pin in pins}
+        is_dir, paths = bool(pins) and bool(pins[0].relpath), [pin.relpath for pin in pins]
+        entry = None if is_dir else pinned.head(key)
+        if is_dir:
+            problem = manifest.problem(paths, ["0" * 32] * len(paths))
+            if problem is not None:
+                raise InvalidFileError(f"'{shown_url(url)}' {problem}", path=shown_url(url))
+            entries = list(_pinned_entries(transfer, key, pins))
+        elif entry is not None:
+            paths, entries = [""], [entry]
+        else:
+            found = {} if pins else _below(url, key, list(pinned.list(key)))
+            is_dir, paths = True, sorted(found, key=manifest.sort_key)
+            entries = [found[path] for path in paths]
+        if not entries:
+            raise _absent(url)
+        versions.refuse_unversioned(entries, shown_url(url))
+        pinned.versions = {each.key: str(each.version) for each in entries}
+        return RemoteSource(url, remote.scheme, is_dir, entries, paths, transfer, True)
+    except BaseException:
+        transfer.__exit__()
+        raise
+
+
+def _pinned_entries(transfer: Transfer, key: str, pins: Sequence[Pin]) -> Iterator[Entry]:
+    """What is there of a folder's recorded files: asked for only where their sizes were not recorded."""
+    unknown = [pin for pin in pins if pin.size is None]
+    heads = transfer.ask([partial(transfer.backend.head, posixpath.join(key, pin.relpath)) for pin in unknown])
+    asked = dict(zip(unknown, heads, strict=True))
+    for pin in pins:
+        found, place = asked.get(pin), posixpath.join(key, pin.relpath)
+        if pin.size is None and found is None:
+            raise ObjectMissingError(f"version {pin.version} of '{place}' is not there any more", path=place)
+        yield found or Entry(place, pin.size or 0, pin.etag, pin.version)
 
 
 def _below(url: str, key: str, entries: Sequence[Entry]) -> dict[str, Entry]:
@@ -338,8 +412,10 @@ def warnings(found: Source) -> list[str]:
 
 
 def shown_url(url: str) -> str:
-    """A url for messages: without a password."""
+    """A url for messages: without a password, and without a web server's query, which may be a signature."""
     parts = parsed(url)
+    if parts.query and parts.scheme in ("http", "https"):
+        url = f"{url.partition('?')[0]}?..."
     if parts.password is None:
         return printable(url)
     return printable(url.replace(f":{parts.password}@", "@", 1))

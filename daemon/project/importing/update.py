@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from millpond.daemon import wirepath
@@ -11,17 +11,18 @@ from millpond.daemon.errors import UsageError
 from millpond.daemon.project import dvcfile
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.digests import Objects
-from millpond.daemon.project.importing import external, pointer, repofiles, source
+from millpond.daemon.project.importing import external, pointer, repofiles, source, versions
 from millpond.daemon.project.importing.external import Settings
 from millpond.daemon.project.importing.fetching import refuse_others
 from millpond.daemon.project.importing.importurl import How, bring, folder_of, settle, shown_source
 from millpond.daemon.project.importing.keep import Placing, keep, keep_repo
 from millpond.daemon.project.importing.pointer import Found
 from millpond.daemon.project.importing.target import Target
+from millpond.daemon.project.importing.versions import Pin
 from millpond.daemon.project.outputs import Output
 from millpond.daemon.project.repo import Repo, printable
 from millpond.daemon.project.select import refuse_clashes, select
-from millpond.daemon.project.sharing import rate
+from millpond.daemon.remote.pace import rate
 
 # The data in the workspace is not what was imported.
 _CHANGED = "move them away, or bring back what was imported (millpond checkout --force), then update"
@@ -78,11 +79,8 @@ class Updating:
             if self._how.to_remote:
                 raise UsageError("data of other repositories cannot be updated with --to-remote", hint="leave it out")
             changed = self._of_repo(entry, dict(repo), rev)
-        elif rev is not None:
-            shown = printable(self._repo.seen(self._output.pointer))
-            raise UsageError(f"'{shown}' is from a url, which has no revisions", hint="leave --rev out")
         else:
-            changed = self._of_url(entry)
+            changed = self._of_url(entry, self._pins(entry, rev))
         return {
             "pointer": self._repo.wire(self._output.pointer),
             "source": wirepath.encode(self._shown),
@@ -90,18 +88,35 @@ class Updating:
             "changed": changed,
         }
 
-    def _of_url(self, entry: dict[str, Any]) -> bool:
+    def _pins(self, entry: Mapping[str, Any], rev: str | None) -> list[Pin]:
+        """The version that an import from a url is to go to; none for the latest, which a url that names one has not."""
+        shown = printable(self._repo.seen(self._output.pointer))
+        named = versions.split(str(entry["path"]))[1]
+        if rev is None:
+            return []
+        if entry.get("files"):
+            raise UsageError(f"'{shown}' is a folder, and a version is one file's", hint="leave --rev out")
+        if not entry.get("version_id"):
+            raise UsageError(f"'{shown}' is from a url, which has no revisions", hint="leave --rev out")
+        if named not in (None, rev):
+            raise UsageError(
+                f"the url of '{shown}' names version {named}",
+                hint="import it without ?versionId=, by --version-aware -f",
+            )
+        return [Pin("", rev)]
+
+    def _of_url(self, entry: dict[str, Any], pins: Sequence[Pin]) -> bool:
         refuse_others(self._output)
-        fs_config = {str(key): str(value) for key, value in (entry.get("fs_config") or {}).items()}
         url = str(entry["path"])
         with source.opened(
             url,
             self._repo.config,
-            fs_config,
+            source.settings(entry.get("fs_config")),
             os.environ,
             folder=self._folder,
             jobs=self._how.jobs,
             rate=rate(os.environ),
+            pins=pins,
         ) as found:
             if self._is_whole() and self._is_same(entry, found):
                 return self._bring_back()

@@ -234,7 +234,7 @@ def test_versions_of_a_bucket_are_recorded_as_dvc_does(there: There) -> None:
 @pytest.mark.parametrize(
     ("dep", "kind", "words"),
     [
-        ("http://127.0.0.1:{port}/x", RemoteError, "it cannot be reached"),
+        ("http://127.0.0.1:{port}/x", RemoteError, "cannot be reached"),
         ("{web}/denied/x", CredentialsError, "HTTP status 403"),
         ("remote://none/x", Exception, "there is no remote 'none'"),
     ],

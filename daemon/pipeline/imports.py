@@ -10,7 +10,7 @@ from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.importing.changes import changes
 from millpond.daemon.project.importing.importurl import How
 from millpond.daemon.project.importing.update import Updating
-from millpond.daemon.project.outputs import Output
+from millpond.daemon.project.outputs import Output, pointer_outputs
 from millpond.daemon.project.paths import printable
 from millpond.daemon.project.repo import Repo
 
@@ -28,7 +28,7 @@ class Followed:
         """Of a stage; None for what is no import, and for a frozen one."""
         if stage.pointer is None or stage.frozen or not stage.pointer.deps:
             return None
-        own = [output for output in repo.outputs() if output.pointer == stage.file]
+        own = pointer_outputs(stage.pointer, stage.file)
         return cls(context, repo, own[0]) if len(own) == 1 and own[0].imported is not None else None
 
     @property

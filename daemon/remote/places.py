@@ -25,7 +25,7 @@ from millpond.daemon.names import ObjectName
 from millpond.daemon.project.hashing import digest_of
 from millpond.daemon.remote import remotes
 from millpond.daemon.remote.backend import Data, Got
-from millpond.daemon.remote.layout import keys_of
+from millpond.daemon.remote.layout import key_of, keys_of
 from millpond.daemon.remote.pace import Budget, rate
 from millpond.daemon.remote.remotes import Remote
 from millpond.daemon.remote.transfer import Transfer
@@ -38,8 +38,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 K = TypeVar("K")
 V = TypeVar("V")
-# So long a remote that could not be reached, or let nobody in, is asked after the others: not each object waits for it.
-_ASIDE_S = 30.0
+# A remote that could not be reached, or let nobody in, is asked after the others, so that not each object waits for it; after so long
+# it is looked for again, while nobody waits.
+ASIDE_S = 30.0
 # Objects of which it is kept who gave them, or who has them damaged.
 _MAX_NOTED = 1024
 # What one remote may fail with while another has the object.
@@ -64,10 +65,14 @@ class Places:
         load: Callable[[], Config],
         environ: Mapping[str, str],
         outputs: Callable[[], Iterable[Output]] | None = None,
+        *,
+        aside_s: float = ASIDE_S,
     ) -> None:
-        """`outputs` are those that remotes which keep versions themselves are to know, in place of all of the project's."""
+        """`outputs` are those that remotes which keep versions themselves are to know, in place of all of the project's; a remote that
+        failed is asked last for `aside_s`."""
         self._load = load
         self._outputs = outputs
+        self._aside_s = aside_s
         self._environ = environ
         # One thread connects; others may look at what was moved meanwhile.
         self._connecting = threading.Lock()
@@ -221,18 +226,29 @@ class Places:
         """The remotes in the order in which they are asked: those that failed of late, or have this object damaged, last."""
         transfers = self.transfers()
         now = time.monotonic()
-
-        def is_last(transfer: Transfer) -> bool:
-            remote = transfer.backend.name
-            when, error = self._aside.get(remote, (0.0, None))
-            if error is not None and now - when > _ASIDE_S:
-                # One request finds out whether it is back; the others do not wait.
-                self._aside[remote] = now, error
-                return False
-            return error is not None or (name is not None and (remote, name) in self._spoiled)
-
         with self._lock:
-            return sorted(transfers, key=is_last)
+            for transfer in transfers:
+                remote = transfer.backend.name
+                when, error = self._aside.get(remote, (0.0, None))
+                if error is not None and now - when > self._aside_s:
+                    self._aside[remote] = now, error
+                    threading.Thread(target=self._look_for, args=(transfer,), daemon=True).start()
+            return sorted(
+                transfers,
+                key=lambda each: (
+                    each.backend.name in self._aside
+                    or (name is not None and (each.backend.name, name) in self._spoiled)
+                ),
+            )
+
+    def _look_for(self, transfer: Transfer) -> None:
+        """Whether a remote that failed answers again."""
+        try:
+            transfer.backend.head(key_of(NOTHING))
+        except MillpondError as error:
+            self._failed(transfer, error)
+        else:
+            self._answered(transfer)
 
     def _refusal(self, transfer: Transfer) -> CredentialsError | None:
         with self._lock:

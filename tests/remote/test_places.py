@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
+import http.server
 import shutil
+import socket
+import threading
 import time
 from pathlib import Path
 
 import pytest
 from tests.cli.helpers import Home
 from tests.faults.test_limits import sentence
+from tests.fusefs.helpers import eventually
 from tests.mounts.conftest import contents
 from tests.remote.shared import Team, key_of
 from tests.remote.test_lazy import begin, mount
+
+from millpond.daemon.names import ObjectName
+from millpond.daemon.project import config
+from millpond.daemon.remote.places import Places
 
 pytestmark = pytest.mark.fuse
 local = pytest.mark.parametrize("team", ["local"], indirect=True)
@@ -90,3 +99,31 @@ def test_what_one_has_not_or_has_damaged_comes_from_another(team: Team) -> None:
     assert contents(carol.repo / "got") == {
         name.removeprefix("many/"): data for name, data in expected.items() if name.startswith("many/")
     }
+
+
+@local
+def test_a_remote_that_is_back_is_asked_first_again(team: Team) -> None:
+    ann = team.begin()
+    ann.run("push", "-q")
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port = sock.getsockname()[1]
+    (ann.repo / ".dvc/config.local").write_text(
+        f"['remote \"team\"']\n    url = http://127.0.0.1:{port}\n['remote \"disk\"']\n    url = {team.url}\n"
+    )
+    places = Places(lambda: config.load(str(ann.repo / ".dvc"), ann.env), ann.env, aside_s=0.2)
+    one = ObjectName("md5", md5(b"one, later\n"))
+    for _ in range(3):
+        assert places.read(one) == b"one, later\n"
+    web, disk = places.transfers()
+    assert (web.bytes, disk.bytes) == (0, 33)
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=team.url)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", port), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+
+        def is_back() -> bool:
+            return places.read(one) == b"one, later\n" and web.bytes > 0
+
+        eventually(is_back, "it was looked for")
+        server.shutdown()
+    assert places.read(one) == b"one, later\n", "and it is away again"
+    places.close()

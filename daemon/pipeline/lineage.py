@@ -184,6 +184,11 @@ class History:
         record = None if entry is None else self._records.of_entry(entry)
         if stage.name and entry is None:
             self._tell(stage, "never ran", "dvc.lock has no entry of it: what it was made from is what dvc.yaml says")
+        for path in (record or {}).get("changed_meanwhile") or []:
+            dep = printable(wirepath.decode(path))
+            self._tell(
+                stage, "changed", f"'{dep}' changed while it ran: it may have been made from an earlier content of it"
+            )
         self._compare(stage, entry)
         return {
             "id": wirepath.encode(name),

@@ -59,6 +59,14 @@ class Run:
     reads: list[dict[str, Any]] | None = None
     waited_s: float | None = None
 
+    # Files of parameters were changed while it ran; it is recorded with those that it began with.
+    params_changed: bool = False
+
+    def changed_deps(self, entry: Entry) -> list[str]:
+        """Dependencies that are others in what it ended with (a lock entry) than when it began."""
+        before, after = locked(self.inputs, "deps"), locked(entry, "deps")
+        return sorted(path for path in after if path not in before or before[path].token != after[path].token)
+
     def take(self, ended: Ended) -> None:
         """One of its commands ended."""
         usage = self.usage
@@ -85,9 +93,8 @@ class Journal:
 
     def record(self, stage: Stage, run: Run, entry: Entry, outcome: str) -> dict[str, str]:
         """{absolute path: text} of the record of a run that ended well, to be written with its lock entry. Raises OSError."""
-        before, after = locked(run.inputs, "deps"), locked(entry, "deps")
-        moved = sorted(path for path in after if path not in before or before[path].token != after[path].token)
-        fields = {"entry": entry, "changed_meanwhile": [wirepath.encode(path) for path in moved]}
+        changed = [wirepath.encode(path) for path in run.changed_deps(entry)]
+        fields = {"entry": entry, "changed_meanwhile": changed, "params_changed": run.params_changed}
         return self._file(stage, run, outcome, key_of(entry), fields)
 
     def failed(self, stage: Stage, run: Run, error: MillpondError) -> None:

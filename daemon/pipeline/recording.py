@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from millpond.daemon.errors import InvalidFileError, TargetError, TrackedByGitError, UsageError
+from millpond.daemon.errors import InvalidFileError, MillpondError, TargetError, TrackedByGitError, UsageError
 from millpond.daemon.names import ObjectName
 from millpond.daemon.pipeline import runcache
 from millpond.daemon.pipeline.changed import Comparer, unseen
@@ -57,8 +57,9 @@ class Recorder:
     def runs(self) -> runcache.RunCache:
         return runcache.RunCache(self.repo.cache.folder)
 
-    def inputs(self, stage: Stage) -> dict[str, Any]:
-        """The lock entry without outputs, of what is in the workspace now. Raises TargetError for what is missing."""
+    def inputs(self, stage: Stage, began: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The lock entry without outputs, of what is in the workspace now; parameters are those that the stage `began` with (an entry),
+        whatever their files say since. Raises TargetError for what is missing."""
         entry: dict[str, Any] = {"cmd": stage.cmd}
         deps = []
         for dep in sorted(stage.deps, key=lambda dep: dep.path):
@@ -68,14 +69,14 @@ class Recorder:
                 problem = "does not exist" if found is None else "is neither a file nor a directory of files"
                 raise TargetError(f"dependency '{shown}' {problem}", path=shown)
             deps.append(found.entry(dep.path))
-        params = self._params(stage)
+        params = self._params(stage) if began is None else began.get("params")
         return entry | ({"deps": deps} if deps else {}) | ({"params": params} if params else {})
 
-    def store(self, stage: Stage, *, keep: bool) -> dict[str, Any]:
-        """The lock entry of what the stage made. With `keep` its outputs are stored, those that are Git's only where a later
+    def store(self, stage: Stage, *, keep: bool, began: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The lock entry of what the stage made, if it is known of what it `began` with (an entry without outputs). With `keep` its outputs are stored, those that are Git's only where a later
         run may need them. Raises TargetError (an output is missing), FileChangedError, DiskFullError."""
         self.contents.forget()
-        entry = self.inputs(stage)
+        entry = self.inputs(stage, began)
         remembered = keep and runcache.can_record(stage)
         since = Moment.now(self.repo.dvc_dir)
         groups = {out: self._group(stage, out) for out in stage.outs if out.place is not None}
@@ -127,6 +128,13 @@ class Recorder:
         if run is not None:
             self.journal.tidy(stage)
         return said
+
+    def params_changed(self, stage: Stage, began: Mapping[str, Any]) -> bool:
+        """Whether the files of parameters say something else than when the stage began."""
+        try:
+            return (self._params(stage) or None) != began.get("params")
+        except MillpondError:  # they cannot be read now
+            return True
 
     def export(self, stage: Stage, entry: dict[str, Any]) -> None:
         """Bring what was stored into DVC's cache, too, where DVC is used."""

@@ -211,8 +211,12 @@ class Turns:
         recorder.loaded.values.clear()
         keep = not self.options.no_commit
         try:
-            entry = recorder.store(stage, keep=keep)
+            began = None if turn.run is None else turn.run.inputs
+            if turn.run is not None:
+                turn.run.params_changed = recorder.params_changed(stage, turn.run.inputs)
+            entry = recorder.store(stage, keep=keep, began=began)
             self._say_all(recorder.record(stage, entry, remember=keep, run=turn.run))
+            self._tell_changed(turn, entry)
         except DaemonUnavailableError:  # a job does it again with the next daemon
             raise
         except MillpondError as error:
@@ -221,6 +225,21 @@ class Turns:
         if keep:
             recorder.export(stage, entry)
         self._release(stage)
+
+    def _tell_changed(self, turn: Turn, entry: Entry) -> None:
+        """What somebody changed while the stage ran, and what was made of that."""
+        name = self._name(turn.stage)
+        if turn.run is not None and turn.run.params_changed:
+            self.context.log(
+                "warning",
+                f"parameters of stage '{name}' were changed while it ran: recorded are those that it began with",
+            )
+        for path in turn.run.changed_deps(entry) if turn.run is not None else ():
+            self.context.log(
+                "warning",
+                f"'{printable(path)}' changed while stage '{name}' ran, and is recorded as it is now; if it was not the stage that "
+                f"changed it, run that again: millpond repro -f -s {name}",
+            )
 
     def failed(self, turn: Turn, error: MillpondError) -> None:
         """Its commands came to nothing: that is recorded, too."""

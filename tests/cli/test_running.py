@@ -160,3 +160,21 @@ def test_a_stage_may_use_millpond_on_its_own_data(user: Home) -> None:
     )
     user.run("repro", "sub/dvc.yaml")
     assert (folder / "out").read_text() == "two\n"
+
+
+def test_what_is_edited_while_a_stage_runs(home: Home) -> None:
+    began = (home.repo / "params.yaml").read_text().split()[1]
+    (home.repo / "params.yaml").write_text(f"p: {int(began) + 50}\n")
+    (home.repo / "data/file").write_text("edited\n")
+    (home.path / "go").touch()
+    said = home.run("attach", str(json.loads(home.run("jobs", "--json").stdout)[0]["number"]))
+    assert "parameters of stage 'make' were changed while it ran" in said.stdout + said.stderr
+    assert "'data' changed while stage 'make' ran" in said.stdout + said.stderr
+    lock = (home.repo / "dvc.lock").read_text()
+    assert f"p: {began}\n" in lock and f"p: {int(began) + 50}" not in lock
+    assert "p changed" in home.run("why", "make").stdout
+    assert "! make: 'data' changed while it ran" in home.run("lineage", "made").stdout
+    (home.repo / "data/file").write_text("two\n")
+    home.run("repro", "-q", "make")
+    assert (home.repo / "made").read_text() == "one\ntwo\n"
+    assert "changed while" not in home.run("lineage", "made").stdout

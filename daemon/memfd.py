@@ -81,7 +81,7 @@ def mapped(fd: int, own: int | None = None) -> Iterator[memoryview]:
         size = _sealed_size(fd, SEALS if own is None else _LENGTH_SEALS)
         if own is not None and not 0 <= own <= size:
             raise ProtocolError(f"a memory file of {size} bytes was sent as one of {own}")
-        with _view(fd, size if own is None else own) as view:
+        with viewed(fd, size if own is None else own) as view:
             yield view
     finally:
         os.close(fd)
@@ -101,7 +101,8 @@ def _sealed_size(fd: int, wanted: int) -> int:
 
 
 @contextlib.contextmanager
-def _view(fd: int, size: int) -> Iterator[memoryview]:
+def viewed(fd: int, size: int) -> Iterator[memoryview]:
+    """The first `size` bytes of a memory file, which stays open. The view must not be used after the block."""
     if size == 0:
         yield memoryview(b"")
         return

@@ -6,6 +6,7 @@ while the daemon hashes, compresses and writes the ones before.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import itertools
@@ -20,7 +21,7 @@ from typing import Any, Protocol
 from millpond.daemon import memfd
 from millpond.daemon.errors import BusyError, DiskFullError, FileChangedError, ProtocolError, TargetError
 from millpond.daemon.names import ObjectName
-from millpond.daemon.objects import Data, Piece, Put, Tick
+from millpond.daemon.objects import Data, Keep, Piece, Put, Tick
 
 IN_FLIGHT = 3
 # What is read at once to be hashed here; progress is told after each.
@@ -29,6 +30,8 @@ HASH_BYTES = 1 << 20
 MAX_PIECES = 4096
 # Names in one request.
 MAX_NAMES = 2000
+# A content of up to so many bytes that does not fit into what is left of a batch begins the next one.
+WHOLE_BYTES = 1 << 20
 _NOT_REGULAR = {
     stat.S_IFDIR: "a directory",
     stat.S_IFSOCK: "a socket",
@@ -60,13 +63,14 @@ class OpenFile:
 @dataclass(slots=True)
 class Batch:
     """One memory file being filled: `pieces` as `store.feed` takes them, `ends` the files whose last byte is in it; `view`
-    its bytes, when it is one that is used again."""
+    its bytes, when it is one that is used again; `goes_on`: its first piece goes on with a content of the batch before."""
 
     fd: int
     view: memoryview | None = None
     size: int = 0
     pieces: list[tuple[int, bool, bool]] = field(default_factory=list)
     ends: list[OpenFile] = field(default_factory=list)
+    goes_on: bool = False
 
 
 class Memory:
@@ -141,10 +145,12 @@ class DaemonObjectStore:
                 name = ObjectName("md5", value)
         return name
 
-    def put_pieces(self, pieces: Iterable[tuple[Data, bool, bool]]) -> Iterator[tuple[ObjectName, int]]:
+    def put_pieces(
+        self, pieces: Iterable[tuple[Data, bool, bool]], keep: Keep | None = None
+    ) -> Iterator[tuple[ObjectName, int]]:
         """See ObjectStore.put_pieces."""
         try:
-            with closing(self._flow(lambda memory: piece_batches(pieces, memory))) as flow:
+            with closing(self._flow(lambda memory: piece_batches(pieces, memory), keep)) as flow:
                 for _, stored in flow:
                     for value, _, new_bytes in stored:
                         self.new_bytes += new_bytes
@@ -221,7 +227,9 @@ class DaemonObjectStore:
             memfd.seal(batch.fd)
         return self._peer.start("store.feed", {"session": session, "pieces": batch.pieces}, fds=[batch.fd])
 
-    def _flow(self, batches: Callable[[Memory], Iterator[Batch]]) -> Generator[tuple[Batch, list[Any]], None, None]:
+    def _flow(
+        self, batches: Callable[[Memory], Iterator[Batch]], keep: Keep | None = None
+    ) -> Generator[tuple[Batch, list[Any]], None, None]:
         """Send what `batches` fills, a few on their way; each batch with [md5, size, new bytes] of the contents that end in it."""
         session, own = self._begin()
         memory = Memory(reuse=own)
@@ -229,18 +237,20 @@ class DaemonObjectStore:
         try:
             for batch in batches(memory):
                 if len(flying) >= IN_FLIGHT:
-                    yield self._landed(*flying.popleft(), memory)
+                    yield self._landed(*flying.popleft(), memory, keep)
                 flying.append((self._send(session, batch), batch))
             while flying:
-                yield self._landed(*flying.popleft(), memory)
+                yield self._landed(*flying.popleft(), memory, keep)
         finally:
             for _, batch in flying:  # after a failure; the daemon has these files open itself
                 memory.give_back(batch)
             memory.close()
 
-    def _landed(self, request: Any, batch: Batch, memory: Memory) -> tuple[Batch, list[Any]]:
+    def _landed(self, request: Any, batch: Batch, memory: Memory, keep: Keep | None = None) -> tuple[Batch, list[Any]]:
         try:
             reply, _ = self._peer.wait(request)
+            if keep is not None:
+                tell_whole(batch, [ObjectName("md5", value) for value, _, _ in reply["stored"]], keep)
         finally:
             memory.give_back(batch)
         return batch, reply["stored"]
@@ -338,17 +348,23 @@ def read_batches(paths: Iterable[str], memory: Memory) -> Iterator[Batch]:
 
 
 def piece_batches(pieces: Iterable[tuple[Data, bool, bool]], memory: Memory) -> Iterator[Batch]:
-    """Fill memory files with bytes that are at hand; see `read_batches`."""
+    """Fill memory files with bytes that are at hand; see `read_batches`. What is not large is not cut."""
     batch = memory.take()
+    is_begun = False
     try:
         for data, last, is_dir in pieces:
             rest = memoryview(data).cast("B")
+            if last and not is_begun and memfd.BATCH_BYTES - batch.size < len(rest) <= WHOLE_BYTES:
+                full, batch = batch, memory.take()
+                yield full
             while True:
                 part, rest = rest[: memfd.BATCH_BYTES - batch.size], rest[memfd.BATCH_BYTES - batch.size :]
                 _append(batch, part)
-                batch.pieces.append((len(part), last and not rest, is_dir))
+                is_begun = bool(rest) or not last
+                batch.pieces.append((len(part), not is_begun, is_dir))
                 if batch.size >= memfd.BATCH_BYTES or len(batch.pieces) >= MAX_PIECES:
                     full, batch = batch, memory.take()
+                    batch.goes_on = is_begun
                     yield full
                 if not rest:
                     break
@@ -357,6 +373,23 @@ def piece_batches(pieces: Iterable[tuple[Data, bool, bool]], memory: Memory) -> 
             yield full
     finally:
         memory.give_back(batch)
+
+
+def tell_whole(batch: Batch, names: Sequence[ObjectName], keep: Keep) -> None:
+    """Tell `keep` of the contents that lie in a batch from their first byte to their last; `names`: of all that end in it."""
+    ended = iter(names)
+    with contextlib.ExitStack() as stack:
+        view = batch.view
+        if view is None and batch.size:
+            view = stack.enter_context(memfd.viewed(batch.fd, batch.size))
+        start, is_begun = 0, batch.goes_on
+        for length, last, is_dir in batch.pieces:
+            if last:
+                name = next(ended)
+                if view is not None and not is_begun and not is_dir:
+                    with view[start : start + length] as data:
+                        keep(name, data)
+            start, is_begun = start + length, not last
 
 
 def _append(batch: Batch, part: memoryview) -> None:

@@ -47,6 +47,8 @@ _SMALL = 64
 RESUMED_BYTES = 32 << 20
 # Objects of a listing that is kept, about 130 bytes each.
 _MAX_LISTED = 1_000_000
+# Small objects of a remote that is near which one call brings, and such calls under way.
+_NEAR_FILES, _NEAR_CALLS = 32, 4
 # Ranges of one object under way at once.
 _RANGES = 8
 _TRIES = 4
@@ -227,15 +229,7 @@ class Transfer:
 
     def download(self, names: Iterable[ObjectName]) -> Iterator[Part]:
         """The bytes of objects, one after the other."""
-        asked: deque[ObjectName] = deque()
-
-        def firsts() -> Iterator[Callable[[], Got | None]]:
-            for name in names:
-                asked.append(name)
-                yield partial(self._first, name)
-
-        for got in self._in_order(firsts()):
-            name = asked.popleft()
+        for name, got in self._near_firsts(names) if self.backend.near else self._firsts(names):
             if got is None:
                 missing = ObjectMissingError(f"object {name} is not on remote '{self.backend.name}'")
                 yield Part(name, b"", True, missing)
@@ -347,6 +341,45 @@ class Transfer:
                 return entry
         return None
 
+    def _firsts(self, names: Iterable[ObjectName]) -> Iterator[tuple[ObjectName, Got | None]]:
+        """The first bytes of objects, None for those that are not there."""
+        asked: deque[ObjectName] = deque()
+
+        def calls() -> Iterator[Callable[[], Got | None]]:
+            for name in names:
+                asked.append(name)
+                yield partial(self._first, name)
+
+        for got in self._in_order(calls()):
+            yield asked.popleft(), got
+
+    def _near_firsts(self, names: Iterable[ObjectName]) -> Iterator[tuple[ObjectName, Got | None]]:
+        """As `_firsts`, several in a call: where an object is read in less time than threads take to hand it over."""
+        source = iter(names)
+        asked: deque[list[ObjectName]] = deque()
+
+        def calls() -> Iterator[Callable[[], list[Got | None]]]:
+            while group := list(islice(source, _NEAR_FILES)):
+                asked.append(group)
+                yield partial(self._several, group)
+
+        for found in self._in_order(calls(), _NEAR_CALLS):
+            group = asked.popleft()
+            yield from zip(group, found, strict=False)
+            yield from self._firsts(group[len(found) :])
+
+    def _several(self, names: Sequence[ObjectName]) -> list[Got | None]:
+        """The first bytes of these objects, of as many as are RANGE_BYTES together."""
+        found: list[Got | None] = []
+        size = 0
+        for name in names:
+            if size >= RANGE_BYTES:
+                break
+            got = self._first(name)
+            found.append(got)
+            size += 0 if got is None else len(got.data)
+        return found
+
     def _first(self, name: ObjectName) -> Got | None:
         for key in keys_of(name):
             try:
@@ -455,7 +488,7 @@ class Transfer:
                     flying.append(self._submit(call))
             if flying:
                 result = flying.popleft().result()
-                self._count(1, len(result.data) if isinstance(result, Got) else 0)
+                self._count(*_moved(result))
                 yield result
 
     def _submit(self, call: Callable[[], T], tries: int = _TRIES) -> Future[T]:
@@ -486,3 +519,12 @@ class Transfer:
                 self._pace.refused()
                 self._stop.wait(pause)
         raise AssertionError
+
+
+def _moved(result: object) -> tuple[int, int]:
+    """Requests and bytes that a call's result stands for."""
+    if isinstance(result, Got):
+        return 1, len(result.data)
+    if isinstance(result, list) and any(isinstance(each, Got) for each in result):
+        return len(result), sum(len(each.data) for each in result if isinstance(each, Got))
+    return 1, 0

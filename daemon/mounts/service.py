@@ -125,7 +125,7 @@ class MountService:
     # -- making ---------------------------------------------------------------------------------------------------
 
     async def create(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
-        """{mountpoint, repo, target, commit, name, root, versions, files, bytes, mode, engine, options, caches, context, id?} + the
+        """{mountpoint, repo, target, commit, name, root, versions, files, bytes, mode, engine, options, caches, context, id?, far?} + the
         directory, and the source's environment (environs.py), which nobody but the source reads -> {id, pid, engine}. Returns when
         the mount answers."""
         choice = engines.choose(params.get("engine"))
@@ -147,7 +147,7 @@ class MountService:
         try:
             if len(call.fds) != 2:
                 raise ProtocolError(f"mounts.create takes two descriptors, {len(call.fds)} came")
-            child = await self._start(record, *call.fds)
+            child = await self._start(record, *call.fds, far=bool(params.get("far")))
         except BaseException:
             if known is None:
                 with trio.CancelScope(shield=True):
@@ -177,8 +177,8 @@ class MountService:
             raise ProtocolError(f"mounts.create lacks something: {error}") from error
         return dataclasses.replace(record, mode=known.record.mode) if known else record
 
-    async def _start(self, record: MountRecord, directory: int, environ: int) -> Child:
-        """Fork source and holder, wait until the mount answers. Raises the holder's error."""
+    async def _start(self, record: MountRecord, directory: int, environ: int, *, far: bool) -> Child:
+        """Fork source and holder, wait until the mount answers; `far`: the source will be asked soon. Raises the holder's error."""
         system = self._daemon.system
         runtime = self._daemon.settings.runtime / "mounts"
         runtime.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -191,7 +191,7 @@ class MountService:
         try:
             if system is not None:
                 device = await system.mount(record.uid, directory, "millpond")
-            await self._fork_source(record, source_b, environ)
+            await self._fork_source(record, source_b, environ, far=far)
             owner = system.holder_uid if system is not None else record.uid
             fds = [ready.fileno(), source_a.fileno(), *([device] if device >= 0 else [])]
             request = {"settings": self._holder_settings(record, os.fspath(runtime / f"{record.id}.sock"))}
@@ -213,8 +213,8 @@ class MountService:
             raise
         return child
 
-    async def _fork_source(self, record: MountRecord, sock: socket.socket, environ: int) -> None:
-        """`environ` is a memory file that only the source reads: there may be credentials in it."""
+    async def _fork_source(self, record: MountRecord, sock: socket.socket, environ: int, *, far: bool = False) -> None:
+        """`environ` is a memory file that only the source reads: there may be credentials in it. With `far` it connects at once."""
         settings = {
             "id": record.id,
             "repo": wirepath.encode(record.repo),
@@ -223,6 +223,7 @@ class MountService:
             "umask": record.context.get("umask", 0o022),
             "caches": record.options.get("caches") or [],
             "verify": record.options.get("verify"),
+            "far": far,
         }
         zygote = self._daemon.zygotes.of(record.uid)
         child = await zygote.fork("source", {"settings": settings}, [sock.fileno(), environ])

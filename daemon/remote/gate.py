@@ -59,6 +59,10 @@ class Gate:
             self._admit(generation)
         return got
 
+    def prepare(self) -> None:
+        """Have the remotes connected; nothing is asked."""
+        self._places.prepare()
+
     def renew(self) -> None:
         """The environment is another one: ask the remotes with it. Raises CredentialsError, RemoteError, RemoteConfigError."""
         with self._lock:

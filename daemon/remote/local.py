@@ -29,6 +29,7 @@ class LocalBackend(Base):
     """See Backend. `etag` is made of inode, size and mtime: a rename brings another inode."""
 
     near = True
+    instant = True
     many = 1
 
     def __init__(self, name: str, folder: str) -> None:

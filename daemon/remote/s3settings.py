@@ -30,7 +30,7 @@ _BOTO_ONLY = {
 @dataclass(slots=True)
 class S3Settings:
     """Settings of one remote; times in seconds. `plain`: key, secret and token where no file can say otherwise, so that boto3, which takes
-    longer to import than most requests, need not be asked. `verify` is False, or a file of certificates; `extra` is what goes with each
+    longer to import than most requests, need not be asked; `is_bare`: no profile is named, and no file holds any. `verify` is False, or a file of certificates; `extra` is what goes with each
     put by boto3 (s3boto.py), with boto3's names; `notes` is the folder where uploads in parts are noted."""
 
     profile: str | None = None
@@ -47,6 +47,7 @@ class S3Settings:
     kms_key: str | None = None
     customer_key: str | None = field(default=None, repr=False)
     plain: tuple[str, str, str | None] | None = field(default=None, repr=False)
+    is_bare: bool = False
     extra: dict[str, str] = field(default_factory=dict)
     old_listing: bool = False
     connect_timeout: float = 10.0
@@ -86,6 +87,7 @@ class S3Settings:
         if environ.get("HOME") or environ.get("XDG_CACHE_HOME"):
             made.notes = os.path.join(user_folder(environ), "uploads")
         made.plain = _plain(made, environ)
+        made.is_bare = not _profile(made, environ) and not any(map(os.path.exists, _files(made, environ)))
         made.extra = {name: text for key, name in _BOTO_ONLY.items() if (text := values.text(key)) is not None}
         return made
 
@@ -139,7 +141,7 @@ class S3Settings:
 
     def resolve(self) -> None:
         """Take region and endpoint from the profile where the config does not say."""
-        if self.region and self.endpoint:
+        if (self.region and self.endpoint) or self.is_bare:
             return
         core = self.core()
         self.region = self.region or core.get_config_variable("region")
@@ -147,12 +149,29 @@ class S3Settings:
         self.endpoint = self.endpoint or scoped.get("endpoint_url")
 
 
+def _profile(made: S3Settings, environ: Mapping[str, str]) -> str | None:
+    """The profile that somebody chose."""
+    return made.profile or environ.get("AWS_DEFAULT_PROFILE") or environ.get("AWS_PROFILE")
+
+
+def _files(made: S3Settings, environ: Mapping[str, str]) -> list[str]:
+    """Where profiles may be."""
+    config = made.config_path or environ.get("AWS_CONFIG_FILE") or "~/.aws/config"
+    credentials = made.credential_path or environ.get("AWS_SHARED_CREDENTIALS_FILE") or "~/.aws/credentials"
+    return [os.path.expanduser(os.path.expandvars(path)) for path in (config, credentials)]
+
+
 def _plain(made: S3Settings, environ: Mapping[str, str]) -> tuple[str, str, str | None] | None:
     """Credentials that are written out, in the remote's section or in the environment, and come first with boto3 as well."""
     if made.access_key and made.secret_key:
         return made.access_key, made.secret_key, made.token
-    chosen = made.profile or environ.get("AWS_PROFILE") or environ.get("AWS_DEFAULT_PROFILE")
-    if chosen or made.access_key or made.secret_key or made.token or environ.get("AWS_CREDENTIAL_EXPIRATION"):
+    if (
+        _profile(made, environ)
+        or made.access_key
+        or made.secret_key
+        or made.token
+        or environ.get("AWS_CREDENTIAL_EXPIRATION")
+    ):
         return None
     key, secret = environ.get("AWS_ACCESS_KEY_ID"), environ.get("AWS_SECRET_ACCESS_KEY")
     token = environ.get("AWS_SECURITY_TOKEN", environ.get("AWS_SESSION_TOKEN"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from itertools import product
@@ -73,10 +74,14 @@ def test_they_are_boto3_s(
 def test_a_source_that_connects_ahead_needs_no_boto3(tmp_path: Path) -> None:
     code = (
         "import sys\nfrom millpond.daemon.remote.remotes import Remote, connect\n"
-        "values = {'endpointurl': 'http://127.0.0.1:9', 'region': 'r'}\n"
-        "env = {'AWS_ACCESS_KEY_ID': 'a', 'AWS_SECRET_ACCESS_KEY': 'b', 'HOME': sys.argv[1]}\n"
+        "values = {'region': 'r'}\n"
+        "env = {'AWS_ACCESS_KEY_ID': 'a', 'AWS_SECRET_ACCESS_KEY': 'b'}\n"
         "connect(Remote('r', 's3://bucket/x', values), env).prepare()\n"
         "print('botocore.session' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n"
+    for names, answer in ((), "False\n"), ((".aws", ".aws/config"), "True\n"):  # a profile may name an endpoint
+        for name in names:
+            (tmp_path / name).touch() if name.endswith("config") else (tmp_path / name).mkdir()
+        env = os.environ | {"HOME": str(tmp_path)}
+        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+        assert done.stdout == answer

@@ -14,6 +14,7 @@ import os
 import stat
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -24,6 +25,8 @@ from millpond.daemon.names import ObjectName
 from millpond.daemon.objects import Data, Keep, Piece, Put, Tick
 
 IN_FLIGHT = 3
+# Batches that landed and are still told of.
+_KEPT = 2
 # What is read at once to be hashed here; progress is told after each.
 HASH_BYTES = 1 << 20
 # Pieces in one feed: bounds a frame's size for a tree of empty files.
@@ -99,6 +102,47 @@ class Memory:
             fd, view = self._free.pop()
             view.release()
             os.close(fd)
+
+
+class Keeping:
+    """Tells `keep` of what landed, in a thread of its own: who waits for a network meanwhile must not be held up. A few batches wait."""
+
+    def __init__(self, memory: Memory, keep: Keep | None) -> None:
+        self._memory = memory
+        self._keep = keep
+        self._pool = None if keep is None else ThreadPoolExecutor(1, thread_name_prefix="keep")
+        self._waiting: deque[tuple[Future[None], Batch]] = deque()
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether anybody is to be told."""
+        return self._keep is not None
+
+    def take(self, batch: Batch, names: Sequence[ObjectName] | None) -> None:
+        """A batch is done with, but for what is to be told of it (None: nothing). Raises what `keep` raised before."""
+        if self._pool is None or self._keep is None or names is None:
+            self._memory.give_back(batch)
+            return
+        self._waiting.append((self._pool.submit(tell_whole, batch, names, self._keep), batch))
+        self.finish(_KEPT)
+
+    def finish(self, left: int = 0) -> None:
+        """Wait until all is told but so many batches. Raises what `keep` raised."""
+        while len(self._waiting) > left:
+            told, batch = self._waiting.popleft()
+            try:
+                told.result()
+            finally:
+                wait([told])  # also when this wait was broken off: its bytes are looked at until then
+                self._memory.give_back(batch)
+
+    def close(self) -> None:
+        """Nobody is told of more."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+        for _, batch in self._waiting:
+            self._memory.give_back(batch)
+        self._waiting.clear()
 
 
 class DaemonObjectStore:
@@ -234,25 +278,26 @@ class DaemonObjectStore:
         session, own = self._begin()
         memory = Memory(reuse=own)
         flying: deque[tuple[Any, Batch]] = deque()
-        try:
-            for batch in batches(memory):
-                if len(flying) >= IN_FLIGHT:
-                    yield self._landed(*flying.popleft(), memory, keep)
-                flying.append((self._send(session, batch), batch))
-            while flying:
-                yield self._landed(*flying.popleft(), memory, keep)
-        finally:
-            for _, batch in flying:  # after a failure; the daemon has these files open itself
-                memory.give_back(batch)
-            memory.close()
+        with closing(memory), closing(Keeping(memory, keep)) as keeping:
+            try:
+                for batch in batches(memory):
+                    if len(flying) >= IN_FLIGHT:
+                        yield self._landed(*flying.popleft(), keeping)
+                    flying.append((self._send(session, batch), batch))
+                while flying:
+                    yield self._landed(*flying.popleft(), keeping)
+                keeping.finish()
+            finally:
+                for _, batch in flying:  # after a failure; the daemon has these files open itself
+                    memory.give_back(batch)
 
-    def _landed(self, request: Any, batch: Batch, memory: Memory, keep: Keep | None = None) -> tuple[Batch, list[Any]]:
+    def _landed(self, request: Any, batch: Batch, keeping: Keeping) -> tuple[Batch, list[Any]]:
+        names = None
         try:
             reply, _ = self._peer.wait(request)
-            if keep is not None:
-                tell_whole(batch, [ObjectName("md5", value) for value, _, _ in reply["stored"]], keep)
+            names = [ObjectName("md5", value) for value, _, _ in reply["stored"]] if keeping.is_wanted else None
         finally:
-            memory.give_back(batch)
+            keeping.take(batch, names)
         return batch, reply["stored"]
 
 
@@ -377,6 +422,8 @@ def piece_batches(pieces: Iterable[tuple[Data, bool, bool]], memory: Memory) -> 
 
 def tell_whole(batch: Batch, names: Sequence[ObjectName], keep: Keep) -> None:
     """Tell `keep` of the contents that lie in a batch from their first byte to their last; `names`: of all that end in it."""
+    if len(names) != sum(last for _, last, _ in batch.pieces):
+        raise ProtocolError(f"{len(names)} contents were stored of a batch with others")
     ended = iter(names)
     with contextlib.ExitStack() as stack:
         view = batch.view

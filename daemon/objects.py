@@ -7,7 +7,7 @@ daemon's, over the worker's socket (`millpond.daemon.jobs.objects`).
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -57,7 +57,7 @@ class ObjectStore(Protocol):
 
     def put_pieces(
         self, pieces: Iterable[tuple[Data, bool, bool]], keep: Keep | None = None
-    ) -> Iterator[tuple[ObjectName, int]]:
+    ) -> Generator[tuple[ObjectName, int], None, None]:
         """Store contents as they come: (bytes, whether they end a content, whether it is a manifest), one content after the
         other; each one's MD5 name and new bytes, in order. Named at `commit`. After an error nothing more can be put before
         `commit`, which then does nothing. `keep` is told of most of those that are not large, before they are named.

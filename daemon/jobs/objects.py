@@ -191,7 +191,7 @@ class DaemonObjectStore:
 
     def put_pieces(
         self, pieces: Iterable[tuple[Data, bool, bool]], keep: Keep | None = None
-    ) -> Iterator[tuple[ObjectName, int]]:
+    ) -> Generator[tuple[ObjectName, int], None, None]:
         """See ObjectStore.put_pieces."""
         try:
             with closing(self._flow(lambda memory: piece_batches(pieces, memory), keep)) as flow:

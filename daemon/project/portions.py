@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from typing import Generic, TypeVar
 
 from millpond.daemon.names import ObjectName
@@ -27,9 +28,10 @@ def put_all(
     ended = False
     while not ended:
         portion = _Portion(arrivals)
-        for name, _ in store.put_pieces(portion, keep):
-            key, size = portion.done.popleft()
-            stored(key, name, size)
+        with closing(store.put_pieces(portion, keep)) as names:  # when it fails nobody is told of more, from then on
+            for name, _ in names:
+                key, size = portion.done.popleft()
+                stored(key, name, size)
         store.commit()
         durable()
         ended = portion.ended

@@ -44,7 +44,7 @@ class LocalObjectStore:
 
     def put_pieces(
         self, pieces: Iterable[tuple[Data, bool, bool]], keep: Keep | None = None
-    ) -> Iterator[tuple[ObjectName, int]]:
+    ) -> Generator[tuple[ObjectName, int], None, None]:
         """See ObjectStore.put_pieces."""
         with closing(self._flow(lambda memory: piece_batches(pieces, memory), keep)) as flow:
             for _, stored in flow:

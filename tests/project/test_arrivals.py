@@ -13,7 +13,7 @@ from tests.mounts.conftest import contents
 from tests.project.verbhelp import Project, random_tree
 from tests.store.helpers import sample
 
-from millpond.daemon.errors import RemoteError
+from millpond.daemon.errors import CancelledError, RemoteError
 from millpond.daemon.jobs import objects
 
 FILES = {
@@ -119,6 +119,22 @@ def test_an_error_leaves_nothing(project: Project) -> None:
     with pytest.raises(RemoteError):
         project.run("pull")
     assert not (project.root / "data").exists() and leavings(project) == []
+
+
+def test_cancelled_it_leaves_nothing(project: Project) -> None:
+    made(project, FILES)
+
+    def cancel(phase: str, files: tuple[int, int | None] | None, size: object) -> None:
+        if phase == "fetching" and files is not None and files[0] > 5:
+            raise CancelledError("the request was cancelled")
+
+    project.context.on_progress = cancel
+    with pytest.raises(CancelledError):
+        project.run("pull")
+    assert not (project.root / "data").exists() and leavings(project) == []
+    project.context.on_progress = None
+    project.run("pull")
+    assert contents(project.root / "data") == {path[5:]: data for path, data in FILES.items()}
 
 
 def test_modes_are_the_umask_s(project: Project) -> None:

@@ -133,6 +133,13 @@ def _sealed_size(fd: int, wanted: int) -> int:
     return size
 
 
+@contextlib.contextmanager
+def viewed(fd: int, size: int) -> Iterator[memoryview]:
+    """The first `size` bytes of a memory file, which stays open. The view must not be used after the block."""
+    with _map(fd, size) as view:
+        yield view
+
+
 def _map(fd: int, size: int) -> memoryview:
     if size == 0:
         return memoryview(b"")

@@ -7,7 +7,7 @@ daemon's, over the worker's socket (`millpond.daemon.jobs.objects`).
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -34,6 +34,8 @@ class Piece:
 
 
 Data = bytes | bytearray | memoryview
+# Called with a content's name, made of these bytes, which are valid until it returns.
+Keep = Callable[[ObjectName, memoryview], None]
 # Called with (files done, bytes done) since the operation began; may raise CancelledError.
 Tick = Callable[[int, int], None]
 
@@ -53,10 +55,12 @@ class ObjectStore(Protocol):
         """Store a small content (a manifest with `is_dir`); its MD5 name. Named at `commit`."""
         ...
 
-    def put_pieces(self, pieces: Iterable[tuple[Data, bool, bool]]) -> Iterator[tuple[ObjectName, int]]:
+    def put_pieces(
+        self, pieces: Iterable[tuple[Data, bool, bool]], keep: Keep | None = None
+    ) -> Generator[tuple[ObjectName, int], None, None]:
         """Store contents as they come: (bytes, whether they end a content, whether it is a manifest), one content after the
         other; each one's MD5 name and new bytes, in order. Named at `commit`. After an error nothing more can be put before
-        `commit`, which then does nothing.
+        `commit`, which then does nothing. `keep` is told of most of those that are not large, before they are named.
         """
         ...
 

@@ -60,6 +60,7 @@ class SourceServer:
         self._target = settings.get("target") or ""
         self._daemon_socket = settings["socket"]
         self._id = str(settings.get("id") or os.getpid())
+        self._far = bool(settings.get("far"))
         self._check_first = settings.get("verify") == WHOLE
         self._umask = settings.get("umask", 0o022)
         self._caches = [DvcCache(wirepath.decode(folder)) for folder in settings["caches"]]
@@ -74,6 +75,8 @@ class SourceServer:
         decoder = framing.Decoder(framing.parse_json)
         kept = contextlib.nullcontext() if self._commit is None else clones.using(self._repo_path)
         with kept, ThreadPoolExecutor(THREADS, thread_name_prefix="source") as pool:
+            if self._far:
+                pool.submit(self._prepare)
             while framing.receive(self._sock, decoder):
                 while (item := decoder.next()) is not None:
                     pool.submit(self._answer, *item)
@@ -148,6 +151,10 @@ class SourceServer:
         except RemoteConfigError as error:
             raise without_remote(error, what) from None
         return fd, os.fstat(fd).st_size, whole
+
+    def _prepare(self) -> None:
+        with contextlib.suppress(Exception):  # whoever asks for something is told
+            self._remote().prepare()
 
     def _remote(self) -> Fetcher:
         with self._fetcher_lock:

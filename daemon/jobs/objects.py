@@ -6,6 +6,7 @@ while the daemon hashes, compresses and writes the ones before.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import itertools
@@ -13,6 +14,7 @@ import os
 import stat
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -20,15 +22,19 @@ from typing import Any, Protocol
 from millpond.daemon import memfd
 from millpond.daemon.errors import BusyError, DiskFullError, FileChangedError, ProtocolError, TargetError
 from millpond.daemon.names import ObjectName
-from millpond.daemon.objects import Data, Piece, Put, Tick
+from millpond.daemon.objects import Data, Keep, Piece, Put, Tick
 
 IN_FLIGHT = 3
+# Batches that landed and are still told of.
+_KEPT = 2
 # What is read at once to be hashed here; progress is told after each.
 HASH_BYTES = 1 << 20
 # Pieces in one feed: bounds a frame's size for a tree of empty files.
 MAX_PIECES = 4096
 # Names in one request.
 MAX_NAMES = 2000
+# A content of up to so many bytes that does not fit into what is left of a batch begins the next one.
+WHOLE_BYTES = 1 << 20
 _NOT_REGULAR = {
     stat.S_IFDIR: "a directory",
     stat.S_IFSOCK: "a socket",
@@ -60,13 +66,14 @@ class OpenFile:
 @dataclass(slots=True)
 class Batch:
     """One memory file being filled: `pieces` as `store.feed` takes them, `ends` the files whose last byte is in it; `view`
-    its bytes, when it is one that is used again."""
+    its bytes, when it is one that is used again; `goes_on`: its first piece goes on with a content of the batch before."""
 
     fd: int
     view: memoryview | None = None
     size: int = 0
     pieces: list[tuple[int, bool, bool]] = field(default_factory=list)
     ends: list[OpenFile] = field(default_factory=list)
+    goes_on: bool = False
 
 
 class Memory:
@@ -95,6 +102,47 @@ class Memory:
             fd, view = self._free.pop()
             view.release()
             os.close(fd)
+
+
+class Keeping:
+    """Tells `keep` of what landed, in a thread of its own: who waits for a network meanwhile must not be held up. A few batches wait."""
+
+    def __init__(self, memory: Memory, keep: Keep | None) -> None:
+        self._memory = memory
+        self._keep = keep
+        self._pool = None if keep is None else ThreadPoolExecutor(1, thread_name_prefix="keep")
+        self._waiting: deque[tuple[Future[None], Batch]] = deque()
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether anybody is to be told."""
+        return self._keep is not None
+
+    def take(self, batch: Batch, names: Sequence[ObjectName] | None) -> None:
+        """A batch is done with, but for what is to be told of it (None: nothing). Raises what `keep` raised before."""
+        if self._pool is None or self._keep is None or names is None:
+            self._memory.give_back(batch)
+            return
+        self._waiting.append((self._pool.submit(tell_whole, batch, names, self._keep), batch))
+        self.finish(_KEPT)
+
+    def finish(self, left: int = 0) -> None:
+        """Wait until all is told but so many batches. Raises what `keep` raised."""
+        while len(self._waiting) > left:
+            told, batch = self._waiting.popleft()
+            try:
+                told.result()
+            finally:
+                wait([told])  # also when this wait was broken off: its bytes are looked at until then
+                self._memory.give_back(batch)
+
+    def close(self) -> None:
+        """Nobody is told of more."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+        for _, batch in self._waiting:
+            self._memory.give_back(batch)
+        self._waiting.clear()
 
 
 class DaemonObjectStore:
@@ -135,10 +183,12 @@ class DaemonObjectStore:
         self.new_bytes += new_bytes
         return ObjectName("md5", value)
 
-    def put_pieces(self, pieces: Iterable[tuple[Data, bool, bool]]) -> Iterator[tuple[ObjectName, int]]:
+    def put_pieces(
+        self, pieces: Iterable[tuple[Data, bool, bool]], keep: Keep | None = None
+    ) -> Generator[tuple[ObjectName, int], None, None]:
         """See ObjectStore.put_pieces."""
         try:
-            with closing(self._flow(lambda memory: piece_batches(pieces, memory))) as flow:
+            with closing(self._flow(lambda memory: piece_batches(pieces, memory), keep)) as flow:
                 for _, stored in flow:
                     for value, _, new_bytes in stored:
                         self.new_bytes += new_bytes
@@ -215,28 +265,33 @@ class DaemonObjectStore:
             memfd.seal(batch.fd)
         return self._peer.start("store.feed", {"session": session, "pieces": batch.pieces}, fds=[batch.fd])
 
-    def _flow(self, batches: Callable[[Memory], Iterator[Batch]]) -> Generator[tuple[Batch, list[Any]], None, None]:
+    def _flow(
+        self, batches: Callable[[Memory], Iterator[Batch]], keep: Keep | None = None
+    ) -> Generator[tuple[Batch, list[Any]], None, None]:
         """Send what `batches` fills, a few on their way; each batch with [md5, size, new bytes] of the contents that end in it."""
         session, own = self._begin()
         memory = Memory(reuse=own)
         flying: deque[tuple[Any, Batch]] = deque()
-        try:
-            for batch in batches(memory):
-                if len(flying) >= IN_FLIGHT:
-                    yield self._landed(*flying.popleft(), memory)
-                flying.append((self._send(session, batch), batch))
-            while flying:
-                yield self._landed(*flying.popleft(), memory)
-        finally:
-            for _, batch in flying:  # after a failure; the daemon has these files open itself
-                memory.give_back(batch)
-            memory.close()
+        with closing(memory), closing(Keeping(memory, keep)) as keeping:
+            try:
+                for batch in batches(memory):
+                    if len(flying) >= IN_FLIGHT:
+                        yield self._landed(*flying.popleft(), keeping)
+                    flying.append((self._send(session, batch), batch))
+                while flying:
+                    yield self._landed(*flying.popleft(), keeping)
+                keeping.finish()
+            finally:
+                for _, batch in flying:  # after a failure; the daemon has these files open itself
+                    memory.give_back(batch)
 
-    def _landed(self, request: Any, batch: Batch, memory: Memory) -> tuple[Batch, list[Any]]:
+    def _landed(self, request: Any, batch: Batch, keeping: Keeping) -> tuple[Batch, list[Any]]:
+        names = None
         try:
             reply, _ = self._peer.wait(request)
+            names = [ObjectName("md5", value) for value, _, _ in reply["stored"]] if keeping.is_wanted else None
         finally:
-            memory.give_back(batch)
+            keeping.take(batch, names)
         return batch, reply["stored"]
 
 
@@ -332,17 +387,23 @@ def read_batches(paths: Iterable[str], memory: Memory) -> Iterator[Batch]:
 
 
 def piece_batches(pieces: Iterable[tuple[Data, bool, bool]], memory: Memory) -> Iterator[Batch]:
-    """Fill memory files with bytes that are at hand; see `read_batches`."""
+    """Fill memory files with bytes that are at hand; see `read_batches`. What is not large is not cut."""
     batch = memory.take()
+    is_begun = False
     try:
         for data, last, is_dir in pieces:
             rest = memoryview(data).cast("B")
+            if last and not is_begun and memfd.BATCH_BYTES - batch.size < len(rest) <= WHOLE_BYTES:
+                full, batch = batch, memory.take()
+                yield full
             while True:
                 part, rest = rest[: memfd.BATCH_BYTES - batch.size], rest[memfd.BATCH_BYTES - batch.size :]
                 _append(batch, part)
-                batch.pieces.append((len(part), last and not rest, is_dir))
+                is_begun = bool(rest) or not last
+                batch.pieces.append((len(part), not is_begun, is_dir))
                 if batch.size >= memfd.BATCH_BYTES or len(batch.pieces) >= MAX_PIECES:
                     full, batch = batch, memory.take()
+                    batch.goes_on = is_begun
                     yield full
                 if not rest:
                     break
@@ -351,6 +412,25 @@ def piece_batches(pieces: Iterable[tuple[Data, bool, bool]], memory: Memory) -> 
             yield full
     finally:
         memory.give_back(batch)
+
+
+def tell_whole(batch: Batch, names: Sequence[ObjectName], keep: Keep) -> None:
+    """Tell `keep` of the contents that lie in a batch from their first byte to their last; `names`: of all that end in it."""
+    if len(names) != sum(last for _, last, _ in batch.pieces):
+        raise ProtocolError(f"{len(names)} contents were stored of a batch with others")
+    ended = iter(names)
+    with contextlib.ExitStack() as stack:
+        view = batch.view
+        if view is None and batch.size:
+            view = stack.enter_context(memfd.viewed(batch.fd, batch.size))
+        start, is_begun = 0, batch.goes_on
+        for length, last, is_dir in batch.pieces:
+            if last:
+                name = next(ended)
+                if view is not None and not is_begun and not is_dir:
+                    with view[start : start + length] as data:
+                        keep(name, data)
+            start, is_begun = start + length, not last
 
 
 def _append(batch: Batch, part: memoryview) -> None:

@@ -19,6 +19,7 @@ from millpond.daemon.mounts.verbs import create, mount_values, require_fuse, umo
 from millpond.daemon.pipeline.status import status
 from millpond.daemon.project import checkout as files
 from millpond.daemon.project import running
+from millpond.daemon.project.arrivals import Arrivals
 from millpond.daemon.project.outputs import Output
 from millpond.daemon.project.repo import Repo, printable
 from millpond.daemon.project.select import refuse_clashes, select
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 _ASIDE = ".millpond-before-mount"
 
 
-def checkout(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
+def checkout(context: WorkerContext, params: dict[str, Any], arrivals: Arrivals | None = None) -> dict[str, Any]:
     """Verb. As project/checkout.py, and {mount}: tracked directories are mounted instead of copied."""
     repo = Repo.open(os.getcwd(), os.environ)
     targets = [wirepath.decode(target) for target in params.get("targets") or []]
@@ -41,12 +42,12 @@ def checkout(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
     if not params.get("mount"):
         folders = [output for output in folders if _is_mounted(repo, output)]
     if not folders:
-        return files.checkout(context, {**params, "mount": False})
+        return files.checkout(context, {**params, "mount": False}, arrivals)
     result: dict[str, Any] = {"added": [], "modified": [], "deleted": [], "failed": [], "unchanged": 0}
     meant = {output.path for output in folders}
     rest = [repo.wire(each.output.path) for each in chosen if each.output.path not in meant]
     if rest:
-        result = files.checkout(context, {**params, "mount": False, "targets": rest})
+        result = files.checkout(context, {**params, "mount": False, "targets": rest}, arrivals)
     with context.lock(repo.root, "write"):
         for output in folders:
             change = _mount_output(context, repo, output, force=bool(params.get("force")))

@@ -41,8 +41,8 @@ class Holders:
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
 
-    async def start(self, record: MountRecord, directory: int, environ: int) -> Child:
-        """Fork source and holder, wait until the mount answers. Raises the holder's error."""
+    async def start(self, record: MountRecord, directory: int, environ: int, *, far: bool = False) -> Child:
+        """Fork source and holder, wait until the mount answers; `far`: the source will be asked soon. Raises the holder's error."""
         system = self._daemon.system
         runtime = self._daemon.settings.runtime / "mounts"
         runtime.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -55,7 +55,7 @@ class Holders:
         try:
             if system is not None:
                 device = await system.mount(record.uid, directory, place.source_of(record.name))
-            await self.fork_source(record, source_b, environ)
+            await self.fork_source(record, source_b, environ, far=far)
             owner = system.holder_uid if system is not None else record.uid
             fds = [ready.fileno(), source_a.fileno(), *([device] if device >= 0 else [])]
             request = {"settings": self._holder_settings(record, os.fspath(runtime / f"{record.id}.sock"))}
@@ -77,8 +77,8 @@ class Holders:
             raise
         return child
 
-    async def fork_source(self, record: MountRecord, sock: socket.socket, environ: int) -> None:
-        """`environ` is a memory file that only the source reads: there may be credentials in it."""
+    async def fork_source(self, record: MountRecord, sock: socket.socket, environ: int, *, far: bool = False) -> None:
+        """`environ` is a memory file that only the source reads: there may be credentials in it. With `far` it connects at once."""
         settings = {
             "id": record.id,
             "repo": wirepath.encode(record.repo),
@@ -87,6 +87,7 @@ class Holders:
             "umask": record.context.get("umask", 0o022),
             "caches": record.options.get("caches") or [],
             "verify": record.options.get("verify"),
+            "far": far,
         }
         zygote = self._daemon.zygotes.of(record.uid)
         child = await zygote.fork("source", {"settings": settings}, [sock.fileno(), environ])

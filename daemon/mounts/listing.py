@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import struct
 from array import array
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from itertools import chain
@@ -17,7 +18,7 @@ from typing import NamedTuple, cast
 import msgspec
 
 from millpond.daemon import memfd, wirepath
-from millpond.daemon.errors import InvalidFileError, ObjectMissingError, ProtocolError, TargetError
+from millpond.daemon.errors import BusyError, InvalidFileError, ObjectMissingError, ProtocolError, TargetError
 from millpond.daemon.mounts.sorting import RowSorter
 from millpond.daemon.names import ObjectName
 from millpond.daemon.project import manifest
@@ -30,6 +31,8 @@ from millpond.daemon.store.trees import Files, OutOfOrder, TreeBuilder, TreeEntr
 
 # Names resolved in one read transaction.
 _BATCH = 10_000
+# Batches, about 4 MB each, that are read while the caller looks for sizes.
+_AHEAD = 10
 # Files named in an error, and in its details.
 _NAMED, _LISTED = 5, 1000
 # Bytes of a name's key: MD5.
@@ -85,14 +88,15 @@ class Building:
         # Holds the sorter's files.
         self._stack = ExitStack()
         self._sorter: RowSorter | None = None
-        # The next files, when they were read before they were asked for; behind the last ones there are none.
-        self._ahead: list[_Batch | None] = []
         self._begin()
         # Sizes that the next step brings; what waits for them, if it has not begun again since; what waits to be built.
         self._wanted = 0
         self._asked: _Batch | None = None
         self._ready: _Batch | None = None
         self._error: Exception | None = None
+        # Set by who wants the next step: reading ahead has to wait.
+        self.is_wanted = False
+        self._closed = False
 
     def step(self, sizes: Sequence[int] = ()) -> Totals | bytes:
         """The tree; or the names' keys (KEY_BYTES each, back to back) of objects whose sizes the next step must bring, in
@@ -115,28 +119,32 @@ class Building:
         return answer
 
     def catch_up(self) -> None:
-        """Do what the last step left, while its caller looks for sizes, and read the files behind those. An error is told by the
-        next step."""
+        """Do what the last step left, and read on, while its caller looks for sizes. An error is told by the next step."""
         try:
             self._build()
-            if not self._ahead:
-                self._ahead.append(self._read())
+            while not (self.is_wanted or self._closed) and len(self._ahead) < _AHEAD:
+                batch = self._read_next()
+                if batch is None:
+                    break
+                self._ahead.append(batch)
         except Exception as error:
             self._error = error
 
     def close(self) -> None:
         """Let go of files on disk. Nothing is built from then on."""
-        self._ready = None
+        self._ready, self._closed = None, True
         with suppress(OSError):  # what could not be written to them was told before
             self._stack.close()
 
     def _begin(self) -> None:
-        self._ahead.clear()
         self._missing = _Missing()
         self._builder = TreeBuilder(self._store)
         self._batches = _named(self._store, self._uid, self._name)
+        self._ahead: deque[_Batch] = deque()
 
     def _step(self, sizes: Sequence[int]) -> Totals | bytes:
+        if self._closed:  # for want of room, while this step was on its way
+            raise BusyError("other versions are being mounted for the first time", hint="run the command again")
         if self._error is not None:
             raise self._error
         if len(sizes) != self._wanted:
@@ -146,7 +154,7 @@ class Building:
             self._ready = self._asked
         self._wanted, self._asked = 0, None
         while True:
-            batch = self._ahead.pop() if self._ahead else self._read()
+            batch = self._read()
             lacking = [] if batch is None else batch.lacking
             if lacking:
                 self._wanted, self._asked = len(lacking), batch
@@ -158,6 +166,9 @@ class Building:
 
     def _read(self) -> _Batch | None:
         """The next files, with the sizes that the store knows."""
+        return self._ahead.popleft() if self._ahead else self._read_next()
+
+    def _read_next(self) -> _Batch | None:
         found = next(self._batches, None)
         if found is None:
             return None

@@ -100,8 +100,10 @@ class Listings:
                 return build.building.step(listing.sizes_from(view))
 
         answer: Totals | bytes | None = None
+        build.building.is_wanted = True
         try:
             async with build.lock:
+                build.building.is_wanted = False
                 answer = await self._in_thread(work)
         finally:
             if not isinstance(answer, bytes):

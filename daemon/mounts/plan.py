@@ -43,7 +43,8 @@ class Peer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A tree to be mounted: `root` in hex, `commit` None for the workspace, `name` the object of a tracked directory."""
+    """A tree to be mounted: `root` in hex, `commit` None for the workspace, `name` the object of a tracked directory; `is_far`: remotes
+    had to be asked for sizes, and so will be for what is read."""
 
     root: str
     files: int
@@ -51,6 +52,7 @@ class Plan:
     commit: str | None
     name: str | None
     target: str
+    is_far: bool = False
 
 
 class Project:
@@ -69,6 +71,8 @@ class Project:
         self.caches = [DvcCache(path) for path in dict.fromkeys((folder, os.path.join(self.dvc_dir, "cache")))]
         # A folder that is not there need not be asked for each of very many objects.
         self._there = [cache for cache in self.caches if os.path.isdir(cache.folder)]
+        # Whether the first remote is being listed, or was.
+        self.is_listing = False
         self.places = Places(lambda: self.config, os.environ, outputs)
 
     @classmethod
@@ -131,6 +135,16 @@ class Project:
             raise without_remote(error, what) from None
         return [found.get(name) for name in names]
 
+    def listed_sizes(self, values: Sequence[str]) -> list[int | None]:
+        """Sizes of objects with these values as far as a listing that was begun tells them. Raises RemoteError, CredentialsError."""
+        return self.places.listed(values) if self.is_listing else [None] * len(values)
+
+    def expect(self, manifest: bytes) -> None:
+        """What a manifest names that was here neither is probably on the same remote: list that while the manifest is read."""
+        if not self._there:
+            self.is_listing = True
+            self.places.expect(manifest.count(b'"relpath"'))
+
     def remote_manifest(self, name: ObjectName, shown: str) -> bytes:
         """A manifest that only a remote has. Raises as `remote_sizes`, StoreDamagedError."""
         what = f"the manifest of '{shown}' ({name})"
@@ -152,6 +166,8 @@ class Planner:
         self._project = project
         self._peer = peer
         self._store = store
+        # Whether remotes had to be asked: what is read will come from there.
+        self._is_far = False
 
     def plan(self, target: str, rev: str | None) -> Plan:
         """The tree of `target` (relative to the project's root; empty: all of it) at a revision, or as the workspace's
@@ -180,9 +196,8 @@ class Planner:
             return self._build([entry], commit, target)
         inner = target[len(output.path) :].strip("/") if target.startswith(output.path + "/") else ""
         totals = self._listing(output.name, inner, target)
-        return Plan(
-            totals["root"], totals["files"], totals["bytes"], commit, str(output.name) if not inner else None, target
-        )
+        name = str(output.name) if not inner else None
+        return Plan(totals["root"], totals["files"], totals["bytes"], commit, name, target, self._is_far)
 
     def _whole(self, target: str, commit: str | None, outs: list[Output]) -> Plan:
         """A folder of the project, or all of it: Git's files and the data of all outputs in it."""
@@ -247,7 +262,7 @@ class Planner:
             result, _ = self._peer.call("listing.tree", {}, fds=[fd])
         finally:
             os.close(fd)
-        return Plan(result["root"], result["files"], result["bytes"], commit, None, target)
+        return Plan(result["root"], result["files"], result["bytes"], commit, None, target, self._is_far)
 
     def _listing(self, name: ObjectName, inner: str, shown: str) -> dict[str, Any]:
         """The tree of a manifest, helped out with what only this user has."""
@@ -257,6 +272,7 @@ class Planner:
                 data = self._project.remote_manifest(name, shown)
             # Manifests are small and asked for again and again: the store keeps them, under every name they have.
             if name.algo == "md5":
+                self._project.expect(data)
                 self._store.put_bytes(data, is_dir=True)
                 self._store.commit()
             else:
@@ -282,17 +298,24 @@ class Planner:
         return {"root": plan.root, "files": plan.files, "bytes": plan.bytes}
 
     def _sizes(self, keys_fd: int, shown: str) -> array[int]:
-        """Sizes from the project's caches, else from its remotes, for names whose keys (17 bytes each) are in a memory file."""
+        """Sizes as a listing that was begun tells them, else from the project's caches, else from its remotes, for names whose keys
+        (17 bytes each) are in a memory file."""
         with memfd.mapped(keys_fd) as view:
             keys = bytes(view)
-        count, tags = len(keys) // KEY_BYTES, set(keys[::KEY_BYTES])
-        if tags == {ALGORITHMS["md5"]}:
-            text, step = keys.hex(), 2 * KEY_BYTES
-            sizes = self._project.md5_sizes([text[at + 2 : at + step] for at in range(0, len(text), step)])
+        text, step = keys.hex(), 2 * KEY_BYTES
+        values = [text[at + 2 : at + step] for at in range(0, len(text), step)]
+        sizes = self._project.listed_sizes(values)
+        rest = [number for number, size in enumerate(sizes) if size is None]
+        self._is_far = self._is_far or len(rest) < len(sizes)
+        if set(keys[::KEY_BYTES]) == {ALGORITHMS["md5"]}:
+            found = self._project.md5_sizes([values[number] for number in rest])
         else:
-            sizes = [self._project.size(_name_at(keys, number)) for number in range(count)]
-        lacking = [number for number, size in enumerate(sizes) if size is None]
+            found = [self._project.size(_name_at(keys, number)) for number in rest]
+        for number, size in zip(rest, found, strict=True):
+            sizes[number] = size
+        lacking = [number for number in rest if sizes[number] is None]
         if lacking:
+            self._is_far = True
             names = [_name_at(keys, number) for number in lacking]
             for number, size in zip(lacking, self._project.remote_sizes(names, f"data of '{shown}'"), strict=True):
                 sizes[number] = size

@@ -84,7 +84,7 @@ class MountService:
     # -- making ---------------------------------------------------------------------------------------------------
 
     async def create(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
-        """{mountpoint, repo, target, commit, name, root, versions, files, bytes, mode, engine, options, caches, context, id?} + the
+        """{mountpoint, repo, target, commit, name, root, versions, files, bytes, mode, engine, options, caches, context, id?, far?} + the
         directory, and the source's environment (environs.py), which nobody but the source reads -> {id, pid, engine}. Returns when
         the mount answers."""
         choice = engines.choose(params.get("engine"))
@@ -106,7 +106,7 @@ class MountService:
         try:
             if len(call.fds) != 2:
                 raise ProtocolError(f"mounts.create takes two descriptors, {len(call.fds)} came")
-            child = await self._holders.start(record, *call.fds)
+            child = await self._holders.start(record, *call.fds, far=bool(params.get("far")))
         except BaseException:
             if known is None:
                 with trio.CancelScope(shield=True):

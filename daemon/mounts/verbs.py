@@ -64,6 +64,7 @@ def mount(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
             "bytes": plan.bytes,
             "commit": plan.commit,
             "name": plan.name,
+            "far": plan.is_far,
         }
     made = create(context, mountpoint, values)
     return {

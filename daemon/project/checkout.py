@@ -11,6 +11,7 @@ from millpond.daemon.errors import ConflictError, TargetError, UsageError
 from millpond.daemon.names import DIR_SUFFIX, ObjectName
 from millpond.daemon.pipeline.upstream import with_needed
 from millpond.daemon.project import manifest, running
+from millpond.daemon.project.arrivals import Arrivals
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.outputs import Output, WorkTree
 from millpond.daemon.project.placer import Placer
@@ -23,7 +24,7 @@ from millpond.daemon.project.workspace import Workspace
 _NAMED, _LISTED = 3, 1000
 
 
-def checkout(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
+def checkout(context: VerbContext, params: dict[str, Any], arrivals: Arrivals | None = None) -> dict[str, Any]:
     """Verb. {targets, force, recursive, with_deps, relink, allow_missing} -> {added, modified, deleted, failed, unchanged,
     files}.
 
@@ -31,7 +32,7 @@ def checkout(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
     outputs whose data is not at hand (the others are brought nevertheless); `unchanged` is a number;
     `files` has the number of files by state. `relink` has nothing
     to do: files in the workspace are always copies or clones. Raises ConflictError when something saved nowhere would be
-    lost and `force` is not set (nothing was changed then), and as `status`.
+    lost and `force` is not set (nothing was changed then), and as `status`. `arrivals` may have folders ready.
     """
     if params.get("mount"):
         raise UsageError("this request cannot mount", hint="send it as checkout with the mount verbs of the daemon")
@@ -66,7 +67,7 @@ def checkout(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
         for plan in plans:
             if allow_missing:
                 _do_without(plan)
-        Placer(context, workspace).apply([plan for plan in plans if not plan.missing])
+        Placer(context, workspace, arrivals).apply([plan for plan in plans if not plan.missing])
     return _result(repo, plans, failed)
 
 

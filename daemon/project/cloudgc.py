@@ -27,8 +27,8 @@ from millpond.daemon.project.sharing import Link, Links, groups, place_of
 from millpond.daemon.remote import remotes
 from millpond.daemon.remote.collecting import Collection
 from millpond.daemon.remote.layout import digest_of
+from millpond.daemon.remote.presence import PREFIXES
 from millpond.daemon.remote.remotes import Remote
-from millpond.daemon.remote.transfer import PREFIXES
 from millpond.daemon.store.ledger import MANIFEST, root_of, unpacked
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from millpond.daemon.errors import FileChangedError
+from millpond.daemon.objects import Data
 from millpond.daemon.project.durable import writing
 from millpond.daemon.project.scratch import scratch, temporary_name
 
@@ -18,7 +19,7 @@ from millpond.daemon.project.scratch import scratch, temporary_name
 _FICLONE = 0x40049409
 _COPY_BYTES = 1 << 26
 # Staged files get a mtime this far back: any later write, even within one tick of the clock, then shows another one.
-_BACK_NS = 20_000_000
+BACK_NS = 20_000_000
 _NO_TMPFILE = frozenset({errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL})
 _NO_COPY = frozenset({errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF})
 
@@ -89,7 +90,7 @@ class Staging:
     def _place(self, staged: Staged, mode: int) -> os.stat_result:
         try:
             os.fchmod(staged.fd, mode)
-            back = time.time_ns() - _BACK_NS
+            back = time.time_ns() - BACK_NS
             os.utime(staged.fd, ns=(back, back))
             found = os.fstat(staged.fd)
             name = staged.name
@@ -132,6 +133,18 @@ class Staging:
     def _name(self, folder: str) -> str:
         self._count += 1
         return temporary_name(folder, f"{os.getpid()}-{self._count}")
+
+
+def written_new(path: str, data: Data) -> os.stat_result:
+    """Write a file that is not there, where nobody looks for it yet; its stat. Raises OSError."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(fd, rest) :]
+        return os.fstat(fd)
+    finally:
+        os.close(fd)
 
 
 def below(top: str) -> tuple[list[str], list[str]]:

@@ -16,6 +16,7 @@ from millpond.daemon.errors import ObjectMissingError, RemoteConfigError
 from millpond.daemon.names import ObjectName
 from millpond.daemon.objects import Data
 from millpond.daemon.project import export
+from millpond.daemon.project.arrivals import Arrivals
 from millpond.daemon.project.cacheimport import rows
 from millpond.daemon.project.copying import Staged, Staging
 from millpond.daemon.project.digests import LEGACY, Objects
@@ -86,16 +87,20 @@ def pull(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
     not allowed to be: then the workspace stays as it is."""
     from millpond.daemon.mounts.checkout import checkout
 
+    repo = Repo.open(os.getcwd(), os.environ)
     if params.get("glob"):  # once: what the patterns match is another thing when the data is here
         wanted = [wirepath.decode(target) for target in params.get("targets") or []]
-        found = expand(Repo.open(os.getcwd(), os.environ), wanted, pointers=True)
+        found = expand(repo, wanted, pointers=True)
         params = {**params, "glob": False, "targets": [wirepath.encode(name) for name in found]}
-    result = fetch(context, params)
-    result["checkout"] = None
-    if params.get("allow_missing") or not (result["missing"] or result["damaged"]):
-        keys = ("targets", "recursive", "with_deps", "force", "allow_missing")
-        result["checkout"] = checkout(context, {key: params.get(key) for key in keys})
-        _pull_partial(context, params, result["checkout"])
+    with Arrivals(repo) as arrivals:
+        with context.lock(repo.root, "read"):
+            arrivals.look()
+            result = fetch_chosen(context, repo, choices(repo, params), params, arrivals)
+        result["checkout"] = None
+        if params.get("allow_missing") or not (result["missing"] or result["damaged"]):
+            keys = ("targets", "recursive", "with_deps", "force", "allow_missing")
+            result["checkout"] = checkout(context, {key: params.get(key) for key in keys}, arrivals)
+            _pull_partial(context, params, result["checkout"])
     return result
 
 
@@ -111,7 +116,13 @@ def _pull_partial(context: VerbContext, params: dict[str, Any], result: dict[str
                 result["added"] = sorted([*result["added"], repo.wire(output.path) + ("/" if is_dir else "")])
 
 
-def fetch_chosen(context: VerbContext, repo: Repo, chosen: Sequence[Choice], params: dict[str, Any]) -> dict[str, Any]:
+def fetch_chosen(
+    context: VerbContext,
+    repo: Repo,
+    chosen: Sequence[Choice],
+    params: dict[str, Any],
+    arrivals: Arrivals | None = None,
+) -> dict[str, Any]:
     """Bring what is chosen and lacking into the store, from {remote, jobs, max_size}. Answers and raises as `fetch`."""
     done, used = Fetched(), list[str]()
     objects = Objects(context.store, repo.cache)
@@ -124,7 +135,8 @@ def fetch_chosen(context: VerbContext, repo: Repo, chosen: Sequence[Choice], par
         if shared:
             for group in _by_remote(links, objects, shared, done):
                 used.append(group.remote.name)
-                _Fetching(context, repo, objects, links.of(group.remote), group, done, params.get("max_size")).run()
+                link, most = links.of(group.remote), params.get("max_size")
+                _Fetching(context, repo, objects, link, group, done, most, arrivals).run()
         # What one remote lacks may have come from another.
         came = [
             name for name, size in zip(done.missing, objects.sizes(list(done.missing)), strict=True) if size is not None
@@ -228,6 +240,7 @@ class _Fetching:
         group: Group,
         done: Fetched,
         max_size: int | None,
+        arrivals: Arrivals | None,
     ) -> None:
         self._context = context
         self._repo = repo
@@ -236,6 +249,7 @@ class _Fetching:
         self._group = group
         self._done = done
         self._max_size = max_size
+        self._arrivals = arrivals
         self._total = 0
 
     def run(self) -> None:
@@ -248,6 +262,8 @@ class _Fetching:
         if self._max_size is not None:
             todo = self._small(todo, self._max_size)
         self._total = self._done.objects + len(todo)
+        if self._arrivals is not None and todo:
+            self._expect(self._arrivals)
         self._files([name for name in todo if name.algo != LEGACY])
         self._legacy([name for name in todo if name.algo == LEGACY])
         self._link.lacks(group, self._done.missing.keys() | self._done.damaged.keys())
@@ -279,11 +295,17 @@ class _Fetching:
         self._done.beyond += sum(1 for size in sizes.values() if size > most)
         return [name for name in names if sizes.get(name, 0) <= most]
 
+    def _expect(self, arrivals: Arrivals) -> None:
+        for name, entries in self._group.manifests.items():
+            if entries is not None and self._group.is_whole(name):
+                arrivals.expect(self._group.paths[name], name, entries)
+
     def _files(self, names: Sequence[ObjectName]) -> None:
         def stored(wanted: ObjectName, found: ObjectName, size: int) -> None:
             self._count(wanted, found.hex == wanted.hex, size)
 
-        put_all(self._context.store, self._arriving(names), stored, self._link.transfer.stored)
+        keep = None if self._arrivals is None else self._arrivals.take
+        put_all(self._context.store, self._arriving(names), stored, self._link.transfer.stored, keep)
 
     def _arriving(self, names: Sequence[ObjectName]) -> Iterator[tuple[ObjectName, Data, bool]]:
         for part in self._link.transfer.download(names):

@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from millpond.daemon.errors import ConflictError, DiskFullError, MillpondError, ObjectMissingError, TargetError
 from millpond.daemon.names import ObjectName
 from millpond.daemon.project import running
+from millpond.daemon.project.arrivals import Arrivals
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.copying import Staged, Staging, below, copy_into, remove_tree
 from millpond.daemon.project.digests import Group
 from millpond.daemon.project.durable import make_folders, refuse_too_long, writing
-from millpond.daemon.project.plan import Content, Plan, Planner
+from millpond.daemon.project.plan import ADDED, Content, Plan, Planner
 from millpond.daemon.project.repo import printable
 from millpond.daemon.project.statcache import Moment
 from millpond.daemon.project.walk import FIELDS, Listing, stat_fields
@@ -41,10 +42,11 @@ class _Write:
 class Placer:
     """Applies plans to the workspace."""
 
-    def __init__(self, context: VerbContext, workspace: Workspace) -> None:
+    def __init__(self, context: VerbContext, workspace: Workspace, arrivals: Arrivals | None = None) -> None:
         self._context = context
         self._workspace = workspace
         self._repo = workspace.repo
+        self._arrivals = arrivals
         self._written: dict[str, tuple[os.stat_result, ObjectName]] = {}
         self._done = [0, 0]
         self._all = [0, 0]
@@ -66,6 +68,8 @@ class Placer:
         try:
             for plan in plans:
                 self._remove(plan)
+            for plan in plans:
+                self._take_arrived(plan)
             writes = [write for plan in plans for write in self._writes(plan)]
             self._all = [len(writes), sum(write.size for write in writes)]
             with Staging() as staging:
@@ -101,10 +105,22 @@ class Placer:
             while folder.startswith(f"{top}/") and _remove_empty(folder):
                 folder = os.path.dirname(folder)
 
+    def _take_arrived(self, plan: Plan) -> None:
+        """Give a folder that is new here, and was written while its files came, its place."""
+        content = plan.content
+        if self._arrivals is None or content.name is None or plan.state != ADDED or not content.is_dir:
+            return
+        top = self._repo.path(content.path)
+        for inner, (name, found) in self._arrivals.place(content.path, content.name, plan.writes).items():
+            self._written[f"{top}/{inner}"] = found, name
+
     def _writes(self, plan: Plan) -> Iterator[_Write]:
+        """What is not there yet."""
         for inner, name in plan.writes.items():
-            place = plan.places[name]
-            yield _Write(plan, inner, self._repo.path(plan.full(inner)), place.name, place.size)
+            path = self._repo.path(plan.full(inner))
+            if path not in self._written:
+                place = plan.places[name]
+                yield _Write(plan, inner, path, place.name, place.size)
 
     def _in_store(self, write: _Write) -> bool:
         return write.plan.places[write.plan.writes[write.inner]].in_store

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from typing import Generic, TypeVar
 
 from millpond.daemon.names import ObjectName
-from millpond.daemon.objects import Data, ObjectStore
+from millpond.daemon.objects import Data, Keep, ObjectStore
 
 K = TypeVar("K")
 # What is made durable at once.
@@ -19,16 +20,18 @@ def put_all(
     arrivals: Iterator[tuple[K, Data, bool]],
     stored: Callable[[K, ObjectName, int], None],
     durable: Callable[[], None] = lambda: None,
+    keep: Keep | None = None,
 ) -> None:
     """Store contents as they come: (what it is for the caller, bytes, whether they end it), one content after the other. `stored` is
     told of each what its bytes are named and how many they are; those of a portion are durable when the next one begins, and all
-    when this returns; `durable` is told of each portion. Raises DiskFullError, and what `arrivals` raises."""
+    when this returns; `durable` is told of each portion; `keep`: as ObjectStore.put_pieces. Raises DiskFullError, and what `arrivals` raises."""
     ended = False
     while not ended:
         portion = _Portion(arrivals)
-        for name, _ in store.put_pieces(portion):
-            key, size = portion.done.popleft()
-            stored(key, name, size)
+        with closing(store.put_pieces(portion, keep)) as names:  # when it fails nobody is told of more, from then on
+            for name, _ in names:
+                key, size = portion.done.popleft()
+                stored(key, name, size)
         store.commit()
         durable()
         ended = portion.ended

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import time
 
-_PREFIX, _SUFFIX = ".millpond-", ".tmp"
-# Nobody writes a file for so long.
+PREFIX, SUFFIX = ".millpond-", ".tmp"
+# Nobody writes a file for so long; who writes a folder touches it.
 _OLD_S = 86_400.0
 
 
@@ -42,7 +43,7 @@ def _disk(folder: str) -> tuple[int, bytes]:
 
 def temporary_name(folder: str, unique: str) -> str:
     """A path in `folder` for a temporary file."""
-    return os.path.join(folder, f"{_PREFIX}{unique}{_SUFFIX}")
+    return os.path.join(folder, f"{PREFIX}{unique}{SUFFIX}")
 
 
 def sweep(folder: str) -> None:
@@ -50,7 +51,11 @@ def sweep(folder: str) -> None:
     old = time.time() - _OLD_S
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name.startswith(_PREFIX) and entry.name.endswith(_SUFFIX):
+            if entry.name.startswith(PREFIX) and entry.name.endswith(SUFFIX):
                 with contextlib.suppress(OSError):
-                    if entry.stat(follow_symlinks=False).st_mtime < old:
+                    if entry.stat(follow_symlinks=False).st_mtime >= old:
+                        continue
+                    if entry.is_dir(follow_symlinks=False):
+                        shutil.rmtree(entry.path, ignore_errors=True)
+                    else:
                         os.unlink(entry.path)

@@ -6,6 +6,7 @@ Calls block, and may be made from several threads at once. Keys are relative to 
 
 from __future__ import annotations
 
+import builtins
 import os
 import socket
 import ssl
@@ -55,6 +56,8 @@ class Backend(Protocol):
     url: str
     # Whether asking for one object costs next to nothing, so that a listing never pays.
     near: bool
+    # Whether a small object is read in less time than a thread takes to hand it over.
+    instant: bool
     # Whether `list` can be asked at all: RemoteConfigError where not.
     lists: bool
     # By how many seconds the remote's clock is ahead of ours, where its answers tell.
@@ -89,6 +92,14 @@ class Backend(Protocol):
         """All objects below the folder `prefix` ("" for everything), in no order; none where there is no such folder."""
         ...
 
+    def sizes(self, prefix: str) -> builtins.list[tuple[str, int]]:
+        """As `list`: (key, size in bytes) of each."""
+        ...
+
+    def prepare(self) -> None:
+        """Do ahead what the first request would have to, as far as nothing is asked of the remote; raises nothing."""
+        ...
+
     def delete(self, key: str) -> None:
         """Remove an object; what is not there is no error."""
         ...
@@ -113,6 +124,7 @@ class Base(ABC):
 
     name: str
     lists = True
+    instant = False
     singly = False
     clock_s: float | None = None
 
@@ -129,6 +141,16 @@ class Base(ABC):
     def changed(self, key: str) -> RemoteChangedError:
         """It is another one than was asked for."""
         return RemoteChangedError(f"'{key}' on remote '{self.name}' was changed", path=key)
+
+    @abstractmethod
+    def list(self, prefix: str) -> Iterator[Entry]: ...
+
+    def sizes(self, prefix: str) -> builtins.list[tuple[str, int]]:
+        """For kinds that know no shorter way."""
+        return [(entry.key, entry.size) for entry in self.list(prefix)]
+
+    def prepare(self) -> None:  # noqa: B027 - most kinds have nothing to look for
+        """There is nothing to be done ahead."""
 
     @abstractmethod
     def delete(self, key: str) -> None: ...

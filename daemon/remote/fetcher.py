@@ -82,6 +82,10 @@ class Fetcher:
             "damaged": self._large.last_damaged,
         }
 
+    def prepare(self) -> None:
+        """Connect now: somebody is going to ask soon."""
+        self._gate.prepare()
+
     def renew(self) -> None:
         """The environment is another one: ask the remotes with it. Raises CredentialsError, RemoteError, RemoteConfigError."""
         self._gate.renew()

@@ -77,6 +77,10 @@ class Gate:
         """See Places."""
         return self._places.is_damaged(name)
 
+    def prepare(self) -> None:
+        """Have the remotes connected; nothing is asked."""
+        self._places.prepare()
+
     def renew(self) -> None:
         """The environment is another one: ask the remotes with it. Raises CredentialsError, RemoteError, RemoteConfigError."""
         with self._lock:

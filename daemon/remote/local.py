@@ -29,6 +29,7 @@ class LocalBackend(Base):
     """See Backend. `etag` is made of inode, size and mtime: a rename brings another inode."""
 
     near = True
+    instant = True
     many = 1
 
     def __init__(self, name: str, folder: str) -> None:
@@ -50,26 +51,35 @@ class LocalBackend(Base):
 
     def get(self, key: str, start: int = 0, size: int | None = None, *, etag: str | None = None) -> Got:
         try:
-            with open(self._path(key), "rb", buffering=0, opener=_without_waiting) as file:
-                found = os.fstat(file.fileno())
+            # Opening a pipe in an object's place would wait for a writer.
+            fd = os.open(self._path(key), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                found = os.fstat(fd)
                 entry = _entry(key, found)
                 if entry is None:
                     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
                 if etag is not None and entry.etag != etag:
                     raise self.changed(key)
                 length = max(0, min(found.st_size - start, found.st_size if size is None else size))
-                data = bytearray(length)
-                view, done = memoryview(data), 0
-                while done < length and (got := os.preadv(file.fileno(), [view[done:]], start + done)):
-                    done += got
-                if done < length:
-                    raise RemoteError(f"'{key}' on remote '{self.name}' became shorter while it was read", path=key)
-                return Got(data, entry)
+                return Got(self._read(fd, key, start, length), entry)
+            finally:
+                os.close(fd)
         except OSError as error:
             if error.errno in _ABSENT:
                 self._check_there()
                 raise self.absent(key) from None
             self._fail(error, "read", key)
+
+    def _read(self, fd: int, key: str, start: int, length: int) -> bytes | bytearray:
+        first = os.pread(fd, length, start)
+        if len(first) == length:
+            return first
+        data = bytearray(first)
+        while len(data) < length and (more := os.pread(fd, length - len(data), start + len(data))):
+            data += more
+        if len(data) < length:
+            raise RemoteError(f"'{key}' on remote '{self.name}' became shorter while it was read", path=key)
+        return data
 
     def put(self, key: str, data: Data, *, create: bool = False) -> bool:
         if create and self.head(key) is not None:
@@ -214,11 +224,6 @@ class LocalBackend(Base):
             "make room there, then do it again" if error.errno in _FULL else "see that it is mounted, then do it again"
         )
         raise RemoteError(message, path=key, hint=hint, details=FINAL) from error
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    """Opening a pipe in an object's place would wait for a writer."""
-    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _entry(key: str, found: os.stat_result) -> Entry | None:

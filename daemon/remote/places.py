@@ -157,6 +157,22 @@ class Places:
             raise self._first(errors)
         return found
 
+    def expect(self, count: int) -> None:
+        """So many sizes are asked for soon: list the first remote meanwhile, if that pays. Raises RemoteConfigError where it cannot be
+        used."""
+        self.transfers()[0].expect(count)
+
+    def listed(self, values: Sequence[str]) -> list[int | None]:
+        """Sizes of the objects with these values as the first remote's listing tells them, if one was begun. Raises RemoteError,
+        CredentialsError."""
+        return self.transfers()[0].listed(values)
+
+    def prepare(self) -> None:
+        """Connect now, so that who asks first need not wait for that; what is wrong he is told."""
+        with contextlib.suppress(MillpondError):
+            for transfer in self.transfers():
+                transfer.backend.prepare()
+
     def get(
         self,
         name: ObjectName,

@@ -6,6 +6,8 @@ roles, container and instance credentials, and DVC's users have all of them. Wha
 
 from __future__ import annotations
 
+import builtins
+import contextlib
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -204,6 +206,25 @@ class S3Backend(S3Base):
         except Exception as error:
             self._fail(error, "list", prefix)
 
+    def sizes(self, prefix: str) -> builtins.list[tuple[str, int]]:
+        """As `list`, without the parts of an entry that cost more than these two."""
+        where, cut = f"{self._prefix}{prefix}".rstrip("/") or None, len(self._prefix)
+        found: builtins.list[tuple[str, int]] = []
+        try:
+            for page in obstore.list(self._store, where, chunk_size=_LIST_PAGE):
+                self._answered()
+                found += [(meta["path"][cut:], meta["size"]) for meta in page]
+        except FileNotFoundError as error:
+            self._check_bucket(error)
+        except Exception as error:
+            self._fail(error, "list", prefix)
+        return found
+
+    def prepare(self) -> None:
+        if self._credentials is not None:
+            with contextlib.suppress(Exception):  # the first request says what is wrong
+                self._credentials()
+
     def delete(self, key: str) -> None:
         try:
             obstore.delete(self._store, self._prefix + key)
@@ -266,8 +287,11 @@ class _Credentials:
     def __call__(self) -> Any:
         with self._lock:
             try:
+                if (plain := self._settings.plain) is not None:
+                    key, secret, token = plain
+                    return _credential(key, secret, token)
                 if self._found is None:
-                    self._found = self._settings.session().get_credentials()
+                    self._found = self._settings.core().get_credentials()
                 if self._found is None:
                     raise ValueError("none are configured")
                 frozen = self._found.get_frozen_credentials()
@@ -279,12 +303,17 @@ class _Credentials:
                 raise
             # Not before they are found: another request that failed for want of them may be reading why just now.
             self.error = None
-        return {
-            "access_key_id": frozen.access_key,
-            "secret_access_key": frozen.secret_key,
-            "token": frozen.token,
-            "expires_at": datetime.now(UTC) + _TTL,
-        }
+        return _credential(frozen.access_key, frozen.secret_key, frozen.token)
+
+
+def _credential(key: str, secret: str, token: str | None) -> dict[str, Any]:
+    """As obstore takes it."""
+    return {
+        "access_key_id": key,
+        "secret_access_key": secret,
+        "token": token,
+        "expires_at": datetime.now(UTC) + _TTL,
+    }
 
 
 def _retries(retries: int, deadline: float) -> RetryConfig:

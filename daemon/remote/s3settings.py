@@ -15,6 +15,7 @@ from millpond.daemon.remote.values import Values
 
 if TYPE_CHECKING:
     import boto3
+    import botocore.session
 
 # What goes with each put and obstore has no setting for, with boto3's name.
 _BOTO_ONLY = {
@@ -28,7 +29,8 @@ _BOTO_ONLY = {
 
 @dataclass(slots=True)
 class S3Settings:
-    """Settings of one remote; times in seconds. `verify` is False, or a file of certificates; `extra` is what goes with each
+    """Settings of one remote; times in seconds. `plain`: key, secret and token where no file can say otherwise, so that boto3, which takes
+    longer to import than most requests, need not be asked; `is_bare`: no profile is named, and no file holds any. `verify` is False, or a file of certificates; `extra` is what goes with each
     put by boto3 (s3boto.py), with boto3's names; `notes` is the folder where uploads in parts are noted."""
 
     profile: str | None = None
@@ -44,6 +46,8 @@ class S3Settings:
     sse: str | None = None
     kms_key: str | None = None
     customer_key: str | None = field(default=None, repr=False)
+    plain: tuple[str, str, str | None] | None = field(default=None, repr=False)
+    is_bare: bool = False
     extra: dict[str, str] = field(default_factory=dict)
     old_listing: bool = False
     connect_timeout: float = 10.0
@@ -82,6 +86,8 @@ class S3Settings:
             made.endpoint = "http:" + made.endpoint[len("https:") :]
         if environ.get("HOME") or environ.get("XDG_CACHE_HOME"):
             made.notes = os.path.join(user_folder(environ), "uploads")
+        made.plain = _plain(made, environ)
+        made.is_bare = not _profile(made, environ) and not any(map(os.path.exists, _files(made, environ)))
         made.extra = {name: text for key, name in _BOTO_ONLY.items() if (text := values.text(key)) is not None}
         return made
 
@@ -90,9 +96,8 @@ class S3Settings:
         """Whether there is a setting that obstore has not."""
         return bool(self.extra) or self.old_listing
 
-    def session(self) -> boto3.Session:
-        """boto3's, with the caller's files and profile. Raises botocore's errors."""
-        import boto3
+    def core(self) -> botocore.session.Session:
+        """botocore's session, with the caller's files and profile: enough for credentials. Raises botocore's errors."""
         import botocore.session
 
         core = botocore.session.Session(profile=self.profile)
@@ -100,8 +105,18 @@ class S3Settings:
             core.set_config_variable("credentials_file", self.credential_path)
         if self.config_path:
             core.set_config_variable("config_file", self.config_path)
+        if self.region:
+            core.set_config_variable("region", self.region)
+        if self.access_key or self.secret_key or self.token:
+            core.set_credentials(self.access_key, self.secret_key, self.token)
+        return core
+
+    def session(self) -> boto3.Session:
+        """boto3's. Raises botocore's errors."""
+        import boto3
+
         return boto3.Session(
-            botocore_session=core,
+            botocore_session=self.core(),
             aws_access_key_id=self.access_key,
             aws_secret_access_key=self.secret_key,
             aws_session_token=self.token,
@@ -126,13 +141,41 @@ class S3Settings:
 
     def resolve(self) -> None:
         """Take region and endpoint from the profile where the config does not say."""
-        if self.region and self.endpoint:
+        if (self.region and self.endpoint) or self.is_bare:
             return
-        session = self.session()
-        self.region = self.region or session.region_name
-        core = session._session  # the profile's endpoint has no public name
+        core = self.core()
+        self.region = self.region or core.get_config_variable("region")
         scoped = core.get_scoped_config()
         self.endpoint = self.endpoint or scoped.get("endpoint_url")
+
+
+def _profile(made: S3Settings, environ: Mapping[str, str]) -> str | None:
+    """The profile that somebody chose."""
+    return made.profile or environ.get("AWS_DEFAULT_PROFILE") or environ.get("AWS_PROFILE")
+
+
+def _files(made: S3Settings, environ: Mapping[str, str]) -> list[str]:
+    """Where profiles may be."""
+    config = made.config_path or environ.get("AWS_CONFIG_FILE") or "~/.aws/config"
+    credentials = made.credential_path or environ.get("AWS_SHARED_CREDENTIALS_FILE") or "~/.aws/credentials"
+    return [os.path.expanduser(os.path.expandvars(path)) for path in (config, credentials)]
+
+
+def _plain(made: S3Settings, environ: Mapping[str, str]) -> tuple[str, str, str | None] | None:
+    """Credentials that are written out, in the remote's section or in the environment, and come first with boto3 as well."""
+    if made.access_key and made.secret_key:
+        return made.access_key, made.secret_key, made.token
+    if (
+        _profile(made, environ)
+        or made.access_key
+        or made.secret_key
+        or made.token
+        or environ.get("AWS_CREDENTIAL_EXPIRATION")
+    ):
+        return None
+    key, secret = environ.get("AWS_ACCESS_KEY_ID"), environ.get("AWS_SECRET_ACCESS_KEY")
+    token = environ.get("AWS_SECURITY_TOKEN", environ.get("AWS_SESSION_TOKEN"))
+    return (key, secret, token or None) if key and secret else None
 
 
 def _customer_key(value: str) -> str:

@@ -23,30 +23,24 @@ from typing import TypeVar
 from millpond.daemon.errors import CancelledError, ObjectMissingError, RemoteChangedError, RemoteError
 from millpond.daemon.names import ObjectName
 from millpond.daemon.remote.backend import DELETE_KEYS, PART_BYTES, Backend, Data, Entry, Got
-from millpond.daemon.remote.layout import MODERN, digest_of, key_of, keys_of
+from millpond.daemon.remote.layout import key_of, keys_of
 from millpond.daemon.remote.pace import Budget, Pace, Turns
 from millpond.daemon.remote.partial import BLOCK_BYTES, Partial, Partials
+from millpond.daemon.remote.presence import Presence
 
 T = TypeVar("T")
 # Bytes asked for at once, and so held for each request under way; whole blocks of partial.py.
 RANGE_BYTES = 2 << 20
 # Requests under way, unless the remote's `jobs` says less: with RANGE_BYTES each, 96 MiB.
 MOST = 48
-# More objects than this are looked for by listing, where that takes fewer requests than asking for each.
-_ASK_EACH = 1000
-_PREFIXES = tuple(f"{MODERN}/{number:02x}" for number in range(256))
-# All places where objects are: DVC 3's and those of DVC 1 and 2.
-PREFIXES = (*_PREFIXES, *(f"{number:02x}" for number in range(256)))
-# Names in one page of a listing.
-_PAGE = 1000
 # Small objects written together, and how many such groups are under way.
 GROUP_FILES, GROUP_BYTES, GROUPS = 512, 16 << 20, 3
 # Small things that are no objects, written together.
 _SMALL = 64
 # Larger objects that come from afar are kept in part: a download that was cut goes on there.
 RESUMED_BYTES = 32 << 20
-# Objects of a listing that is kept, about 130 bytes each.
-_MAX_LISTED = 1_000_000
+# Small objects of an instant remote which one call brings, and such calls under way.
+_GROUPED, _GROUPED_CALLS = 32, 4
 # Ranges of one object under way at once.
 _RANGES = 8
 _TRIES = 4
@@ -101,14 +95,14 @@ class Transfer:
             backend.many = min(backend.many, jobs)
         self._groups = min(GROUPS, jobs or GROUPS)
         self._pace = Pace(min(jobs or MOST, MOST), least=min(jobs or 2, 2))
+        # A page of a listing is small, and who lists waits for the last one: all at once, unless the remote asks for less.
+        self._listing = Pace(self._pace.most, least=min(jobs or 2, 2), first=self._pace.most)
         self._pool = ThreadPoolExecutor(self._pace.most, thread_name_prefix="transfer")
         self._budget = Budget(rate) if rate is not None else budget
         self._turns = Turns(jobs, self._budget)
         self._stop = threading.Event()
         self._lock = threading.Lock()
-        # All that the remote holds, where it was listed and is asked for again; and what of it lies where DVC 2 put it.
-        self._listed: dict[str, int] | None = None
-        self._older: dict[str, int] | None = None
+        self._presence = Presence(self.heads, self._sizes, lists=backend.lists and not backend.near)
         self.requests = 0
         self.bytes = 0
 
@@ -139,64 +133,15 @@ class Transfer:
     ) -> dict[ObjectName, int]:
         """Which of these are there, with their sizes: by listing where that takes fewer requests than asking for each. With `more`
         others are asked for soon: a listing is kept for them."""
-        if (more and self._listed is not None) or (
-            len(names) > _ASK_EACH and self.backend.lists and not self.backend.near
-        ):
-            found = self._by_listing(names, more)
-            if found is not None:
-                return found
-        there: dict[ObjectName, int] = {}
-        for number, (name, entry) in enumerate(zip(names, self.heads(names), strict=True), 1):
-            if entry is not None:
-                there[name] = entry.size
-            if tick is not None:
-                tick(number, len(names))
-        return there
+        return self._presence.of(names, tick, more=more)
 
-    def _by_listing(self, names: Sequence[ObjectName], more: bool) -> dict[ObjectName, int] | None:
-        """As `present`, None where the remote holds so much more that a listing would take longer."""
-        listed = self._listed if more and self._listed is not None else self._list_all(names, more)
-        if listed is None:
-            return None
-        there = {name: listed[name.value] for name in names if name.value in listed}
-        rest = [name for name in names if name not in there]
-        # DVC 2 has its own folders, one for each two digits as well.
-        if len(rest) > _ASK_EACH:
-            older = self._list_older(rest, more)
-            there |= {name: older[name.value] for name in rest if name.value in older}
-        elif rest:
-            there |= {name: entry.size for name, entry in zip(rest, self.heads(rest), strict=True) if entry is not None}
-        return there
+    def expect(self, count: int) -> None:
+        """So many names are asked for soon, with `more`."""
+        self._presence.begin(count)
 
-    def _list_all(self, names: Sequence[ObjectName], more: bool) -> dict[str, int] | None:
-        """Sizes by digest of those of the names that are listed; with `more` of all that is, kept unless that is too much."""
-        # Digests are spread evenly: one folder of 256 tells how many objects there are.
-        sample = [entry for page in self.listings(_PREFIXES[:1]) for entry in page]
-        if len(sample) * len(_PREFIXES) / _PAGE + len(_PREFIXES) > len(names):
-            return None
-        listed = self._list_folders(_PREFIXES, names, more)
-        if more and len(listed) < _MAX_LISTED:
-            self._listed, self._older = listed, None
-        return listed
-
-    def _list_older(self, names: Sequence[ObjectName], more: bool) -> dict[str, int]:
-        """As `_list_all`, of what lies where DVC 2 put it."""
-        if more and self._older is not None:
-            return self._older
-        listed = self._list_folders(PREFIXES[len(_PREFIXES) :], names, more)
-        if more and len(listed) < _MAX_LISTED:
-            self._older = listed
-        return listed
-
-    def _list_folders(self, prefixes: Sequence[str], names: Sequence[ObjectName], more: bool) -> dict[str, int]:
-        wanted = {name.value for name in names}
-        listed: dict[str, int] = {}
-        for page in self.listings(prefixes):
-            for entry in page:
-                value = digest_of(entry.key)
-                if value is not None and (value in wanted or (more and len(listed) < _MAX_LISTED)):
-                    listed[value] = entry.size
-        return listed
+    def listed(self, values: Sequence[str]) -> list[int | None]:
+        """Sizes of the objects with these values, as far as a listing since `expect` tells them."""
+        return self._presence.listed(values)
 
     def ask(self, calls: Iterable[Callable[[], T]]) -> Iterator[T]:
         """Answers to questions to the backend, in order, many asked at once, each tried again."""
@@ -204,7 +149,10 @@ class Transfer:
 
     def listings(self, prefixes: Iterable[str]) -> Iterator[list[Entry]]:
         """All that lies below each prefix."""
-        return self._in_order(partial(self._list, prefix) for prefix in prefixes)
+        return self._in_order((partial(self._list, prefix) for prefix in prefixes), pace=self._listing)
+
+    def _sizes(self, prefixes: Iterable[str]) -> Iterator[list[tuple[str, int]]]:
+        return self._in_order((partial(self.backend.sizes, prefix) for prefix in prefixes), pace=self._listing)
 
     def delete(self, keys: Sequence[str], before: Callable[[], None]) -> Iterator[int]:
         """Remove objects, `before` being called ahead of each request; how many are gone for good, again and again."""
@@ -246,15 +194,7 @@ class Transfer:
 
     def download(self, names: Iterable[ObjectName]) -> Iterator[Part]:
         """The bytes of objects, one after the other."""
-        asked: deque[ObjectName] = deque()
-
-        def firsts() -> Iterator[Callable[[], Got | None]]:
-            for name in names:
-                asked.append(name)
-                yield partial(self._first, name)
-
-        for got in self._in_order(firsts()):
-            name = asked.popleft()
+        for name, got in self._instant_firsts(names) if self.backend.instant else self._firsts(names):
             if got is None:
                 missing = ObjectMissingError(f"object {name} is not on remote '{self.backend.name}'")
                 yield Part(name, b"", True, missing)
@@ -366,6 +306,45 @@ class Transfer:
                 return entry
         return None
 
+    def _firsts(self, names: Iterable[ObjectName]) -> Iterator[tuple[ObjectName, Got | None]]:
+        """The first bytes of objects, None for those that are not there."""
+        asked: deque[ObjectName] = deque()
+
+        def calls() -> Iterator[Callable[[], Got | None]]:
+            for name in names:
+                asked.append(name)
+                yield partial(self._first, name)
+
+        for got in self._in_order(calls()):
+            yield asked.popleft(), got
+
+    def _instant_firsts(self, names: Iterable[ObjectName]) -> Iterator[tuple[ObjectName, Got | None]]:
+        """As `_firsts`, several in a call: where an object is read in less time than threads take to hand it over."""
+        source = iter(names)
+        asked: deque[list[ObjectName]] = deque()
+
+        def calls() -> Iterator[Callable[[], list[Got | None]]]:
+            while group := list(islice(source, _GROUPED)):
+                asked.append(group)
+                yield partial(self._several, group)
+
+        for found in self._in_order(calls(), _GROUPED_CALLS):
+            group = asked.popleft()
+            yield from zip(group, found, strict=False)
+            yield from self._firsts(group[len(found) :])
+
+    def _several(self, names: Sequence[ObjectName]) -> list[Got | None]:
+        """The first bytes of these objects, of as many as are RANGE_BYTES together."""
+        found: list[Got | None] = []
+        size = 0
+        for name in names:
+            if size >= RANGE_BYTES:
+                break
+            got = self._first(name)
+            found.append(got)
+            size += 0 if got is None else len(got.data)
+        return found
+
     def _first(self, name: ObjectName) -> Got | None:
         for key in keys_of(name):
             try:
@@ -460,13 +439,15 @@ class Transfer:
             except queue.Full:
                 continue
 
-    def _in_order(self, work: Iterable[Callable[[], T]], most: int = MOST) -> Iterator[T]:
-        """Run calls, as many at once as the pace allows; results in order. What is begun and not asked for ends with the pool."""
+    def _in_order(self, work: Iterable[Callable[[], T]], most: int = MOST, *, pace: Pace | None = None) -> Iterator[T]:
+        """Run calls, as many at once as the pace (of transfers, or a given one) allows; results in order. What is begun and not asked
+        for ends with the pool."""
+        pace = pace or self._pace
         flying: deque[Future[T]] = deque()
         source = iter(work)
         more = True
         while more or flying:
-            while more and len(flying) < min(self._pace.limit, most):
+            while more and len(flying) < min(pace.limit, most):
                 call = next(source, None)
                 if call is None:
                     more = False
@@ -474,16 +455,16 @@ class Transfer:
                     flying.append(self._submit(call))
             if flying:
                 result = flying.popleft().result()
-                self._count(1, len(result.data) if isinstance(result, Got) else 0)
+                self._count(*_moved(result), pace=pace)
                 yield result
 
     def _submit(self, call: Callable[[], T], tries: int = _TRIES) -> Future[T]:
         return self._pool.submit(lambda: self._try(call, tries))
 
-    def _count(self, requests: int, size: int, *, pause: bool = True) -> None:
+    def _count(self, requests: int, size: int, *, pause: bool = True, pace: Pace | None = None) -> None:
         self.requests += requests
         self.bytes += size
-        self._pace.done(size)
+        (pace or self._pace).done(size)
         if pause:
             self._pause(size)
 
@@ -503,5 +484,15 @@ class Transfer:
                 if number == tries or time.monotonic() + pause > deadline or error.details.get("again") is False:
                     raise
                 self._pace.refused()
+                self._listing.refused()
                 self._stop.wait(pause)
         raise AssertionError
+
+
+def _moved(result: object) -> tuple[int, int]:
+    """Requests and bytes that a call's result stands for."""
+    if isinstance(result, Got):
+        return 1, len(result.data)
+    if isinstance(result, list) and any(isinstance(each, Got) for each in result):
+        return len(result), sum(len(each.data) for each in result if isinstance(each, Got))
+    return 1, 0

@@ -6,9 +6,9 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 
 from millpond.daemon.errors import BusyError, ObjectMissingError
-from millpond.daemon.jobs.objects import Batch, Memory, hash_files, piece_batches, read_batches
+from millpond.daemon.jobs.objects import Batch, Memory, hash_files, piece_batches, read_batches, tell_whole
 from millpond.daemon.names import ObjectName
-from millpond.daemon.objects import Data, Piece, Put, Tick
+from millpond.daemon.objects import Data, Keep, Piece, Put, Tick
 from millpond.daemon.store.index import Content
 from millpond.daemon.store.session import IngestSession, Stored
 from millpond.daemon.store.store import Store
@@ -42,9 +42,11 @@ class LocalObjectStore:
         """See ObjectStore.put_bytes."""
         return self._begin().feed(memoryview(data), [(len(data), True, is_dir)])[0].name
 
-    def put_pieces(self, pieces: Iterable[tuple[Data, bool, bool]]) -> Iterator[tuple[ObjectName, int]]:
+    def put_pieces(
+        self, pieces: Iterable[tuple[Data, bool, bool]], keep: Keep | None = None
+    ) -> Generator[tuple[ObjectName, int], None, None]:
         """See ObjectStore.put_pieces."""
-        with closing(self._flow(lambda memory: piece_batches(pieces, memory))) as flow:
+        with closing(self._flow(lambda memory: piece_batches(pieces, memory), keep)) as flow:
             for _, stored in flow:
                 for item in stored:
                     self.new_bytes += item.new_bytes
@@ -85,13 +87,17 @@ class LocalObjectStore:
             data = self._store.reader.read_chunk(layout.id(number))
             yield Piece(name, memoryview(data), number == len(layout) - 1)
 
-    def _flow(self, batches: Callable[[Memory], Iterator[Batch]]) -> Generator[tuple[Batch, list[Stored]], None, None]:
+    def _flow(
+        self, batches: Callable[[Memory], Iterator[Batch]], keep: Keep | None = None
+    ) -> Generator[tuple[Batch, list[Stored]], None, None]:
         """Store what `batches` fills; each batch with the contents that end in it."""
         memory = Memory(reuse=True)
         try:
             for batch in batches(memory):
                 assert batch.view is not None  # as memory is used again
                 stored = self._begin().feed(batch.view[: batch.size], batch.pieces)
+                if keep is not None:
+                    tell_whole(batch, [item.name for item in stored], keep)
                 memory.give_back(batch)
                 yield batch, stored
         except BaseException:

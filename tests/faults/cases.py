@@ -20,6 +20,8 @@ from millpond.daemon.store.files import Files
 from millpond.daemon.store.local import LocalObjectStore
 from millpond.daemon.store.store import Store
 
+# The folder of a project that is its remote, in some cases.
+REMOTE = "the-remote"
 # Content of an entry of the workspace: mode, and bytes or the target of a link.
 Tree = dict[str, tuple[int, bytes]]
 
@@ -88,12 +90,26 @@ def _linked(project: Project) -> None:
 def _only_dvcs(project: Project) -> None:
     """DVC's cache has everything, the store nothing."""
     _exported(project)
+    _empty_store(project)
+
+
+def _empty_store(project: Project) -> None:
     store = project.store._store
     path = store.path
     store.close()
     shutil.rmtree(path)
     project.store = LocalObjectStore(Store.open(settings(path)), os.getuid())
     project.context.store = project.store
+
+
+def away(project: Project) -> None:
+    """What is tracked is on a remote, a folder of the project, and nowhere else."""
+    project.write(".dvc/config", f"[core]\n    remote = r\n['remote \"r\"']\n    url = ../{REMOTE}\n")
+    project.run("push")
+    for output in project.open().outputs():
+        path = project.root / output.path
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    _empty_store(project)
 
 
 def _of_dvc_2(project: Project) -> None:
@@ -142,6 +158,7 @@ CASES: dict[str, Case] = {
     "add beside DVC": Case("add", _beside_dvc, {"targets": _wire("one.csv", "fresh.bin")}),
     "commit": Case("commit", _edit, {"force": True}),
     "checkout": Case("checkout", _back, {"force": True}, pieces=True),
+    "pull": Case("pull", away, pieces=True),
     "remove": Case("remove", params={"targets": _wire("data.dvc", "one.csv.dvc")}, pieces=True, again=False),
     "remove --outs": Case(
         "remove", params={"targets": _wire("data.dvc", "one.csv.dvc"), "outs": True}, pieces=True, again=False

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.faults.cases import CASES, Case, Tree, build, differs, is_one_of_two, left, opened, tree
+from tests.faults.cases import CASES, REMOTE, Case, Tree, build, differs, is_one_of_two, left, opened, tree
 from tests.faults.injection import KILL, CountedFiles, Injector, in_child
 from tests.project.verbhelp import Project
 
@@ -104,8 +104,8 @@ def _as_before(now: Tree, place: Path, base: Path) -> Tree:
 
 
 def _nothing_is_lost(place: Path, what: str) -> None:
-    """The store is whole and DVC's cache too; what pointers of the workspace and of HEAD name is at hand in one of them, or in the
-    workspace."""
+    """The store is whole and DVC's cache too; what pointers of the workspace and of HEAD name is at hand in one of them, on the
+    remote, or in the workspace."""
     with opened(place) as project:
         store = project.store._store
         assert store.fsck(deep=True).damaged == [], what
@@ -133,6 +133,8 @@ def _nothing_is_lost(place: Path, what: str) -> None:
 def _content(project: Project, repo: Repo, name: ObjectName) -> bytes | None:
     if project.store.sizes([name])[0] is not None:
         return project.store.read(name)
+    if (there := project.root / REMOTE / "files/md5" / name.value[:2] / name.value[2:]).exists():
+        return there.read_bytes()
     return repo.cache.read(name) if repo.cache.size(name) is not None else None
 
 

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from tests.fusefs.helpers import UID, open_store, put
 
-from millpond.daemon.errors import DiskFullError, InvalidFileError, ObjectMissingError, ProtocolError
+from millpond.daemon.errors import BusyError, DiskFullError, InvalidFileError, ObjectMissingError, ProtocolError
 from millpond.daemon.mounts import listing, sorting
 from millpond.daemon.mounts.sorting import FileRow, RowSorter
 from millpond.daemon.names import ObjectName
@@ -166,6 +166,18 @@ def test_what_fails_between_steps_is_told_by_the_next(store: Store, monkeypatch:
     building.step([1, 1])
     building.catch_up()
     with pytest.raises(InvalidFileError, match="twice"):
+        building.step([1])
+    assert listing.remembered(store, UID, name) is None
+
+
+def test_a_tree_that_lost_its_place_is_not_made_of_what_is_left(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listing, "_BATCH", 1)
+    name = put_manifest(store, [(f"lost-{number}", f"{number}" * 32) for number in range(4)])
+    building = listing.Building(store, UID, name)
+    building.step()
+    building.catch_up()
+    building.close()
+    with pytest.raises(BusyError):
         building.step([1])
     assert listing.remembered(store, UID, name) is None
 

@@ -11,7 +11,7 @@ from typing import cast
 import pytest
 
 from millpond.daemon.api.contents import ComingContent
-from millpond.daemon.errors import StoreDamagedError
+from millpond.daemon.errors import CredentialsError, StoreDamagedError
 from millpond.daemon.names import ObjectName
 from millpond.daemon.project import config
 from millpond.daemon.remote import large
@@ -128,8 +128,38 @@ def test_a_remote_is_listed_once_for_all_that_is_asked_for_in_parts(tmp_path: Pa
             assert transfer.present([*part, *absent], more=True) == {
                 name: len(str(start + number)) for number, name in enumerate(part)
             }
-        # One to see how much there is, then all of them.
-        assert len(backend.prefixes) == 257
+        # One to see how much there is, then the others.
+        assert len(backend.prefixes) == 256
+
+
+@pytest.mark.parametrize("jobs", [None, 1])
+def test_a_listing_that_was_begun_answers_all(tmp_path: Path, jobs: int | None) -> None:
+    remote = tmp_path / "remote"
+    names = [put(remote, b"%d" % number) for number in range(1500)]
+    put(remote, b"another")
+    (remote / "files/md5/00").mkdir(exist_ok=True)
+    (remote / "files/md5/00/no object").write_bytes(b"")
+    backend = Listed("r", str(remote))
+    with Transfer(backend, jobs=jobs) as transfer:
+        assert transfer.listed([names[0].value]) == [None], "none was begun"
+        transfer.expect(1000)
+        assert transfer.listed([names[0].value]) == [None] and backend.prefixes == [], "it would not pay"
+        transfer.expect(1500)
+        sizes = [len(str(number)) for number in range(1500)]
+        assert transfer.listed([*(name.value for name in names), "f" * 32]) == [*sizes, None]
+        assert transfer.present(names, more=True) == dict(zip(names, sizes, strict=True))
+        assert len(backend.prefixes) == 256
+
+
+def test_why_a_listing_failed_is_told_to_who_asks(tmp_path: Path) -> None:
+    class Closed(Listed):
+        def list(self, prefix: str) -> Iterator[Entry]:
+            raise CredentialsError("it may not be listed")
+
+    with Transfer(Closed("r", str(tmp_path))) as transfer:
+        transfer.expect(5000)
+        with pytest.raises(CredentialsError):
+            transfer.listed(["0" * 32])
 
 
 @pytest.mark.parametrize("more", [False, True])
@@ -144,4 +174,4 @@ def test_many_objects_are_found_where_dvc_2_put_them(tmp_path: Path, more: bool)
     with Transfer(backend) as transfer:
         for _ in range(2):
             assert transfer.present(old, more=more) == dict.fromkeys(old, 3)
-        assert len(backend.prefixes) == (513 if more else 2 * 513)
+        assert len(backend.prefixes) == (512 if more else 2 * 512)

@@ -107,3 +107,27 @@ def test_two_stores_push_to_one_remote_and_one_is_killed(team: Team, victim: str
     cat = team.person("cat", ann)
     cat.dvc("pull")
     assert data_of(cat) == data_of(ann)
+
+
+@pytest.mark.parametrize("team", ["local"], indirect=True)
+@pytest.mark.parametrize("after_s", [0.05, *(pytest.param(each / 20, marks=pytest.mark.long) for each in range(2, 16))])
+def test_a_killed_pull_leaves_all_of_a_new_folder_or_none(team: Team, after_s: float) -> None:
+    ann = team.begin()
+    for number in range(400):
+        (ann.repo / "data" / f"n{number}").write_bytes(sample(1000 + number, 30_000))
+    ann.run("add", "-q", "data")
+    ann.git("commit", "-qam", "many")
+    ann.run("push", "-q")
+    expected = contents(ann.repo / "data")
+    bob = team.person("bob", ann)
+    bob.run("daemon", "start", "-q")
+    with subprocess.Popen(bob.command("pull"), cwd=bob.repo, env=bob.env, stderr=subprocess.DEVNULL) as pull:
+        time.sleep(after_s)
+        for pid in processes(bob, "worker"):
+            os.kill(pid, signal.SIGKILL)
+        pull.wait(60)
+    assert not (bob.repo / "data").exists() or contents(bob.repo / "data") == expected
+    assert bob.git("status", "--porcelain") == ""
+    bob.run("pull", "-q")
+    assert contents(bob.repo / "data") == expected and "up to date" in bob.run("status").stdout
+    assert "is clean" in bob.run("fsck", "--deep").stdout

@@ -1,0 +1,141 @@
+"""Which objects a remote holds: asked for one by one, or by listing where that takes fewer requests."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from concurrent.futures import Future
+
+from millpond.daemon.names import ObjectName
+from millpond.daemon.remote.backend import Entry
+from millpond.daemon.remote.layout import MODERN
+
+# More objects than this are looked for by listing, where that takes fewer requests than asking for each.
+ASK_EACH = 1000
+_PREFIXES = tuple(f"{MODERN}/{number:02x}" for number in range(256))
+_OLDER = tuple(f"{number:02x}" for number in range(256))
+# All places where objects are: DVC 3's and those of DVC 1 and 2.
+PREFIXES = (*_PREFIXES, *_OLDER)
+# Names in one page of a listing.
+_PAGE = 1000
+# Objects of a listing that is kept, about 130 bytes each.
+_MAX_LISTED = 1_000_000
+
+# What lies under each name, in order.
+Heads = Callable[[Sequence[ObjectName]], Iterator[Entry | None]]
+# (key, size in bytes) of all that lies below each prefix, in order.
+Sizes = Callable[[Iterable[str]], Iterator[list[tuple[str, int]]]]
+
+
+class Presence:
+    """For one remote. One thread at a time; what it begins goes on in another one."""
+
+    def __init__(self, heads: Heads, sizes: Sizes, *, lists: bool) -> None:
+        """`lists`: whether a listing can be asked for, and may pay."""
+        self._heads = heads
+        self._sizes = sizes
+        self._lists = lists
+        # All that the remote holds, where it was listed and is asked for again; and what of it lies where DVC 2 put it.
+        self._listed: dict[str, int] | None = None
+        self._older: dict[str, int] | None = None
+        # A listing that was begun.
+        self._coming: Future[dict[str, int] | None] | None = None
+
+    def begin(self, count: int) -> None:
+        """So many names are asked for soon, with `more`: list the remote meanwhile, if that pays."""
+        if count <= ASK_EACH or not self._lists or self._listed is not None or self._coming is not None:
+            return
+        coming = self._coming = Future[dict[str, int] | None]()
+
+        def work() -> None:
+            try:
+                coming.set_result(self._list_all(count, frozenset(), True))
+            except BaseException as error:  # told to who asks
+                coming.set_exception(error)
+
+        threading.Thread(target=work, name="listing", daemon=True).start()
+
+    def listed(self, values: Sequence[str]) -> list[int | None]:
+        """Sizes of objects that a listing which was begun tells; None for what it has not, or where there is none. Raises what the
+        listing raised."""
+        self._wait()
+        return [None] * len(values) if self._listed is None else list(map(self._listed.get, values))
+
+    def _wait(self) -> None:
+        if self._coming is not None:
+            coming, self._coming = self._coming, None
+            coming.result()
+
+    def of(
+        self, names: Sequence[ObjectName], tick: Callable[[int, int], None] | None = None, *, more: bool = False
+    ) -> dict[ObjectName, int]:
+        """Which of these are there, with their sizes. With `more` others are asked for soon: a listing is kept for them."""
+        self._wait()
+        if (more and self._listed is not None) or (len(names) > ASK_EACH and self._lists):
+            found = self._by_listing(names, more)
+            if found is not None:
+                return found
+        there: dict[ObjectName, int] = {}
+        for number, (name, entry) in enumerate(zip(names, self._heads(names), strict=True), 1):
+            if entry is not None:
+                there[name] = entry.size
+            if tick is not None:
+                tick(number, len(names))
+        return there
+
+    def _by_listing(self, names: Sequence[ObjectName], more: bool) -> dict[ObjectName, int] | None:
+        """As `of`, None where the remote holds so much more that a listing would take longer."""
+        listed = self._listed if more else None
+        if listed is None:
+            listed = self._list_all(len(names), {name.value for name in names}, more)
+        if listed is None:
+            return None
+        there = {name: listed[name.value] for name in names if name.value in listed}
+        if len(there) == len(names):
+            return there
+        rest = [name for name in names if name not in there]
+        # DVC 2 has its own folders, one for each two digits as well.
+        if len(rest) > ASK_EACH:
+            older = self._list_older(rest, more)
+            there |= {name: older[name.value] for name in rest if name.value in older}
+        elif rest:
+            there |= {
+                name: entry.size for name, entry in zip(rest, self._heads(rest), strict=True) if entry is not None
+            }
+        return there
+
+    def _list_all(self, count: int, wanted: Set[str], more: bool) -> dict[str, int] | None:
+        """Sizes by digest of what is wanted; with `more` of all that is listed, kept unless that is too much. None where asking for
+        each of `count` takes fewer requests."""
+        # Digests are spread evenly: one folder of 256 tells how many objects there are.
+        first = list(self._sizes(_PREFIXES[:1]))
+        if len(first[0]) * len(_PREFIXES) / _PAGE + len(_PREFIXES) > count:
+            return None
+        listed = self._list_folders(_PREFIXES, wanted, more, first)
+        if more and len(listed) < _MAX_LISTED:
+            self._listed, self._older = listed, None
+        return listed
+
+    def _list_older(self, names: Sequence[ObjectName], more: bool) -> dict[str, int]:
+        """As `_list_all`, of what lies where DVC 2 put it."""
+        if more and self._older is not None:
+            return self._older
+        listed = self._list_folders(_OLDER, {name.value for name in names}, more, [])
+        if more and len(listed) < _MAX_LISTED:
+            self._older = listed
+        return listed
+
+    def _list_folders(
+        self, prefixes: Sequence[str], wanted: Set[str], more: bool, begun: list[list[tuple[str, int]]]
+    ) -> dict[str, int]:
+        """`begun`: the listings of the first prefixes, which were made already."""
+        listed: dict[str, int] = {}
+        pages = (page for part in (begun, self._sizes(prefixes[len(begun) :])) for page in part)
+        for prefix, page in zip(prefixes, pages, strict=True):
+            # What is no object is in the way of none: nobody asks for such a name.
+            head, cut = prefix[-2:], len(prefix) + 1
+            for key, size in page:
+                value = head + key[cut:]
+                if value in wanted or (more and len(listed) < _MAX_LISTED):
+                    listed[value] = size
+        return listed

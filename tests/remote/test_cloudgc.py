@@ -115,7 +115,7 @@ def test_it_shows_and_asks_first(team: Team) -> None:
     terminal = Terminal(ann, "gc", "-c", "-w", "--grace", "0")
     terminal.read_until("Remove them?")
     terminal.type("n")
-    assert terminal.finish() == 254 and len(objects(team)) == 10
+    assert terminal.finish() == 1 and len(objects(team)) == 10
     terminal.close()
     assert "Removed 3 objects (367 B) on remote 'team'." in ann.run("gc", "-cwf", "--grace", "0").stdout
     assert "Nothing to remove on remote 'team'." in ann.run("gc", "-cwf", "--grace", "0").stdout

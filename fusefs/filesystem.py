@@ -15,8 +15,7 @@ import stat
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import trio
 
@@ -35,9 +34,13 @@ from millpond.daemon.store.folders import (
 from millpond.daemon.store.index import Content
 from millpond.daemon.store.reader import Bytes, StoreReader
 from millpond.daemon.store.scrubstate import state_of
+from millpond.fusefs import attributes
 from millpond.fusefs.asking import Told
+from millpond.fusefs.attributes import Attributes, FileError
 from millpond.fusefs.lazy import LazyFile, Waits, Walks
 from millpond.fusefs.memory import MapTrimmer
+from millpond.fusefs.nodes import HIDDEN_DIR, ROOT, Node, Nodes
+from millpond.fusefs.openfile import OpenFile, Text
 from millpond.fusefs.reader import ChunkCache, ForeignFile, StoredFile
 from millpond.fusefs.sources import Sources
 
@@ -45,83 +48,16 @@ log = logging.getLogger("millpond.fusefs")
 A = TypeVar("A")
 T = TypeVar("T")
 
-ROOT = 1
-HIDDEN_DIR = 2
 HIDDEN = b".millpond"
 STATS = b"stats"
-_FIRST_DYNAMIC = 16
 # A file up to here is one chunk as a rule, and unpacked in less time than threads take to change.
 MAX_WHOLE = 64 << 10
-FOREVER_S = 365 * 86400.0
 # Requests that wait for the source at once; threads of their own, so that they hold up no other read.
 SOURCE_REQUESTS = 40
 # Entries taken from a folder in one read of the index.
 _PAGE = 256
 _PAGE_LOOKS = 8
-# Modification times are spread over these years, by content: rsync and make then see another content as another time.
-_TIME_BASE, _TIME_SPAN = 1_000_000_000, 500_000_000
 XATTRS = (b"user.millpond.object", b"user.millpond.stored")
-
-
-class FileError(Exception):
-    """An operation's errno."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(errno.errorcode.get(number, str(number)))
-        self.errno = number
-
-
-@dataclass(frozen=True, slots=True)
-class Attributes:
-    """What stat shows; `forever` when the kernel may keep entry and attributes, else it asks again after `ttl_s`."""
-
-    inode: int
-    mode: int
-    size: int
-    mtime_s: int
-    ttl_s: float = FOREVER_S
-
-
-@dataclass(slots=True)
-class Node:
-    """A directory (or a changing link, or a text) that the kernel knows: `lookups` times told and not forgotten."""
-
-    inode: int
-    key: tuple[int, bytes]
-    folder: bytes | None
-    target: bytes | None = None
-    extra: Any = None
-    text: bytes | None = None
-    lookups: int = 0
-
-
-class OpenFile(Protocol):
-    """What is behind a handle."""
-
-    def ready(self, offset: int, size: int) -> list[Bytes] | None:
-        """What `read` gives, when that takes no waiting."""
-
-    async def read(self, offset: int, size: int) -> list[Bytes]:
-        """Bytes from `offset` in pieces, fewer only at the end."""
-
-    def close(self) -> None:
-        """No more reads come."""
-
-
-class Text:
-    """An open text of the holder's own."""
-
-    def __init__(self, text: bytes) -> None:
-        self._text = text
-
-    def ready(self, offset: int, size: int) -> list[Bytes]:
-        return [self._text[offset : offset + size]]
-
-    async def read(self, offset: int, size: int) -> list[Bytes]:
-        return self.ready(offset, size)
-
-    def close(self) -> None:
-        """Nothing to give back."""
 
 
 class Filesystem:
@@ -153,10 +89,7 @@ class Filesystem:
         self._totals = totals
         self._xattrs = xattrs
         self._verify = verify
-        self.root = Node(ROOT, (ROOT, b""), root)
-        self._nodes: dict[int, Node] = {ROOT: self.root}
-        self._by_key: dict[tuple[int, bytes], Node] = {}
-        self._next_inode = _FIRST_DYNAMIC
+        self.nodes = Nodes(root)
         # Handle -> the file, and what it is called in the log.
         self._open: dict[int, tuple[OpenFile, str]] = {}
         self._next_handle = 1
@@ -180,7 +113,7 @@ class Filesystem:
         """The entry `name` of a directory, counted as told to the kernel; None when there is none. Raises FileError."""
         found = self.lookup_stored(parent, name)
         if found is None and self.must_ask(parent):
-            return await self.lookup_special(self._node(parent), name)
+            return await self.lookup_special(self.nodes.known(parent), name)
         return found
 
     def lookup_stored(self, parent: int, name: bytes) -> Attributes | None:
@@ -190,7 +123,7 @@ class Filesystem:
             raise FileError(errno.ENAMETOOLONG)
         if parent == HIDDEN_DIR:
             return self._snapshot() if name == STATS else None
-        folder = self._node(parent).folder
+        folder = self.nodes.known(parent).folder
         if folder is not None:
             entry = self._lookups.lookup(folder, name)
             if entry is not None:
@@ -213,30 +146,17 @@ class Filesystem:
         if inode & FILE_INODE_BIT:
             record = self._record(inode)
             if record.target is not None:
-                return Attributes(inode, stat.S_IFLNK | 0o777, len(record.target), _mtime(inode))
-            return Attributes(inode, _file_mode(record.executable), record.size, _mtime(inode))
-        return self.node_attributes(self._node(inode))
+                return attributes.of_link(inode, len(record.target))
+            return attributes.of_file(inode, record.size, executable=record.executable)
+        return self.node_attributes(self.nodes.known(inode))
 
     def attributes_of(self, parent: int, entry: Entry) -> Attributes:
         """Attributes of a folder's entry, counted as told to the kernel."""
         if entry.type == FILE:
-            return Attributes(entry.inode, _file_mode(entry.executable), entry.size, _mtime(entry.inode))
+            return attributes.of_file(entry.inode, entry.size, executable=entry.executable)
         if entry.type == LINK:
-            return Attributes(entry.inode, stat.S_IFLNK | 0o777, entry.size, _mtime(entry.inode))
-        return self.node_attributes(self.remember(parent, entry.name, entry.child))
-
-    def remember(
-        self, parent: int, name: bytes, folder: bytes | None, *, target: bytes | None = None, extra: Any = None
-    ) -> Node:
-        """The node of a directory or changing link, told to the kernel once more."""
-        node = self._by_key.get((parent, name))
-        if node is None:
-            node = Node(self._next_inode, (parent, name), folder, target, extra)
-            self._next_inode += 1
-            self._nodes[node.inode] = self._by_key[node.key] = node
-        node.folder, node.target, node.extra = folder, target, extra
-        node.lookups += 1
-        return node
+            return attributes.of_link(entry.inode, entry.size)
+        return self.node_attributes(self.nodes.remember(parent, entry.name, entry.child))
 
     def node_attributes(self, node: Node) -> Attributes:
         """Attributes of a node: a directory, a link that may change, or a text of the holder's own."""
@@ -244,25 +164,15 @@ class Filesystem:
             return Attributes(node.inode, stat.S_IFREG | 0o444, len(node.text), int(time.time()), 0.0)
         if node.target is not None:
             return Attributes(node.inode, stat.S_IFLNK | 0o777, len(node.target), int(self._started), 1.0)
-        when = (
-            _TIME_BASE if node.folder is None else _TIME_BASE + int.from_bytes(node.folder[:4], "little") % _TIME_SPAN
-        )
-        ttl = FOREVER_S if node.folder is not None else 1.0
-        return Attributes(node.inode, stat.S_IFDIR | 0o555, 0, when, ttl)
+        return attributes.of_folder(node.inode, node.folder)
 
     def forget(self, inode: int, count: int) -> None:
         """The kernel drops `count` of its references."""
-        node = self._nodes.get(inode)
-        if node is None or node is self.root:
-            return
-        node.lookups -= count
-        if node.lookups <= 0:
-            del self._nodes[inode]
-            self._by_key.pop(node.key, None)
+        self.nodes.forget(inode, count)
 
     def must_ask(self, inode: int) -> bool:
         """Whether a directory is no folder of the index: its `lookup` and `readdir` may wait, its entries may change."""
-        node = self._nodes.get(inode)
+        node = self.nodes.get(inode)
         return node is not None and node.folder is None and node.target is None and node.text is None
 
     async def readdir(self, inode: int, start: int) -> list[tuple[bytes, Entry | None, int]]:
@@ -270,7 +180,7 @@ class Filesystem:
         looked up by name. Nothing is counted as told."""
         if inode == HIDDEN_DIR:
             return [(STATS, None, 1)] if start == 0 else []
-        node = self._node(inode)
+        node = self.nodes.known(inode)
         if node.folder is None:
             return [(name, None, start + n + 1) for n, name in enumerate((await self.list_special(node))[start:])]
         self._map.looked(_PAGE_LOOKS)
@@ -284,7 +194,7 @@ class Filesystem:
 
     def readlink(self, inode: int) -> bytes:
         """A link's target. Raises FileError."""
-        target = self._record(inode).target if inode & FILE_INODE_BIT else self._node(inode).target
+        target = self._record(inode).target if inode & FILE_INODE_BIT else self.nodes.known(inode).target
         if target is None:
             raise FileError(errno.EINVAL)
         return target
@@ -372,7 +282,7 @@ class Filesystem:
         """A handle for `read` when the content is in the store (or no file's at all); None when the source must be asked.
         Raises FileError, StoreDamagedError."""
         self.opens += 1
-        if inode not in self._nodes:
+        if inode not in self.nodes:
             record = self._record(inode)
             if record.name is None:
                 raise FileError(errno.EINVAL)
@@ -381,7 +291,7 @@ class Filesystem:
                 return None
             _check_size(record, content.size)
             return self._opened(StoredFile(self._chunks, self._reader, content), str(record.name))
-        text = self._nodes[inode].text
+        text = self.nodes.known(inode).text
         if text is None:
             raise FileError(errno.EISDIR)
         return self._opened(Text(text), "a text of the mount's own")
@@ -501,7 +411,7 @@ class Filesystem:
             "chunk_misses": self._chunks.misses,
             "chunk_bytes": self._chunks.bytes_read,
             "open_files": len(self._open),
-            "known_directories": len(self._nodes),
+            "known_directories": len(self.nodes),
             "errors": self.errors,
             "last_error": self.last_error or told.damaged,
             "waits": self.waits.count,
@@ -540,12 +450,6 @@ class Filesystem:
 
     # -- helpers --------------------------------------------------------------------------------------------------
 
-    def _node(self, inode: int) -> Node:
-        try:
-            return self._nodes[inode]
-        except KeyError:
-            raise FileError(errno.ENOTDIR if inode & FILE_INODE_BIT else errno.ESTALE) from None
-
     def _record(self, inode: int) -> InodeRecord:
         self._map.looked()
         record = self.folders.inode(inode)
@@ -558,7 +462,7 @@ class Filesystem:
 
     def _snapshot(self) -> Attributes:
         """The statistics as they are now, as a file of its own: each look gets another inode, and so no old pages."""
-        node = self.remember(HIDDEN_DIR, b"%s %d" % (STATS, self._next_inode), None)
+        node = self.nodes.remember(HIDDEN_DIR, b"%s %d" % (STATS, self.nodes.next), None)
         node.text = json.dumps(self.statistics(), indent=1).encode() + b"\n"
         return self.node_attributes(node)
 
@@ -576,12 +480,3 @@ def _check_size(record: InodeRecord, size: int) -> None:
     """Sizes of objects outside the store were a claim when the tree was made; the kernel goes by them."""
     if size != record.size:
         raise StoreDamagedError(f"it has {size} bytes, and {record.size} were expected", hint="mount again")
-
-
-def _file_mode(executable: bool) -> int:
-    return stat.S_IFREG | (0o555 if executable else 0o444)
-
-
-def _mtime(inode: int) -> int:
-    """Seconds since the epoch, a function of the content alone."""
-    return _TIME_BASE + inode % _TIME_SPAN

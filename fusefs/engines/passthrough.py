@@ -25,7 +25,8 @@ import trio
 from millpond.daemon.errors import MillpondError
 from millpond.daemon.store.index import Content
 from millpond.daemon.store.reader import StoreReader
-from millpond.fusefs.filesystem import FileError, Filesystem
+from millpond.fusefs.attributes import FileError
+from millpond.fusefs.filesystem import Filesystem
 
 log = logging.getLogger("millpond.fusefs")
 

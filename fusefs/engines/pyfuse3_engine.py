@@ -18,9 +18,10 @@ import trio
 
 from millpond.daemon.errors import MillpondError, MountError
 from millpond.daemon.store.folders import FOLDER
+from millpond.fusefs.attributes import FOREVER_S, Attributes, FileError
 from millpond.fusefs.engines import EngineSettings, mount_options
 from millpond.fusefs.engines.readahead import ReadAhead
-from millpond.fusefs.filesystem import FOREVER_S, Attributes, FileError, Filesystem
+from millpond.fusefs.filesystem import Filesystem
 
 log = logging.getLogger("millpond.fusefs")
 

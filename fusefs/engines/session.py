@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 import trio
 
 from millpond.daemon.errors import MillpondError, MountError
+from millpond.fusefs.attributes import FileError
 from millpond.fusefs.engines import protocol, signals
 from millpond.fusefs.engines.answers import Answers, Work
 from millpond.fusefs.engines.arrival import Arrival
@@ -29,7 +30,7 @@ from millpond.fusefs.engines.channel import Channel
 from millpond.fusefs.engines.passthrough import Passthrough
 from millpond.fusefs.engines.protocol import IN_HEADER, Op
 from millpond.fusefs.engines.readahead import ReadAhead
-from millpond.fusefs.filesystem import FileError, Filesystem
+from millpond.fusefs.filesystem import Filesystem
 
 log = logging.getLogger("millpond.fusefs")
 

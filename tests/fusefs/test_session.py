@@ -28,7 +28,7 @@ from millpond.daemon.store.trees import TreeEntry, build_tree
 from millpond.fusefs.engines import protocol, signals
 from millpond.fusefs.engines.protocol import Init, Op
 from millpond.fusefs.engines.session import MAX_WAITING
-from millpond.fusefs.filesystem import ROOT
+from millpond.fusefs.nodes import ROOT
 from millpond.fusefs.sources import Sources
 
 LARGE = mixed(900_000, 5)

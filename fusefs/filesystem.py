@@ -15,6 +15,7 @@ import stat
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import trio
@@ -60,6 +61,15 @@ _PAGE_LOOKS = 8
 XATTRS = (b"user.millpond.object", b"user.millpond.stored")
 
 
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What other processes served of this mount."""
+
+    opens: int = 0
+    reads: int = 0
+    read_bytes: int = 0
+
+
 class Filesystem:
     """The operations. `uid` is the caller whose grants count and to whom all belongs. `immutable`: no directory of this
     tree ever changes, but for the hidden one."""
@@ -95,7 +105,8 @@ class Filesystem:
         self._next_handle = 1
         self._started = time.time()
         # What the engine has to tell.
-        self.more_statistics: Callable[[], dict[str, object]] = dict
+        self.more_statistics: list[Callable[[], dict[str, object]]] = []
+        self.served: Callable[[], Served] = Served
         self.opens = self.reads = self.read_bytes = self.errors = 0
         # For files that are not here: who waits, and the folder that was looked into last.
         self.waits = Waits()
@@ -115,6 +126,10 @@ class Filesystem:
         if found is None and self.must_ask(parent):
             return await self.lookup_special(self.nodes.known(parent), name)
         return found
+
+    def looked_into(self, folder: bytes) -> None:
+        """Files of a folder were looked up by another process."""
+        self._walks.looked(folder)
 
     def lookup_stored(self, parent: int, name: bytes) -> Attributes | None:
         """`lookup` without what must be asked for (`must_ask`)."""
@@ -403,10 +418,13 @@ class Filesystem:
         found then and since."""
         scrub = state_of(self._reader.index)
         told = Told() if self._source is None else self._source.told
+        served = self.served()
+        opens = self.opens + served.opens
+        more = {name: value for tell in self.more_statistics for name, value in tell().items()}
         return {
-            "opens": self.opens,
-            "reads": self.reads,
-            "read_bytes": self.read_bytes,
+            "opens": opens,
+            "reads": self.reads + served.reads,
+            "read_bytes": self.read_bytes + served.read_bytes,
             "chunk_hits": self._chunks.hits,
             "chunk_misses": self._chunks.misses,
             "chunk_bytes": self._chunks.bytes_read,
@@ -418,7 +436,7 @@ class Filesystem:
             "waited_s": round(self.waits.seconds, 3),
             "waited_unpacking_s": round(self._chunks.waited_unpacking_s, 3),
             "waited_disk_s": round(self._chunks.waited_disk_s, 3),
-            "hit_rate": round(1 - min(1.0, self.waits.count / max(self.opens, 1)), 4),
+            "hit_rate": round(1 - min(1.0, self.waits.count / max(opens, 1)), 4),
             "remote_requests": told.requests,
             "remote_bytes": told.bytes,
             "needs_credentials": told.refused,
@@ -427,7 +445,7 @@ class Filesystem:
             "damaged": told.damaged,
             "source_starts": self._source.started if self._source is not None else 0,
             "up_s": round(time.time() - self._started, 1),
-            **self.more_statistics(),
+            **more,
             "store_checked": scrub.passed,
             "store_damaged": scrub.passed_damaged + scrub.damaged,
         }

@@ -64,6 +64,8 @@ _MAX_LINE = 1 << 20
 _NO_ANSWER = (OSError, ValueError, TypeError, trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError)
 # Of a holder's statistics, where it hands files to the kernel.
 _PASSTHROUGH = ("passthrough", "passthrough_files", "passthrough_bytes")
+# What it tells of its processes, and of the kernel's read-ahead.
+_SERVING = ("serving", "serving_most", "serving_why", "servers_ended", "read_ahead_kb", "read_ahead_why")
 # What a holder tells of files that were not here.
 _REMOTE = (
     *("opens", "hit_rate", "waits", "waited_s", "waited_unpacking_s", "waited_disk_s"),
@@ -244,6 +246,8 @@ class MountService:
             "versions": record.versions,
             "xattrs": bool(options.get("xattrs")),
             "materialize": int(options.get("materialize") or 0),
+            "serving": min(int(options.get("serving") or 0), engines.MOST_SERVING),
+            "serving_most": self._daemon.settings.serving_most or 0,
             "allow_other": bool(options.get("allow_other")),
             "verify": record.options.get("verify") or "blocks",
             "successor_s": SUCCESSOR_S,
@@ -369,7 +373,7 @@ class MountService:
                     "since": record.made,
                     "reads": stats.get("reads", 0),
                     "read_bytes": stats.get("read_bytes", 0),
-                    **{key: stats[key] for key in (*_PASSTHROUGH, *_REMOTE) if key in stats},
+                    **{key: stats[key] for key in (*_PASSTHROUGH, *_SERVING, *_REMOTE) if key in stats},
                     "rss": state.get("rss"),
                     "error": mount.error or refused or stats.get("damaged") or stats.get("last_error") or None,
                 }

@@ -35,6 +35,7 @@ class Kernel:
 
     sock: trio.socket.SocketType
     filesystem: Filesystem
+    session: Session
     unique: int = 2
     answers: dict[int, tuple[int, bytes]] = field(default_factory=dict)
 
@@ -128,7 +129,7 @@ def serve(
 
                     nursery.start_soon(run)
                     with trio.socket.from_stdlib_socket(ours) as asking:
-                        return await work(Kernel(asking, filesystem))
+                        return await work(Kernel(asking, filesystem, session))
         finally:
             reader.close()
 

@@ -1,0 +1,437 @@
+"""Several processes on one mount: what they share, when there are how many, and that none of them can be missed."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import multiprocessing
+import os
+import random
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from tests.fusefs.helpers import (
+    File,
+    Mounted,
+    Node,
+    answering,
+    eventually,
+    mixed,
+    mount,
+    open_store,
+    put,
+    put_tree,
+)
+from tests.fusefs.wire import Kernel, read_body, serve
+
+from millpond.daemon import memfd
+from millpond.daemon.mounts.place import mounted_at
+from millpond.daemon.names import ObjectName
+from millpond.daemon.store.folders import Totals
+from millpond.daemon.store.trees import TreeEntry, build_tree
+from millpond.fusefs.engines.protocol import IN_HEADER, OUT_HEADER, Op
+from millpond.fusefs.nodes import ROOT, Nodes
+from millpond.fusefs.serving import messages
+from millpond.fusefs.serving.load import Load, Meter, Sample, cores, most_by_load
+from millpond.fusefs.serving.shared import Counter, Directories, Slot
+from millpond.fusefs.sources import Sources
+
+SMALL = 300
+LARGE = {b"large/%d" % number: mixed(3_000_000 + number, number) for number in range(4)}
+TREE: dict[bytes, Node] = {
+    **{path: File(data) for path, data in LARGE.items()},
+    **{b"small/%02d/%03d" % (number % 10, number): File(mixed(number * 37 + 1, number)) for number in range(SMALL)},
+}
+AWAY = b"content of an object that only the source has"
+AWAY_NAME = ObjectName("md5", "5e" * 16)
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Totals]:
+    path = tmp_path_factory.mktemp("serving") / "store"
+    store = open_store(path)
+    try:
+        totals = put_tree(store, TREE)
+    finally:
+        store.close()
+    return path, totals
+
+
+@contextlib.contextmanager
+def served(stored: tuple[Path, Totals], base: Path, serving: int, **more: Any) -> Iterator[Mounted]:
+    """The tree, mounted, once all its servers have answered something."""
+    with mount(*stored, base / "m", engine="direct", serving=serving, **more) as mounted:
+        eventually(lambda: len(servers(mounted)) == serving - 1, "there are servers")
+        wait_for_share(mounted)
+        yield mounted
+
+
+def servers(mounted: Mounted) -> list[int]:
+    found: list[int] = mounted.stats()["servers"]
+    return found
+
+
+def wait_for_share(mounted: Mounted) -> None:
+    """Look names up until servers take part."""
+    before = mounted.stats()["served"]
+
+    def some() -> bool:
+        for number in range(50):
+            with contextlib.suppress(FileNotFoundError):
+                os.stat(mounted.place / f"none-{random.random()}-{number}")
+        return bool(mounted.stats()["served"] > before + 5)
+
+    eventually(some, "servers answer")
+
+
+def forget_pages(path: Path) -> None:
+    """Have the kernel ask for a file's bytes again."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(fd)
+
+
+def keep_reading(place: str, seed: int, out: Connection) -> None:
+    """A program that reads any files, whole or in part, and compares; it tells how often, or what was wrong."""
+    rng = random.Random(seed)
+    paths = sorted(TREE)
+    done = 0
+    try:
+        while not out.poll():
+            path = rng.choice(paths)
+            node = TREE[path]
+            assert isinstance(node, File)
+            full = Path(os.fsdecode(os.path.join(os.fsencode(place), path)))
+            forget_pages(full)
+            with open(full, "rb", buffering=0) as file:
+                begin = rng.randrange(len(node.data)) if rng.random() < 0.5 else 0
+                file.seek(begin)
+                found = b"".join(iter(lambda file=file: file.read(200_000), b""))  # type: ignore[misc]
+            assert found == node.data[begin:], f"{path!r} from {begin}: wrong bytes"
+            done += 1
+        out.send(done)
+    except BaseException as error:
+        out.send(repr(error))
+
+
+@contextlib.contextmanager
+def readers(mounted: Mounted, count: int) -> Iterator[list[Any]]:
+    """Programs that read all the while; in the end, what each has told is in the list."""
+    context = multiprocessing.get_context("spawn")
+    told: list[Any] = []
+    running = []
+    for seed in range(count):
+        ours, theirs = context.Pipe()
+        process = context.Process(target=keep_reading, args=(os.fspath(mounted.place), seed, theirs), daemon=True)
+        process.start()
+        theirs.close()
+        running.append((process, ours))
+    try:
+        yield told
+        for _, pipe in running:
+            pipe.send("enough")
+        for _, pipe in running:
+            assert pipe.poll(30), "a reader hangs"
+            told.append(pipe.recv())
+    finally:
+        for process, pipe in running:
+            process.kill()
+            process.join(10)
+            process.close()
+            pipe.close()
+
+
+# -- killed -----------------------------------------------------------------------------------------------------------
+
+
+def kill_on(stored: tuple[Path, Totals], base: Path, *, seconds: float, serving: int) -> None:
+    with served(stored, base, serving, life_s=int(seconds) + 100) as mounted:
+        rng = random.Random(4)
+        killed = 0
+        with readers(mounted, 3) as told:
+            end = time.monotonic() + seconds
+            while time.monotonic() < end or not mounted.stats()["servers_left"]:
+                assert time.monotonic() < end + 60, "no server was ever at work when it was killed"
+                # Younger ones have not begun yet, and too many that end so soon are given up.
+                time.sleep(rng.uniform(1.1, 1.5))
+                for pid in servers(mounted):
+                    os.kill(pid, signal.SIGKILL)
+                    killed += 1
+        assert all(isinstance(each, int) and each > 0 for each in told), told
+        stats = mounted.stats()
+        assert not stats["errors"], stats["last_error"]
+        eventually(lambda: mounted.stats()["servers_ended"] == killed, "each death is seen")
+        eventually(lambda: len(servers(mounted)) == serving - 1, "they are replaced", 30)
+        wait_for_share(mounted)
+
+
+def test_servers_killed_again_and_again_lose_nothing(stored: tuple[Path, Totals], base: Path) -> None:
+    kill_on(stored, base, seconds=2, serving=3)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(400)
+def test_servers_killed_for_minutes_lose_nothing(stored: tuple[Path, Totals], base: Path) -> None:
+    kill_on(stored, base, seconds=120, serving=5)
+
+
+def test_a_killed_holder_takes_its_servers_along(stored: tuple[Path, Totals], base: Path) -> None:
+    with served(stored, base, 3) as mounted:
+        pids = servers(mounted)
+        os.kill(mounted.pid, signal.SIGKILL)
+        mounted.ended()
+        eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), "the servers are gone", 5)
+        with pytest.raises(OSError) as gone:
+            os.listdir(mounted.place)
+        assert gone.value.errno == errno.ENOTCONN
+
+
+def test_the_end_of_the_mount_ends_them(stored: tuple[Path, Totals], base: Path) -> None:
+    with served(stored, base, 3) as mounted:
+        pids = servers(mounted)
+        assert not mounted.umount().returncode
+        assert mounted.ended() == 0
+        assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+        assert mounted_at(os.fspath(mounted.place)) is None
+
+
+# -- who answers what -------------------------------------------------------------------------------------------------
+
+
+def test_directories_are_counted_right_whoever_is_told_and_forgets(stored: tuple[Path, Totals], base: Path) -> None:
+    if os.geteuid():
+        pytest.skip("only root may have the kernel forget")
+    with served(stored, base, 4) as mounted:
+        for _ in range(3):
+            for top, _, names in os.walk(mounted.place):
+                for name in names:
+                    os.stat(os.path.join(top, name))
+            assert mounted.stats()["known_directories"] >= 12
+            for pid in servers(mounted)[:1]:
+                os.kill(pid, signal.SIGKILL)
+
+            def all_forgotten() -> bool:
+                Path("/proc/sys/vm/drop_caches").write_text("2")
+                # The folder with the statistics is not looked at here, nor is any other held.
+                return bool(mounted.stats()["known_directories"] == 1)
+
+            eventually(all_forgotten, "the kernel's forgets are counted, by whomever they are taken", 30)
+        assert (mounted.place / "small" / "03" / "003").read_bytes() == mixed(3 * 37 + 1, 3)
+        assert not mounted.stats()["errors"]
+
+
+def test_what_only_the_source_has_is_waited_for_by_the_holder(base: Path) -> None:
+    store = open_store(base / "store")
+    here = put(store, [b"here"])[0]
+    entries = [TreeEntry(b"away/%d" % number, len(AWAY), name=AWAY_NAME) for number in range(1)]
+    totals = build_tree(store, [*entries, TreeEntry(b"here", 4, name=here)])
+    store.close()
+    give = answering(lambda request: ({"size": len(AWAY)}, [memfd.from_bytes(AWAY)]))
+    with served((base / "store", totals), base, 3, source=give) as mounted:
+        for _ in range(20):
+            assert (mounted.place / "away/0").read_bytes() == AWAY
+            assert (mounted.place / "here").read_bytes() == b"here"
+            forget_pages(mounted.place / "away/0")
+            forget_pages(mounted.place / "here")
+        stats = mounted.stats()
+        assert stats["handed_over"] > 0 and not stats["errors"]
+
+
+def test_what_all_of_them_did_is_counted_once(stored: tuple[Path, Totals], base: Path) -> None:
+    with served(stored, base, 3) as mounted:
+        before = mounted.stats()
+        for path, data in LARGE.items():
+            full = mounted.place / os.fsdecode(path)
+            forget_pages(full)
+            assert full.read_bytes() == data
+        after = mounted.stats()
+        assert after["read_bytes"] - before["read_bytes"] == sum(map(len, LARGE.values()))
+        assert after["serving"] == after["serving_most"] == 3 and not after["serving_why"]
+        assert mounted.ask("used")["segments"]
+
+
+def test_the_other_engine_is_one_process_and_says_so(stored: tuple[Path, Totals], base: Path) -> None:
+    with (
+        pytest.raises(AssertionError, match="serves a mount by one process"),
+        mount(*stored, base / "m", engine="pyfuse3", serving=2),
+    ):
+        pass
+
+
+@pytest.mark.long
+def test_a_server_that_cannot_begin_is_given_up(stored: tuple[Path, Totals], base: Path) -> None:
+    """The mount goes on by itself, and says why there is no other process."""
+    with served(stored, base, 2) as mounted:
+        deadline = time.monotonic() + 60
+        while not (why := mounted.stats()["serving_why"]):
+            assert time.monotonic() < deadline
+            for pid in servers(mounted):
+                os.kill(pid, signal.SIGKILL)
+            time.sleep(0.05)
+        assert "as soon as they had begun" in why
+        eventually(lambda: not servers(mounted), "there is none left")
+        assert (mounted.place / "small/00/000").read_bytes() == mixed(1, 0)
+
+
+# -- requests from another descriptor ---------------------------------------------------------------------------------
+
+
+def test_a_request_is_answered_where_it_came_from(stored: tuple[Path, Totals]) -> None:
+    async def work(kernel: Kernel) -> None:
+        await kernel.begin()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with ours, theirs:
+            theirs.setblocking(False)
+            for inode, body, expected in ((ROOT, b"small\0", 0), (ROOT, b"none\0", 0), (4444, b"x\0", errno.ESTALE)):
+                request = IN_HEADER.pack(IN_HEADER.size + len(body), Op.LOOKUP, 1 << 20, inode, 0, 0, 0, 0, 0) + body
+                kernel.session.take_over(request, theirs.fileno())
+                answer = await trio.to_thread.run_sync(ours.recv, 4096)
+                assert OUT_HEADER.unpack_from(answer)[1:] == (-expected, 1 << 20)
+        assert await kernel.lookup(ROOT, b"large"), "others are answered as before"
+
+    serve(*stored, work)
+
+
+def test_an_interruption_that_overtakes_its_request_is_remembered(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "store")
+    totals = build_tree(store, [TreeEntry(b"away", len(AWAY), name=AWAY_NAME)])
+    store.close()
+    ours, theirs = socket.socketpair()
+
+    async def work(kernel: Kernel) -> None:
+        await kernel.begin()
+        kernel.session.shared = True
+        inode = await kernel.lookup(ROOT, b"away")
+        await kernel.interrupt(kernel.unique + 6)
+        await kernel.ask(Op.STATFS, ROOT)
+        unique = await kernel.send(Op.READ, inode, read_body(0, 4096))  # by pid 0, which nobody knows: it is to end
+        assert await kernel.answer(unique) == (errno.EINTR, b"")
+
+    with ours:
+        serve(tmp_path / "store", totals, work, source=Sources(theirs))
+
+
+# -- what they share --------------------------------------------------------------------------------------------------
+
+
+def table() -> Directories:
+    fd = Directories.create()
+    try:
+        return Directories(fd)
+    finally:
+        os.close(fd)
+
+
+def test_the_table_has_the_folders_of_what_the_kernel_knows() -> None:
+    nodes, shared = Nodes(b"r" * 32), table()
+    before = nodes.remember(ROOT, b"before", b"b" * 32)
+    nodes.share(shared)
+    after = nodes.remember(before.inode, b"after", b"a" * 32)
+    link = nodes.remember(ROOT, b"link", None, target=b"after")
+    assert [shared.folder(each) for each in (ROOT, before.inode, after.inode, link.inode)] == [
+        *(b"r" * 32, b"b" * 32, b"a" * 32),
+        None,
+    ]
+    nodes.remember(ROOT, b"link", b"l" * 32)  # it became a folder
+    assert shared.folder(link.inode) == b"l" * 32
+    nodes.forget(after.inode, 1)
+    assert shared.folder(after.inode) is None and shared.folder(after.inode + (1 << 17)) is None
+
+
+def test_a_place_that_is_taken_is_nobody_elses() -> None:
+    shared = table()
+    shared.tell(20, b"x" * 32)
+    shared.tell(20 + (1 << 17), b"y" * 32)
+    assert shared.folder(20) == b"x" * 32 and shared.folder(20 + (1 << 17)) is None
+    shared.drop(20 + (1 << 17))
+    assert shared.folder(20) == b"x" * 32
+    shared.drop(20)
+    shared.tell(20 + (1 << 17), b"y" * 32)
+    assert shared.folder(20 + (1 << 17)) == b"y" * 32 and shared.folder(20) is None
+
+
+def test_a_slot_keeps_the_request_and_the_counts() -> None:
+    fd = Slot.create()
+    writer, reader = Slot(fd), Slot(fd)
+    os.close(fd)
+    writer.lock()
+    assert reader.request() == b""
+    writer.room[:8] = b"\x08\0\0\0text"
+    assert reader.request() == b"\x08\0\0\0text"
+    writer.room[:4] = b"\xff\xff\xff\xff"
+    assert len(reader.request()) == len(writer.room)
+    writer.clear()
+    assert reader.request() == b""
+    for number in (3, 4):
+        writer.count(Counter.READS, number)
+    assert reader.counted(Counter.READS) == 7 and reader.counted(Counter.READ_BYTES) == 0
+
+
+def test_segments_are_told_in_as_many_messages_as_it_takes() -> None:
+    assert messages.used(()) == []
+    told = messages.used(range(10_000))
+    assert len(told) == 3 and all(len(each) < messages.MAX_BYTES for each in told)
+    assert [number for each in told for number in messages.segments_of(each[1:])] == list(range(10_000))
+
+
+# -- how many ---------------------------------------------------------------------------------------------------------
+
+FULL = Sample(1.0, busy=0.97, behind=0.9, used=1.0, free=2.0)
+IDLE = Sample(1.0, busy=0.01, behind=None, used=0.02, free=3.9)
+
+
+def counts(load: Load, samples: list[Sample]) -> list[int]:
+    processes, found = 1, []
+    for sample in samples:
+        processes = load.wanted(processes, sample)
+        found.append(processes)
+    return found
+
+
+def test_one_more_when_there_is_no_pause_and_a_core_is_free() -> None:
+    assert counts(Load(3), [FULL] * 6) == [1, 2, 2, 3, 3, 3]
+    assert counts(Load(1), [FULL] * 6) == [1] * 6
+    for lacking in (
+        Sample(1.0, busy=0.97, behind=0.9, used=1.0, free=0.3),
+        Sample(1.0, busy=0.5, behind=0.9, used=1.0, free=2.0),
+        # One reader who comes back at once is not served sooner by two.
+        Sample(1.0, busy=0.97, behind=0.1, used=1.0, free=2.0),
+    ):
+        assert counts(Load(3), [lacking] * 6) == [1] * 6
+        assert counts(Load(3), [FULL, lacking] * 6) == [1] * 12, "twice in a row"
+
+
+def test_one_fewer_when_they_had_little_to_do_for_long() -> None:
+    found = counts(Load(3), [FULL] * 4 + [IDLE] * 25)
+    assert found[3] == 3 and found[12:14] == [3, 2] and found[23:] == [1] * 6
+    busy = Sample(1.0, busy=0.97, behind=0.9, used=2.5, free=0.5)
+    assert counts(Load(3), [FULL] * 4 + ([IDLE] * 9 + [busy]) * 3)[-1] == 3, "not for long enough"
+
+
+def test_what_is_measured_is_plausible() -> None:
+    meter = Meter()
+    end = time.monotonic() + 0.3
+    while time.monotonic() < end:
+        pass
+    sample = meter.sample(100, 50, 0.0)
+    assert 0.25 < sample.seconds < 5 and sample.behind == 0.5
+    assert 0.05 < sample.busy <= 1.05 and sample.busy <= sample.used + 0.05
+    assert -0.1 <= sample.free <= len(os.sched_getaffinity(0)) + 0.1
+    assert meter.sample(3, 3, 0.0).behind is None
+    assert 0 < cores() <= len(os.sched_getaffinity(0)) and 1 <= most_by_load() <= 8
+
+
+@pytest.mark.parametrize("most", [0, 2])
+def test_a_holder_that_nobody_keeps_busy_starts_none(stored: tuple[Path, Totals], base: Path, most: int) -> None:
+    with mount(*stored, base / "m", engine="direct", serving_most=most) as mounted:
+        stats = mounted.stats()
+        assert stats["serving"] == 1 and stats["serving_most"] == (most or most_by_load())

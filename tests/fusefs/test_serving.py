@@ -28,6 +28,7 @@ from tests.fusefs.helpers import (
     open_store,
     put,
     put_tree,
+    share,
 )
 from tests.fusefs.wire import Kernel, read_body, serve
 
@@ -69,26 +70,13 @@ def served(stored: tuple[Path, Totals], base: Path, serving: int, **more: Any) -
     """The tree, mounted, once all its servers have answered something."""
     with mount(*stored, base / "m", engine="direct", serving=serving, **more) as mounted:
         eventually(lambda: len(servers(mounted)) == serving - 1, "there are servers")
-        wait_for_share(mounted)
+        share(mounted)
         yield mounted
 
 
 def servers(mounted: Mounted) -> list[int]:
     found: list[int] = mounted.stats()["servers"]
     return found
-
-
-def wait_for_share(mounted: Mounted) -> None:
-    """Look names up until servers take part."""
-    before = mounted.stats()["served"]
-
-    def some() -> bool:
-        for number in range(50):
-            with contextlib.suppress(FileNotFoundError):
-                os.stat(mounted.place / f"none-{random.random()}-{number}")
-        return bool(mounted.stats()["served"] > before + 5)
-
-    eventually(some, "servers answer")
 
 
 def forget_pages(path: Path) -> None:
@@ -171,7 +159,7 @@ def kill_on(stored: tuple[Path, Totals], base: Path, *, seconds: float, serving:
         assert not stats["errors"], stats["last_error"]
         eventually(lambda: mounted.stats()["servers_ended"] == killed, "each death is seen")
         eventually(lambda: len(servers(mounted)) == serving - 1, "they are replaced", 30)
-        wait_for_share(mounted)
+        share(mounted)
 
 
 def test_servers_killed_again_and_again_lose_nothing(stored: tuple[Path, Totals], base: Path) -> None:

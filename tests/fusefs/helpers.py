@@ -321,7 +321,8 @@ def sample_tree() -> dict[bytes, Node]:
         tree[b"sizes/%d" % size] = File(mixed(size, size))
     tree[b"big/mixed.bin"] = File(mixed(9_000_017, 1))
     tree[b"big/random.bin"] = File(random.Random(2).randbytes(5 << 20))
-    # Equal chunks, over and over.
+    # As of a file with holes; and equal chunks, over and over.
+    tree[b"big/holes.bin"] = File(mixed(5000, 3) + bytes(2 << 20) + mixed(70_000, 4) + bytes(100_001))
     tree[b"big/zeros.bin"] = File(bytes(4 << 20))
     tree[b"same/one"] = tree[b"same/two"] = File(b"the same content")
     tree[b"same/runs"] = File(b"the same content", executable=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import multiprocessing
 import os
 import random
@@ -36,6 +37,8 @@ from millpond.daemon import memfd
 from millpond.daemon.mounts.place import mounted_at
 from millpond.daemon.names import ObjectName
 from millpond.daemon.store.folders import Totals
+from millpond.daemon.store.reader import StoreReader
+from millpond.daemon.store.segments import segment_path
 from millpond.daemon.store.trees import TreeEntry, build_tree
 from millpond.fusefs.engines.protocol import IN_HEADER, OUT_HEADER, Op
 from millpond.fusefs.nodes import ROOT, Nodes
@@ -245,6 +248,40 @@ def test_what_all_of_them_did_is_counted_once(stored: tuple[Path, Totals], base:
         assert after["read_bytes"] - before["read_bytes"] == sum(map(len, LARGE.values()))
         assert after["serving"] == after["serving_most"] == 3 and not after["serving_why"]
         assert mounted.ask("used")["segments"]
+
+
+def test_a_read_of_damaged_bytes_is_an_error_of_that_read_alone(base: Path) -> None:
+    """Told once, with the object and the chunk, by the holder, whoever met it."""
+    store = open_store(base / "store")
+    totals = put_tree(store, TREE)
+    store.close()
+    hurt = b"small/00/290"
+    node = TREE[hurt]
+    assert isinstance(node, File)
+    location = None
+    reader = StoreReader.open(base / "store")
+    try:
+        name = ObjectName("md5", hashlib.md5(node.data, usedforsecurity=False).hexdigest())
+        (content,) = reader.resolve([name], os.getuid())
+        assert content is not None
+        location = reader.locate(content.id)
+    finally:
+        reader.close()
+    assert location is not None
+    with open(segment_path(base / "store/segments", location.segment), "r+b") as file:
+        file.seek(location.offset + location.stored // 2 + 40)
+        file.write(b"damaged damaged")
+    with served((base / "store", totals), base, 3) as mounted:
+        for _ in range(30):
+            with pytest.raises(OSError) as refused:
+                (mounted.place / os.fsdecode(hurt)).read_bytes()
+            assert refused.value.errno == errno.EIO
+            other = "small/01/291"
+            assert (mounted.place / other).read_bytes() == mixed(291 * 37 + 1, 291)
+            forget_pages(mounted.place / other)
+        told = [line for line in mounted.log.read_text().splitlines() if "damaged" in line]
+        assert len(told) == mounted.stats()["errors"] >= 30  # the kernel may ask twice
+        assert all(str(name) in line and f"chunk {content.id.hex()[:16]} is damaged" in line for line in told)
 
 
 def test_the_other_engine_is_one_process_and_says_so(stored: tuple[Path, Totals], base: Path) -> None:

@@ -80,6 +80,28 @@ def test_the_kernel_is_asked_for_what_it_offers_and_we_know(tree: tuple[Path, To
     serve(*tree, work)
 
 
+@pytest.mark.parametrize("lacking", list(protocol.FLAGS), ids=lambda flag: flag.name)
+def test_a_kernel_without_a_feature_goes_without_it(tree: tuple[Path, Totals], lacking: Init) -> None:
+    async def work(kernel: Kernel) -> None:
+        error, body = await kernel.begin(flags=ALL_FLAGS & ~int(lacking))
+        agreed = protocol.INIT_OUT.unpack(body)[3]
+        assert not error and not agreed & lacking
+        folders = await kernel.lookup(ROOT, b"folders")
+        error, body = await kernel.ask(Op.OPENDIR, folders, bytes(8))
+        assert error == (0 if lacking == Init.NO_OPENDIR_SUPPORT else errno.ENOSYS)
+        error, body = await kernel.ask(Op.READDIR, folders, read_body(0, 65536))
+        assert not error and body.count(b"\0\0\0\0\0\0\0") and b"07" in body and b"39" in body
+        error, body = await kernel.ask(Op.READDIRPLUS, folders, read_body(0, 65536))
+        assert not error and len(list(entries_plus(body))) == 40
+        inode = await kernel.lookup(ROOT, b"large")
+        error, body = await kernel.ask(Op.OPEN, inode, bytes(8))
+        assert error == (0 if lacking == Init.NO_OPEN_SUPPORT else errno.ENOSYS)
+        for offset in range(0, len(LARGE), 131072):  # as much as a request may be without MAX_PAGES
+            assert await kernel.read(inode, offset, 131072) == (0, LARGE[offset : offset + 131072])
+
+    serve(*tree, work)
+
+
 def test_a_kernel_that_is_too_old_is_refused_and_a_newer_one_asked_to_speak_ours(tree: tuple[Path, Totals]) -> None:
     async def newer(kernel: Kernel) -> None:
         error, body = await kernel.begin(major=8)

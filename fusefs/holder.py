@@ -114,7 +114,8 @@ class Holder:
                     xattrs=settings.xattrs,
                     verify=settings.verify,
                 )
-                listener = await _listen(settings.control)
+                # In system mode the daemon is another user, of the store's group as this process is.
+                listener = await _listen(settings.control, 0o660 if settings.device >= 0 else 0o600)
                 nursery.start_soon(self._control, listener)
                 nursery.start_soon(_let_go, reader)
 
@@ -237,11 +238,11 @@ async def _let_go(reader: StoreReader) -> None:
         reader.let_go()
 
 
-async def _listen(path: str) -> trio.SocketListener:
+async def _listen(path: str, mode: int) -> trio.SocketListener:
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
     sock = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    before = os.umask(0o177)
+    before = os.umask(0o777 & ~mode)
     try:
         await sock.bind(path)
     finally:

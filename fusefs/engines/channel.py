@@ -38,17 +38,18 @@ class Channel:
         try:
             self._write(unique, [OUT_HEADER.pack(OUT_HEADER.size, -number, unique)])
         except OSError as error:
+            self._others.pop(unique, None)
             log.error("the kernel does not take an error's answer: %s", error)
 
     def _write(self, unique: int, parts: Sequence[Bytes]) -> bool:
         fd = self._others.get(unique, self._fd) if self._others else self._fd
+        taken = True
         try:
             os.writev(fd, parts)
         except OSError as error:
-            if error.errno in _UNWANTED:
-                return False
-            raise
-        finally:
-            if self._others:
-                self._others.pop(unique, None)
-        return True
+            if error.errno not in _UNWANTED:
+                raise  # then it is answered with an error, at the same place
+            taken = False
+        if self._others:
+            self._others.pop(unique, None)
+        return taken

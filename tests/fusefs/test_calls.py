@@ -154,7 +154,6 @@ def test_a_mount_over_a_mount_hides_it_and_gives_it_back(base: Path) -> None:
         if os.geteuid():  # fusermount3 does not look into what is its user's alone, not even as root
             with pytest.raises(AssertionError, match="Permission denied|fuse_session_mount failed"):
                 mount(base / "store", above, base / "m").__enter__()
-            assert (base / "m/file").read_bytes() == b"below"
             return
         # fusermount3 and mount(2) alike mount on what is there.
         with mount(base / "store", above, base / "m") as second:

@@ -326,6 +326,25 @@ def test_a_request_is_answered_where_it_came_from(stored: tuple[Path, Totals]) -
     serve(*stored, work)
 
 
+def test_an_answer_that_is_not_taken_is_followed_by_an_error_in_the_same_place(stored: tuple[Path, Totals]) -> None:
+    async def work(kernel: Kernel) -> None:
+        await kernel.begin()
+        large = await kernel.lookup(await kernel.lookup(ROOT, b"large"), b"0")
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with ours, theirs:
+            theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)  # a message of 1 MiB is too long
+            theirs.setblocking(False)
+            body = read_body(0, 1 << 20)
+            request = IN_HEADER.pack(IN_HEADER.size + len(body), Op.READ, 1 << 20, large, 0, 0, 0, 0, 0) + body
+            kernel.session.take_over(request, theirs.fileno())
+            ours.settimeout(20)
+            answer = await trio.to_thread.run_sync(ours.recv, 4096)
+            assert OUT_HEADER.unpack_from(answer)[1:] == (-errno.EIO, 1 << 20)
+        assert await kernel.read(large, 0, 4096) == (0, LARGE[b"large/0"][:4096])
+
+    serve(*stored, work)
+
+
 def test_an_interruption_that_overtakes_its_request_is_remembered(tmp_path: Path) -> None:
     store = open_store(tmp_path / "store")
     totals = build_tree(store, [TreeEntry(b"away", len(AWAY), name=AWAY_NAME)])

@@ -268,23 +268,20 @@ def run(request: dict[str, Any], fds: list[int]) -> int:
     try:
         trio.run(Holder(settings, source).serve, ready)
         return 0
-    except Exception as caught:
-        error = _alone(caught)
-        if isinstance(error, MillpondError):
-            return _report(ready, error)
+    except MillpondError as error:
+        return _report(ready, error)
+    except Exception as failure:
         log.exception("the holder failed")
-        if isinstance(error, OSError) and isinstance(told := from_system(error, "serving the mount"), BusyError):
+        cause = failure
+        while isinstance(cause, ExceptionGroup):  # what a nursery raises; the first that failed is why
+            cause = cause.exceptions[0]
+        if isinstance(cause, MillpondError):
+            return _report(ready, cause)
+        if isinstance(cause, OSError) and isinstance(told := from_system(cause, "serving the mount"), BusyError):
             return _report(ready, told)
         return _report(
-            ready, InternalError(f"the mount's process failed: {error!r}", hint="see `millpond daemon logs`")
+            ready, InternalError(f"the mount's process failed: {cause!r}", hint="see `millpond daemon logs`")
         )
-
-
-def _alone(error: Exception) -> Exception:
-    """What went wrong, without the groups that nurseries put around it."""
-    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return error
 
 
 def _report(ready: socket.socket, error: MillpondError) -> int:

@@ -18,6 +18,8 @@ from typing import Any
 
 import pytest
 import trio
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.fusefs.helpers import (
     File,
     Mounted,
@@ -31,6 +33,7 @@ from tests.fusefs.helpers import (
     put_tree,
     share,
 )
+from tests.fusefs.test_session import BODIES, INODES, OPS
 from tests.fusefs.wire import Kernel, read_body, serve
 
 from millpond.daemon import memfd
@@ -40,6 +43,7 @@ from millpond.daemon.store.folders import Totals
 from millpond.daemon.store.reader import StoreReader
 from millpond.daemon.store.segments import segment_path
 from millpond.daemon.store.trees import TreeEntry, build_tree
+from millpond.fusefs.engines import protocol
 from millpond.fusefs.engines.protocol import IN_HEADER, OUT_HEADER, Op
 from millpond.fusefs.nodes import ROOT, Nodes
 from millpond.fusefs.serving import messages
@@ -322,6 +326,39 @@ def test_a_request_is_answered_where_it_came_from(stored: tuple[Path, Totals]) -
                 answer = await trio.to_thread.run_sync(ours.recv, 4096)
                 assert OUT_HEADER.unpack_from(answer)[1:] == (-expected, 1 << 20)
         assert await kernel.lookup(ROOT, b"large"), "others are answered as before"
+
+    serve(*stored, work)
+
+
+@given(requests=st.lists(st.tuples(OPS, INODES, BODIES, st.booleans()), max_size=30))
+def test_any_request_is_answered_where_it_came_from_and_ends_nothing(
+    stored: tuple[Path, Totals], requests: list[tuple[int, int, bytes, bool]]
+) -> None:
+    async def work(kernel: Kernel) -> None:
+        await kernel.begin()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        theirs.setblocking(False)
+        with theirs, trio.socket.from_stdlib_socket(ours) as asking:
+            theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
+            other = Kernel(asking, kernel.filesystem, kernel.session)
+            here: list[int] = []
+            there: list[int] = []
+            for op, inode, body, elsewhere in requests:
+                kernel.unique += 2
+                request = IN_HEADER.pack(IN_HEADER.size + len(body), op, kernel.unique, inode, 0, 0, 0, 0, 0) + body
+                if elsewhere:
+                    kernel.session.take_over(request, theirs.fileno())
+                else:
+                    await kernel.sock.send(request)
+                if op not in protocol.SILENT:
+                    (there if elsewhere else here).append(kernel.unique)
+            for unique in here:
+                await kernel.answer(unique)
+            for unique in there:
+                await other.answer(unique)
+            assert set(other.answers) == set(there) and not set(kernel.answers) & set(there)
+            large = await kernel.lookup(await kernel.lookup(ROOT, b"large"), b"0")
+            assert await kernel.read(large, 0, 1 << 20) == (0, LARGE[b"large/0"][: 1 << 20])
 
     serve(*stored, work)
 

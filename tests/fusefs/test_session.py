@@ -102,6 +102,25 @@ def test_a_kernel_without_a_feature_goes_without_it(tree: tuple[Path, Totals], l
     serve(*tree, work)
 
 
+def test_a_kernel_without_passthrough_reads_large_files_by_requests(tree: tuple[Path, Totals]) -> None:
+    async def work(kernel: Kernel) -> None:
+        await kernel.begin()  # nothing beyond the 32nd flag is offered
+        inode = await kernel.lookup(ROOT, b"large")
+        assert await kernel.ask(Op.OPEN, inode, bytes(8)) == (
+            errno.ENOSYS,
+            b"",
+        )  # then there is nothing to count, either
+        assert await kernel.read(inode, 1000, 4096) == (0, LARGE[1000:5096])
+        told = kernel.filesystem.statistics()
+        assert told["passthrough_files"] == 0 and told["passthrough"] == (
+            "only root may hand files to the kernel"
+            if os.geteuid()
+            else "the kernel is older than 6.9, or made without it"
+        )
+
+    serve(*tree, work, materialize=1 << 30)
+
+
 def test_a_kernel_that_is_too_old_is_refused_and_a_newer_one_asked_to_speak_ours(tree: tuple[Path, Totals]) -> None:
     async def newer(kernel: Kernel) -> None:
         error, body = await kernel.begin(major=8)

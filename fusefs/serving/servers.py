@@ -11,7 +11,7 @@ import socket
 import struct
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import trio
 
@@ -57,7 +57,6 @@ class _Server:
     began: float
     last: int = 0
     wanted: bool = True
-    ended: trio.Event = field(default_factory=trio.Event)
 
     def hang_up(self) -> None:
         """Have it end between two requests."""

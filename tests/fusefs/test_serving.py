@@ -10,8 +10,10 @@ import os
 import random
 import signal
 import socket
+import subprocess
 import time
 from collections.abc import Iterator
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -43,11 +45,16 @@ from millpond.daemon.store.folders import Totals
 from millpond.daemon.store.reader import StoreReader
 from millpond.daemon.store.segments import segment_path
 from millpond.daemon.store.trees import TreeEntry, build_tree
-from millpond.fusefs.engines import protocol
+from millpond.fusefs.engines import EngineSettings, mounting, protocol
 from millpond.fusefs.engines.protocol import IN_HEADER, OUT_HEADER, Op
+from millpond.fusefs.engines.readahead import ReadAhead
+from millpond.fusefs.engines.session import Session
+from millpond.fusefs.filesystem import Filesystem
 from millpond.fusefs.nodes import ROOT, Nodes
+from millpond.fusefs.reader import ChunkCache
 from millpond.fusefs.serving import messages
 from millpond.fusefs.serving.load import Load, Meter, Sample, cores, most_by_load
+from millpond.fusefs.serving.servers import Servers
 from millpond.fusefs.serving.shared import Counter, Directories, Slot
 from millpond.fusefs.sources import Sources
 
@@ -197,6 +204,60 @@ def test_the_end_of_the_mount_ends_them(stored: tuple[Path, Totals], base: Path)
         assert mounted.ended() == 0
         assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
         assert mounted_at(os.fspath(mounted.place)) is None
+
+
+@pytest.mark.root
+def test_one_that_is_told_to_end_ends_between_two_requests_and_its_place_is_used_again(
+    stored: tuple[Path, Totals], base: Path
+) -> None:
+    place = base / "m"
+    place.mkdir()
+
+    async def main() -> None:
+        fd = mounting.mount(EngineSettings(os.fspath(place), os.fspath(place), "millpond"))
+        os.set_blocking(fd, False)
+        reader = StoreReader.open(stored[0])
+        try:
+            async with trio.open_nursery() as nursery:
+                totals = stored[1]
+                chunks = ChunkCache(reader, nursery)
+                filesystem = Filesystem(reader, chunks, None, root=totals.root, uid=os.getuid(), totals=(1, 1))
+                session = Session(filesystem, fd, nursery, ReadAhead(0))
+                nursery.start_soon(session.run)
+                await session.initialised.wait()
+                store = os.fspath(stored[0])
+                many = Servers(filesystem, session, nursery, device=fd, store=store, fixed=2, most=0)
+                nursery.start_soon(many.run)
+                for _ in range(3):
+                    await trio.to_thread.run_sync(eventually, lambda: bool(many._running), "a server is there")
+                    server = many._running[0]
+                    server.hang_up()
+                    compared = await trio.to_thread.run_sync(grep_all, place)
+                    assert compared == len(TREE)
+                    await trio.to_thread.run_sync(eventually, partial(gone, many, server.process.pid), "it has ended")
+                    assert server.process.returncode == 0
+                told = many.statistics()
+                assert told["servers_ended"] == told["servers_left"] == 0 and not told["serving_why"]
+                assert len(many._places) <= 2, "a place is used again"
+                await trio.to_thread.run_sync(mounting.umount, os.fspath(place))
+                with trio.move_on_after(1):
+                    await trio.sleep_forever()
+                nursery.cancel_scope.cancel()
+        finally:
+            reader.close()
+            os.close(fd)
+
+    trio.run(main)
+
+
+def gone(many: Servers, pid: int) -> bool:
+    return all(server.process.pid != pid for server in many._running)
+
+
+def grep_all(place: Path) -> int:
+    """How many files another program finds there, reading all of each."""
+    done = subprocess.run(["grep", "-rlZ", "", place], capture_output=True, check=True, timeout=60)
+    return done.stdout.count(b"\0")
 
 
 # -- who answers what -------------------------------------------------------------------------------------------------

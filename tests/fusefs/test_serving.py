@@ -108,6 +108,7 @@ def keep_reading(place: str, seed: int, out: Connection) -> None:
     paths = sorted(TREE)
     done = 0
     try:
+        out.send("begun")
         while not out.poll():
             path = rng.choice(paths)
             node = TREE[path]
@@ -138,6 +139,8 @@ def readers(mounted: Mounted, count: int) -> Iterator[list[Any]]:
         theirs.close()
         running.append((process, ours))
     try:
+        for _, pipe in running:
+            assert pipe.poll(60) and pipe.recv() == "begun"
         yield told
         for _, pipe in running:
             pipe.send("enough")

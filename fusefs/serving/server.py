@@ -30,7 +30,7 @@ from millpond.fusefs.serving.shared import Counter, Directories, Slot
 from millpond.fusefs.serving.view import HandOver, ServedFilesystem
 
 # Requests that may be answered here; what they need decides.
-_OURS = (Op.LOOKUP, Op.GETATTR, Op.READLINK, Op.READ)
+_OURS = (Op.LOOKUP, Op.GETATTR, Op.READLINK, Op.READ, Op.READDIR, Op.READDIRPLUS)
 # Memory that is used again for reading chunks, in bytes.
 _BUFFER_BYTES = 8 << 20
 # How often what was read is told, and removed segments are let go of; how many requests may come in a row before it is looked whether

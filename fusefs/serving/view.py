@@ -7,11 +7,11 @@ from typing import Any, NoReturn, cast
 
 import trio
 
-from millpond.daemon.store.folders import FILE_INODE_BIT
+from millpond.daemon.store.folders import FILE_INODE_BIT, Entry
 from millpond.daemon.store.reader import StoreReader
 from millpond.fusefs.attributes import Attributes
 from millpond.fusefs.filesystem import Filesystem
-from millpond.fusefs.nodes import Node, Nodes
+from millpond.fusefs.nodes import HIDDEN_DIR, Node, Nodes
 from millpond.fusefs.reader import ChunkCache
 from millpond.fusefs.serving.shared import Directories
 
@@ -79,8 +79,14 @@ class ServedFilesystem(Filesystem):
 
     @property
     def last_folder(self) -> bytes | None:
-        """The folder in which a file was looked up last."""
+        """The folder that was looked into last."""
         return self._last_folder
+
+    async def readdir(self, inode: int, start: int) -> list[tuple[bytes, Entry | None, int]]:
+        page = await super().readdir(inode, start)
+        if inode != HIDDEN_DIR:
+            self._last_folder = self.nodes.known(inode).folder
+        return page
 
     def failed(self, text: str) -> NoReturn:
         raise HandOver

@@ -235,6 +235,9 @@ def _kernel_lines(mount: dict[str, Any]) -> Iterator[str]:
     if state := mount.get("passthrough"):
         files, size = text.plural(mount["passthrough_files"], "file"), text.size(mount["passthrough_bytes"])
         yield f"passthrough {text.printable(str(state))}: {files}, {size}"
+    elif mount.get("read_ahead_kb"):
+        direct = mount.get("engine") == "direct"
+        yield f"passthrough off: {'only with --materialize' if direct else 'not with this engine'}"
     if kib := mount.get("read_ahead_kb"):
         why = mount.get("read_ahead_why")
         yield f"read-ahead {kib} KiB" + (f": {text.printable(str(why))}" if why else "")

@@ -159,6 +159,7 @@ def test_mounts_table_and_reasons() -> None:
     ]
     alone = mounted(serving=1, serving_most=1, serving_why="", read_ahead_kb=1024, read_ahead_why="")
     assert list(render.mounts_lines([alone], now=0, verbose=True))[2:] == [
+        "/mnt/a\\nb: passthrough off: not with this engine",
         "/mnt/a\\nb: read-ahead 1024 KiB",
         "/mnt/a\\nb: served by 1 process",
     ]

@@ -104,6 +104,7 @@ def test_several_processes_serve_a_mount_when_that_is_asked_for(repo: DvcRepo) -
     assert found["serving"] == found["serving_most"] == 3 and not found["serving_why"] and not found["servers_ended"]
     shown = repo.home.run("mounts", "-v").stdout
     assert "served by 3 processes: 3 at most" in shown and "read-ahead 1024 KiB" in shown
+    assert "passthrough off: only with --materialize" in shown
     os.kill(found["pid"], signal.SIGKILL)
     eventually(lambda: by_place(repo)["m"]["pid"] not in (None, found["pid"]) and by_place(repo)["m"]["serving"] == 3)
     refused = repo.home.run("mount", "--serving", "2", "--engine", PYFUSE3, "data@v1", str(repo.place("p")), code=None)

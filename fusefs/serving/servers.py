@@ -21,7 +21,7 @@ from millpond.fusefs.engines.protocol import IN_HEADER
 from millpond.fusefs.engines.session import Session
 from millpond.fusefs.filesystem import Filesystem, Served
 from millpond.fusefs.serving import messages
-from millpond.fusefs.serving.load import Load, Meter, most_by_load
+from millpond.fusefs.serving.load import Load, Meter, Sample, most_by_load
 from millpond.fusefs.serving.shared import Counter, Directories, Slot
 
 log = logging.getLogger("millpond.fusefs")
@@ -86,6 +86,8 @@ class Servers:
         self._device = device
         self._settings = json.dumps({"store": store, "uid": filesystem.uid})
         self._fixed = fixed
+        # How many processes there are to be.
+        self._wanted = max(1, fixed)
         self._most = fixed or most or most_by_load()
         self._load = Load(self._most)
         self._directories = -1
@@ -109,11 +111,12 @@ class Servers:
         try:
             meter = Meter()
             while True:
-                wanted = self._fixed or self._wanted(meter)
+                if not self._fixed:
+                    self._wanted = self._load.wanted(self._wanted, self._sample(meter))
                 running = [server for server in self._running if server.wanted]
-                for server in running[max(0, wanted - 1) :]:
+                for server in running[self._wanted - 1 :]:
                     server.hang_up()
-                for _ in range(wanted - 1 - len(running)):
+                for _ in range(self._wanted - 1 - len(running)):
                     if not self._start():
                         break
                 self._changed = trio.Event()
@@ -144,11 +147,9 @@ class Servers:
         )
         return Served(opens, reads, size)
 
-    def _wanted(self, meter: Meter) -> int:
-        arrival = self._session.arrival
-        asked, there = arrival.take_counts()
-        others = sum(_processor_s(server.process.pid) for server in self._running)
-        return self._load.wanted(1 + len(self._running), meter.sample(asked, there, others))
+    def _sample(self, meter: Meter) -> Sample:
+        asked, there = self._session.arrival.take_counts()
+        return meter.sample(asked, there, sum(_processor_s(server.process.pid) for server in self._running))
 
     # -- one server -----------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -209,11 +209,10 @@ def test_the_end_of_the_mount_ends_them(stored: tuple[Path, Totals], base: Path)
         assert mounted_at(os.fspath(mounted.place)) is None
 
 
-@pytest.mark.root
-def test_one_that_is_told_to_end_ends_between_two_requests_and_its_place_is_used_again(
-    stored: tuple[Path, Totals], base: Path
+def within(
+    stored: tuple[Path, Totals], place: Path, work: Callable[[Servers], Awaitable[None]], *, fixed: int, most: int
 ) -> None:
-    place = base / "m"
+    """Mount and serve in this process, where a test sees the servers' objects; the place is for other programs and threads."""
     place.mkdir()
 
     async def main() -> None:
@@ -222,35 +221,63 @@ def test_one_that_is_told_to_end_ends_between_two_requests_and_its_place_is_used
         reader = StoreReader.open(stored[0])
         try:
             async with trio.open_nursery() as nursery:
-                totals = stored[1]
                 chunks = ChunkCache(reader, nursery)
-                filesystem = Filesystem(reader, chunks, None, root=totals.root, uid=os.getuid(), totals=(1, 1))
+                filesystem = Filesystem(reader, chunks, None, root=stored[1].root, uid=os.getuid(), totals=(1, 1))
                 session = Session(filesystem, fd, nursery, ReadAhead(0))
                 nursery.start_soon(session.run)
                 await session.initialised.wait()
                 store = os.fspath(stored[0])
-                many = Servers(filesystem, session, nursery, device=fd, store=store, fixed=2, most=0)
+                many = Servers(filesystem, session, nursery, device=fd, store=store, fixed=fixed, most=most)
                 nursery.start_soon(many.run)
-                for _ in range(3):
-                    await trio.to_thread.run_sync(eventually, lambda: bool(many._running), "a server is there")
-                    server = many._running[0]
-                    server.hang_up()
-                    compared = await trio.to_thread.run_sync(grep_all, place)
-                    assert compared == len(TREE)
-                    await trio.to_thread.run_sync(eventually, partial(gone, many, server.process.pid), "it has ended")
-                    assert server.process.returncode == 0
-                told = many.statistics()
-                assert told["servers_ended"] == told["servers_left"] == 0 and not told["serving_why"]
-                assert len(many._places) <= 2, "a place is used again"
-                await trio.to_thread.run_sync(mounting.umount, os.fspath(place))
-                with trio.move_on_after(1):
-                    await trio.sleep_forever()
-                nursery.cancel_scope.cancel()
+                try:
+                    await work(many)
+                finally:
+                    await trio.to_thread.run_sync(mounting.umount, os.fspath(place))
+                    nursery.cancel_scope.cancel()
         finally:
             reader.close()
             os.close(fd)
 
     trio.run(main)
+
+
+@pytest.mark.root
+def test_one_that_is_told_to_end_ends_between_two_requests_and_its_place_is_used_again(
+    stored: tuple[Path, Totals], base: Path
+) -> None:
+    async def work(many: Servers) -> None:
+        for _ in range(3):
+            await trio.to_thread.run_sync(eventually, lambda: bool(many._running), "a server is there")
+            server = many._running[0]
+            server.hang_up()
+            assert await trio.to_thread.run_sync(grep_all, base / "m") == len(TREE)
+            await trio.to_thread.run_sync(eventually, partial(gone, many, server.process.pid), "it has ended")
+            assert server.process.returncode == 0
+        told = many.statistics()
+        assert told["servers_ended"] == told["servers_left"] == 0 and not told["serving_why"]
+        assert len(many._places) <= 2, "a place is used again"
+
+    within(stored, base / "m", work, fixed=2, most=0)
+
+
+@pytest.mark.root
+@pytest.mark.long
+def test_those_that_nobody_needs_are_told_to_end(stored: tuple[Path, Totals], base: Path) -> None:
+    async def work(many: Servers) -> None:
+        many._wanted = 3  # as after much work
+        await trio.to_thread.run_sync(eventually, lambda: len(many._running) == 2, "two were started")
+        killed = many._running[0].process
+        await trio.sleep(2)
+        killed.kill()
+        await trio.to_thread.run_sync(eventually, partial(gone, many, killed.pid), "its end is seen")
+        await trio.to_thread.run_sync(eventually, lambda: len(many._running) == 2, "it is replaced")
+        last = [server.process for server in many._running]
+        await trio.to_thread.run_sync(partial(eventually, lambda: not many._running, "all ended", 60))
+        assert many._wanted == 1 and [each.returncode for each in last] == [0, 0]
+        assert many.statistics()["servers_ended"] == 1
+        assert await trio.to_thread.run_sync(grep_all, base / "m") == len(TREE)
+
+    within(stored, base / "m", work, fixed=0, most=3)
 
 
 def gone(many: Servers, pid: int) -> bool:

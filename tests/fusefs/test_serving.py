@@ -598,7 +598,7 @@ def test_what_is_measured_is_plausible() -> None:
     assert sample.behind == 0.5 and 0 < sample.seconds <= took
     assert 0.19 < sample.busy * sample.seconds <= worked
     assert sample.busy <= sample.used + 0.01
-    assert -0.1 <= sample.free <= len(os.sched_getaffinity(0)) + 0.1
+    assert -0.5 <= sample.free <= len(os.sched_getaffinity(0)) + 0.5  # told in ticks
     assert meter.sample(3, 3, 0.0).behind is None
     assert 0 < cores() <= len(os.sched_getaffinity(0)) and 1 <= most_by_load() <= 8
 

@@ -29,7 +29,7 @@ log = logging.getLogger("millpond.fusefs")
 # linux/fuse.h: _IOR(229, 0, u32)
 _CLONE = 0x8004E500
 _SECOND = 1.0
-# Pauses before a server is replaced that ended unasked, and how long one must have lived for there to be none.
+# Pauses before a server is replaced that ended unasked, and how long one that took no request must have lived for there to be none.
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S, _LIVED_S = 0.1, 30.0, 1.0
 # So many in a row that did not live so long, and no more are started.
 _MOST_QUICK = 8
@@ -49,12 +49,14 @@ class _Place:
 
 @dataclass(slots=True)
 class _Server:
-    """One that runs. `last` is the number of the request that it handed over last."""
+    """One that runs. `last` is the number of the request that it handed over last, `before` how many
+    requests those took who had its slot before."""
 
     place: _Place
     process: subprocess.Popen[bytes]
     sock: socket.socket
     began: float
+    before: int
     last: int = 0
     wanted: bool = True
 
@@ -179,7 +181,7 @@ class Servers:
             self.why_not = f"another process cannot share the mount: {error.strerror}"
             log.error("%s", self.why_not)
             return False
-        server = _Server(place, process, ours, trio.current_time())
+        server = _Server(place, process, ours, trio.current_time(), place.slot.counted(Counter.REQUESTS))
         self._running.append(server)
         self._session.shared = True
         self._session.arrival.also(ours.fileno())
@@ -232,7 +234,7 @@ class Servers:
         if server.wanted:
             self._deaths += 1
             now = trio.current_time()
-            if now - server.began >= _LIVED_S:
+            if now - server.began >= _LIVED_S or server.place.slot.counted(Counter.REQUESTS) > server.before:
                 self._pause_s, self._quick = 0.0, -1
             self._quick += 1
             if self._quick >= _MOST_QUICK:

@@ -171,6 +171,7 @@ def kill_on(stored: tuple[Path, Totals], base: Path, *, seconds: float, serving:
                 for pid in servers(mounted):
                     os.kill(pid, signal.SIGKILL)
                     killed += 1
+                eventually(lambda: len(servers(mounted)) == serving - 1, "they are replaced", 30)
         assert all(isinstance(each, int) and each > 0 for each in told), told
         stats = mounted.stats()
         assert not stats["errors"], stats["last_error"]

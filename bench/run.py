@@ -23,7 +23,7 @@ from bench import data
 from bench.context import Context
 from bench.figures import Figures
 from bench.host import BenchError, Host, clean
-from bench.sections import access, add, disk, lazy, million, mount, pipelines, reads, share, startup, versions
+from bench.sections import access, add, disk, lazy, million, mount, pipelines, reads, serving, share, startup, versions
 from bench.targets import judge, table
 
 RESULTS = Path(__file__).parent / "results"
@@ -35,6 +35,7 @@ SECTIONS: dict[str, tuple[Callable[[Context], None], float]] = {
     "mount": (mount.measure, 0.08),
     "reads": (reads.measure, 0.24),
     "access": (access.measure, 0.16),
+    "serving": (serving.measure, 0.04),
     "share": (share.measure, 0.08),
     "lazy": (lazy.measure, 0.25),
     "disk": (disk.measure, 0.08),

@@ -235,9 +235,24 @@ def mounts_lines(
             yield f"{path(mount['mountpoint'])}: large objects are checked {_VERIFY[mount['verify']]}; {unverified} in part now"
         if verbose and mount.get("engine_why"):
             yield f"{path(mount['mountpoint'])}: engine {mount['engine']}: {text.printable(mount['engine_why'])}"
-        if verbose and (state := mount.get("passthrough")):
-            files, size = text.plural(mount["passthrough_files"], "file"), text.size(mount["passthrough_bytes"])
-            yield f"{path(mount['mountpoint'])}: passthrough {text.printable(str(state))}: {files}, {size}"
+        if verbose:
+            yield from (f"{path(mount['mountpoint'])}: {line}" for line in _kernel_lines(mount))
+
+
+def _kernel_lines(mount: dict[str, Any]) -> Iterator[str]:
+    """What the kernel does for a mount, and how many processes serve it."""
+    if state := mount.get("passthrough"):
+        files, size = text.plural(mount["passthrough_files"], "file"), text.size(mount["passthrough_bytes"])
+        yield f"passthrough {text.printable(str(state))}: {files}, {size}"
+    elif mount.get("read_ahead_kb"):
+        direct = mount.get("engine") == "direct"
+        yield f"passthrough off: {'only with --materialize' if direct else 'not with this engine'}"
+    if kib := mount.get("read_ahead_kb"):
+        why = mount.get("read_ahead_why")
+        yield f"read-ahead {kib} KiB" + (f": {text.printable(str(why))}" if why else "")
+    if count := mount.get("serving"):
+        why = mount.get("serving_why") or (f"{mount['serving_most']} at most" if mount["serving_most"] > 1 else "")
+        yield f"served by {count} process{'' if count == 1 else 'es'}" + (f": {text.printable(why)}" if why else "")
 
 
 _VERIFY = {"blocks": "when their last byte is here", "whole": "before they are read"}

@@ -26,6 +26,7 @@ JOBS_AT_ONCE = 64
 class Settings:
     """Paths are absolute. `idle_exit_s` is the time without requests and mounts after which the daemon ends; 0: never. `scrub_after_s`: that
     before it reads its segments again to find damage; 0: never. `jobs_at_once` of one user's jobs run, others wait.
+    `serving_most` processes serve one mount; None: as many as its cores allow.
 
     `verbs` names the table of verbs, `module:NAME`, that workers import.
     """
@@ -39,6 +40,7 @@ class Settings:
     fsync: bool = True
     verbs: str = VERBS
     jobs_at_once: int = JOBS_AT_ONCE
+    serving_most: int | None = None
 
     @property
     def log(self) -> Path:
@@ -55,7 +57,7 @@ def from_env(environ: Mapping[str, str], uid: int) -> Settings:
     """Settings of a user's daemon, or of the system's when MILLPOND_SYSTEM_USER is set. Raises UsageError.
 
     MILLPOND_STORE, MILLPOND_STATE, MILLPOND_SOCKET, MILLPOND_IDLE_EXIT and MILLPOND_SCRUB (seconds), MILLPOND_FSYNC (0:
-    measuring only), MILLPOND_VERBS, MILLPOND_JOBS (a number); then the XDG base directories, then HOME. Another store than the usual one has a socket, a log and
+    measuring only), MILLPOND_VERBS, MILLPOND_JOBS and MILLPOND_SERVING (numbers); then the XDG base directories, then HOME. Another store than the usual one has a socket, a log and
     records of its own; what else belongs to the running daemon lies beside its socket.
     """
     base = _Base.of_system() if environ.get("MILLPOND_SYSTEM_USER") else _Base.of_user(environ, uid)
@@ -84,7 +86,10 @@ def from_env(environ: Mapping[str, str], uid: int) -> Settings:
         scrub_after_s=_seconds("MILLPOND_SCRUB", environ.get("MILLPOND_SCRUB") or "60"),
         fsync=environ.get("MILLPOND_FSYNC", "1") != "0",
         verbs=environ.get("MILLPOND_VERBS") or VERBS,
-        jobs_at_once=_count("MILLPOND_JOBS", environ.get("MILLPOND_JOBS") or str(JOBS_AT_ONCE)),
+        jobs_at_once=_count("MILLPOND_JOBS", environ.get("MILLPOND_JOBS") or str(JOBS_AT_ONCE), "jobs"),
+        serving_most=_count("MILLPOND_SERVING", most, "processes")
+        if (most := environ.get("MILLPOND_SERVING"))
+        else None,
     )
 
 
@@ -152,7 +157,7 @@ def _seconds(name: str, text: str) -> float:
     return seconds
 
 
-def _count(name: str, text: str) -> int:
+def _count(name: str, text: str, what: str) -> int:
     if not text.isdecimal() or not 0 < int(text) < 1_000_000:
-        raise UsageError(f"{name} is '{text}', which is not a number of jobs")
+        raise UsageError(f"{name} is '{text}', which is not a number of {what}")
     return int(text)

@@ -1,134 +1,57 @@
-"""A version as a file system, without an engine: what each operation answers.
-
-Nothing is kept for files: an inode number leads to its object through the index. Directories must be unique by path, so
-they get numbers when they are looked at, and lose them when the kernel forgets them. All of a version's tree is
-immutable; engines may let the kernel keep it for ever.
+"""A version as a file system, without an engine: what each operation answers. Names are tree.py's; here are contents, where they
+come from, and what was counted. All of a version's tree is immutable; engines may let the kernel keep it for ever.
 """
 
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import os
-import stat
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import trio
 
 from millpond.daemon.errors import MillpondError, RemoteChangedError, StoreDamagedError
 from millpond.daemon.names import ObjectName
 from millpond.daemon.store.folders import (
-    FILE,
     FILE_INODE_BIT,
-    LINK,
-    MAX_NAME,
-    Entry,
-    FolderCache,
-    FolderReader,
     InodeRecord,
 )
 from millpond.daemon.store.index import Content
 from millpond.daemon.store.reader import Bytes, StoreReader
 from millpond.daemon.store.scrubstate import state_of
 from millpond.fusefs.asking import Told
-from millpond.fusefs.lazy import LazyFile, Waits, Walks
-from millpond.fusefs.memory import MapTrimmer
+from millpond.fusefs.attributes import FileError
+from millpond.fusefs.lazy import LazyFile, Waits
+from millpond.fusefs.openfile import OpenFile, Text
 from millpond.fusefs.reader import ChunkCache, ForeignFile, StoredFile
 from millpond.fusefs.sources import Sources
+from millpond.fusefs.tree import Tree
 
 log = logging.getLogger("millpond.fusefs")
 A = TypeVar("A")
 T = TypeVar("T")
 
-ROOT = 1
-HIDDEN_DIR = 2
-HIDDEN = b".millpond"
-STATS = b"stats"
-_FIRST_DYNAMIC = 16
 # A file up to here is one chunk as a rule, and unpacked in less time than threads take to change.
 MAX_WHOLE = 64 << 10
-FOREVER_S = 365 * 86400.0
 # Requests that wait for the source at once; threads of their own, so that they hold up no other read.
 SOURCE_REQUESTS = 40
-# Entries taken from a folder in one read of the index.
-_PAGE = 256
-_PAGE_LOOKS = 8
-# Modification times are spread over these years, by content: rsync and make then see another content as another time.
-_TIME_BASE, _TIME_SPAN = 1_000_000_000, 500_000_000
-XATTRS = (b"user.millpond.object", b"user.millpond.stored")
-
-
-class FileError(Exception):
-    """An operation's errno."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(errno.errorcode.get(number, str(number)))
-        self.errno = number
 
 
 @dataclass(frozen=True, slots=True)
-class Attributes:
-    """What stat shows; `forever` when the kernel may keep entry and attributes, else it asks again after `ttl_s`."""
+class Served:
+    """What other processes served of this mount."""
 
-    inode: int
-    mode: int
-    size: int
-    mtime_s: int
-    ttl_s: float = FOREVER_S
+    opens: int = 0
+    reads: int = 0
+    read_bytes: int = 0
 
 
-@dataclass(slots=True)
-class Node:
-    """A directory (or a changing link, or a text) that the kernel knows: `lookups` times told and not forgotten."""
-
-    inode: int
-    key: tuple[int, bytes]
-    folder: bytes | None
-    target: bytes | None = None
-    extra: Any = None
-    text: bytes | None = None
-    lookups: int = 0
-
-
-class OpenFile(Protocol):
-    """What is behind a handle."""
-
-    def ready(self, offset: int, size: int) -> list[Bytes] | None:
-        """What `read` gives, when that takes no waiting."""
-
-    async def read(self, offset: int, size: int) -> list[Bytes]:
-        """Bytes from `offset` in pieces, fewer only at the end."""
-
-    def close(self) -> None:
-        """No more reads come."""
-
-
-class Text:
-    """An open text of the holder's own."""
-
-    def __init__(self, text: bytes) -> None:
-        self._text = text
-
-    def ready(self, offset: int, size: int) -> list[Bytes]:
-        return [self._text[offset : offset + size]]
-
-    async def read(self, offset: int, size: int) -> list[Bytes]:
-        return self.ready(offset, size)
-
-    def close(self) -> None:
-        """Nothing to give back."""
-
-
-class Filesystem:
-    """The operations. `uid` is the caller whose grants count and to whom all belongs. `immutable`: no directory of this
-    tree ever changes, but for the hidden one."""
-
-    immutable = True
+class Filesystem(Tree):
+    """All operations."""
 
     def __init__(
         self,
@@ -142,173 +65,21 @@ class Filesystem:
         xattrs: bool = False,
         verify: str = "blocks",
     ) -> None:
-        self.folders = FolderReader(reader.index)
-        self._lookups = FolderCache(self.folders)
-        self._map = MapTrimmer(reader.index.path)
-        self.uid = uid
-        self._reader = reader
+        super().__init__(reader, root=root, uid=uid, totals=totals, xattrs=xattrs)
         self._chunks = chunks
         self._source = source
         self._source_threads = trio.CapacityLimiter(SOURCE_REQUESTS)
-        self._totals = totals
-        self._xattrs = xattrs
         self._verify = verify
-        self.root = Node(ROOT, (ROOT, b""), root)
-        self._nodes: dict[int, Node] = {ROOT: self.root}
-        self._by_key: dict[tuple[int, bytes], Node] = {}
-        self._next_inode = _FIRST_DYNAMIC
         # Handle -> the file, and what it is called in the log.
         self._open: dict[int, tuple[OpenFile, str]] = {}
         self._next_handle = 1
-        self._started = time.time()
         # What the engine has to tell.
-        self.more_statistics: Callable[[], dict[str, object]] = dict
+        self.more_statistics: list[Callable[[], dict[str, object]]] = []
+        self.served: Callable[[], Served] = Served
         self.opens = self.reads = self.read_bytes = self.errors = 0
-        # For files that are not here: who waits, and the folder that was looked into last.
+        # Who waits for files that are not here.
         self.waits = Waits()
-        self._walks = Walks(self.folders, reader, uid)
-        self._last_folder: bytes | None = None
         self.last_error = ""
-
-    def reading(self) -> AbstractContextManager[Any]:
-        """All looks at the index within are one transaction. Nothing may be awaited."""
-        return self._reader.index.begin()
-
-    # -- metadata -------------------------------------------------------------------------------------------------
-
-    async def lookup(self, parent: int, name: bytes) -> Attributes | None:
-        """The entry `name` of a directory, counted as told to the kernel; None when there is none. Raises FileError."""
-        found = self.lookup_stored(parent, name)
-        if found is None and self.must_ask(parent):
-            return await self.lookup_special(self._node(parent), name)
-        return found
-
-    def lookup_stored(self, parent: int, name: bytes) -> Attributes | None:
-        """`lookup` without what must be asked for (`must_ask`)."""
-        self._map.looked()
-        if len(name) > MAX_NAME:
-            raise FileError(errno.ENAMETOOLONG)
-        if parent == HIDDEN_DIR:
-            return self._snapshot() if name == STATS else None
-        folder = self._node(parent).folder
-        if folder is not None:
-            entry = self._lookups.lookup(folder, name)
-            if entry is not None:
-                if folder is not self._last_folder:
-                    self._last_folder = folder
-                    self._walks.looked(folder)
-                return self.attributes_of(parent, entry)
-        if parent == ROOT and name == HIDDEN:  # unless the data itself has this name
-            return self._hidden()
-        return None
-
-    async def lookup_special(self, node: Node, name: bytes) -> Attributes | None:
-        """A lookup in a directory that is no folder of the index; see versions.py."""
-        raise FileError(errno.ENOENT)
-
-    def getattr(self, inode: int) -> Attributes:
-        """Attributes of an inode the kernel knows. Raises FileError."""
-        if inode == HIDDEN_DIR:
-            return self._hidden()
-        if inode & FILE_INODE_BIT:
-            record = self._record(inode)
-            if record.target is not None:
-                return Attributes(inode, stat.S_IFLNK | 0o777, len(record.target), _mtime(inode))
-            return Attributes(inode, _file_mode(record.executable), record.size, _mtime(inode))
-        return self.node_attributes(self._node(inode))
-
-    def attributes_of(self, parent: int, entry: Entry) -> Attributes:
-        """Attributes of a folder's entry, counted as told to the kernel."""
-        if entry.type == FILE:
-            return Attributes(entry.inode, _file_mode(entry.executable), entry.size, _mtime(entry.inode))
-        if entry.type == LINK:
-            return Attributes(entry.inode, stat.S_IFLNK | 0o777, entry.size, _mtime(entry.inode))
-        return self.node_attributes(self.remember(parent, entry.name, entry.child))
-
-    def remember(
-        self, parent: int, name: bytes, folder: bytes | None, *, target: bytes | None = None, extra: Any = None
-    ) -> Node:
-        """The node of a directory or changing link, told to the kernel once more."""
-        node = self._by_key.get((parent, name))
-        if node is None:
-            node = Node(self._next_inode, (parent, name), folder, target, extra)
-            self._next_inode += 1
-            self._nodes[node.inode] = self._by_key[node.key] = node
-        node.folder, node.target, node.extra = folder, target, extra
-        node.lookups += 1
-        return node
-
-    def node_attributes(self, node: Node) -> Attributes:
-        """Attributes of a node: a directory, a link that may change, or a text of the holder's own."""
-        if node.text is not None:
-            return Attributes(node.inode, stat.S_IFREG | 0o444, len(node.text), int(time.time()), 0.0)
-        if node.target is not None:
-            return Attributes(node.inode, stat.S_IFLNK | 0o777, len(node.target), int(self._started), 1.0)
-        when = (
-            _TIME_BASE if node.folder is None else _TIME_BASE + int.from_bytes(node.folder[:4], "little") % _TIME_SPAN
-        )
-        ttl = FOREVER_S if node.folder is not None else 1.0
-        return Attributes(node.inode, stat.S_IFDIR | 0o555, 0, when, ttl)
-
-    def forget(self, inode: int, count: int) -> None:
-        """The kernel drops `count` of its references."""
-        node = self._nodes.get(inode)
-        if node is None or node is self.root:
-            return
-        node.lookups -= count
-        if node.lookups <= 0:
-            del self._nodes[inode]
-            self._by_key.pop(node.key, None)
-
-    def must_ask(self, inode: int) -> bool:
-        """Whether a directory is no folder of the index: its `lookup` and `readdir` may wait, its entries may change."""
-        node = self._nodes.get(inode)
-        return node is not None and node.folder is None and node.target is None and node.text is None
-
-    async def readdir(self, inode: int, start: int) -> list[tuple[bytes, Entry | None, int]]:
-        """A page of a directory from position `start`: (name, entry, next position); an entry that is None is to be
-        looked up by name. Nothing is counted as told."""
-        if inode == HIDDEN_DIR:
-            return [(STATS, None, 1)] if start == 0 else []
-        node = self._node(inode)
-        if node.folder is None:
-            return [(name, None, start + n + 1) for n, name in enumerate((await self.list_special(node))[start:])]
-        self._map.looked(_PAGE_LOOKS)
-        self._walks.looked(node.folder)
-        page = self.folders.list(node.folder, start, _PAGE)
-        return [(entry.name, entry, start + number + 1) for number, entry in enumerate(page)]
-
-    async def list_special(self, node: Node) -> list[bytes]:
-        """Names in a directory that is no folder of the index; see versions.py."""
-        return []
-
-    def readlink(self, inode: int) -> bytes:
-        """A link's target. Raises FileError."""
-        target = self._record(inode).target if inode & FILE_INODE_BIT else self._node(inode).target
-        if target is None:
-            raise FileError(errno.EINVAL)
-        return target
-
-    def statfs(self) -> tuple[int, int]:
-        """(files, bytes) in all."""
-        return self._totals
-
-    def getxattr(self, inode: int, name: bytes) -> bytes:
-        """The object of a file and whether it is in the store, when the mount has xattrs. Raises FileError."""
-        if not self._xattrs:
-            raise FileError(errno.ENOSYS)  # then the kernel asks no more
-        record = self._record(inode) if inode & FILE_INODE_BIT else None
-        if record is None or record.name is None or name not in XATTRS:
-            raise FileError(errno.ENODATA)
-        if name == XATTRS[0]:
-            return str(record.name).encode()
-        return b"yes" if self._reader.resolve([record.name], self.uid)[0] is not None else b"no"
-
-    def listxattr(self, inode: int) -> tuple[bytes, ...]:
-        """Names of a file's xattrs. Raises FileError."""
-        if not self._xattrs:
-            raise FileError(errno.ENOSYS)
-        return XATTRS if inode & FILE_INODE_BIT and self._record(inode).name is not None else ()
 
     # -- contents -------------------------------------------------------------------------------------------------
 
@@ -371,7 +142,7 @@ class Filesystem:
     def open_stored(self, inode: int) -> int | None:
         """A handle for `read` when the content is in the store (or no file's at all); None when the source must be asked.
         Raises FileError, StoreDamagedError."""
-        if inode not in self._nodes:
+        if inode not in self.nodes:
             record = self._record(inode)
             if record.name is None:
                 raise FileError(errno.EINVAL)
@@ -380,7 +151,7 @@ class Filesystem:
                 return None
             _check_size(record, content.size)
             return self._opened(StoredFile(self._chunks, self._reader, content), str(record.name))
-        text = self._nodes[inode].text
+        text = self.nodes.known(inode).text
         if text is None:
             raise FileError(errno.EISDIR)
         return self._opened(Text(text), "a text of the mount's own")
@@ -492,22 +263,25 @@ class Filesystem:
         found then and since."""
         scrub = state_of(self._reader.index)
         told = Told() if self._source is None else self._source.told
+        served = self.served()
+        opens = self.opens + served.opens
+        more = {name: value for tell in self.more_statistics for name, value in tell().items()}
         return {
-            "opens": self.opens,
-            "reads": self.reads,
-            "read_bytes": self.read_bytes,
+            "opens": opens,
+            "reads": self.reads + served.reads,
+            "read_bytes": self.read_bytes + served.read_bytes,
             "chunk_hits": self._chunks.hits,
             "chunk_misses": self._chunks.misses,
             "chunk_bytes": self._chunks.bytes_read,
             "open_files": len(self._open),
-            "known_directories": len(self._nodes),
+            "known_directories": len(self.nodes),
             "errors": self.errors,
             "last_error": self.last_error or told.damaged,
             "waits": self.waits.count,
             "waited_s": round(self.waits.seconds, 3),
             "waited_unpacking_s": round(self._chunks.waited_unpacking_s, 3),
             "waited_disk_s": round(self._chunks.waited_disk_s, 3),
-            "hit_rate": round(1 - min(1.0, self.waits.count / max(self.opens, 1)), 4),
+            "hit_rate": round(1 - min(1.0, self.waits.count / max(opens, 1)), 4),
             "remote_requests": told.requests,
             "remote_bytes": told.bytes,
             "needs_credentials": told.refused,
@@ -518,7 +292,7 @@ class Filesystem:
             "remote_jobs": told.jobs,
             "source_starts": self._source.started if self._source is not None else 0,
             "up_s": round(time.time() - self._started, 1),
-            **self.more_statistics(),
+            **more,
             "store_checked": scrub.passed,
             "store_damaged": scrub.passed_damaged + scrub.damaged,
         }
@@ -539,30 +313,6 @@ class Filesystem:
         log.error("%s", text)
         return FileError(errno.EIO)
 
-    # -- helpers --------------------------------------------------------------------------------------------------
-
-    def _node(self, inode: int) -> Node:
-        try:
-            return self._nodes[inode]
-        except KeyError:
-            raise FileError(errno.ENOTDIR if inode & FILE_INODE_BIT else errno.ESTALE) from None
-
-    def _record(self, inode: int) -> InodeRecord:
-        self._map.looked()
-        record = self.folders.inode(inode)
-        if record is None:
-            raise FileError(errno.ESTALE)
-        return record
-
-    def _hidden(self) -> Attributes:
-        return Attributes(HIDDEN_DIR, stat.S_IFDIR | 0o555, 0, int(self._started))
-
-    def _snapshot(self) -> Attributes:
-        """The statistics as they are now, as a file of its own: each look gets another inode, and so no old pages."""
-        node = self.remember(HIDDEN_DIR, b"%s %d" % (STATS, self._next_inode), None)
-        node.text = json.dumps(self.statistics(), indent=1).encode() + b"\n"
-        return self.node_attributes(node)
-
     def _handle(self) -> int:
         handle, self._next_handle = self._next_handle, self._next_handle + 1
         return handle
@@ -578,12 +328,3 @@ def _check_size(record: InodeRecord, size: int) -> None:
     """Sizes of objects outside the store were a claim when the tree was made; the kernel goes by them."""
     if size != record.size:
         raise StoreDamagedError(f"it has {size} bytes, and {record.size} were expected", hint="mount again")
-
-
-def _file_mode(executable: bool) -> int:
-    return stat.S_IFREG | (0o555 if executable else 0o444)
-
-
-def _mtime(inode: int) -> int:
-    """Seconds since the epoch, a function of the content alone."""
-    return _TIME_BASE + inode % _TIME_SPAN

@@ -26,8 +26,8 @@ from typing import Any
 import trio
 
 from millpond.daemon import wirepath
-from millpond.daemon.errors import BusyError, InternalError, MillpondError, ProtocolError, from_system
-from millpond.daemon.mounts.engines import AUTO, choose
+from millpond.daemon.errors import BusyError, InternalError, MillpondError, MountError, ProtocolError, from_system
+from millpond.daemon.mounts.engines import AUTO, DIRECT, choose
 from millpond.daemon.mounts.place import SOURCE
 from millpond.daemon.rpc import framing
 from millpond.daemon.store.reader import StoreReader
@@ -52,7 +52,8 @@ PRELOADED = (direct_engine,)
 @dataclass(frozen=True, slots=True)
 class HolderSettings:
     """What a holder is told. `root` is hex, None with `versions`; `uid` the caller's; `control` the socket's path; `device`
-    a /dev/fuse descriptor that is mounted already (system mode), else -1; `successor_s` how long a reader waits for another
+    a /dev/fuse descriptor that is mounted already (system mode), else -1; `serving` processes serve the mount (0: as load
+    has it, `serving_most` at most, or as the cores allow); `successor_s` how long a reader waits for another
     source when the one there was has died (0: none comes); `verify` is told on; `name` is what the kernel's table calls it."""
 
     id: str
@@ -70,6 +71,8 @@ class HolderSettings:
     allow_other: bool = False
     read_ahead_kb: int = engines.READ_AHEAD_KB
     materialize: int = 0
+    serving: int = 0
+    serving_most: int = 0
     device: int = -1
     successor_s: float = 0.0
     verify: str = "blocks"
@@ -82,6 +85,12 @@ class Holder:
     def __init__(self, settings: HolderSettings, source: Sources | None) -> None:
         self._settings = settings
         self._choice = choose(settings.engine)
+        if self._choice.engine != DIRECT and settings.serving > 1:
+            raise MountError(
+                f"the engine {self._choice.engine} serves a mount by one process, not by {settings.serving}",
+                path=settings.mountpoint,
+                hint="use --engine direct, or leave --serving out",
+            )
         self._source = source
         self._filesystem: Filesystem | None = None
         # Set, and replaced, when the source's state changes.
@@ -107,7 +116,8 @@ class Holder:
                     xattrs=settings.xattrs,
                     verify=settings.verify,
                 )
-                listener = await _listen(settings.control)
+                # In system mode the daemon is another user, of the store's group as this process is.
+                listener = await _listen(settings.control, 0o660 if settings.device >= 0 else 0o600)
                 nursery.start_soon(self._control, listener)
                 nursery.start_soon(_let_go, reader)
 
@@ -132,6 +142,9 @@ class Holder:
             read_ahead_kb=settings.read_ahead_kb,
             materialize=settings.materialize,
             scratch=str(Path(settings.store) / "tmp"),
+            store=wirepath.encode(settings.store),
+            serving=settings.serving,
+            serving_most=settings.serving_most,
         )
 
     async def _control(self, listener: trio.SocketListener) -> None:
@@ -227,11 +240,11 @@ async def _let_go(reader: StoreReader) -> None:
         reader.let_go()
 
 
-async def _listen(path: str) -> trio.SocketListener:
+async def _listen(path: str, mode: int) -> trio.SocketListener:
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
     sock = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    before = os.umask(0o177)
+    before = os.umask(0o777 & ~mode)
     try:
         await sock.bind(path)
     finally:

@@ -15,7 +15,9 @@ import time
 from dataclasses import dataclass
 
 from millpond.daemon.errors import MillpondError, RevisionError
-from millpond.fusefs.filesystem import ROOT, Attributes, FileError, Filesystem, Node
+from millpond.fusefs.attributes import Attributes, FileError
+from millpond.fusefs.filesystem import Filesystem
+from millpond.fusefs.nodes import ROOT, Node
 
 COMMITS = b".commits"
 _COMMIT = re.compile(rb"[0-9a-f]{40}([0-9a-f]{24})?\Z")
@@ -47,18 +49,18 @@ class VersionsFilesystem(Filesystem):
         """See Filesystem.lookup_special."""
         place = self._place(node)
         if node.inode == ROOT and name == COMMITS:
-            return self.node_attributes(self.remember(ROOT, name, None, extra=_Place(commits=True)))
+            return self.node_attributes(self.nodes.remember(ROOT, name, None, extra=_Place(commits=True)))
         if place.commits:
             if not _COMMIT.match(name):
                 return None
             root = (await self._version(name))[1]
-            return self.node_attributes(self.remember(node.inode, name, root))
+            return self.node_attributes(self.nodes.remember(node.inode, name, root))
         path = place.prefix + name
         refs = await self._current_refs()
         if path in refs:
             return self._link(node, name, place, refs[path])
         if any(ref.startswith(path + b"/") for ref in refs):
-            return self.node_attributes(self.remember(node.inode, name, None, extra=_Place(prefix=path + b"/")))
+            return self.node_attributes(self.nodes.remember(node.inode, name, None, extra=_Place(prefix=path + b"/")))
         if name.startswith(_NOT_REVISIONS):
             return None
         try:
@@ -78,7 +80,7 @@ class VersionsFilesystem(Filesystem):
 
     def _link(self, node: Node, name: bytes, place: _Place, commit: bytes) -> Attributes:
         target = b"../" * place.prefix.count(b"/") + COMMITS + b"/" + commit
-        return self.node_attributes(self.remember(node.inode, name, None, target=target, extra=place))
+        return self.node_attributes(self.nodes.remember(node.inode, name, None, target=target, extra=place))
 
     @staticmethod
     def _place(node: Node) -> _Place:

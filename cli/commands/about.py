@@ -43,6 +43,10 @@ ENVIRONMENT = (
         "Seconds without requests after which the daemon reads its segments again; 0: never. By default 60.",
     ),
     ("MILLPOND_JOBS", "How many jobs of one user run at once; others wait. By default 64."),
+    (
+        "MILLPOND_SERVING",
+        "How many processes serve one mount at most; more than one are started as load has it. By default half the cores, 8 at most.",
+    ),
     ("XDG_CACHE_HOME", "By default ~/.cache: the store."),
     ("XDG_STATE_HOME", "By default ~/.local/state; jobs' output, too."),
     ("XDG_RUNTIME_DIR", "By default /run/user/UID if it is there, else a folder below the state directory."),

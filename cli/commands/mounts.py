@@ -17,6 +17,7 @@ from millpond.cli.target import parse_target
 from millpond.daemon import wirepath
 from millpond.daemon.errors import MillpondError, UsageError
 from millpond.daemon.mounts import engines
+from millpond.daemon.mounts.engines import MOST_SERVING
 
 _PATHS = frozenset({"mountpoint", "stands_in", "target", "unmounted", "emptied", "restored"})
 
@@ -58,6 +59,12 @@ $ millpond mount --diff v1 HEAD data /mnt/changes && ls /mnt/changes/added
     help="Large files that only a remote has: read as their blocks come, and checked when all are here (blocks, the default), "
     "or brought and checked before their first byte is read (whole).",
 )
+@click.option(
+    "--serving",
+    type=click.IntRange(1, MOST_SERVING),
+    metavar="N",
+    help="N processes serve it. By default as many as load has it, half the cores at most (MILLPOND_SERVING).",
+)
 @click.option("--xattrs", is_flag=True, help="Tell each file's digest as an extended attribute, user.millpond.md5.")
 @json_option
 @click.pass_obj
@@ -70,6 +77,7 @@ def mount(
     engine: str | None,
     allow_other: bool,
     materialize: str | None,
+    serving: int | None,
     verify: str,
     xattrs: bool,
     as_json: bool,
@@ -102,6 +110,7 @@ def mount(
             "verify": verify,
             "diff": list(diff) if diff else None,
             "materialize": 0 if materialize is None else text.parsed_size(materialize),
+            "serving": serving or 0,
         },
         "mountpoint": wirepath.encode(os.path.abspath(places[-1])),
     }

@@ -13,6 +13,8 @@ from millpond.daemon.errors import MountError
 
 AUTO, DIRECT, PYFUSE3 = "auto", "direct", "pyfuse3"
 NAMES = (AUTO, DIRECT, PYFUSE3)
+# Processes that may serve one mount.
+MOST_SERVING = 64
 # The first kernel with FUSE 7.31.
 OLDEST_KERNEL = (5, 4)
 

@@ -15,7 +15,7 @@ import trio
 from millpond.daemon import wirepath
 from millpond.daemon.errors import MountError, from_wire
 from millpond.daemon.jobs.zygotes import Child
-from millpond.daemon.mounts import place
+from millpond.daemon.mounts import engines, place
 from millpond.daemon.mounts.mount import Mount
 from millpond.daemon.mounts.records import MountRecord
 from millpond.daemon.rpc import framing
@@ -109,6 +109,8 @@ class Holders:
             "versions": record.versions,
             "xattrs": bool(options.get("xattrs")),
             "materialize": int(options.get("materialize") or 0),
+            "serving": min(int(options.get("serving") or 0), engines.MOST_SERVING),
+            "serving_most": self._daemon.settings.serving_most or 0,
             "allow_other": bool(options.get("allow_other")),
             "verify": record.options.get("verify") or "blocks",
             "successor_s": SUCCESSOR_S,

@@ -48,6 +48,8 @@ RESTORE_WINDOW_S = 600.0
 _CREDENTIALS_S = 60.0
 # Of a holder's statistics, where it hands files to the kernel.
 _PASSTHROUGH = ("passthrough", "passthrough_files", "passthrough_bytes")
+# What it tells of its processes, and of the kernel's read-ahead.
+_SERVING = ("serving", "serving_most", "serving_why", "servers_ended", "read_ahead_kb", "read_ahead_why")
 # What a holder tells of files that were not here.
 _REMOTE = (
     *("errors", "opens", "hit_rate", "waits", "waited_s", "waited_unpacking_s", "waited_disk_s"),
@@ -227,7 +229,7 @@ class MountService:
                     "since": record.made,
                     "reads": stats.get("reads", 0),
                     "read_bytes": stats.get("read_bytes", 0),
-                    **{key: stats[key] for key in (*_PASSTHROUGH, *_REMOTE) if key in stats},
+                    **{key: stats[key] for key in (*_PASSTHROUGH, *_SERVING, *_REMOTE) if key in stats},
                     "rss": state.get("rss"),
                     "error": mount.error or refused or stats.get("damaged") or stats.get("last_error") or None,
                 }

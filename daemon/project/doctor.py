@@ -10,7 +10,7 @@ from typing import Any
 
 from millpond.daemon import wirepath
 from millpond.daemon.errors import MillpondError, NotARepoError
-from millpond.daemon.mounts import engines
+from millpond.daemon.mounts import engines, kernel
 from millpond.daemon.names import ObjectName
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.copying import can_clone
@@ -24,7 +24,7 @@ _EMPTY = ObjectName("md5", "d41d8cd98f00b204e9800998ecf8427e")
 
 def doctor(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
     """Verb. {} -> {checks: [{name, ok, detail, hint}]}; works outside a repository as well."""
-    checks = [_store(context), _fuse(), _fusermount(), _engine()]
+    checks = [_store(context), _fuse(), _fusermount(), _engine(), *_kernel()]
     try:
         repo = Repo.open(os.getcwd(), os.environ)
     except NotARepoError as error:
@@ -72,6 +72,20 @@ def _fusermount() -> Check:
 def _engine() -> Check:
     choice = engines.choose(None)
     return "engine", True, f"{choice.engine}: {choice.why}", ""
+
+
+def _kernel() -> list[Check]:
+    """What mounts go without where it is not to be had: never a failure."""
+    passthrough, read_ahead = kernel.why_no_passthrough(), kernel.why_no_read_ahead()
+    return [
+        (
+            "passthrough",
+            True,
+            f"not here: {passthrough}" if passthrough else "large files, with mount --materialize",
+            "",
+        ),
+        ("read-ahead", True, f"the kernel's own: {read_ahead}" if read_ahead else "set for each mount", ""),
+    ]
 
 
 def _git(repo: Repo) -> Check:

@@ -7,7 +7,7 @@ not where the index said (a rewrite was faster), looking it up once more gives t
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -209,6 +209,10 @@ class StoreReader:
         """Numbers of the segments that contents were read of since this was called last."""
         used, self._used = self._used, set()
         return used
+
+    def note_used(self, segments: Iterable[int]) -> None:
+        """Another process read contents of these for the same mount."""
+        self._used.update(segments)
 
     def let_go(self) -> None:
         """Close what was removed from the store, so that its room comes back."""

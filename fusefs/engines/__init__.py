@@ -30,7 +30,8 @@ ENGINES = {
 class EngineSettings:
     """How to mount. `place` is the mountpoint itself also when `mountpoint` is a descriptor's name. `on_open` is told the
     inode of each open; without it an engine may have the kernel not ask. Up to `materialize` bytes of large files may be
-    written out in the folder `scratch` for the kernel to read them there."""
+    written out in the folder `scratch` for the kernel to read them there. `serving` processes serve the mount, which read the store at
+    `store`; 0: as many as load has it, up to `serving_most` (0: as the cores allow)."""
 
     mountpoint: str
     place: str
@@ -40,6 +41,9 @@ class EngineSettings:
     on_open: Callable[[int], None] | None = None
     materialize: int = 0
     scratch: str = ""
+    store: str = ""
+    serving: int = 1
+    serving_most: int = 0
 
 
 class Engine(Protocol):

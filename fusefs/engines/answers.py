@@ -20,12 +20,13 @@ import trio
 
 from millpond.daemon.errors import MountError
 from millpond.daemon.store.folders import FOLDER, LINK
+from millpond.fusefs.attributes import FOREVER_S, Attributes, FileError
 from millpond.fusefs.engines import protocol
 from millpond.fusefs.engines.channel import Channel
 from millpond.fusefs.engines.passthrough import CACHED, PASSED, Passthrough
 from millpond.fusefs.engines.protocol import Init, Op
 from millpond.fusefs.engines.readahead import LARGE_BYTES, NEAR_BYTES, ReadAhead
-from millpond.fusefs.filesystem import FOREVER_S, Attributes, FileError, Filesystem
+from millpond.fusefs.filesystem import Filesystem
 
 log = logging.getLogger("millpond.fusefs")
 T = TypeVar("T")

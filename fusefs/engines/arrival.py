@@ -19,26 +19,48 @@ POLL_MS = 2
 
 
 class Arrival:
-    """For one descriptor; `idle` is called when there is nothing to answer, and does microseconds of work ahead."""
+    """For one descriptor, `fd`; `idle` is called when there is nothing to answer, and does microseconds of work ahead."""
 
     def __init__(self, fd: int, idle: Callable[[], None]) -> None:
+        self._fd = fd
         self._poll = select.poll()
         self._poll.register(fd, select.POLLIN)
         self._idle = idle
         # With one processor, looking would keep the program from coming.
         self._longest = LOOK_S if len(os.sched_getaffinity(0)) > 1 else 0.0
         self._look = 0.0
+        self._asked = self._there = 0
+
+    def also(self, fd: int) -> None:
+        """Do not keep trio from what comes on another descriptor."""
+        self._poll.register(fd, select.POLLIN)
+
+    def not_also(self, fd: int) -> None:
+        """The other descriptor is of no interest any more."""
+        self._poll.unregister(fd)
+
+    def take_counts(self) -> tuple[int, int]:
+        """How often a request was asked for since this was called last, and how often one was there already."""
+        found = self._asked, self._there
+        self._asked = self._there = 0
+        return found
 
     def comes(self) -> bool:
         """Whether a request is there, or comes in a moment."""
         poll = self._poll.poll
-        if poll(0):
-            return True
+        self._asked += 1
+        if found := poll(0):
+            self._there += 1
+            return self._is_ours(found)
         self._idle()
         began = time.perf_counter()
         while time.perf_counter() - began < self._look:
-            if poll(0):
-                return True
-        came = bool(poll(POLL_MS))
+            if found := poll(0):
+                return self._is_ours(found)
+        found = poll(POLL_MS)
+        came = self._is_ours(found)
         self._look = self._longest if came and time.perf_counter() - began < self._longest else 0.0
         return came
+
+    def _is_ours(self, found: list[tuple[int, int]]) -> bool:
+        return any(fd == self._fd for fd, _ in found)

@@ -21,24 +21,35 @@ class Channel:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
+        # Requests that were read from another descriptor, where alone the kernel takes their answers.
+        self._others: dict[int, int] = {}
+
+    def answer_on(self, unique: int, fd: int) -> None:
+        """A request is to be answered on another descriptor."""
+        self._others[unique] = fd
 
     def reply(self, unique: int, *parts: Bytes) -> bool:
         """Answer with up to 1,000 parts; whether anybody still waited for it. Raises OSError when the kernel does not
         take it."""
-        return self._write([OUT_HEADER.pack(OUT_HEADER.size + sum(map(len, parts)), 0, unique), *parts])
+        return self._write(unique, [OUT_HEADER.pack(OUT_HEADER.size + sum(map(len, parts)), 0, unique), *parts])
 
     def error(self, unique: int, number: int) -> None:
         """Answer with an errno."""
         try:
-            self._write([OUT_HEADER.pack(OUT_HEADER.size, -number, unique)])
+            self._write(unique, [OUT_HEADER.pack(OUT_HEADER.size, -number, unique)])
         except OSError as error:
+            self._others.pop(unique, None)
             log.error("the kernel does not take an error's answer: %s", error)
 
-    def _write(self, parts: Sequence[Bytes]) -> bool:
+    def _write(self, unique: int, parts: Sequence[Bytes]) -> bool:
+        fd = self._others.get(unique, self._fd) if self._others else self._fd
+        taken = True
         try:
-            os.writev(self._fd, parts)
+            os.writev(fd, parts)
         except OSError as error:
-            if error.errno in _UNWANTED:
-                return False
-            raise
-        return True
+            if error.errno not in _UNWANTED:
+                raise  # then it is answered with an error, at the same place
+            taken = False
+        if self._others:
+            self._others.pop(unique, None)
+        return taken

@@ -14,6 +14,7 @@ from millpond.fusefs.engines.passthrough import Passthrough
 from millpond.fusefs.engines.readahead import ReadAhead
 from millpond.fusefs.engines.session import Session
 from millpond.fusefs.filesystem import Filesystem
+from millpond.fusefs.serving.servers import Servers
 
 
 async def serve(filesystem: Filesystem, settings: EngineSettings, mounted: Callable[[], Awaitable[None]]) -> None:
@@ -33,11 +34,23 @@ async def serve(filesystem: Filesystem, settings: EngineSettings, mounted: Calla
                 passthrough = Passthrough(fd, filesystem, reader, nursery, folder=folder, budget=settings.materialize)
             session = Session(filesystem, fd, nursery, ahead, settings.on_open, passthrough)
 
+            filesystem.more_statistics.append(ahead.statistics)
+            servers = Servers(
+                filesystem,
+                session,
+                nursery,
+                device=fd,
+                store=settings.store,
+                fixed=settings.serving,
+                most=settings.serving_most,
+            )
+
             async def announce() -> None:
                 """Once requests are answered: set what the answer to the first one would have reset, then say so."""
                 await session.initialised.wait()
                 ahead.begin(settings.place)
                 await mounted()
+                nursery.start_soon(servers.run)
 
             nursery.start_soon(announce)
             await session.run()

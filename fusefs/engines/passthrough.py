@@ -23,9 +23,11 @@ from pathlib import Path
 import trio
 
 from millpond.daemon.errors import MillpondError
+from millpond.daemon.mounts.kernel import is_privileged
 from millpond.daemon.store.index import Content
 from millpond.daemon.store.reader import StoreReader
-from millpond.fusefs.filesystem import FileError, Filesystem
+from millpond.fusefs.attributes import FileError
+from millpond.fusefs.filesystem import Filesystem
 
 log = logging.getLogger("millpond.fusefs")
 
@@ -45,7 +47,6 @@ CACHED, PASSED = 0, 1
 _BACKING_OPEN, _BACKING_CLOSE = 0x4010E501, 0x4004E502
 # fd i32, flags u32, padding u64
 _BACKING_MAP = struct.Struct("=iIQ")
-_CAP_SYS_ADMIN = 21
 
 
 @dataclass(slots=True)
@@ -100,7 +101,7 @@ class Passthrough:
         self._passed = 0
         # Why nothing is handed over; "" when it is.
         self.why_not = "" if is_privileged() else "only root may hand files to the kernel"
-        filesystem.more_statistics = self.statistics
+        filesystem.more_statistics.append(self.statistics)
 
     def opened(self, inode: int) -> int:
         """A file is opened: the backing file's number that the answer is to have, 0 for none. Raises FileError when what the
@@ -240,10 +241,3 @@ def _write_all(fd: int, view: memoryview) -> None:
 def _times(fd: int) -> tuple[int, int, int]:
     found = os.fstat(fd)
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns
-
-
-def is_privileged() -> bool:
-    """Whether this process has CAP_SYS_ADMIN."""
-    with open("/proc/self/status") as status:
-        effective = next((line.split()[1] for line in status if line.startswith("CapEff:")), "0")
-    return bool(int(effective, 16) >> _CAP_SYS_ADMIN & 1)

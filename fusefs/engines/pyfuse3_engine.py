@@ -18,9 +18,10 @@ import trio
 
 from millpond.daemon.errors import MillpondError, MountError
 from millpond.daemon.store.folders import FOLDER
+from millpond.fusefs.attributes import FOREVER_S, Attributes, FileError
 from millpond.fusefs.engines import EngineSettings, mount_options
 from millpond.fusefs.engines.readahead import ReadAhead
-from millpond.fusefs.filesystem import FOREVER_S, Attributes, FileError, Filesystem
+from millpond.fusefs.filesystem import Filesystem
 
 log = logging.getLogger("millpond.fusefs")
 
@@ -174,6 +175,8 @@ async def serve(filesystem: Filesystem, settings: EngineSettings, mounted: Calla
     given = settings.mountpoint.startswith("/dev/fd/")
     options = set() if given else set(mount_options(settings))
     operations = Operations(filesystem, settings.on_open)
+    ahead = ReadAhead(settings.read_ahead_kb)
+    filesystem.more_statistics.append(ahead.statistics)
     try:
         pyfuse3.init(operations, settings.mountpoint, options)
     except RuntimeError as error:
@@ -184,7 +187,7 @@ async def serve(filesystem: Filesystem, settings: EngineSettings, mounted: Calla
         ) from error
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_announce, operations, settings, mounted)
+            nursery.start_soon(_announce, operations, ahead, settings.place, mounted)
             await _main()
             filesystem.ended()
             nursery.cancel_scope.cancel()
@@ -203,8 +206,10 @@ async def _main() -> None:
             raise
 
 
-async def _announce(operations: Operations, settings: EngineSettings, mounted: Callable[[], Awaitable[None]]) -> None:
+async def _announce(
+    operations: Operations, ahead: ReadAhead, place: str, mounted: Callable[[], Awaitable[None]]
+) -> None:
     """Once requests are answered: set what the answer to the first one would have reset, then say so."""
     await operations.initialised.wait()
-    ReadAhead(settings.read_ahead_kb).begin(settings.place)
+    ahead.begin(place)
     await mounted()

@@ -27,6 +27,8 @@ class ReadAhead:
         self._most_kb = max(most_kb, LEAST_KB)
         self._path: str | None = None
         self._kb = 0
+        # Why it is the kernel's own; "" when it is ours.
+        self.why_not = ""
         self._seen = self._scattered = 0
 
     def begin(self, place: str) -> None:
@@ -55,5 +57,10 @@ class ReadAhead:
             with open(self._path, "w") as file:
                 file.write(str(kb))
             self._kb = kb
-        except OSError:
+        except OSError as error:
             self._path = None  # not ours to say
+            self.why_not = f"the kernel's own, it may not be set here ({error.strerror})"
+
+    def statistics(self) -> dict[str, object]:
+        """For the mount's statistics."""
+        return {"read_ahead_kb": self._kb or LEAST_KB, "read_ahead_why": self.why_not}

@@ -16,12 +16,14 @@ import errno
 import logging
 import os
 import struct
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import trio
 
 from millpond.daemon.errors import MillpondError, MountError
+from millpond.fusefs.attributes import FileError
 from millpond.fusefs.engines import protocol, signals
 from millpond.fusefs.engines.answers import Answers, Work
 from millpond.fusefs.engines.arrival import Arrival
@@ -29,7 +31,7 @@ from millpond.fusefs.engines.channel import Channel
 from millpond.fusefs.engines.passthrough import Passthrough
 from millpond.fusefs.engines.protocol import IN_HEADER, Op
 from millpond.fusefs.engines.readahead import ReadAhead
-from millpond.fusefs.filesystem import FileError, Filesystem
+from millpond.fusefs.filesystem import Filesystem
 
 log = logging.getLogger("millpond.fusefs")
 
@@ -39,6 +41,8 @@ _BUFFER = 256 << 10
 MAX_WAITING = 1024
 # Requests answered in a row before other tasks run.
 _ROW = 64
+# Interrupted requests that are remembered, as they may be on their way from another process.
+_MAX_EARLY = 256
 # How often it is seen whether an interrupted program is to end by now: the kernel does not say INTERRUPT twice.
 _LOOK_S = 0.2
 
@@ -74,13 +78,17 @@ class Session:
         self._waiting: dict[int, _Waiting] = {}
         self._room = trio.Event()
         self._pid = 0
+        # Whether other processes take requests of this mount, too; then those that were interrupted before they came here.
+        self.shared = False
+        self._early: OrderedDict[int, None] = OrderedDict()
+        self.arrival = Arrival(fd, filesystem.idle)
         self.initialised = trio.Event()
 
     async def run(self) -> None:
         """Answer until the mount is gone. Raises MountError when the kernel is too old."""
         buffer = bytearray(_BUFFER)
         view = memoryview(buffer).toreadonly()
-        arrival = Arrival(self._fd, self._fs.idle)
+        arrival = self.arrival
         row = 0
         while True:
             if row < _ROW and not self._waiting and arrival.comes():
@@ -99,9 +107,22 @@ class Session:
             if not size:
                 return
             self._handle(view[:size])
-            while len(self._waiting) >= MAX_WAITING:
+            if len(self._waiting) >= MAX_WAITING:
+                await self.room()
+
+    async def room(self) -> None:
+        """Return when another request may wait."""
+        while len(self._waiting) >= MAX_WAITING:
+            if self._room.is_set():
                 self._room = trio.Event()
-                await self._room.wait()
+            await self._room.wait()
+
+    def take_over(self, request: bytes, fd: int) -> None:
+        """Answer a request, or begin to, that another process read from `fd`. Raises MountError."""
+        _, op, unique, *_ = IN_HEADER.unpack_from(request)
+        if op not in protocol.SILENT:
+            self._channel.answer_on(unique, fd)
+        self._handle(memoryview(request))
 
     def _handle(self, request: memoryview) -> None:
         """Answer a request, or begin to. Raises MountError."""
@@ -132,6 +153,9 @@ class Session:
         """Answer in a task of its own."""
         waiting = self._waiting[unique] = _Waiting(unique, self._pid)
         self._nursery.start_soon(self._wait, waiting, work)
+        if unique in self._early:
+            del self._early[unique]
+            self._begin_to_watch(waiting)
 
     async def _wait(self, waiting: _Waiting, work: Work) -> None:
         try:
@@ -146,8 +170,17 @@ class Session:
 
     def _interrupt(self, unique: int, inode: int, body: memoryview) -> None:
         """Who waits for a request has a signal. If it is answered already, nothing is to be done."""
-        waiting = self._waiting.get(protocol.INTERRUPT_IN.unpack_from(body)[0])
-        if waiting is not None and not waiting.watched:
+        (of,) = protocol.INTERRUPT_IN.unpack_from(body)
+        waiting = self._waiting.get(of)
+        if waiting is not None:
+            self._begin_to_watch(waiting)
+        elif self.shared:
+            self._early[of] = None
+            if len(self._early) > _MAX_EARLY:
+                self._early.popitem(last=False)
+
+    def _begin_to_watch(self, waiting: _Waiting) -> None:
+        if not waiting.watched:
             waiting.watched = True
             self._nursery.start_soon(self._watch, waiting)
 

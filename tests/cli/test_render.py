@@ -147,6 +147,22 @@ def test_mounts_table_and_reasons() -> None:
     why = mounted(engine="direct", engine_why="it was asked for")
     assert list(render.mounts_lines([why], now=0, verbose=True))[2:] == ["/mnt/a\\nb: engine direct: it was asked for"]
     assert len(list(render.mounts_lines([why], now=0))) == 2
+    kernel = mounted(
+        **{"passthrough": "only root may", "passthrough_files": 0, "passthrough_bytes": 0},
+        **{"read_ahead_kb": 128, "read_ahead_why": "it may not be set"},
+        **{"serving": 2, "serving_most": 4, "serving_why": ""},
+    )
+    assert list(render.mounts_lines([kernel], now=0, verbose=True))[2:] == [
+        "/mnt/a\\nb: passthrough only root may: 0 files, 0 B",
+        "/mnt/a\\nb: read-ahead 128 KiB: it may not be set",
+        "/mnt/a\\nb: served by 2 processes: 4 at most",
+    ]
+    alone = mounted(serving=1, serving_most=1, serving_why="", read_ahead_kb=1024, read_ahead_why="")
+    assert list(render.mounts_lines([alone], now=0, verbose=True))[2:] == [
+        "/mnt/a\\nb: passthrough off: not with this engine",
+        "/mnt/a\\nb: read-ahead 1024 KiB",
+        "/mnt/a\\nb: served by 1 process",
+    ]
 
 
 def test_umount_and_restore() -> None:

@@ -21,10 +21,12 @@ from tests.fusefs.helpers import (
     open_store,
     put_tree,
     sample_tree,
+    share,
     under_test,
     write_plain,
 )
 
+from millpond.daemon.mounts.kernel import why_no_passthrough
 from millpond.daemon.mounts.place import mount_table
 from millpond.fusefs.engines.passthrough import LEAST_BYTES
 
@@ -52,13 +54,17 @@ def engine(request: pytest.FixtureRequest) -> Iterator[str]:
     under_test.pop()
 
 
-# As `direct`, its large files handed to the kernel.
+# As `direct`, its large files handed to the kernel; and served by several processes.
 HANDED_OVER = "direct, handed over"
+SHARED = "direct, shared"
+MORE: dict[str, dict[str, Any]] = {HANDED_OVER: {"materialize": 1 << 30}, SHARED: {"serving": 3}}
 
 
-@pytest.fixture(scope="session", params=(*ENGINES, HANDED_OVER))
+@pytest.fixture(scope="session", params=(*ENGINES, HANDED_OVER, pytest.param(SHARED, marks=pytest.mark.long)))
 def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
     """The sample tree. The store is closed: no daemon runs while these tests read."""
+    if request.param == HANDED_OVER and (why := why_no_passthrough()):
+        pytest.skip(why)
     with tempfile.TemporaryDirectory(prefix="mp-fs-", ignore_cleanup_errors=True) as folder:
         base = Path(folder)
         tree = sample_tree()
@@ -68,11 +74,12 @@ def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
             totals = put_tree(store, tree)
         finally:
             store.close()
-        more: dict[str, Any] = {} if request.param in ENGINES else {"materialize": 1 << 30}
-        engine = request.param if request.param in ENGINES else "direct"
+        engine, more = (request.param, {}) if request.param in ENGINES else ("direct", MORE[request.param])
         with mount(base / "store", totals, base / "m", engine=engine, life_s=600, xattrs=True, **more) as mounted:
-            if more:
+            if request.param == HANDED_OVER:
                 hand_over(mounted, tree)
+            if request.param == SHARED:
+                share(mounted)
             yield Pair(tree, mounted, base / "plain")
 
 

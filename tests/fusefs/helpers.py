@@ -30,6 +30,8 @@ from millpond.daemon.store.store import Store, StoreSettings
 from millpond.daemon.store.trees import TreeEntry, build_tree
 
 ROOT = Path(__file__).resolve().parents[2]
+# Packages that are not where Python looks come the same way to the processes that are started.
+PYTHONPATH = os.pathsep.join([os.fspath(ROOT / ".src"), *filter(None, [os.environ.get("PYTHONPATH")])])
 UID = os.getuid()
 # A holder is killed after this time, whatever happens.
 LIFE_S = 110
@@ -200,7 +202,7 @@ def mount(
     command = ["timeout", "-s", "KILL", str(life_s), sys.executable, "-m", "millpond.fusefs.holder"]
     guard = subprocess.Popen(
         [*command, *map(str, fds), json.dumps(values), *map(str, given)],
-        env={"PATH": os.environ["PATH"], "PYTHONPATH": os.fspath(ROOT / ".src")},
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": PYTHONPATH},
         pass_fds=(*fds, *given),
         stdin=subprocess.DEVNULL,
     )
@@ -252,6 +254,18 @@ def eventually(check: Callable[[], bool], what: str, seconds: float = 15.0) -> N
     while not check():
         assert time.monotonic() < deadline, f"never: {what}"
         time.sleep(0.02)
+
+
+def share(mounted: Mounted) -> None:
+    """Ask for something until servers take part in the answers."""
+    before = mounted.stats()["served"]
+
+    def shared() -> bool:
+        for number in range(50):
+            (mounted.place / f"none-{time.monotonic()}-{number}").exists()
+        return bool(mounted.stats()["served"] > before + 5)
+
+    eventually(shared, "servers take part")
 
 
 def run(*command: str | bytes | Path, cwd: Path | None = None) -> bytes:
@@ -307,7 +321,8 @@ def sample_tree() -> dict[bytes, Node]:
         tree[b"sizes/%d" % size] = File(mixed(size, size))
     tree[b"big/mixed.bin"] = File(mixed(9_000_017, 1))
     tree[b"big/random.bin"] = File(random.Random(2).randbytes(5 << 20))
-    # Equal chunks, over and over.
+    # As of a file with holes; and equal chunks, over and over.
+    tree[b"big/holes.bin"] = File(mixed(5000, 3) + bytes(2 << 20) + mixed(70_000, 4) + bytes(100_001))
     tree[b"big/zeros.bin"] = File(bytes(4 << 20))
     tree[b"same/one"] = tree[b"same/two"] = File(b"the same content")
     tree[b"same/runs"] = File(b"the same content", executable=True)

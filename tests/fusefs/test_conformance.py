@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import mmap
 import os
@@ -17,6 +18,9 @@ from pathlib import Path
 import pytest
 from tests.fusefs.conftest import Pair
 from tests.fusefs.helpers import EDGES, File, Link, run
+
+from millpond.daemon.names import ObjectName
+from millpond.daemon.store.reader import StoreReader
 
 pytestmark = pytest.mark.fuse
 
@@ -130,6 +134,47 @@ def test_reads_at_the_edges_of_a_file_and_beyond(pair: Pair, size: int) -> None:
         for offset in {0, 1, size // 2, max(0, size - 4097), max(0, size - 1), size, size + 1, size + 5000}:
             for length in (0, 1, 4096, 100_000, size + 10):
                 assert os.pread(fd, length, offset) == data[offset : offset + length], (offset, length)
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.parametrize("path", [b"big/mixed.bin", b"big/holes.bin", b"big/zeros.bin"])
+def test_reads_at_the_edges_of_chunks(pair: Pair, path: bytes) -> None:
+    data = files_of(pair)[path]
+    reader = StoreReader.open(pair.place.parent / "store")
+    try:
+        name = ObjectName("md5", hashlib.md5(data, usedforsecurity=False).hexdigest())
+        (content,) = reader.resolve([name], os.getuid())
+        assert content is not None
+        edges = reader.layout(content).offsets
+    finally:
+        reader.close()
+    assert len(edges) > 3
+    fd = os.open(full(pair.place, path), os.O_RDONLY)
+    try:
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        for edge in edges:
+            for begin in {max(0, edge - 1), edge, edge + 1}:
+                for length in (1, 2, 5000):
+                    assert os.pread(fd, length, begin) == data[begin : begin + length], (edge, begin, length)
+    finally:
+        os.close(fd)
+
+
+def test_reads_that_do_not_want_to_wait(pair: Pair) -> None:
+    """Right bytes, or none."""
+    data = files_of(pair)[b"big/mixed.bin"]
+    fd = os.open(full(pair.place, b"big/mixed.bin"), os.O_RDONLY)
+    try:
+        for offset in (0, 1_000_000, 0, len(data) - 10):
+            buffer = bytearray(4096)
+            try:
+                count = os.preadv(fd, [buffer], offset, os.RWF_NOWAIT)
+            except OSError as error:
+                assert error.errno in (errno.EAGAIN, errno.EOPNOTSUPP)
+                assert os.pread(fd, 4096, offset) == data[offset : offset + 4096]
+            else:
+                assert bytes(buffer[:count]) == data[offset : offset + count]
     finally:
         os.close(fd)
 

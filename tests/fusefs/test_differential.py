@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.fusefs.helpers import ENGINES, File, Link, Node, mixed, mount, open_store, put_tree, write_plain
+from tests.fusefs.helpers import ENGINES, File, Link, Node, mixed, mount, open_store, put_tree, share, write_plain
 
 pytestmark = pytest.mark.fuse
 
@@ -169,7 +169,7 @@ def shown(found: os.stat_result) -> tuple[int, int | None, int]:
 
 @pytest.fixture(scope="module")
 def places() -> Iterator[list[Path]]:
-    """The tree as plain files, and mounted by each engine."""
+    """The tree as plain files, mounted by each engine, and served by two processes."""
     with (
         tempfile.TemporaryDirectory(prefix="mp-fs-", ignore_cleanup_errors=True) as folder,
         contextlib.ExitStack() as stack,
@@ -180,7 +180,9 @@ def places() -> Iterator[list[Path]]:
         totals = put_tree(store, TREE)
         store.close()
         mounts = [stack.enter_context(mount(base / "store", totals, base / name, engine=name)) for name in ENGINES]
-        yield [base / "plain", *(each.place for each in mounts)]
+        shared = stack.enter_context(mount(base / "store", totals, base / "shared", engine="direct", serving=2))
+        share(shared)
+        yield [base / "plain", *(each.place for each in (*mounts, shared))]
 
 
 @given(opened=st.lists(st.sampled_from(FEW), min_size=2, max_size=3), calls=st.lists(CALLS, min_size=12, max_size=25))

@@ -234,6 +234,7 @@ def test_folders_that_are_equal_are_different_directories(base: Path, stored: tu
     store.close()
 
 
+@pytest.mark.root
 def test_forgotten_directories_are_dropped_and_found_again(base: Path, stored: tuple[Path, Store]) -> None:
     path, store = stored
     tree: dict[bytes, Node] = {b"%d/%d/x" % (n // 40, n % 40): File(b"%d" % n) for n in range(1600)}

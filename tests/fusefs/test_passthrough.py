@@ -20,6 +20,8 @@ from tests.fusefs.helpers import Mounted, answering, eventually, mount, open_sto
 from millpond.daemon.names import ObjectName
 from millpond.daemon.store.trees import TreeEntry, build_tree
 
+pytestmark = [pytest.mark.fuse, pytest.mark.root]
+
 MIB = 1 << 20
 
 

@@ -41,6 +41,30 @@ def find_all(mounted: Mounted) -> int:
 
 
 @pytest.mark.parametrize("engine", ENGINES, indirect=True)
+def test_a_path_longer_than_a_path_may_be(base: Path) -> None:
+    """Reached folder by folder, as on other file systems."""
+    names = [b"%04d" % number + b"n" * 196 for number in range(40)]
+    path = b"/".join(names)
+    store = open_store(base / "store")
+    totals = put_tree(store, {path + b"/bottom": File(b"reached")})
+    store.close()
+    assert len(path) > 2 * 4000
+    with mount(base / "store", totals, base / "m") as mounted:
+        with pytest.raises(OSError, match="too long"):
+            os.stat(os.path.join(os.fsencode(mounted.place), path))
+        fd = os.open(mounted.place, os.O_RDONLY)
+        for name in names:
+            assert os.listdir(fd) == [os.fsdecode(name)]
+            inner = os.open(name, os.O_RDONLY, dir_fd=fd)
+            os.close(fd)
+            fd = inner
+        bottom = os.open("bottom", os.O_RDONLY, dir_fd=fd)
+        assert os.read(bottom, 100) == b"reached"
+        os.close(bottom)
+        os.close(fd)
+
+
+@pytest.mark.parametrize("engine", ENGINES, indirect=True)
 def test_a_hundred_thousand_entries_in_one_folder(base: Path) -> None:
     count = 100_000
     store = open_store(base / "store")

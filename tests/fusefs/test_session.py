@@ -28,7 +28,7 @@ from millpond.daemon.store.trees import TreeEntry, build_tree
 from millpond.fusefs.engines import protocol, signals
 from millpond.fusefs.engines.protocol import Init, Op
 from millpond.fusefs.engines.session import MAX_WAITING
-from millpond.fusefs.filesystem import ROOT
+from millpond.fusefs.nodes import ROOT
 from millpond.fusefs.sources import Sources
 
 LARGE = mixed(900_000, 5)
@@ -78,6 +78,44 @@ def test_the_kernel_is_asked_for_what_it_offers_and_we_know(tree: tuple[Path, To
             assert 0 < threshold <= background and pages == 256 and more == depth == 0
 
     serve(*tree, work)
+
+
+@pytest.mark.parametrize("lacking", list(protocol.FLAGS), ids=lambda flag: flag.name)
+def test_a_kernel_without_a_feature_goes_without_it(tree: tuple[Path, Totals], lacking: Init) -> None:
+    async def work(kernel: Kernel) -> None:
+        error, body = await kernel.begin(flags=ALL_FLAGS & ~int(lacking))
+        agreed = protocol.INIT_OUT.unpack(body)[3]
+        assert not error and not agreed & lacking
+        folders = await kernel.lookup(ROOT, b"folders")
+        error, body = await kernel.ask(Op.OPENDIR, folders, bytes(8))
+        assert error == (0 if lacking == Init.NO_OPENDIR_SUPPORT else errno.ENOSYS)
+        error, body = await kernel.ask(Op.READDIR, folders, read_body(0, 65536))
+        assert not error and body.count(b"\0\0\0\0\0\0\0") and b"07" in body and b"39" in body
+        error, body = await kernel.ask(Op.READDIRPLUS, folders, read_body(0, 65536))
+        assert not error and len(list(entries_plus(body))) == 40
+        inode = await kernel.lookup(ROOT, b"large")
+        error, body = await kernel.ask(Op.OPEN, inode, bytes(8))
+        assert error == (0 if lacking == Init.NO_OPEN_SUPPORT else errno.ENOSYS)
+        for offset in range(0, len(LARGE), 131072):  # as much as a request may be without MAX_PAGES
+            assert await kernel.read(inode, offset, 131072) == (0, LARGE[offset : offset + 131072])
+
+    serve(*tree, work)
+
+
+def test_a_kernel_without_passthrough_reads_large_files_by_requests(tree: tuple[Path, Totals]) -> None:
+    async def work(kernel: Kernel) -> None:
+        await kernel.begin()  # nothing beyond the 32nd flag is offered
+        inode = await kernel.lookup(ROOT, b"large")
+        assert await kernel.ask(Op.OPEN, inode, bytes(8)) == (
+            errno.ENOSYS,
+            b"",
+        )  # then there is nothing to count, either
+        assert await kernel.read(inode, 1000, 4096) == (0, LARGE[1000:5096])
+        told = kernel.filesystem.statistics()
+        assert told["passthrough_files"] == 0
+        assert told["passthrough"] == "the kernel is older than 6.9, or made without it"
+
+    serve(*tree, work, materialize=1 << 30)
 
 
 def test_a_kernel_that_is_too_old_is_refused_and_a_newer_one_asked_to_speak_ours(tree: tuple[Path, Totals]) -> None:

@@ -16,6 +16,7 @@ from tests.fusefs.helpers import UID
 from millpond.daemon.store.folders import Totals
 from millpond.daemon.store.reader import StoreReader
 from millpond.fusefs.engines import protocol
+from millpond.fusefs.engines.passthrough import Passthrough
 from millpond.fusefs.engines.protocol import IN_HEADER, OUT_HEADER, Op
 from millpond.fusefs.engines.readahead import ReadAhead
 from millpond.fusefs.engines.session import Session
@@ -35,6 +36,7 @@ class Kernel:
 
     sock: trio.socket.SocketType
     filesystem: Filesystem
+    session: Session
     unique: int = 2
     answers: dict[int, tuple[int, bytes]] = field(default_factory=dict)
 
@@ -100,8 +102,10 @@ def serve(
     *,
     source: Sources | None = None,
     on_open: Callable[[int], None] | None = None,
+    materialize: int = 0,
 ) -> T:
-    """Run `work` as the kernel of a session that serves a tree; the session must end when the kernel hangs up."""
+    """Run `work` as the kernel of a session that serves a tree; the session must end when the kernel hangs up. `materialize` as the
+    option of a mount."""
 
     async def main() -> T:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -120,7 +124,13 @@ def serve(
                         uid=UID,
                         totals=(totals.files, totals.bytes),
                     )
-                    session = Session(filesystem, theirs.fileno(), nursery, ReadAhead(0), on_open)
+                    passthrough = None
+                    if materialize:
+                        device, folder = theirs.fileno(), store / "tmp"
+                        passthrough = Passthrough(
+                            device, filesystem, reader, nursery, folder=folder, budget=materialize
+                        )
+                    session = Session(filesystem, theirs.fileno(), nursery, ReadAhead(0), on_open, passthrough)
 
                     async def run() -> None:
                         await session.run()
@@ -128,7 +138,7 @@ def serve(
 
                     nursery.start_soon(run)
                     with trio.socket.from_stdlib_socket(ours) as asking:
-                        return await work(Kernel(asking, filesystem))
+                        return await work(Kernel(asking, filesystem, session))
         finally:
             reader.close()
 

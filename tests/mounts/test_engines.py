@@ -86,7 +86,27 @@ def test_a_mount_has_the_engine_that_was_asked_for_and_keeps_it(repo: DvcRepo) -
 
 def test_doctor_says_which_engine_and_a_name_that_is_none_is_a_usage_error(repo: DvcRepo) -> None:
     checks = json.loads(repo.home.run("doctor", "--json", code=None).stdout)["checks"]
-    told = next(check for check in checks if check["name"] == "engine")
-    assert told["ok"] and told["detail"].startswith("direct: it is the fastest")
+    told = {check["name"]: check for check in checks}
+    assert told["engine"]["ok"] and told["engine"]["detail"].startswith("direct: it is the fastest")
+    assert told["passthrough"]["ok"] and told["passthrough"]["detail"] == "large files, with mount --materialize"
+    assert told["read-ahead"]["ok"] and told["read-ahead"]["detail"] == "set for each mount"
     refused = repo.home.run("mount", "--engine", "fast", "data", str(repo.place("m")), code=254)
     assert "'fast' is not one of 'auto', 'direct', 'pyfuse3'" in refused.stderr
+
+
+@pytest.mark.fuse
+def test_several_processes_serve_a_mount_when_that_is_asked_for(repo: DvcRepo) -> None:
+    place = repo.place("m")
+    repo.home.run("mount", "--serving", "3", "data@v1", str(place))
+    eventually(lambda: by_place(repo)["m"]["serving"] == 3)
+    assert contents(repo.home.path / "m") == repo.first
+    found = by_place(repo)["m"]
+    assert found["serving"] == found["serving_most"] == 3 and not found["serving_why"] and not found["servers_ended"]
+    shown = repo.home.run("mounts", "-v").stdout
+    assert "served by 3 processes: 3 at most" in shown and "read-ahead 1024 KiB" in shown
+    assert "passthrough off: only with --materialize" in shown
+    os.kill(found["pid"], signal.SIGKILL)
+    eventually(lambda: by_place(repo)["m"]["pid"] not in (None, found["pid"]) and by_place(repo)["m"]["serving"] == 3)
+    refused = repo.home.run("mount", "--serving", "2", "--engine", PYFUSE3, "data@v1", str(repo.place("p")), code=None)
+    assert refused.returncode and "serves a mount by one process" in refused.stderr
+    assert "--serving" in repo.home.run("mount", "--serving", "0", "data", str(repo.place("z")), code=254).stderr

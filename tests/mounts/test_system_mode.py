@@ -101,8 +101,12 @@ def test_daemon_worker_and_holder_are_three_users_and_the_data_is_only_the_calle
     alice.millpond("add", "data", cwd=repo)
     assert os.stat(repo / "data.dvc").st_uid == ALICE, "the worker acts as the caller"
     place = alice.folder("m")
-    alice.millpond("mount", "data", str(place), cwd=repo)
+    alice.millpond("mount", "--serving", "2", "data", str(place), cwd=repo)
+    until(lambda: json.loads(alice.millpond("mounts", "--json"))["mounts"][0].get("serving") == 2)
     [mount] = json.loads(alice.millpond("mounts", "--json"))["mounts"]
+    assert not mount["serving_why"] and not mount["servers_ended"]
+    (server,) = Path(f"/proc/{mount['pid']}/task/{mount['pid']}/children").read_text().split()
+    assert uid_of(int(server)) == System.holder_uid
     daemon = json.loads(alice.millpond("daemon", "status", "--json"))["pid"]
     assert uid_of(daemon) == System.daemon_uid
     assert uid_of(mount["pid"]) == System.holder_uid

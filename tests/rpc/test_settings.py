@@ -60,6 +60,14 @@ def test_an_idle_time_that_is_none_is_refused(text: str) -> None:
         from_env({"HOME": "/h", "MILLPOND_IDLE_EXIT": text}, UID)
 
 
+def test_the_number_of_processes_of_a_mount_is_a_number() -> None:
+    assert from_env({"HOME": "/h"}, UID).serving_most is None
+    assert from_env({"HOME": "/h", "MILLPOND_SERVING": "3"}, UID).serving_most == 3
+    for text in ("0", "-1", "many"):
+        with pytest.raises(UsageError, match=f"MILLPOND_SERVING is '{text}', which is not a number of processes"):
+            from_env({"HOME": "/h", "MILLPOND_SERVING": text}, UID)
+
+
 def test_a_user_without_a_home_is_told() -> None:
     with pytest.raises(UsageError, match="HOME"):
         from_env({}, UID)

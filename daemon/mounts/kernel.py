@@ -1,0 +1,36 @@
+"""What the kernel does for a mount only where it may and can: how fast mounts are here, for `doctor` and the engines."""
+
+from __future__ import annotations
+
+import os
+import re
+from glob import iglob
+
+# The first kernel that reads a file in place of a mount's.
+_PASSTHROUGH = (6, 9)
+_CAP_SYS_ADMIN = 21
+
+
+def is_privileged() -> bool:
+    """Whether this process has CAP_SYS_ADMIN."""
+    with open("/proc/self/status") as status:
+        effective = next((line.split()[1] for line in status if line.startswith("CapEff:")), "0")
+    return bool(int(effective, 16) >> _CAP_SYS_ADMIN & 1)
+
+
+def why_no_passthrough() -> str:
+    """Why large files cannot be handed to the kernel whole; "" when they can, as far as can be told without a mount."""
+    if not is_privileged():
+        return "only root may hand files to the kernel"
+    release = os.uname().release
+    found = re.match(r"(\d+)\.(\d+)", release)
+    if found is not None and (int(found[1]), int(found[2])) < _PASSTHROUGH:
+        return f"Linux {release} is older than {_PASSTHROUGH[0]}.{_PASSTHROUGH[1]}"
+    return ""
+
+
+def why_no_read_ahead() -> str:
+    """Why the kernel's read-ahead cannot be set for a mount; "" when it can."""
+    for path in iglob("/sys/class/bdi/*/read_ahead_kb"):
+        return "" if os.access(path, os.W_OK) else "only root may set it, and where /sys can be written"
+    return "there is no /sys/class/bdi"

@@ -198,8 +198,10 @@ def test_the_installation_has_what_is_built(lines: Callable[[], list[str]]) -> N
 def test_pip_takes_the_line_as_it_stands(lines: Callable[[], list[str]], tmp_path: Path) -> None:
     """Up to what it would bring beside millpond itself, which is built from the repository."""
     (tmp_path / "requirements.txt").touch()
-    script = "\n".join(line for line in lines() if "pip install" in line)
-    env = {**os.environ, "MILLPOND_URL": f"file://{PAGE.parents[1]}", "PIP_DRY_RUN": "1", "PIP_NO_DEPS": "1"}
-    env |= {"PIP_TARGET": str(tmp_path / "there"), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    # As variables these would hold for what pip brings to build it, too.
+    script = 'pip() { command pip "$@" --dry-run --no-deps; }\n'
+    script += "\n".join(line for line in lines() if "pip install" in line)
+    env = {**os.environ, "MILLPOND_URL": f"file://{PAGE.parents[1]}"}
+    env["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     done = subprocess.run(["bash", "-ec", script], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and "Would install millpond-" in done.stdout, f"{done.stdout}\n{done.stderr}"

@@ -140,7 +140,7 @@ $ millpond logs -f 7
 @click.option("-t", "--timestamps", is_flag=True, help="When each line was written.")
 @click.pass_obj
 def logs(console: Console, name: str | None, follow: bool, lines: int | None, timestamps: bool) -> None:
-    """Print what a job has written: JOB is its number, its name, or the beginning of that; without it, the newest.
+    """Print what a job has written: JOB is its number, its name, or the beginning of that; without it, the newest that runs, else the newest.
 
     Lines of [millpond] are not the job's own: they say what was done to it.
     """
@@ -172,7 +172,7 @@ def logs(console: Console, name: str | None, follow: bool, lines: int | None, ti
 @click.pass_obj
 def attach(console: Console, name: str | None, cancel_on_interrupt: bool) -> int:
     """Print what a job has written and follow it to its end, with its exit code: JOB is its number, its name, or the beginning
-    of that; without it, the newest.
+    of that; without it, the newest that runs, else the newest.
 
     Ctrl-C leaves the job running.
     """

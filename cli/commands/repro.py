@@ -143,8 +143,19 @@ def reproduce(
             return looked
     from millpond.cli.jobs import as_job
 
-    title = shlex.join(["repro", *(text.printable(wirepath.decode(target)) for target in params["targets"])])
-    return as_job(console, "repro", params, detach=detach, title=title, err=as_json, otherwise=here)
+    return as_job(console, "repro", params, detach=detach, title=_title(params), err=as_json, otherwise=here)
+
+
+def _title(params: dict[str, Any]) -> str:
+    """What `jobs` calls it: the command with what it was asked for."""
+    words = [f"--{name.replace('_', '-')}" for name in _FLAGS if params.get(name)]
+    words += (
+        [{"keep-going": "--keep-going", "ignore": "--ignore-errors"}[params["on_error"]]]
+        if params.get("on_error")
+        else []
+    )
+    words += ["-j", str(params["jobs"])] if params.get("jobs", 1) > 1 else []
+    return shlex.join(["repro", *words, *(text.printable(wirepath.decode(target)) for target in params["targets"])])
 
 
 def _here(console: Console, params: dict[str, Any], *, as_json: bool) -> dict[str, Any]:

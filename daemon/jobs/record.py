@@ -60,14 +60,15 @@ def checked_name(name: str | None) -> str | None:
 
 
 def chosen(jobs: Iterable[JobRecord], word: str | None, *, exact: bool = False) -> JobRecord:
-    """The job that `word` means among a caller's: its number, its name, unless `exact` the beginning of one name; None: the newest.
+    """The job that `word` means among a caller's: its number, its name, unless `exact` the beginning of one name; None: the newest that
+    has not ended, else the newest.
 
     Of several jobs with one name it is the newest. Raises JobError.
     """
     newest = sorted(jobs, key=lambda job: -job.number)
     if word is None:
         if newest:
-            return newest[0]
+            return next((job for job in newest if not job.over), newest[0])
         raise JobError("there are no jobs of yours", hint="run one: millpond job run -- COMMAND")
     if word.isascii() and word.isdecimal():
         found = [job for job in newest if job.number == int(word)]

@@ -150,6 +150,8 @@ def test_a_word_means_one_job_or_none() -> None:
             chosen(jobs, word)
     with pytest.raises(JobError, match="no jobs"):
         chosen([], None)
+    over = [record(7, state="failed"), record(8, state="lost")]
+    assert chosen([*jobs, *over], None).number == 6 and chosen(over, None).number == 8  # rather one that runs
 
 
 def test_what_a_result_claims_is_believed_as_far_as_it_is_of_its_kind() -> None:

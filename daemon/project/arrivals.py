@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
@@ -18,7 +17,8 @@ from dataclasses import dataclass, field
 
 from millpond.daemon.names import ObjectName
 from millpond.daemon.objects import Data
-from millpond.daemon.project.copying import BACK_NS, written_new
+from millpond.daemon.project.copying import BACK_NS, remove_tree, written_new
+from millpond.daemon.project.durable import make_folders
 from millpond.daemon.project.manifest import ManifestEntry
 from millpond.daemon.project.repo import Repo
 from millpond.daemon.project.scratch import PREFIX, SUFFIX, scratch
@@ -56,7 +56,8 @@ class Arrivals:
         self._wanted.clear()
         self._trees.clear()
         if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            with contextlib.suppress(OSError):  # what is left goes after a day
+                remove_tree(self._folder)
             self._folder = None
 
     def look(self) -> None:
@@ -89,7 +90,7 @@ class Arrivals:
                 path = f"{tree.top}/{relpath}"
                 folder = os.path.dirname(path)
                 if folder not in self._made:
-                    os.makedirs(folder, exist_ok=True)
+                    make_folders(folder)
                     self._made.add(folder)
                 tree.files[relpath] = name, written_new(path, data)
             self._last = time.time_ns()
@@ -111,7 +112,7 @@ class Arrivals:
         time.sleep(max(0, self._last + BACK_NS - time.time_ns()) / 1e9)
         place = self._repo.path(path)
         try:
-            os.makedirs(os.path.dirname(place), exist_ok=True)
+            make_folders(os.path.dirname(place))
             os.rename(tree.top, place)
         except OSError:
             return {}

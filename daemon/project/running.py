@@ -91,10 +91,9 @@ def claim(repo: Repo, name: str, running: Running) -> Claim:
         }
         os.ftruncate(fd, 0)
         os.pwrite(fd, json.dumps(told).encode(), 0)
-        command = f"millpond repro {running.stage}"
         local = [[each for each in paths if "://" not in each] for paths in (running.reads, running.writes)]
         reads, writes = ([repo.path(each) for each in paths] for paths in local)
-        return Claim(path, fd, rwlock.add(repo.temporary, running.pid, command, reads=reads, writes=writes))
+        return Claim(path, fd, rwlock.add(repo.temporary, running.pid, running.stage, reads=reads, writes=writes))
     except OSError as error:
         os.close(fd)
         raise DiskFullError(f"cannot write '{printable(path)}': {error.strerror}", path=printable(path)) from error
@@ -188,13 +187,12 @@ def _overlap(one: str, other: str) -> bool:
 
 
 def _lives(pid: int) -> bool:
+    """Whether a process is there, and not only waiting for its parent to see that it has ended."""
     try:
-        os.kill(pid, 0)
-    except PermissionError:
-        return True
-    except (OSError, OverflowError):
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+    except (OSError, IndexError):
         return False
-    return pid > 0
 
 
 def _busy(what: str, running: Running, how: str) -> BusyError:

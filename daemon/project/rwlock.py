@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 _FILE, _LOCK = "rwlock", "rwlock.lock"
+_OURS = "millpond repro "
 _MAX_BYTES = 64 << 20
 # DVC holds its lock for the time of one small write.
 _WAIT_S, _STEP_S = 2.0, 0.02
@@ -45,9 +46,10 @@ class Entry:
                     found["read"][path] = left
 
 
-def add(folder: str, pid: int, command: str, *, reads: Sequence[str], writes: Sequence[str]) -> Entry:
-    """Tell DVC that a process reads and writes these (absolute paths). A file that cannot be read or written is left alone: it
+def add(folder: str, pid: int, stage: str, *, reads: Sequence[str], writes: Sequence[str]) -> Entry:
+    """Tell DVC that a process which runs a stage reads and writes these (absolute paths). A file that cannot be read or written is left alone: it
     is a courtesy to DVC, and no lock of ours."""
+    command = f"{_OURS}{stage}"
     info = {"pid": pid, "cmd": command}
     with _changed(folder) as found:
         found["write"].update(dict.fromkeys(writes, info))
@@ -57,7 +59,7 @@ def add(folder: str, pid: int, command: str, *, reads: Sequence[str], writes: Se
 
 
 def entries(folder: str) -> list[Entry]:
-    """One for each process in the file, whether it lives or not."""
+    """One for each process of DVC's in the file, whether it lives or not; of ours other signs tell."""
     found = _load(folder) or {"write": {}, "read": {}}
     by_pid: dict[int, tuple[str, list[str], list[str]]] = {}
     for path, infos in found["read"].items():
@@ -65,7 +67,11 @@ def entries(folder: str) -> list[Entry]:
             by_pid.setdefault(info["pid"], (info["cmd"], [], []))[1].append(path)
     for path, info in found["write"].items():
         by_pid.setdefault(info["pid"], (info["cmd"], [], []))[2].append(path)
-    return [Entry(folder, pid, cmd, tuple(reads), tuple(writes)) for pid, (cmd, reads, writes) in by_pid.items()]
+    return [
+        Entry(folder, pid, cmd, tuple(reads), tuple(writes))
+        for pid, (cmd, reads, writes) in by_pid.items()
+        if not cmd.startswith(_OURS)
+    ]
 
 
 @contextlib.contextmanager

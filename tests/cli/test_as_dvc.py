@@ -156,7 +156,7 @@ def test_checkout_of_data_that_is_nowhere(made: Home, twins: tuple[Path, Path]) 
         lose_cache(root)
     made.dvc("checkout", "f4", cwd=theirs, code=255)
     found = made.run("checkout", "f4", cwd=ours, code=8)
-    assert found.stderr.splitlines()[1:] == ["\tf4"]
+    assert "whose data is neither in the store nor in a cache: 'f4'" in found.stderr and "millpond pull" in found.stderr
     made.dvc("checkout", "--allow-missing", "f4", cwd=theirs)
     made.run("checkout", "--allow-missing", "f4", cwd=ours)
 

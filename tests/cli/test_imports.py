@@ -55,6 +55,7 @@ def test_a_command_loads_its_own_module_only() -> None:
         "millpond.daemon.rpc.surroundings",
         "millpond.daemon.settings",
         "millpond.daemon.wirepath",
+        "millpond.daemon.xdg",
     }
 
 

@@ -87,9 +87,9 @@ def test_a_command_as_a_job_gives_its_output_and_its_exit_code(home: Home) -> No
     done = home.run("attach", "fi")
     assert done.stdout == "a b|--json|-x|"
     lines = home.run("jobs").stdout.splitlines()
-    assert lines[0].split() == ["JOB", "NAME", "STATE", "SINCE", "EXIT", "COMMAND"]
+    assert lines[0].split() == ["JOB", "NAME", "STATE", "SINCE", "EXIT", "FOLDER", "COMMAND"]
     n = number(home)
-    assert re.fullmatch(rf"{n} +fine  succeeded  [\d.]+ s ago  0 +printf '%s\|' 'a b' --json -x", lines[1]), lines
+    assert re.fullmatch(rf"{n} +fine +succeeded +[\d.]+ s ago +0 +\S+ +printf '%s\|' 'a b' --json -x", lines[1]), lines
     assert "signal 9" in lines[2] and lines[3].split()[1] == "failed"
     [newest, *_] = shown(home)
     assert newest["cwd"] == str(home.repo) and newest["folder"].startswith(str(home.path / "state"))

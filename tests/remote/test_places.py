@@ -127,3 +127,24 @@ def test_a_remote_that_is_back_is_asked_first_again(team: Team) -> None:
         server.shutdown()
     assert places.read(one) == b"one, later\n", "and it is away again"
     places.close()
+
+
+@local
+@pytest.mark.parametrize("how", ["it is mended", "it is here"])
+def test_sizes_that_a_remote_had_wrong_are_believed_no_longer_than_they_must_be(team: Team, how: str) -> None:
+    bob, expected = begin(team)
+    cut = {name: key_of(md5(expected[name])) for name in ("many/03", "large.bin")}
+    for name, key in cut.items():
+        team.put(key, expected[name][:-100])
+    place = mount(bob)
+    with pytest.raises(OSError):
+        (place / "many/03").read_bytes()
+    with contextlib.suppress(OSError):  # it is found out when all of it is here
+        (place / "large.bin").read_bytes()
+    for name, key in cut.items():
+        team.put(key, expected[name])
+    if how == "it is mended":
+        bob.run("umount", str(place))
+    else:  # the first one stays, and nobody looks at it
+        bob.run("fetch", "-q", "data")
+    assert contents(mount(bob, "again")) == expected

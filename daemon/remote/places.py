@@ -57,7 +57,7 @@ class Limits(NamedTuple):
 
 
 class Places:
-    """Used from any number of threads, but for `sizes`. Connected when first asked; credentials are looked for again after a
+    """Used from any number of threads, but for `sizes`, `expect` and `listed`. Connected when first asked; credentials are looked for again after a
     refusal, so who renews them need not mount again."""
 
     def __init__(
@@ -78,6 +78,8 @@ class Places:
         self._connecting = threading.Lock()
         self._lock = threading.Lock()
         self._transfers: list[Transfer] | None = None
+        # Whose listing was begun.
+        self._listing: Transfer | None = None
         # Remotes that failed last, by name: when, and how.
         self._aside: dict[str, tuple[float, MillpondError]] = {}
         # Who gave an object's bytes last, and who has it damaged.
@@ -158,14 +160,22 @@ class Places:
         return found
 
     def expect(self, count: int) -> None:
-        """So many sizes are asked for soon: list the first remote meanwhile, if that pays. Raises RemoteConfigError where it cannot be
-        used."""
-        self.transfers()[0].expect(count)
+        """So many sizes are asked for soon: list the remote that is asked first meanwhile, if that pays. Raises RemoteConfigError where the
+        default one cannot be used."""
+        self._listing = self._ordered()[0]
+        self._listing.expect(count)
 
     def listed(self, values: Sequence[str]) -> list[int | None]:
-        """Sizes of the objects with these values as the first remote's listing tells them, if one was begun. Raises RemoteError,
-        CredentialsError."""
-        return self.transfers()[0].listed(values)
+        """Sizes of the objects with these values as the listing tells them, if one was begun and came to its end; where it did not, `sizes`
+        asks the others, and says why."""
+        transfer = self._listing
+        if transfer is not None:
+            try:
+                return transfer.listed(values)
+            except (RemoteError, CredentialsError) as error:
+                self._failed(transfer, error)
+                self._listing = None
+        return [None] * len(values)
 
     def prepare(self) -> None:
         """Connect now, so that who asks first need not wait for that; what is wrong he is told."""

@@ -23,6 +23,7 @@ from tests.remote.test_lazy import begin, mount
 from millpond.daemon.names import ObjectName
 from millpond.daemon.project import config
 from millpond.daemon.remote.places import Places
+from millpond.daemon.remote.presence import ASK_EACH
 
 pytestmark = pytest.mark.fuse
 local = pytest.mark.parametrize("team", ["local"], indirect=True)
@@ -127,6 +128,33 @@ def test_a_remote_that_is_back_is_asked_first_again(team: Team) -> None:
         server.shutdown()
     assert places.read(one) == b"one, later\n", "and it is away again"
     places.close()
+
+
+@local
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_listing_that_fails_hides_no_other_remote(team: Team, begun: bool) -> None:
+    """`begun`: it answers until the listing is asked for."""
+    ann = team.person("ann")
+    (ann.repo / "data").mkdir()
+    expected = {str(number): b"%d" % number for number in range(ASK_EACH + 1)}
+    for name, data in expected.items():
+        (ann.repo / "data" / name).write_bytes(data)
+    ann.run("add", "-q", "data")
+    ann.run("push", "-q")
+    bob = team.person("bob")
+    shutil.copy(ann.repo / "data.dvc", bob.repo)
+    with_disk(team, bob)
+    if begun:
+        places = Places(lambda: config.load(str(bob.repo / ".dvc"), bob.env), bob.env)
+        names = [ObjectName("md5", md5(data)) for data in expected.values()]
+        places.expect(len(names))
+        assert places.listed([name.value for name in names]) == [None] * len(names)
+        assert places.sizes(names, more=True) == {
+            name: len(data) for name, data in zip(names, expected.values(), strict=True)
+        }
+        places.close()
+    else:
+        assert contents(mount(bob)) == expected
 
 
 @local

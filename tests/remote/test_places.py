@@ -131,6 +131,34 @@ def test_a_remote_that_is_back_is_asked_first_again(team: Team) -> None:
 
 
 @local
+def test_one_that_never_answers_is_waited_for_once(team: Team) -> None:
+    ann = team.begin()
+    ann.run("push", "-q")
+    met: list[socket.socket] = []
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+
+        def accept() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    met.append(sock.accept()[0])
+
+        thread = threading.Thread(target=accept)
+        thread.start()
+        (ann.repo / ".dvc/config.local").write_text(
+            f"['remote \"team\"']\n    url = http://127.0.0.1:{sock.getsockname()[1]}\n    read_timeout = 1\n"
+            f"['remote \"disk\"']\n    url = {team.url}\n"
+        )
+        places = Places(lambda: config.load(str(ann.repo / ".dvc"), ann.env), ann.env, patience_s=0.5)
+        for _ in range(3):
+            assert places.read(ObjectName("md5", md5(b"one, later\n"))) == b"one, later\n"
+        places.close()
+        sock.shutdown(socket.SHUT_RDWR)
+        thread.join()
+    assert len(met) == 1
+    met[0].close()
+
+
+@local
 @pytest.mark.parametrize("begun", [False, True])
 def test_a_listing_that_fails_hides_no_other_remote(team: Team, begun: bool) -> None:
     """`begun`: it answers until the listing is asked for."""

@@ -17,7 +17,7 @@ from tests.remote.servers import S3Server
 from tests.remote.shared import Team
 from tests.store.helpers import sample
 
-from millpond.daemon.errors import RemoteConfigError
+from millpond.daemon.errors import UsageError
 from millpond.daemon.remote.pace import Budget, Turns, rate
 
 LARGE, RATE = 6 << 20, 2 << 20
@@ -121,5 +121,5 @@ def test_turns_bound_who_asks_at_once_and_pay_for_what_came() -> None:
     for text, value in (("20M", 20 << 20), ("1.5k", 1536.0), ("", None)):
         assert rate({"MILLPOND_RATE": text}) == value
     for text in ("nan", "-1", "fast", "0"):
-        with pytest.raises(RemoteConfigError):
+        with pytest.raises(UsageError):
             rate({"MILLPOND_RATE": text})

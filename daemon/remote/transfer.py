@@ -154,8 +154,14 @@ class Transfer:
         """All that lies below each prefix."""
         return self._in_order((partial(self._list, prefix) for prefix in prefixes), pace=self._listing)
 
-    def _sizes(self, prefixes: Iterable[str]) -> Iterator[list[tuple[str, int]]]:
-        return self._in_order((partial(self.backend.sizes, prefix) for prefix in prefixes), pace=self._listing)
+    def _sizes(
+        self, prefixes: Iterable[str], wanted: Callable[[str, str], bool] | None = None
+    ) -> Iterator[list[tuple[str, int]]]:
+        def calls() -> Iterator[Callable[[], list[tuple[str, int]]]]:
+            for prefix in prefixes:
+                yield partial(self.backend.sizes, prefix, None if wanted is None else partial(wanted, prefix))
+
+        return self._in_order(calls(), pace=self._listing)
 
     def delete(self, keys: Sequence[str], before: Callable[[], None]) -> Iterator[int]:
         """Remove objects, `before` being called ahead of each request; how many are gone for good, again and again."""

@@ -3,7 +3,7 @@
 What the store has hashed is still in this process's hands: written then, beside the fetch, it need not be unpacked, handed over and
 written by the checkout once more. The tree lies in `.dvc/tmp`, in a folder that nobody else may look into, and gets its place by
 one rename, in the checkout. Only files that arrived in one piece are in it; the checkout brings the others, and does all by itself
-where there is no tree. The folder is locked (flock) as long as its pull lives, so the next pull removes what a killed one left.
+where there is no tree. A file in the folder is locked (flock) as long as its pull lives, so the next pull removes what a killed one left.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from millpond.daemon.project.scratch import PREFIX, SUFFIX, scratch
 # How often the trees' folder is touched: one that was not for a day is taken for leavings (scratch.py).
 _TOUCH_NS = 60 * 10**9
 _PREFIX = f"{PREFIX}pull-"
+# A file: NFS locks nothing that is not open for writing.
+_LOCK = "lock"
 _DEFAULT_ACL = "system.posix_acl_default"
 
 
@@ -46,7 +48,7 @@ class Arrivals:
     def __init__(self, repo: Repo) -> None:
         self._repo = repo
         self._expected: dict[str, ObjectName] = {}
-        # Where trees lie, made with the first of them, and the descriptor that has it locked.
+        # Where trees lie, made with the first of them, and the descriptor that has its lock.
         self._folder: str | None = None
         self._lock = -1
         self._trees: dict[str, Tree] = {}
@@ -132,13 +134,13 @@ def _locked_folder(parent: str) -> tuple[str, int]:
     made = tempfile.mkdtemp(prefix=_PREFIX, suffix=SUFFIX, dir=parent)
     fd = -1
     try:
-        fd = os.open(made, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fd = os.open(os.path.join(made, _LOCK), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return made, fd
     except BaseException:
         if fd >= 0:
             os.close(fd)
-        os.rmdir(made)
+        shutil.rmtree(made, ignore_errors=True)
         raise
 
 
@@ -150,7 +152,7 @@ def _remove_left(parent: str) -> None:
                 continue
             path = os.path.join(parent, name)
             with contextlib.suppress(OSError):
-                fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+                fd = os.open(os.path.join(path, _LOCK), os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
                 try:
                     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     shutil.rmtree(path, ignore_errors=True)

@@ -172,7 +172,8 @@ def test_what_a_kill_left_goes_with_the_next_pull(project: Project) -> None:
     left, living = (project.root / f".dvc/tmp/.millpond-pull-{name}.tmp" for name in ("left", "living"))
     for each in (left, living):
         (each / "0/sub").mkdir(parents=True)
-    fd = os.open(living, os.O_RDONLY)
+        (each / "lock").touch()
+    fd = os.open(living / "lock", os.O_RDWR)
     fcntl.flock(fd, fcntl.LOCK_EX)
     project.run("pull")
     assert leavings(project) == [living.name]

@@ -77,6 +77,8 @@ class Filesystem(Tree):
         self.more_statistics: list[Callable[[], dict[str, object]]] = []
         self.served: Callable[[], Served] = Served
         self.opens = self.reads = self.read_bytes = self.errors = 0
+        # Errors that were not for want of a remote, but for what is not as it should be: sizes, for one.
+        self.wrong = 0
         # Who waits for files that are not here.
         self.waits = Waits()
         self.last_error = ""
@@ -169,7 +171,9 @@ class Filesystem(Tree):
                 raise FileError(errno.EIO)
             return self._opened(await self._foreign(record, name), str(name))
         except (MillpondError, OSError) as error:
-            raise self.failed(f"cannot open {'inode ' + str(inode) if name is None else name}: {error}") from error
+            raise self.failed(
+                f"cannot open {'inode ' + str(inode) if name is None else name}: {error}", error
+            ) from error
 
     async def _foreign(self, record: InodeRecord, name: ObjectName) -> OpenFile:
         """A file that the store has not, from the source. Raises MillpondError, OSError."""
@@ -234,7 +238,7 @@ class Filesystem(Tree):
         return True
 
     def _unreadable(self, name: str, offset: int, size: int, error: Exception) -> FileError:
-        return self.failed(f"cannot read {name}, {size} bytes from {offset}: {error}")
+        return self.failed(f"cannot read {name}, {size} bytes from {offset}: {error}", error)
 
     def _counted(self, parts: list[Bytes] | None) -> list[Bytes] | None:
         if parts is not None:
@@ -276,6 +280,7 @@ class Filesystem(Tree):
             "open_files": len(self._open),
             "known_directories": len(self.nodes),
             "errors": self.errors,
+            "wrong": self.wrong + bool(told.damaged),
             "last_error": self.last_error or told.damaged,
             "waits": self.waits.count,
             "waited_s": round(self.waits.seconds, 3),
@@ -306,9 +311,10 @@ class Filesystem(Tree):
         if self._source is not None:
             self._source.close()
 
-    def failed(self, text: str) -> FileError:
+    def failed(self, text: str, error: Exception | None = None) -> FileError:
         """EIO, counted and logged with its reason."""
         self.errors += 1
+        self.wrong += isinstance(error, (StoreDamagedError, RemoteChangedError))
         self.last_error = text
         log.error("%s", text)
         return FileError(errno.EIO)

@@ -69,10 +69,13 @@ class _Batch(NamedTuple):
 
 
 def remembered(store: Store, uid: int, name: ObjectName) -> Totals | None:
-    """The tree that a manifest was made into for `uid`, if it is still there."""
+    """The tree that a manifest was made into for `uid`, if it is still there; not one with sizes that somebody claimed, once all of its
+    files are in the store, which knows better."""
     reader = FolderReader(store.reader.index)
     found = reader.listing(uid, name)
-    return found if found is not None and reader.has(found.root) else None
+    if found is None or not reader.has(found.root):
+        return None
+    return None if reader.is_claimed(uid, name) and store.complete(name, uid) else found
 
 
 class Building:
@@ -94,6 +97,8 @@ class Building:
         self._asked: _Batch | None = None
         self._ready: _Batch | None = None
         self._error: Exception | None = None
+        # Whether sizes came that the store does not know.
+        self._claimed = False
         # Set by who wants the next step: reading ahead has to wait.
         self.is_wanted = False
         self._closed = False
@@ -149,6 +154,7 @@ class Building:
             raise self._error
         if len(sizes) != self._wanted:
             raise ProtocolError(f"{len(sizes)} sizes were sent for {self._wanted} objects")
+        self._claimed = self._claimed or bool(sizes)
         if self._build() and self._asked is not None:
             self._asked.sizes.update(zip(self._asked.lacking, sizes, strict=True))
             self._ready = self._asked
@@ -213,7 +219,7 @@ class Building:
         except OSError as error:
             raise as_store_error(error, self._store.scratch) from error
         totals = self._builder.finish()
-        save_listing(self._store, self._uid, self._name, totals)
+        save_listing(self._store, self._uid, self._name, totals, claimed=self._claimed)
         return totals
 
 

@@ -38,6 +38,8 @@ class Mount:
     # Why remotes refuse its source: they want other credentials; and the object that was asked for.
     refused: str = ""
     wanted: str = ""
+    # What readers met that was not as it should be, as far as the daemon has heard.
+    wrong: int = 0
 
 
 def kept_context(context: dict[str, Any]) -> dict[str, Any]:

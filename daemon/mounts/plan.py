@@ -136,7 +136,7 @@ class Project:
         return [found.get(name) for name in names]
 
     def listed_sizes(self, values: Sequence[str]) -> list[int | None]:
-        """Sizes of objects with these values as far as a listing that was begun tells them. Raises RemoteError, CredentialsError."""
+        """Sizes of objects with these values as far as a listing that was begun tells them."""
         return self.places.listed(values) if self.is_listing else [None] * len(values)
 
     def expect(self, manifest: bytes) -> None:

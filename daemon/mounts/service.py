@@ -33,7 +33,7 @@ from millpond.daemon.mounts.mount import Mount, kept_context
 from millpond.daemon.mounts.records import MountRecord, MountRecords, new_id
 from millpond.daemon.mounts.successors import Successors
 from millpond.daemon.rpc.methods import Call, Registry
-from millpond.daemon.store.folders import FolderReader
+from millpond.daemon.store.folders import FolderReader, forget_claimed
 
 if TYPE_CHECKING:
     from millpond.daemon.main import Daemon
@@ -211,6 +211,7 @@ class MountService:
             record = mount.record
             state = await self._holders.ask(mount)
             stats = state.get("stats") or {}
+            await self._heard(mount, stats)
             refused = str(stats.get("needs_credentials") or "")
             found.append(
                 {
@@ -294,6 +295,8 @@ class MountService:
         """{id, ending} -> {}: the caller's worker is about to unmount (or could not): its end is wanted."""
         mount = self._mine(call, params)
         mount.ending = bool(params.get("ending", True))
+        if mount.ending and mount.state == "mounted":
+            await self._heard(mount, (await self._holders.ask(mount)).get("stats") or {})
         with trio.move_on_after(MOUNT_S):  # a worker that mounts it again at this moment has done
             async with mount.mending:
                 pass
@@ -338,6 +341,15 @@ class MountService:
             for mount in list(self._mounts.values()):
                 nursery.start_soon(one, mount)
         return found
+
+    async def _heard(self, mount: Mount, stats: dict[str, Any]) -> None:
+        """Where readers met what is not as it should be, sizes may have been claimed that are wrong: who mounts again asks for them
+        again."""
+        wrong = int(stats.get("wrong") or 0)
+        if wrong > mount.wrong:
+            count = await self._in_thread(lambda: forget_claimed(self._store, mount.record.uid))
+            log.info("mount %s met what is damaged: %d listings are made anew", mount.record.id, count)
+        mount.wrong = wrong
 
     def _of(self, call: Call) -> list[Mount]:
         return [mount for mount in self._mounts.values() if call.uid in (mount.record.uid, 0)]

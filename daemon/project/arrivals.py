@@ -3,13 +3,15 @@
 What the store has hashed is still in this process's hands: written then, beside the fetch, it need not be unpacked, handed over and
 written by the checkout once more. The tree lies in `.dvc/tmp`, in a folder that nobody else may look into, and gets its place by
 one rename, in the checkout. Only files that arrived in one piece are in it; the checkout brings the others, and does all by itself
-where there is no tree.
+where there is no tree. A file in the folder is locked (flock) as long as its pull lives, so the next pull removes what a killed one left.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import stat
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
@@ -25,6 +27,10 @@ from millpond.daemon.project.scratch import PREFIX, SUFFIX, scratch
 
 # How often the trees' folder is touched: one that was not for a day is taken for leavings (scratch.py).
 _TOUCH_NS = 60 * 10**9
+_PREFIX = f"{PREFIX}pull-"
+# A file: NFS locks nothing that is not open for writing.
+_LOCK = "lock"
+_DEFAULT_ACL = "system.posix_acl_default"
 
 
 @dataclass(slots=True)
@@ -42,8 +48,9 @@ class Arrivals:
     def __init__(self, repo: Repo) -> None:
         self._repo = repo
         self._expected: dict[str, ObjectName] = {}
-        # Where trees lie, made with the first of them.
+        # Where trees lie, made with the first of them, and the descriptor that has its lock.
         self._folder: str | None = None
+        self._lock = -1
         self._trees: dict[str, Tree] = {}
         self._wanted: dict[ObjectName, list[tuple[Tree, str]]] = {}
         self._made: set[str] = set()
@@ -56,12 +63,14 @@ class Arrivals:
         self._wanted.clear()
         self._trees.clear()
         if self._folder is not None:
-            with contextlib.suppress(OSError):  # what is left goes after a day
-                remove_tree(self._folder)
+            _remove(self._folder)
+            os.close(self._lock)
             self._folder = None
 
     def look(self) -> None:
-        """See which folders may come: those that the workspace's pointers name. Raises InvalidFileError."""
+        """See which folders may come: those that the workspace's pointers name; what pulls that were killed left is removed. Raises
+        InvalidFileError."""
+        _remove_left(self._repo.temporary)
         for output in self._repo.outputs():
             if output.name is not None and output.name.is_dir:
                 self._expected[output.path] = output.name
@@ -72,10 +81,11 @@ class Arrivals:
         if self._expected.get(path) != name or path in self._trees or os.path.lexists(place):
             return
         with contextlib.suppress(OSError):
-            if self._folder is None:
-                self._folder = tempfile.mkdtemp(prefix=PREFIX, suffix=SUFFIX, dir=self._repo.temporary)
-            # Only where a rename leads from one to the other.
-            if scratch(_nearest(place)) == self._repo.temporary:
+            # Only where a rename leads from one to the other, and what is made in either gets the same group and rights.
+            above = _nearest(place)
+            if scratch(above) == self._repo.temporary and _handed_on(above) == _handed_on(self._repo.temporary):
+                if self._folder is None:
+                    self._folder, self._lock = _locked_folder(self._repo.temporary)
                 tree = self._trees[path] = Tree(name, os.path.join(self._folder, str(len(self._trees))))
                 for entry in entries:
                     self._wanted.setdefault(entry.name, []).append((tree, entry.relpath))
@@ -117,6 +127,52 @@ class Arrivals:
         except OSError:
             return {}
         return tree.files
+
+
+def _locked_folder(parent: str) -> tuple[str, int]:
+    """A new folder in `parent`, and the descriptor by which it is locked. Raises OSError."""
+    made = tempfile.mkdtemp(prefix=_PREFIX, suffix=SUFFIX, dir=parent)
+    fd = -1
+    try:
+        fd = os.open(os.path.join(made, _LOCK), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return made, fd
+    except BaseException:
+        if fd >= 0:
+            os.close(fd)
+        _remove(made)
+        raise
+
+
+def _remove_left(parent: str) -> None:
+    """Remove the folders of pulls that do not live any more, as far as that can be told."""
+    with contextlib.suppress(OSError):
+        for name in os.listdir(parent):
+            if not (name.startswith(_PREFIX) and name.endswith(SUFFIX)):
+                continue
+            path = os.path.join(parent, name)
+            with contextlib.suppress(OSError):
+                fd = os.open(os.path.join(path, _LOCK), os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    _remove(path)
+                finally:
+                    os.close(fd)
+
+
+def _handed_on(folder: str) -> tuple[int | None, bytes | None]:
+    """What a folder gives to all that is made in it: its group, with the setgid bit, and an ACL. Raises OSError."""
+    found = os.stat(folder)
+    acl = None
+    with contextlib.suppress(OSError):  # there is none, or the file system has none
+        acl = os.getxattr(folder, _DEFAULT_ACL)
+    return found.st_gid if found.st_mode & stat.S_ISGID else None, acl
+
+
+def _remove(folder: str) -> None:
+    """As far as it goes: what is left goes with the next pull."""
+    with contextlib.suppress(OSError):
+        remove_tree(folder)
 
 
 def _nearest(path: str) -> str:

@@ -11,7 +11,7 @@ import os
 import socket
 import ssl
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NoReturn, Protocol
 
@@ -92,8 +92,8 @@ class Backend(Protocol):
         """All objects below the folder `prefix` ("" for everything), in no order; none where there is no such folder."""
         ...
 
-    def sizes(self, prefix: str) -> builtins.list[tuple[str, int]]:
-        """As `list`: (key, size in bytes) of each."""
+    def sizes(self, prefix: str, wanted: Callable[[str], bool] | None = None) -> builtins.list[tuple[str, int]]:
+        """As `list`: (key, size in bytes) of each, or of those keys that are wanted; no others are held."""
         ...
 
     def prepare(self) -> None:
@@ -145,9 +145,9 @@ class Base(ABC):
     @abstractmethod
     def list(self, prefix: str) -> Iterator[Entry]: ...
 
-    def sizes(self, prefix: str) -> builtins.list[tuple[str, int]]:
+    def sizes(self, prefix: str, wanted: Callable[[str], bool] | None = None) -> builtins.list[tuple[str, int]]:
         """For kinds that know no shorter way."""
-        return [(entry.key, entry.size) for entry in self.list(prefix)]
+        return [(entry.key, entry.size) for entry in self.list(prefix) if wanted is None or wanted(entry.key)]
 
     def prepare(self) -> None:  # noqa: B027 - most kinds have nothing to look for
         """There is nothing to be done ahead."""

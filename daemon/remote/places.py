@@ -28,7 +28,7 @@ from millpond.daemon.remote.backend import Data, Got
 from millpond.daemon.remote.layout import key_of, keys_of
 from millpond.daemon.remote.pace import Budget, rate
 from millpond.daemon.remote.remotes import Remote
-from millpond.daemon.remote.transfer import Transfer
+from millpond.daemon.remote.transfer import DEADLINE_S, Transfer
 from millpond.daemon.remote.versioned import Catalog
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ V = TypeVar("V")
 # A remote that could not be reached, or let nobody in, is asked after the others, so that not each object waits for it; after so long
 # it is looked for again, while nobody waits.
 ASIDE_S = 30.0
+# A remote that took so long to fail is not tried again as long as there are others: who waits does not wait for ever (large.py).
+PATIENCE_S = 5.0
 # Objects of which it is kept who gave them, or who has them damaged.
 _MAX_NOTED = 1024
 # What one remote may fail with while another has the object.
@@ -57,7 +59,7 @@ class Limits(NamedTuple):
 
 
 class Places:
-    """Used from any number of threads, but for `sizes`. Connected when first asked; credentials are looked for again after a
+    """Used from any number of threads, but for `sizes`, `expect` and `listed`. Connected when first asked; credentials are looked for again after a
     refusal, so who renews them need not mount again."""
 
     def __init__(
@@ -67,17 +69,21 @@ class Places:
         outputs: Callable[[], Iterable[Output]] | None = None,
         *,
         aside_s: float = ASIDE_S,
+        patience_s: float = PATIENCE_S,
     ) -> None:
         """`outputs` are those that remotes which keep versions themselves are to know, in place of all of the project's; a remote that
-        failed is asked last for `aside_s`."""
+        failed is asked last for `aside_s`, and not tried again after `patience_s` as long as there are others."""
         self._load = load
         self._outputs = outputs
         self._aside_s = aside_s
+        self._patience_s = patience_s
         self._environ = environ
         # One thread connects; others may look at what was moved meanwhile.
         self._connecting = threading.Lock()
         self._lock = threading.Lock()
         self._transfers: list[Transfer] | None = None
+        # Whose listing was begun.
+        self._listing: Transfer | None = None
         # Remotes that failed last, by name: when, and how.
         self._aside: dict[str, tuple[float, MillpondError]] = {}
         # Who gave an object's bytes last, and who has it damaged.
@@ -158,14 +164,22 @@ class Places:
         return found
 
     def expect(self, count: int) -> None:
-        """So many sizes are asked for soon: list the first remote meanwhile, if that pays. Raises RemoteConfigError where it cannot be
-        used."""
-        self.transfers()[0].expect(count)
+        """So many sizes are asked for soon: list the remote that is asked first meanwhile, if that pays. Raises RemoteConfigError where the
+        default one cannot be used."""
+        self._listing = self._ordered()[0]
+        self._listing.expect(count)
 
     def listed(self, values: Sequence[str]) -> list[int | None]:
-        """Sizes of the objects with these values as the first remote's listing tells them, if one was begun. Raises RemoteError,
-        CredentialsError."""
-        return self.transfers()[0].listed(values)
+        """Sizes of the objects with these values as the listing tells them, if one was begun and came to its end; where it did not, `sizes`
+        asks the others, and says why."""
+        transfer = self._listing
+        if transfer is not None:
+            try:
+                return transfer.listed(values)
+            except (RemoteError, CredentialsError) as error:
+                self._failed(transfer, error)
+                self._listing = None
+        return [None] * len(values)
 
     def prepare(self) -> None:
         """Connect now, so that who asks first need not wait for that; what is wrong he is told."""
@@ -188,8 +202,8 @@ class Places:
 
         Raises ObjectMissingError, RemoteChangedError, StoreDamagedError, RemoteError, CredentialsError."""
 
-        def ask(transfer: Transfer, key: str) -> Got:
-            got = transfer.get(key, start, size, etag=etag)
+        def ask(transfer: Transfer, key: str, patience_s: float) -> Got:
+            got = transfer.get(key, start, size, etag=etag, patience_s=patience_s)
             accept(got)
             return got
 
@@ -209,16 +223,17 @@ class Places:
             _note(self._spoiled, (giver, name), None)
             return any((each.backend.name, name) not in self._spoiled for each in self._transfers or ())
 
-    def _anywhere(self, name: ObjectName, ask: Callable[[Transfer, str], T], again: bool) -> T:
+    def _anywhere(self, name: ObjectName, ask: Callable[[Transfer, str, float], T], again: bool) -> T:
         errors: dict[str, MillpondError] = {}
-        for transfer in self._ordered(name):
+        ordered = self._ordered(name)
+        for transfer in ordered:
             refused = None if again else self._refusal(transfer)
             if refused is not None:
                 errors[transfer.backend.name] = refused
                 continue
             for key in keys_of(name):
                 try:
-                    found = ask(transfer, key)
+                    found = ask(transfer, key, DEADLINE_S if transfer is ordered[-1] else self._patience_s)
                 except ObjectMissingError:
                     self._answered(transfer)
                 except _ELSEWHERE as error:

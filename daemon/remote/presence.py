@@ -23,8 +23,10 @@ _MAX_LISTED = 1_000_000
 
 # What lies under each name, in order.
 Heads = Callable[[Sequence[ObjectName]], Iterator[Entry | None]]
-# (key, size in bytes) of all that lies below each prefix, in order.
-Sizes = Callable[[Iterable[str]], Iterator[list[tuple[str, int]]]]
+# Whether a key below a prefix is wanted.
+Wanted = Callable[[str, str], bool]
+# (key, size in bytes) of what is wanted, or of all, below each prefix, in order.
+Sizes = Callable[[Iterable[str], Wanted | None], Iterator[list[tuple[str, int]]]]
 
 
 class Presence:
@@ -108,8 +110,13 @@ class Presence:
         """Sizes by digest of what is wanted; with `more` of all that is listed, kept unless that is too much. None where asking for
         each of `count` takes fewer requests."""
         # Digests are spread evenly: one folder of 256 tells how many objects there are.
-        first = list(self._sizes(_PREFIXES[:1]))
-        if len(first[0]) * len(_PREFIXES) / _PAGE + len(_PREFIXES) > count:
+        first = list(self._sizes(_PREFIXES[:1], None))
+        there = len(first[0]) * len(_PREFIXES)
+        if there / _PAGE + len(_PREFIXES) > count:
+            return None
+        # So much is not kept; then a listing for what is not known yet is for nothing.
+        more = more and there < _MAX_LISTED
+        if not (more or wanted):
             return None
         listed = self._list_folders(_PREFIXES, wanted, more, first)
         if more and len(listed) < _MAX_LISTED:
@@ -130,12 +137,18 @@ class Presence:
     ) -> dict[str, int]:
         """`begun`: the listings of the first prefixes, which were made already."""
         listed: dict[str, int] = {}
-        pages = (page for part in (begun, self._sizes(prefixes[len(begun) :])) for page in part)
+        # Of a bucket of many million objects, many folders of which are listed at once, the others are never held together.
+        keep = None if more else lambda prefix, key: _value(prefix, key) in wanted
+        pages = (page for part in (begun, self._sizes(prefixes[len(begun) :], keep)) for page in part)
         for prefix, page in zip(prefixes, pages, strict=True):
-            # What is no object is in the way of none: nobody asks for such a name.
-            head, cut = prefix[-2:], len(prefix) + 1
             for key, size in page:
-                value = head + key[cut:]
+                value = _value(prefix, key)
                 if value in wanted or (more and len(listed) < _MAX_LISTED):
                     listed[value] = size
         return listed
+
+
+def _value(prefix: str, key: str) -> str:
+    """The digest of an object, with `.dir`, by its key in one of the folders. What is no object is in the way of none: nobody asks for
+    such a name."""
+    return prefix[-2:] + key[len(prefix) + 1 :]

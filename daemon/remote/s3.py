@@ -206,14 +206,15 @@ class S3Backend(S3Base):
         except Exception as error:
             self._fail(error, "list", prefix)
 
-    def sizes(self, prefix: str) -> builtins.list[tuple[str, int]]:
+    def sizes(self, prefix: str, wanted: Callable[[str], bool] | None = None) -> builtins.list[tuple[str, int]]:
         """As `list`, without the parts of an entry that cost more than these two."""
         where, cut = f"{self._prefix}{prefix}".rstrip("/") or None, len(self._prefix)
         found: builtins.list[tuple[str, int]] = []
         try:
             for page in obstore.list(self._store, where, chunk_size=_LIST_PAGE):
                 self._answered()
-                found += [(meta["path"][cut:], meta["size"]) for meta in page]
+                rows = ((meta["path"][cut:], meta["size"]) for meta in page)
+                found += rows if wanted is None else (row for row in rows if wanted(row[0]))
         except FileNotFoundError as error:
             self._check_bucket(error)
         except Exception as error:

@@ -46,7 +46,7 @@ _RANGES = 8
 _TRIES = 4
 _PAUSE_S = 0.3
 # Time for all tries of one request.
-_DEADLINE_S = 120.0
+DEADLINE_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,10 +118,13 @@ class Transfer:
         """What lies under each name, in either layout."""
         return self._in_order(partial(self._head, name) for name in names)
 
-    def get(self, key: str, start: int, size: int | None, *, etag: str | None = None) -> Got:
-        """A range of an object, tried again as all else; from any thread, in its turn. Raises ObjectMissingError, RemoteChangedError."""
+    def get(
+        self, key: str, start: int, size: int | None, *, etag: str | None = None, patience_s: float = DEADLINE_S
+    ) -> Got:
+        """A range of an object, tried again as all else, but not when `patience_s` are over; from any thread, in its turn. Raises
+        ObjectMissingError, RemoteChangedError."""
         with self._turns.turn(self._stop) as took:
-            got = self._try(lambda: self.backend.get(key, start, size, etag=etag))
+            got = self._try(lambda: self.backend.get(key, start, size, etag=etag), patience_s=patience_s)
             took(len(got.data))
         with self._lock:
             self.requests += 1
@@ -151,8 +154,14 @@ class Transfer:
         """All that lies below each prefix."""
         return self._in_order((partial(self._list, prefix) for prefix in prefixes), pace=self._listing)
 
-    def _sizes(self, prefixes: Iterable[str]) -> Iterator[list[tuple[str, int]]]:
-        return self._in_order((partial(self.backend.sizes, prefix) for prefix in prefixes), pace=self._listing)
+    def _sizes(
+        self, prefixes: Iterable[str], wanted: Callable[[str, str], bool] | None = None
+    ) -> Iterator[list[tuple[str, int]]]:
+        def calls() -> Iterator[Callable[[], list[tuple[str, int]]]]:
+            for prefix in prefixes:
+                yield partial(self.backend.sizes, prefix, None if wanted is None else partial(wanted, prefix))
+
+        return self._in_order(calls(), pace=self._listing)
 
     def delete(self, keys: Sequence[str], before: Callable[[], None]) -> Iterator[int]:
         """Remove objects, `before` being called ahead of each request; how many are gone for good, again and again."""
@@ -472,8 +481,8 @@ class Transfer:
         if self._budget is not None and (wait := self._budget.wait_s(size)):
             self._stop.wait(wait)
 
-    def _try(self, call: Callable[[], T], tries: int = _TRIES) -> T:
-        deadline = time.monotonic() + _DEADLINE_S
+    def _try(self, call: Callable[[], T], tries: int = _TRIES, *, patience_s: float = DEADLINE_S) -> T:
+        deadline = time.monotonic() + patience_s
         for number in range(1, tries + 1):
             if self._stop.is_set():
                 raise CancelledError("the transfer was cancelled")

@@ -11,8 +11,8 @@ A folder is named by the BLAKE3-256 of its blob and shared by all versions in wh
 An entry is found by binary search in the index's mapped memory. A file's inode number is a hash of what the inode is
 (name, executable, size, or a link's target), with bit 61 set; directories, which must be unique by path, get small
 numbers from the holder. `inodes`: u64be -> flags u8 (1 executable, 2 link), size u64, then the name's key or the target.
-`listings`: uid u32be, name key -> root folder id, files u64, bytes u64: what a manifest was made into, for one user,
-because sizes of objects outside the store are his claim.
+`listings`: uid u32be, name key -> root folder id, files u64, bytes u64, claimed u8: what a manifest was made into, for one user,
+because sizes of objects outside the store are his claim; `claimed` is 0 where there was no such claim.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ ENTRY = struct.Struct("<IHBBQQ")
 ID_BYTES = 32
 INODE = struct.Struct("<BQ")
 _LISTING = struct.Struct("<32sQQ")
+_STORED, _CLAIMED = b"\0", b"\1"
 FILE, FOLDER, LINK = 1, 2, 3
 FILE_INODE_BIT = 1 << 61
 EXECUTABLE, IS_LINK = 1, 2
@@ -144,7 +145,13 @@ class FolderReader:
         """What a manifest was made into for `uid`, if it was."""
         with self._index.begin() as txn:
             value = txn.get(_listing_key(uid, name), db=self._index.listings)
-            return None if value is None else Totals(*_LISTING.unpack(value))
+            return None if value is None else Totals(*_LISTING.unpack_from(value))
+
+    def is_claimed(self, uid: int, name: ObjectName) -> bool:
+        """Whether sizes in that listing were told by somebody, a remote for instance, and not by the store."""
+        with self._index.begin() as txn:
+            value = txn.get(_listing_key(uid, name), db=self._index.listings)
+            return value is not None and _is_claimed(value)
 
     def _blob(self, txn: Any, folder: bytes) -> memoryview:
         blob: memoryview | None = txn.get(folder, db=self._index.folders)
@@ -228,7 +235,32 @@ def _listing_key(uid: int, name: ObjectName) -> bytes:
     return uid.to_bytes(4, "big") + name.key()
 
 
-def save_listing(store: Store, uid: int, name: ObjectName, totals: Totals) -> None:
-    """Remember what a manifest was made into."""
+def _is_claimed(value: Blob) -> bool:
+    # Earlier versions did not note it.
+    return bytes(value[_LISTING.size :]) != _STORED
+
+
+def save_listing(store: Store, uid: int, name: ObjectName, totals: Totals, *, claimed: bool) -> None:
+    """Remember what a manifest was made into; `claimed`: sizes in it were told by somebody else than the store."""
     index = store.reader.index
-    store.write(lambda txn: txn.put(_listing_key(uid, name), _LISTING.pack(*totals), db=index.listings))
+    value = _LISTING.pack(*totals) + (_CLAIMED if claimed else _STORED)
+    store.write(lambda txn: txn.put(_listing_key(uid, name), value, db=index.listings))
+
+
+def forget_claimed(store: Store, uid: int) -> int:
+    """Forget a user's listings with sizes that were claimed; how many there were."""
+    index, prefix = store.reader.index, uid.to_bytes(4, "big")
+
+    def forget(txn: Any) -> int:
+        found = []
+        with txn.cursor(db=index.listings) as cursor:
+            going = cursor.set_range(prefix)
+            while going and bytes(cursor.key()[:4]) == prefix:
+                if _is_claimed(cursor.value()):
+                    found.append(bytes(cursor.key()))
+                going = cursor.next()
+        for key in found:
+            txn.delete(key, db=index.listings)
+        return len(found)
+
+    return store.write(forget)

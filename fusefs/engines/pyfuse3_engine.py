@@ -160,7 +160,7 @@ class Operations(pyfuse3.Operations):
         except Exception as error:
             if not isinstance(error, MillpondError):
                 log.exception("a request failed")
-            raise pyfuse3.FUSEError(self._fs.failed(str(error)).errno) from None
+            raise pyfuse3.FUSEError(self._fs.failed(str(error), error).errno) from None
 
     def _missing(self, parent_inode: int) -> Any:
         """An entry that is not there: for ever in a folder; elsewhere the kernel may remember it for a second."""

@@ -201,5 +201,5 @@ class Session:
         if not isinstance(error, FileError):
             if not isinstance(error, MillpondError):
                 log.error("a request failed", exc_info=error)
-            error = self._fs.failed(str(error))
+            error = self._fs.failed(str(error), error)
         self._channel.error(unique, error.errno)

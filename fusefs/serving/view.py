@@ -88,7 +88,7 @@ class ServedFilesystem(Filesystem):
             self._last_folder = self.nodes.known(inode).folder
         return page
 
-    def failed(self, text: str) -> NoReturn:
+    def failed(self, text: str, error: Exception | None = None) -> NoReturn:
         raise HandOver
 
     def _hidden(self) -> Attributes:

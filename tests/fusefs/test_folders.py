@@ -24,6 +24,7 @@ from millpond.daemon.store.folders import (
     FolderCache,
     FolderReader,
     Totals,
+    forget_claimed,
     save_listing,
 )
 from millpond.daemon.store.store import Store
@@ -268,10 +269,22 @@ def test_totals_count_folders_built_before(store: Store) -> None:
 def test_listings_are_each_users_own(store: Store) -> None:
     totals = build_tree(store, [TreeEntry(b"x", 5, name=md5("x"))])
     name = ObjectName("md5", "ab" * 16 + ".dir")
-    save_listing(store, 1000, name, totals)
+    save_listing(store, 1000, name, totals, claimed=False)
     reader = FolderReader(store.reader.index)
     assert reader.listing(1000, name) == totals
     assert reader.listing(1001, name) is None
+
+
+def test_listings_with_sizes_that_were_claimed_are_forgotten_alone(store: Store) -> None:
+    totals = build_tree(store, [TreeEntry(b"x", 5, name=md5("x"))])
+    names = [ObjectName("md5", f"{number:032x}.dir") for number in range(1, 7)]
+    for number, name in enumerate(names):
+        save_listing(store, 2000 if number < 4 else 2001, name, totals, claimed=number % 2 == 0)
+    reader = FolderReader(store.reader.index)
+    assert forget_claimed(store, 2000) == 2 and forget_claimed(store, 2000) == 0
+    left = [reader.listing(2000 if number < 4 else 2001, name) for number, name in enumerate(names)]
+    assert left == [None, totals, None, totals, totals, totals]
+    assert [reader.is_claimed(2001, name) for name in names[4:]] == [True, False]
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)

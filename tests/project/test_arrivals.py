@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
+import struct
 import time
 from random import Random
 
@@ -163,6 +165,40 @@ def test_what_a_kill_left_goes_after_a_day(project: Project) -> None:
     project.write("two", "2")
     project.add("two")
     assert not left.exists()
+
+
+def test_what_a_kill_left_goes_with_the_next_pull(project: Project) -> None:
+    made(project, {"data/sub/a": b"a"})
+    left, living = (project.root / f".dvc/tmp/.millpond-pull-{name}.tmp" for name in ("left", "living"))
+    for each in (left, living):
+        (each / "0/sub").mkdir(parents=True)
+        (each / "lock").touch()
+    fd = os.open(living / "lock", os.O_RDWR)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    project.run("pull")
+    assert leavings(project) == [living.name]
+    os.close(fd)
+
+
+def test_what_is_new_has_the_group_and_the_acl_of_the_folder_that_it_is_in(project: Project) -> None:
+    made(project, {"data/sub/a": b"a"})
+    os.chown(project.root, -1, 12345)
+    os.chmod(project.root, 0o2775)
+    project.run("pull")
+    assert {os.stat(project.root / path).st_gid for path in ("data", "data/sub", "data/sub/a")} == {12345}
+    away(project)
+    # u::rwx, g::rwx, group 54321:rwx, m::rwx, o::---
+    entries = [(1, 7, -1), (4, 7, -1), (8, 7, 54321), (16, 7, -1), (32, 0, -1)]
+    acl = struct.pack("<I", 2) + b"".join(
+        struct.pack("<HHI", tag, bits, who & 0xFFFFFFFF) for tag, bits, who in entries
+    )
+    try:
+        os.setxattr(project.root, "system.posix_acl_default", acl)
+    except OSError:
+        return  # a file system that has no ACLs
+    project.run("pull")
+    for path in ("data", "data/sub", "data/sub/a"):
+        assert struct.pack("<I", 54321) in os.getxattr(project.root / path, "system.posix_acl_access"), path
 
 
 def test_batches_cut_no_small_content() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import cast
 
@@ -14,7 +14,7 @@ from millpond.daemon.api.contents import ComingContent
 from millpond.daemon.errors import CredentialsError, StoreDamagedError
 from millpond.daemon.names import ObjectName
 from millpond.daemon.project import config
-from millpond.daemon.remote import large
+from millpond.daemon.remote import large, presence
 from millpond.daemon.remote.backend import Entry
 from millpond.daemon.remote.fetcher import Fetcher
 from millpond.daemon.remote.layout import LEGACY, key_of
@@ -149,6 +149,28 @@ def test_a_listing_that_was_begun_answers_all(tmp_path: Path, jobs: int | None) 
         assert transfer.listed([*(name.value for name in names), "f" * 32]) == [*sizes, None]
         assert transfer.present(names, more=True) == dict(zip(names, sizes, strict=True))
         assert len(backend.prefixes) == 256
+
+
+def test_a_remote_that_holds_very_much_is_not_held_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    remote = tmp_path / "remote"
+    names = [put(remote, b"%d" % number) for number in range(3300)]
+    rows: list[int] = []
+
+    class Counted(Listed):
+        def sizes(self, prefix: str, wanted: Callable[[str], bool] | None = None) -> list[tuple[str, int]]:
+            found = super().sizes(prefix, wanted)
+            rows.append(len(found))
+            return found
+
+    monkeypatch.setattr(presence, "_MAX_LISTED", 2000)
+    with Transfer(Counted("r", str(remote))) as transfer:
+        transfer.expect(5000)
+        assert transfer.listed([names[0].value]) == [None] and len(rows) == 1, "it would not be kept"
+        for more in (False, True):
+            rows.clear()
+            part = names[:1100]
+            assert transfer.present(part, more=more).keys() == set(part)
+            assert len(rows) == 256 and sum(rows[1:]) <= len(part)
 
 
 def test_why_a_listing_failed_is_told_to_who_asks(tmp_path: Path) -> None:

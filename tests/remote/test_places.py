@@ -23,6 +23,7 @@ from tests.remote.test_lazy import begin, mount
 from millpond.daemon.names import ObjectName
 from millpond.daemon.project import config
 from millpond.daemon.remote.places import Places
+from millpond.daemon.remote.presence import ASK_EACH
 
 pytestmark = pytest.mark.fuse
 local = pytest.mark.parametrize("team", ["local"], indirect=True)
@@ -127,3 +128,79 @@ def test_a_remote_that_is_back_is_asked_first_again(team: Team) -> None:
         server.shutdown()
     assert places.read(one) == b"one, later\n", "and it is away again"
     places.close()
+
+
+@local
+def test_one_that_never_answers_is_waited_for_once(team: Team) -> None:
+    ann = team.begin()
+    ann.run("push", "-q")
+    met: list[socket.socket] = []
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+
+        def accept() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    met.append(sock.accept()[0])
+
+        thread = threading.Thread(target=accept)
+        thread.start()
+        (ann.repo / ".dvc/config.local").write_text(
+            f"['remote \"team\"']\n    url = http://127.0.0.1:{sock.getsockname()[1]}\n    read_timeout = 1\n"
+            f"['remote \"disk\"']\n    url = {team.url}\n"
+        )
+        places = Places(lambda: config.load(str(ann.repo / ".dvc"), ann.env), ann.env, patience_s=0.5)
+        for _ in range(3):
+            assert places.read(ObjectName("md5", md5(b"one, later\n"))) == b"one, later\n"
+        places.close()
+        sock.shutdown(socket.SHUT_RDWR)
+        thread.join()
+    assert len(met) == 1
+    met[0].close()
+
+
+@local
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_listing_that_fails_hides_no_other_remote(team: Team, begun: bool) -> None:
+    """`begun`: it answers until the listing is asked for."""
+    ann = team.person("ann")
+    (ann.repo / "data").mkdir()
+    expected = {str(number): b"%d" % number for number in range(ASK_EACH + 1)}
+    for name, data in expected.items():
+        (ann.repo / "data" / name).write_bytes(data)
+    ann.run("add", "-q", "data")
+    ann.run("push", "-q")
+    bob = team.person("bob")
+    shutil.copy(ann.repo / "data.dvc", bob.repo)
+    with_disk(team, bob)
+    if begun:
+        places = Places(lambda: config.load(str(bob.repo / ".dvc"), bob.env), bob.env)
+        names = [ObjectName("md5", md5(data)) for data in expected.values()]
+        places.expect(len(names))
+        assert places.listed([name.value for name in names]) == [None] * len(names)
+        assert places.sizes(names, more=True) == {
+            name: len(data) for name, data in zip(names, expected.values(), strict=True)
+        }
+        places.close()
+    else:
+        assert contents(mount(bob)) == expected
+
+
+@local
+@pytest.mark.parametrize("how", ["it is mended", "it is here"])
+def test_sizes_that_a_remote_had_wrong_are_believed_no_longer_than_they_must_be(team: Team, how: str) -> None:
+    bob, expected = begin(team)
+    cut = {name: key_of(md5(expected[name])) for name in ("many/03", "large.bin")}
+    for name, key in cut.items():
+        team.put(key, expected[name][:-100])
+    place = mount(bob)
+    with pytest.raises(OSError):
+        (place / "many/03").read_bytes()
+    with contextlib.suppress(OSError):  # it is found out when all of it is here
+        (place / "large.bin").read_bytes()
+    for name, key in cut.items():
+        team.put(key, expected[name])
+    if how == "it is mended":
+        bob.run("umount", str(place))
+    else:  # the first one stays, and nobody looks at it
+        bob.run("fetch", "-q", "data")
+    assert contents(mount(bob, "again")) == expected

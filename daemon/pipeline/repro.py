@@ -112,7 +112,9 @@ class Repro:
                 self._inputs(contents, loaded), self._receipts(),
             )  # fmt: skip
             self._turns.prepare(steps)
-            self._queue = Queue(steps, self._graph, self._memory.seconds, self._options.jobs > 1)
+            # One by one, single items come as they are named; at once none may run beside another that makes what it needs.
+            ordering = active if self._options.jobs > 1 else self._graph
+            self._queue = Queue(steps, ordering, self._memory.seconds, self._options.jobs > 1)
         try:
             self._loop()
         except CancelledError as error:
@@ -120,6 +122,8 @@ class Repro:
                 self._turns.failed(running.turn, error)
             raise
         finally:
+            self._runner.stop()
+            self._turns.let_go()
             self._keep(contents)
         return self._result(recorder)
 
@@ -147,6 +151,7 @@ class Repro:
         while True:
             with self._phase():
                 if ended is not None:
+                    self._turns.look_again()
                     if self._leaves_room(ended):
                         self._fill(self._options.jobs + 1)
                     self._take(ended)

@@ -9,6 +9,7 @@ read and written, too, so that real `dvc` runs no stage here a second time and r
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -17,13 +18,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from millpond.daemon import wirepath
-from millpond.daemon.errors import BusyError, DiskFullError
+from millpond.daemon.errors import BusyError, InvalidFileError, MillpondError
 from millpond.daemon.project import rwlock
+from millpond.daemon.project.durable import write_error
 from millpond.daemon.project.paths import printable
 from millpond.daemon.project.repo import Repo
 
 _FOLDER = os.path.join("millpond", "running")
 _MAX_BYTES = 16 << 20
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +74,15 @@ class Claim:
 
 
 def claim(repo: Repo, name: str, running: Running) -> Claim:
-    """Say that a stage runs; `name` is its file's. Held with the project's lock, after `refuse`. Raises BusyError, DiskFullError."""
+    """Say that a stage runs; `name` is its file's. Held with the project's lock, after `refuse`. Raises BusyError, DiskFullError,
+    InvalidFileError for a folder that cannot be written to, or whose file system has no locks."""
     folder = os.path.join(repo.temporary, _FOLDER)
     path = os.path.join(folder, f"{name}.json")
     try:
         os.makedirs(folder, exist_ok=True)
         fd = _locked(path)
     except OSError as error:
-        raise DiskFullError(f"cannot write '{printable(path)}': {error.strerror}", path=printable(path)) from error
+        raise _unclaimed(path, error) from error
     if fd is None:
         raise _busy(running.stage, _read(path) or running, "run already")
     try:
@@ -90,14 +94,15 @@ def claim(repo: Repo, name: str, running: Running) -> Claim:
             "writes": [wirepath.encode(each) for each in running.writes],
         }
         os.ftruncate(fd, 0)
-        os.pwrite(fd, json.dumps(told).encode(), 0)
+        with open(os.dup(fd), "wb") as file:  # which writes all of it, or fails
+            file.write(json.dumps(told).encode())
         command = f"millpond repro {running.stage}"
         local = [[each for each in paths if "://" not in each] for paths in (running.reads, running.writes)]
         reads, writes = ([repo.path(each) for each in paths] for paths in local)
         return Claim(path, fd, rwlock.add(repo.temporary, running.pid, command, reads=reads, writes=writes))
     except OSError as error:
         os.close(fd)
-        raise DiskFullError(f"cannot write '{printable(path)}': {error.strerror}", path=printable(path)) from error
+        raise _unclaimed(path, error) from error
 
 
 def refuse(
@@ -114,11 +119,11 @@ def refuse(
     written, read = list(writes), list(reads)
     for each in found:
         for path in (*written, *read):
-            if any(_overlap(path, other) for other in each.writes):
-                raise _busy(repo.seen(path), each, "made")
+            if any(overlap(path, other) for other in each.writes):
+                raise _busy(_seen(repo, path), each, "made")
         for path in written:
-            if any(_overlap(path, other) for other in each.reads):
-                raise _busy(repo.seen(path), each, "read")
+            if any(overlap(path, other) for other in each.reads):
+                raise _busy(_seen(repo, path), each, "read")
 
 
 def others(repo: Repo) -> list[Running]:
@@ -138,10 +143,16 @@ def others(repo: Repo) -> list[Running]:
     return [running for running in found if running.pid != os.getpid()]
 
 
+def overlap(one: str, other: str) -> bool:
+    """Whether of two paths, or urls, one lies in the other, or they are the same."""
+    one, other = one.rstrip("/"), other.rstrip("/")
+    return not one or not other or one == other or one.startswith(f"{other}/") or other.startswith(f"{one}/")
+
+
 def _locked(path: str) -> int | None:
     """The file at `path`, made and locked; None when somebody else has it locked. Raises OSError."""
     while True:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -177,14 +188,13 @@ def _is_own(repo: Repo, running: Running, env: Mapping[str, str]) -> bool:
     return env.get("DVC_STAGE") == running.stage and env.get("DVC_ROOT") == repo.root
 
 
+def _seen(repo: Repo, path: str) -> str:
+    return path if "://" in path or path.startswith("/") else repo.seen(path)
+
+
 def _inside(repo: Repo, paths: Iterable[str]) -> Iterator[str]:
     top = os.path.join(repo.root, "")
     return (path.removeprefix(top) for path in paths)
-
-
-def _overlap(one: str, other: str) -> bool:
-    one, other = one.rstrip("/"), other.rstrip("/")
-    return not one or not other or one == other or one.startswith(f"{other}/") or other.startswith(f"{one}/")
 
 
 def _lives(pid: int) -> bool:
@@ -195,6 +205,18 @@ def _lives(pid: int) -> bool:
     except (OSError, OverflowError):
         return False
     return pid > 0
+
+
+def _unclaimed(path: str, error: OSError) -> MillpondError:
+    if error.errno in _NO_LOCKS:
+        shown = printable(path)
+        return InvalidFileError(
+            f"cannot lock '{shown}': {error.strerror}", path=shown,
+            hint="stages run only where their file system has locks (flock): mount it with them, or have the project elsewhere",
+        )  # fmt: skip
+    return write_error(
+        error if error.filename else OSError(error.errno, error.strerror, path), "make room, then run it again"
+    )
 
 
 def _busy(what: str, running: Running, how: str) -> BusyError:

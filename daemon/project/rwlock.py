@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-_FILE, _LOCK = "rwlock", "rwlock.lock"
+_FILE, _LOCK, _NEW = "rwlock", "rwlock.lock", "rwlock.new"
 _MAX_BYTES = 64 << 20
 # DVC holds its lock for the time of one small write.
 _WAIT_S, _STEP_S = 2.0, 0.02
@@ -84,9 +84,15 @@ def _changed(folder: str) -> Iterator[dict[str, Any]]:
             return
         with contextlib.suppress(OSError):
             text = json.dumps({key: value for key, value in found.items() if value})
-            # As DVC, in place: who reads it holds the lock. (Those that only look, like `entries`, take half a file for none.)
-            with open(os.path.join(folder, _FILE), "w", encoding="utf-8") as file:
-                file.write(text)
+            # Whole or not at all: DVC runs nothing while it cannot read it, and those that only look, like `entries`, hold no lock.
+            new = os.path.join(folder, _NEW)
+            try:
+                with open(new, "w", encoding="utf-8") as file:
+                    file.write(text)
+                os.replace(new, os.path.join(folder, _FILE))
+            except OSError:
+                os.unlink(new)
+                raise
 
 
 def _lock(fd: int) -> bool:

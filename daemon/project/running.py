@@ -1,6 +1,6 @@
 """Stages that are being run: what they read and write, which no other command may change meanwhile.
 
-`.dvc/tmp/millpond/running/NAME.json` is one stage's: `{stage, job, pid, reads, writes}`, paths percent-encoded, from the project's root.
+`.dvc/tmp/millpond/running/NAME.json` is one stage's: `{stage, job, pid, where, reads, writes}`, paths percent-encoded, from the project's root.
 It counts while it is locked (flock), by the process that runs the stage and by its commands: so it tells the truth whoever is killed.
 Made and looked at with the project's lock, which is free while commands run. DVC's own sign of the same, `.dvc/tmp/rwlock`, is
 read and written, too, so that real `dvc` runs no stage here a second time and records nothing half-made, and the reverse.
@@ -14,7 +14,8 @@ import fcntl
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from millpond.daemon import wirepath
@@ -31,27 +32,36 @@ _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A stage that runs: `job`, the number of the job that runs it; `pid`, of the process that does; paths from the root, absolute ones of what
-    lies elsewhere, and urls."""
+    """A stage that runs: `job`, the number of the job that runs it; `pid`, of the process that does, `where` numbers of processes mean
+    what they do there; paths from the root, absolute ones of what lies elsewhere, and urls."""
 
     stage: str
     job: int | None
     pid: int
     reads: tuple[str, ...]
     writes: tuple[str, ...]
+    where: str = field(default_factory=lambda: pid_space())
+
+    @property
+    def is_here(self) -> bool:
+        """Whether its `pid` means a process that can be seen from here: containers, and machines, may share a project."""
+        return self.where == pid_space()
 
     @property
     def who(self) -> str:
         """For people."""
         by = f"job {self.job}" if self.job is not None else f"process {self.pid}"
+        by = by if self.is_here else f"{by} of another machine or container"
         return f"stage '{printable(self.stage)}' ({by})" if self.stage else by
 
     @property
     def hint(self) -> str:
         """What to do about it."""
-        if self.job is not None and _lives(self.pid):
+        if not self.is_here:
+            return "wait until it is done there"
+        if self.job is not None and rwlock.lives(self.pid):
             return f"follow it with `millpond attach {self.job}`, or end it with `millpond cancel {self.job}`"
-        if _lives(self.pid):
+        if rwlock.lives(self.pid):
             return f"wait until process {self.pid} is done"
         return "what ran it was killed, its commands still run: wait for them, or end them"
 
@@ -90,6 +100,7 @@ def claim(repo: Repo, name: str, running: Running) -> Claim:
             "stage": wirepath.encode(running.stage),
             "job": running.job,
             "pid": running.pid,
+            "where": running.where,
             "reads": [wirepath.encode(each) for each in running.reads],
             "writes": [wirepath.encode(each) for each in running.writes],
         }
@@ -135,12 +146,12 @@ def others(repo: Repo) -> list[Running]:
         names = []
     found = [running for name in sorted(names) if (running := _read(os.path.join(folder, name))) is not None]
     pids = {running.pid for running in found} | {os.getpid()}
-    theirs = [entry for entry in rwlock.entries(repo.temporary) if entry.pid not in pids and _lives(entry.pid)]
+    theirs = [entry for entry in rwlock.entries(repo.temporary) if entry.pid not in pids and rwlock.lives(entry.pid)]
     found += [
         Running("", None, each.pid, tuple(_inside(repo, each.reads)), tuple(_inside(repo, each.writes)))
         for each in theirs
     ]
-    return [running for running in found if running.pid != os.getpid()]
+    return [running for running in found if running.pid != os.getpid() or not running.is_here]
 
 
 def overlap(one: str, other: str) -> bool:
@@ -178,7 +189,9 @@ def _read(path: str) -> Running | None:
         try:
             told: dict[str, Any] = json.loads(file.read(_MAX_BYTES))
             reads, writes = (tuple(map(wirepath.decode, told[key])) for key in ("reads", "writes"))
-            return Running(wirepath.decode(told["stage"]), told["job"], int(told["pid"]), reads, writes)
+            return Running(
+                wirepath.decode(told["stage"]), told["job"], int(told["pid"]), reads, writes, str(told.get("where", ""))
+            )
         except (ValueError, KeyError, TypeError):
             # Held, and not to be understood: nothing of the project is to be touched.
             return Running(os.path.basename(path), None, 0, (), ("",))
@@ -197,14 +210,13 @@ def _inside(repo: Repo, paths: Iterable[str]) -> Iterator[str]:
     return (path.removeprefix(top) for path in paths)
 
 
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except PermissionError:
-        return True
-    except (OSError, OverflowError):
-        return False
-    return pid > 0
+def pid_space() -> str:
+    """Where numbers of processes mean the same: on this machine, since it was started, in this container."""
+    found = ""
+    with contextlib.suppress(OSError):
+        found = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        found += f" {os.readlink('/proc/self/ns/pid')}"
+    return found
 
 
 def _unclaimed(path: str, error: OSError) -> MillpondError:

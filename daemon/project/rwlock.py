@@ -17,6 +17,8 @@ from typing import Any
 
 _FILE, _LOCK, _NEW = "rwlock", "rwlock.lock", "rwlock.new"
 _MAX_BYTES = 64 << 20
+# With so many of a path those that are gone go.
+_MOST_READERS = 64
 # DVC holds its lock for the time of one small write.
 _WAIT_S, _STEP_S = 2.0, 0.02
 
@@ -52,7 +54,10 @@ def add(folder: str, pid: int, command: str, *, reads: Sequence[str], writes: Se
     with _changed(folder) as found:
         found["write"].update(dict.fromkeys(writes, info))
         for path in reads:
-            found["read"].setdefault(path, []).append(info)
+            readers = found["read"].setdefault(path, [])
+            if len(readers) >= _MOST_READERS:  # most were killed
+                readers[:] = [each for each in readers if lives(each["pid"])]
+            readers.append(info)
     return Entry(folder, pid, command, tuple(reads), tuple(writes))
 
 
@@ -66,6 +71,17 @@ def entries(folder: str) -> list[Entry]:
     for path, info in found["write"].items():
         by_pid.setdefault(info["pid"], (info["cmd"], [], []))[2].append(path)
     return [Entry(folder, pid, cmd, tuple(reads), tuple(writes)) for pid, (cmd, reads, writes) in by_pid.items()]
+
+
+def lives(pid: int) -> bool:
+    """Whether there is such a process here."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return pid > 0
 
 
 @contextlib.contextmanager

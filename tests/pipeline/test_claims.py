@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -17,6 +19,8 @@ from tests.pipeline.running import Pipe
 from tests.project.verbhelp import Project, opened
 
 from millpond.daemon.errors import BusyError, CancelledError, DiskFullError, InvalidFileError, MillpondError
+from millpond.daemon.pipeline import pipelines
+from millpond.daemon.pipeline.memory import Memory
 from millpond.daemon.project import running, rwlock, yamlio
 from millpond.daemon.project.context import LocalContext
 from millpond.daemon.project.running import Running
@@ -188,6 +192,57 @@ def test_a_link_is_no_claim(project: Project) -> None:
     with pytest.raises(InvalidFileError):
         running.claim(project.open(), "one", told("one"))
     assert precious.read_text() == "mine"
+
+
+def test_a_file_system_without_locks_is_named(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    pipe = Pipe(project, {"dvc.yaml": "stages: {one: {cmd: touch one, outs: [one], deps: [src]}}", "src": "1"})
+    project.write("one", "old")
+    with monkeypatch.context() as patched:
+        patched.setattr(fcntl, "flock", flock)
+        with pytest.raises(MillpondError, match=r"cannot lock '.*No locks available.*flock"):
+            pipe.repro()
+    assert project.read("one") == "old"
+
+
+def test_a_process_of_another_container_is_never_this_one(project: Project) -> None:
+    elsewhere = Running("other", None, os.getpid(), (), ("made",), "another boot, another container")
+    made = running.claim(project.open(), "other", elsewhere)
+    try:
+        with pytest.raises(BusyError, match=r"process \d+ of another machine or container") as caught:
+            running.refuse(project.open(), reads=["made"])
+        assert caught.value.hint == "wait until it is done there"
+    finally:
+        made.release()
+
+
+def test_readers_that_were_killed_do_not_gather(project: Project) -> None:
+    gone = 2**22 + 1  # no process has such a number
+    repo = project.open()
+    for number in range(200):
+        rwlock.add(repo.temporary, gone, f"run {number}", reads=["/data"], writes=[])
+    rwlock.add(repo.temporary, OTHER, "run", reads=["/data"], writes=[])
+    assert len(shared(project)["read"]["/data"]) < 100
+    assert {"pid": OTHER, "cmd": "run"} in shared(project)["read"]["/data"]
+
+
+def test_two_repros_at_once_forget_nothing_of_each_other(project: Project) -> None:
+    text = """
+stages:
+  one: {cmd: cat src > one, deps: [src], outs: [one]}
+  two: {cmd: cat src > two, deps: [src], outs: [two]}
+"""
+    pipe = Pipe(project, {"dvc.yaml": text, "src": "1"})
+    first = Memory.load(project.open().temporary)
+    pipe.repro("two")
+    stages = {stage.name: stage for stage in pipelines.load(project.open()).stages}
+    first.note(stages["one"], seconds=7.0)
+    first.save()
+    again = Memory.load(project.open().temporary)
+    assert again.seconds(stages["one"]) == 7.0
+    assert again.stages["two"]["outcome"] == "ran"
 
 
 def test_urls_are_shown_as_they_are(project: Project) -> None:

@@ -107,7 +107,7 @@ def claim(repo: Repo, name: str, running: Running) -> Claim:
         os.ftruncate(fd, 0)
         with open(os.dup(fd), "wb") as file:  # which writes all of it, or fails
             file.write(json.dumps(told).encode())
-        command = f"millpond repro {running.stage}"
+        command = f"{rwlock.OURS}{running.stage}"
         local = [[each for each in paths if "://" not in each] for paths in (running.reads, running.writes)]
         reads, writes = ([repo.path(each) for each in paths] for paths in local)
         return Claim(path, fd, rwlock.add(repo.temporary, running.pid, command, reads=reads, writes=writes))
@@ -145,8 +145,9 @@ def others(repo: Repo) -> list[Running]:
     except OSError:
         names = []
     found = [running for name in sorted(names) if (running := _read(os.path.join(folder, name))) is not None]
-    pids = {running.pid for running in found} | {os.getpid()}
-    theirs = [entry for entry in rwlock.entries(repo.temporary) if entry.pid not in pids and rwlock.lives(entry.pid)]
+    # What millpond runs has a claim, or does not run any more, whatever process has its number by now.
+    told = [entry for entry in rwlock.entries(repo.temporary) if not entry.command.startswith(rwlock.OURS)]
+    theirs = [entry for entry in told if entry.pid != os.getpid() and rwlock.lives(entry.pid)]
     found += [
         Running("", None, each.pid, tuple(_inside(repo, each.reads)), tuple(_inside(repo, each.writes)))
         for each in theirs

@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from typing import Any
 
 _FILE, _LOCK, _NEW = "rwlock", "rwlock.lock", "rwlock.new"
-_MAX_BYTES = 64 << 20
+_MAX_BYTES, _MAX_STAT = 64 << 20, 4096
+# How entries that are ours begin.
+OURS = "millpond repro "
 # With so many of a path those that are gone go.
 _MOST_READERS = 64
 # DVC holds its lock for the time of one small write.
@@ -62,26 +64,28 @@ def add(folder: str, pid: int, command: str, *, reads: Sequence[str], writes: Se
 
 
 def entries(folder: str) -> list[Entry]:
-    """One for each process in the file, whether it lives or not."""
+    """One for each process in the file and what it is said to run, whether it lives or not."""
     found = _load(folder) or {"write": {}, "read": {}}
-    by_pid: dict[int, tuple[str, list[str], list[str]]] = {}
+    told: dict[tuple[int, str], tuple[list[str], list[str]]] = {}
     for path, infos in found["read"].items():
         for info in infos:
-            by_pid.setdefault(info["pid"], (info["cmd"], [], []))[1].append(path)
+            told.setdefault((info["pid"], info["cmd"]), ([], []))[0].append(path)
     for path, info in found["write"].items():
-        by_pid.setdefault(info["pid"], (info["cmd"], [], []))[2].append(path)
-    return [Entry(folder, pid, cmd, tuple(reads), tuple(writes)) for pid, (cmd, reads, writes) in by_pid.items()]
+        told.setdefault((info["pid"], info["cmd"]), ([], []))[1].append(path)
+    return [Entry(folder, pid, cmd, tuple(reads), tuple(writes)) for (pid, cmd), (reads, writes) in told.items()]
 
 
 def lives(pid: int) -> bool:
-    """Whether there is such a process here."""
+    """Whether there is such a process here. One that has ended and was not waited for is gone: in a container nobody may ever do that."""
     try:
         os.kill(pid, 0)
-    except PermissionError:
-        return True
-    except (OSError, OverflowError):
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            state = file.read(_MAX_STAT).rpartition(b")")[2].split()[:1]
+        return pid > 0 and state not in ([b"Z"], [b"X"])
+    except (ProcessLookupError, FileNotFoundError, OverflowError):
         return False
-    return pid > 0
+    except OSError:  # not ours, or not to be looked at
+        return pid > 0
 
 
 @contextlib.contextmanager

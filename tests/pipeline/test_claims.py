@@ -218,6 +218,26 @@ def test_a_process_of_another_container_is_never_this_one(project: Project) -> N
         made.release()
 
 
+def test_a_process_that_nobody_waited_for_is_gone(project: Project) -> None:
+    process = subprocess.Popen(["true"])
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    repo = project.open()
+    try:
+        rwlock.add(repo.temporary, process.pid, "dvc repro", reads=[], writes=[str(project.root / "made")])
+        assert running.others(repo) == []
+    finally:
+        process.wait()
+
+
+def test_what_millpond_says_to_dvc_holds_while_it_is_claimed(project: Project) -> None:
+    """A killed repro's entry stays, and its number may be another process's by now."""
+    repo = project.open()
+    rwlock.add(repo.temporary, OTHER, f"{rwlock.OURS}make", reads=[], writes=[str(project.root / "made")])
+    assert running.others(repo) == []
+    rwlock.add(repo.temporary, OTHER, "dvc repro", reads=[], writes=[str(project.root / "other")])
+    assert [each.writes for each in running.others(repo)] == [("other",)]
+
+
 def test_readers_that_were_killed_do_not_gather(project: Project) -> None:
     gone = 2**22 + 1  # no process has such a number
     repo = project.open()

@@ -51,7 +51,7 @@ def commit(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
         git, written = repo.git, list(recorder.git_add)
         if git is not None and repo.config.flag("core", "autostage"):
             git.stage([repo.git_path(path) for path in written])
-    result["git_add"] = [*result["git_add"], *(repo.wire(path) for path in written)]
+    result["git_add"] = [*result["git_add"], *repo.for_git(written)]
     return result
 
 

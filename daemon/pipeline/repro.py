@@ -379,7 +379,7 @@ class Repro:
             ],
             "ran": sum(outcome in (RAN, CACHED) for outcome, _ in self._outcomes.values()),
             "ask": None if self._ask is None else wirepath.encode(self._ask),
-            "git_add": [self._repo.wire(path) for path in recorder.git_add],
+            "git_add": self._repo.for_git(recorder.git_add),
             "autostaged": autostaged,
         }
 
@@ -389,11 +389,15 @@ class Repro:
         details = {"failed": [wirepath.encode(name) for name in names], "left_out": left}
         if len(names) > 1:
             shown = ", ".join(f"'{name}'" for name in names)
+            busy = [error for error in self._errors.values() if isinstance(error, BusyError)]
+            if len(busy) == len(names):  # nothing is to be mended
+                hint = "; ".join(dict.fromkeys(error.hint for error in busy if error.hint))
+                return BusyError(f"others run what these stages need or make: {shown}", hint=hint, details=details)
             where = [f"see {self._whole_log}"] if self._whole_log else []
             hint = "; ".join([*where, "when they are mended, `millpond repro` goes on from there"])
             return StageFailedError(f"failed to reproduce stages: {shown}", hint=hint, details=details)
         (error,) = self._errors.values()
-        if isinstance(error, BusyError):  # somebody else runs it: nothing is to be mended
+        if isinstance(error, BusyError):
             return error
         hint = "; ".join(filter(None, (error.hint, "when it is mended, `millpond repro` goes on from there")))
         message = f"failed to reproduce '{names[0]}': {error.message}"

@@ -155,6 +155,27 @@ def test_a_frozen_stage_does_not_wait_for_what_it_does_not_look_at(project: Proj
         pipe.repro()
 
 
+def test_what_others_run_is_no_failure_to_be_mended(project: Project) -> None:
+    text = """
+stages:
+  one: {cmd: cat src > one, deps: [src], outs: [one]}
+  two: {cmd: cat src > two, deps: [src], outs: [two]}
+"""
+    pipe = Pipe(project, {"dvc.yaml": text, "src": "1"})
+    with claim(project, "other", writes=("src",)), pytest.raises(BusyError, match="'one', 'two'") as caught:
+        pipe.repro(on_error="keep-going")
+    assert caught.value.details["failed"] == ["one", "two"]
+
+
+def test_without_git_nobody_is_told_to_use_it(tmp_path: Path) -> None:
+    (tmp_path / "plain").mkdir()
+    with opened(tmp_path / "plain", git=False) as project:
+        pipe = Pipe(project, {"dvc.yaml": "stages: {one: {cmd: cat src > one, outs: [one]}}", "src": "1", "data": "1"})
+        assert pipe.repro()["git_add"] == []
+        assert project.add("data")["git_add"] == []
+        assert project.run("move", source="data", target="moved")["git_add"] == []
+
+
 def test_a_claim_is_written_whole_or_not_at_all(project: Project) -> None:
     theirs = json.dumps({"write": {"/somewhere": {"pid": OTHER, "cmd": "dvc repro"}}})
     project.write(".dvc/tmp/rwlock", theirs)

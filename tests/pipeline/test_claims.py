@@ -167,6 +167,28 @@ stages:
     assert caught.value.details["failed"] == ["one", "two"]
 
 
+@pytest.mark.parametrize("where", ["src", "/outside"])
+def test_what_stages_need_is_never_taken_for_data_that_nobody_tracks_any_more(project: Project, where: str) -> None:
+    """Its content is in the store, for it is that of an output, too; it is the person's own file all the same."""
+    where = where if where == "src" else str(project.base / "outside")
+    text = f"""
+stages:
+  one: {{cmd: 'cat {where} > one; cp -r folder two', deps: [{where}, folder], outs: [one, two]}}
+"""
+    pipe = Pipe(project, {"dvc.yaml": text, "folder/f": "2"})
+    (project.root / where).write_text("1")
+    pipe.repro()
+    assert pipe.outcomes() == {"one": "unchanged"}
+    project.settle()
+    pipe.repro()
+    project.checkout()
+    assert (project.root / where).read_text() == "1" and project.read("folder/f") == "2"
+    project.write("dvc.yaml", "stages: {}")
+    (project.root / "dvc.lock").unlink()
+    assert sorted(project.checkout(force=True)["deleted"]) == ["one", "two/"]
+    assert (project.root / where).read_text() == "1" and project.read("folder/f") == "2"
+
+
 def test_without_git_nobody_is_told_to_use_it(tmp_path: Path) -> None:
     (tmp_path / "plain").mkdir()
     with opened(tmp_path / "plain", git=False) as project:

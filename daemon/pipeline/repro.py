@@ -320,17 +320,24 @@ class Repro:
 
     def _about_mounts(self, turn: Turn, log: str) -> Iterator[tuple[str, str]]:
         """Why mounts may be what a command failed of, and what to do."""
-        refused = [] if self._turns.receipts is None else self._turns.receipts.refused_writes(turn.stage, log)
+        receipts = self._turns.receipts
+        refused = [] if receipts is None else receipts.refused_writes(turn.stage, log)
+        theirs = [] if receipts is None else [name for name in receipts.of_a_person(turn.stage) if name in refused]
         reads = self._context.again(lambda: self._turns.check_reads(turn))
         if reads is not None and reads.troubles:
             yield "; ".join(reads.troubles), _resume(reads)
         elif refused:
             names = ", ".join(f"'{name}'" for name in refused)
             many = len(refused) > 1
+            instead = (
+                f"millpond umount {theirs[0]} && millpond checkout {theirs[0]}"
+                if theirs
+                else "millpond repro --pull --no-mount"
+            )
             yield (
                 f"its {'inputs' if many else 'input'} {names} {'are' if many else 'is'} mounted, and read-only",
                 "have it write elsewhere, and declare that as an output of the stage (`outs`); or have files instead of the mount: "
-                "millpond repro --pull --no-mount",
+                f"{instead}",
             )
 
     def _refuse_unread(self, turn: Turn) -> None:

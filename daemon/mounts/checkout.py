@@ -72,9 +72,11 @@ def _mount_output(context: WorkerContext, repo: Repo, output: Output, *, force: 
         record = MountRecord.from_json(found["mounts"][0])
         if record.name == str(output.name):
             return None
+        running.refuse(repo, writes=[output.path], env=os.environ)
         umount_one(context, record, lazy=False, system=bool(found["system"]))
         change = "modified"
-    running.refuse(repo, writes=[output.path], env=os.environ)
+    else:
+        running.refuse(repo, writes=[output.path], env=os.environ)
     require_fuse(context, where)
     project = Project.find(repo.root)
     plan = Planner(project, context.client, context.store).plan(output.path, None)

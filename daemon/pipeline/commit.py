@@ -29,6 +29,9 @@ def commit(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
     with context.lock(repo.root, "write"):
         loaded = pipelines.load(repo)
         stages, rest = _split(repo, loaded, names, params)
+        places = [dep.place for stage in stages for dep in stage.deps if dep.place is not None]
+        places += [out.place for stage in stages for out in stage.outs if out.place is not None]
+        running.refuse(repo, reads=places, env=os.environ)
         recorder = _recorder(context, repo, loaded)
         changed = _changed(repo, recorder, stages)
         result: dict[str, Any] = {"added": [], "git_add": [], "autostaged": False, "warnings": []}
@@ -38,9 +41,6 @@ def commit(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
             result = data.commit(context, asked if params.get("force") or not changed else {**asked, "dry": True})
         if not params.get("force") and (changed or "unconfirmed" in result):
             return {"unconfirmed": [*result.get("unconfirmed", []), *changed]}
-        places = [dep.place for stage in stages for dep in stage.deps if dep.place is not None]
-        places += [out.place for stage in stages for out in stage.outs if out.place is not None]
-        running.refuse(repo, reads=places, env=os.environ)
         for stage in stages:
             recorder.refuse_outside(stage)
         for stage in stages:
@@ -51,7 +51,7 @@ def commit(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
         git, written = repo.git, list(recorder.git_add)
         if git is not None and repo.config.flag("core", "autostage"):
             git.stage([repo.git_path(path) for path in written])
-    result["git_add"] = [*result["git_add"], *(repo.wire(path) for path in written)]
+    result["git_add"] = [*result["git_add"], *repo.for_git(written)]
     return result
 
 

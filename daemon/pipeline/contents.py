@@ -149,7 +149,7 @@ class Contents:
             self._found[place, algo] = locked
             if not since.is_racy(found.st_dev, found.st_ctime_ns):
                 self._files[place, algo] = stat_fields(found), locked
-        self.workspace.keep_files(group, since=since)
+        self.workspace.keep_seen(group, since=since)
 
     def _take_folder(self, each: Wanted, group: Group, since: Moment) -> None:
         place, _ = each
@@ -163,7 +163,7 @@ class Contents:
             self._found[each] = self.absent.merged(place, rows, group.listing.total, inside)
             return
         self._found[each] = Locked(group.tree(), group.listing.total, len(group.listing.paths))
-        self.workspace.keep_folder(place, group, group.tree().value, since=since)
+        self.workspace.keep_folder(place, group, group.tree().value, since=since, ours=False)
 
     def _progress(self, files: int, all_files: int, done: int, total: int) -> None:
         self.context.progress("hashing", (files, all_files), (done, total))

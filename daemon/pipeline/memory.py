@@ -27,16 +27,13 @@ class Memory:
 
     folder: str
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _noted: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
     def load(cls, temporary: str) -> Memory:
         """What is kept in a project's `.dvc/tmp`."""
-        found = cls(os.path.join(temporary, "millpond"))
-        with contextlib.suppress(OSError, ValueError), open(os.path.join(found.folder, _FILE), "rb") as file:
-            stages = json.loads(file.read(_MAX_BYTES))
-            if isinstance(stages, dict):
-                found.stages = {key: value for key, value in stages.items() if isinstance(value, dict)}
-        return found
+        folder = os.path.join(temporary, "millpond")
+        return cls(folder, _loaded(folder))
 
     def seconds(self, stage: Stage) -> float:
         """How long the stage took when it last ran; 0 when nobody knows."""
@@ -47,10 +44,14 @@ class Memory:
         """Remember something of a stage; what is not told stays."""
         name = address(stage, stage.file)
         self.stages[name] = self.stages.pop(name, {}) | values
+        self._noted[name] = self._noted.pop(name, {}) | values
 
     def save(self) -> None:
-        """Keep it. Failing to is no error."""
-        kept = dict(list(self.stages.items())[-_MOST:])
+        """Keep what was noted, beside what other commands have meanwhile. Failing to is no error."""
+        stages = _loaded(self.folder)
+        for name, values in self._noted.items():
+            stages[name] = stages.pop(name, {}) | values
+        kept = dict(list(stages.items())[-_MOST:])
         with contextlib.suppress(OSError):
             os.makedirs(self.folder, exist_ok=True)
             write_all({os.path.join(self.folder, _FILE): json.dumps(kept)})
@@ -58,6 +59,14 @@ class Memory:
     def log(self, stage: Stage) -> str:
         """The absolute path of the log of a stage's commands."""
         return log_path(self.folder, stage)
+
+
+def _loaded(folder: str) -> dict[str, dict[str, Any]]:
+    with contextlib.suppress(OSError, ValueError), open(os.path.join(folder, _FILE), "rb") as file:
+        stages = json.loads(file.read(_MAX_BYTES))
+        if isinstance(stages, dict):
+            return {key: value for key, value in stages.items() if isinstance(value, dict)}
+    return {}
 
 
 def log_path(folder: str, stage: Stage) -> str:

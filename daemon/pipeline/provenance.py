@@ -40,7 +40,12 @@ Entry = Mapping[str, Any]
 
 
 def key_of(entry: Entry) -> str:
-    """What a run is found by: the digest of a lock entry, sizes aside."""
+    """What a run is found by: the digest of a lock entry, sizes aside, and which versions remotes have of its outputs: those come later."""
+    versioned = [out for out in entry.get("outs") or [] if "cloud" in out or "files" in out]
+    if versioned:
+        known = locked({"outs": versioned}, "outs")
+        outs = [known[out["path"]].entry(out["path"]) if out["path"] in known else out for out in entry["outs"]]
+        entry = {**entry, "outs": outs}
     text = json.dumps(runcache.without_sizes(entry), sort_keys=True, default=str)
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:32]
 

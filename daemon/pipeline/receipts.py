@@ -106,6 +106,10 @@ class Receipts:
         """The places of what a stage under way has mounted, as a person sees them."""
         return [self._shown(each.where) for each in self._watched.get(stage, ())]
 
+    def of_a_person(self, stage: Stage) -> list[str]:
+        """Those of `mounted_inputs` that a person mounted, and no repro."""
+        return [self._shown(each.where) for each in self._watched.get(stage, ()) if each.record.stands_in is None]
+
     def refused_writes(self, stage: Stage, log: str) -> list[str]:
         """Of its mounted inputs those that its log says something of, or all, when the log says that a file system is read-only."""
         mounted = self.mounted_inputs(stage)

@@ -156,9 +156,9 @@ class Recorder:
         are not followed."""
         for item in unseen(stage):
             raise not_followed(item)
-        for out in stage.outs:
+        for out in filter(is_outside, stage.outs):
             where = printable(shown_url(out.path))
-            if out.cache and is_outside(out):
+            if out.cache:
                 raise kept_outside(where)
             if out.place is None and out.kind == METRICS:
                 raise UsageError(

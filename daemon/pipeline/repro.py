@@ -112,7 +112,9 @@ class Repro:
                 self._inputs(contents, loaded), self._receipts(),
             )  # fmt: skip
             self._turns.prepare(steps)
-            self._queue = Queue(steps, self._graph, self._memory.seconds, self._options.jobs > 1)
+            # One by one, single items come as they are named; at once none may run beside another that makes what it needs.
+            ordering = active if self._options.jobs > 1 else self._graph
+            self._queue = Queue(steps, ordering, self._memory.seconds, self._options.jobs > 1)
         try:
             self._loop()
         except CancelledError as error:
@@ -120,6 +122,8 @@ class Repro:
                 self._turns.failed(running.turn, error)
             raise
         finally:
+            self._runner.stop()
+            self._turns.let_go()
             self._keep(contents)
         return self._result(recorder)
 
@@ -147,6 +151,7 @@ class Repro:
         while True:
             with self._phase():
                 if ended is not None:
+                    self._turns.look_again()
                     if self._leaves_room(ended):
                         self._fill(self._options.jobs + 1)
                     self._take(ended)
@@ -315,17 +320,24 @@ class Repro:
 
     def _about_mounts(self, turn: Turn, log: str) -> Iterator[tuple[str, str]]:
         """Why mounts may be what a command failed of, and what to do."""
-        refused = [] if self._turns.receipts is None else self._turns.receipts.refused_writes(turn.stage, log)
+        receipts = self._turns.receipts
+        refused = [] if receipts is None else receipts.refused_writes(turn.stage, log)
+        theirs = [] if receipts is None else [name for name in receipts.of_a_person(turn.stage) if name in refused]
         reads = self._context.again(lambda: self._turns.check_reads(turn))
         if reads is not None and reads.troubles:
             yield "; ".join(reads.troubles), _resume(reads)
         elif refused:
             names = ", ".join(f"'{name}'" for name in refused)
             many = len(refused) > 1
+            instead = (
+                f"millpond umount {theirs[0]} && millpond checkout {theirs[0]}"
+                if theirs
+                else "millpond repro --pull --no-mount"
+            )
             yield (
                 f"its {'inputs' if many else 'input'} {names} {'are' if many else 'is'} mounted, and read-only",
                 "have it write elsewhere, and declare that as an output of the stage (`outs`); or have files instead of the mount: "
-                "millpond repro --pull --no-mount",
+                f"{instead}",
             )
 
     def _refuse_unread(self, turn: Turn) -> None:
@@ -374,7 +386,7 @@ class Repro:
             ],
             "ran": sum(outcome in (RAN, CACHED) for outcome, _ in self._outcomes.values()),
             "ask": None if self._ask is None else wirepath.encode(self._ask),
-            "git_add": [self._repo.wire(path) for path in recorder.git_add],
+            "git_add": self._repo.for_git(recorder.git_add),
             "autostaged": autostaged,
         }
 
@@ -384,11 +396,15 @@ class Repro:
         details = {"failed": [wirepath.encode(name) for name in names], "left_out": left}
         if len(names) > 1:
             shown = ", ".join(f"'{name}'" for name in names)
+            busy = [error for error in self._errors.values() if isinstance(error, BusyError)]
+            if len(busy) == len(names):  # nothing is to be mended
+                hint = "; ".join(dict.fromkeys(error.hint for error in busy if error.hint))
+                return BusyError(f"others run what these stages need or make: {shown}", hint=hint, details=details)
             where = [f"see {self._whole_log}"] if self._whole_log else []
             hint = "; ".join([*where, "when they are mended, `millpond repro` goes on from there"])
             return StageFailedError(f"failed to reproduce stages: {shown}", hint=hint, details=details)
         (error,) = self._errors.values()
-        if isinstance(error, BusyError):  # somebody else runs it: nothing is to be mended
+        if isinstance(error, BusyError):
             return error
         hint = "; ".join(filter(None, (error.hint, "when it is mended, `millpond repro` goes on from there")))
         message = f"failed to reproduce '{names[0]}': {error.message}"

@@ -73,7 +73,7 @@ def stage_add(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
         "name": name,
         "file": repo.wire(file),
         "changed": old is not None,
-        "git_add": [repo.wire(path) for path in written],
+        "git_add": repo.for_git(written),
         "autostaged": autostaged,
         "warnings": [wirepath.encode(text) for text in warnings["warnings"]],
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +37,7 @@ from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.copying import remove_tree
 from millpond.daemon.project.durable import write_error
 from millpond.daemon.project.fetch import fetch_chosen
+from millpond.daemon.project.importing.source import shown_url
 from millpond.daemon.project.outputs import Output
 from millpond.daemon.project.placer import Placer
 from millpond.daemon.project.plan import Content, Planner
@@ -106,31 +107,19 @@ class Turns:
             turn.outcome = UNCHANGED
         elif not self.options.dry:
             reads, writes = _places(stage.deps), _places(stage.outs)
-            if stage.pointer is not None:  # its data is looked at, and stays as it is
+            if stage.pointer is not None or stage.frozen:  # its data is looked at, and stays as it is
                 reads, writes = writes, ()
             running.refuse(self.repo, reads=reads, writes=writes, env=os.environ)
         return turn
-
-    def perform(self, turn: Turn) -> str | None:
-        """Do all of the turn that needs no command; its outcome, or None when its commands are to be run: it is claimed then, until it
-        is recorded or has failed."""
-        outcome = ""
-        try:
-            outcome = self._perform(turn) or ""
-            return outcome or None
-        except BaseException:
-            outcome = "failed"
-            raise
-        finally:
-            if outcome:
-                self._release(turn.stage)
 
     def claim_of(self, stage: Stage) -> int | None:
         """The descriptor by which the stage's commands keep it claimed."""
         claim = self._claims.get(stage)
         return None if claim is None else claim.fd
 
-    def _perform(self, turn: Turn) -> str | None:
+    def perform(self, turn: Turn) -> str | None:
+        """Do all of the turn that needs no command; its outcome, or None when its commands are to be run. What is to be done is claimed,
+        until the turn is `over`."""
         stage = turn.stage
         name = self._name(stage)
         if turn.outcome == UNCHANGED:
@@ -199,7 +188,8 @@ class Turns:
         return reads
 
     def over(self, stage: Stage) -> None:
-        """The stage's turn has ended: its mounts go, unless others need them."""
+        """The stage's turn has ended, and its commands: others may have what it claimed, and its mounts go, unless others need them."""
+        self._release(stage)
         if self.receipts is not None:
             self.receipts.forget(stage)
         if self.inputs is not None:
@@ -224,7 +214,6 @@ class Turns:
             raise
         if keep:
             recorder.export(stage, entry)
-        self._release(stage)
 
     def _tell_changed(self, turn: Turn, entry: Entry) -> None:
         """What somebody changed while the stage ran, and what was made of that."""
@@ -245,7 +234,6 @@ class Turns:
         """Its commands came to nothing: that is recorded, too."""
         if turn.run is not None:
             self.recorder.journal.failed(turn.stage, turn.run, error)
-        self._release(turn.stage)
 
     def _claim(self, stage: Stage) -> None:
         """Have nobody else run it, or change what it needs and makes, from before anything of it is touched."""
@@ -253,6 +241,16 @@ class Turns:
             job = getattr(self.context, "number", None)
             told = running.Running(self._name(stage), job, os.getpid(), _places(stage.deps), _places(stage.outs))
             self._claims[stage] = running.claim(self.repo, slug(stage), told)
+
+    def let_go(self) -> None:
+        """No command runs any more, however the repro ended."""
+        for stage in list(self._claims):
+            self._release(stage)
+
+    def look_again(self) -> None:
+        """The project was not locked for a while: what was seen of it may be so no longer."""
+        self.recorder.loaded.values.clear()
+        self.recorder.contents.forget()
 
     def _release(self, stage: Stage) -> None:
         claim = self._claims.pop(stage, None)
@@ -371,7 +369,9 @@ class Turns:
         self._place([(out, outs[out.path]) for out in stage.outs])
         # Recorded as found: names of DVC 2 become those of DVC 3 when the outputs are stored again.
         keep = not self.options.no_commit and any(name.algo != "md5" for name in outs_of(made))
-        entry = self.recorder.store(stage, keep=keep)
+        assert turn.run is not None
+        # What was changed while they were brought is not what they were made from.
+        entry = {**self.recorder.store(stage, keep=keep, began=turn.run.inputs), **_apart(turn.run.inputs, stage)}
         self._say_all(
             self.recorder.record(stage, entry, remember=not self.options.no_commit, run=turn.run, outcome=CACHED)
         )
@@ -513,7 +513,14 @@ class Turns:
 
 
 def _places(them: Iterable[Dep | StageOut]) -> tuple[str, ...]:
-    return tuple(each.key for each in them)
+    """By which they are known to others, who are not told what is secret in a url."""
+    return tuple(each.key if each.place is not None else shown_url(each.key) for each in them)
+
+
+def _apart(inputs: Mapping[str, Any], stage: Stage) -> Entry:
+    """The dependencies of an entry as its `deps`, unless some of them hold what the stage makes, and are others by that."""
+    within = any(running.overlap(dep.key, out.key) for dep in stage.deps for out in stage.outs)
+    return {} if within or "deps" not in inputs else {"deps": inputs["deps"]}
 
 
 def _shared(output: Output, out: StageOut) -> Output:

@@ -375,7 +375,7 @@ class Adding:
             )
         return {
             "added": added,
-            "git_add": [self._repo.wire(path) for path in git_add],
+            "git_add": self._repo.for_git(git_add),
             "autostaged": self._repo.git is not None and self._repo.config.flag("core", "autostage"),
             "warnings": [wirepath.encode(warning) for warning in self._warnings],
             "totals": {

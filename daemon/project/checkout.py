@@ -78,7 +78,7 @@ def _abandoned(workspace: Workspace, outputs: Sequence[Output]) -> list[Content]
     found = []
     for key in list(loose.rows):
         path = key.rstrip("/")
-        if path in tracked:
+        if path in tracked or path.startswith("/"):
             continue
         if not os.path.lexists(repo.path(path)):
             loose.drop(path)

@@ -69,7 +69,7 @@ def move(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
     return {
         "path": repo.wire(planned.path),
         "pointer": repo.wire(planned.pointer),
-        "git_add": [repo.wire(file) for file in sorted(touched)],
+        "git_add": repo.for_git(sorted(touched)),
         "missing": missing,
     }
 

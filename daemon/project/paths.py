@@ -7,6 +7,8 @@ import os
 
 def printable(path: str) -> str:
     """A path for a message: one line, valid Unicode; what is neither appears as escapes."""
+    if path.isprintable():  # nearly all: looked at as a whole, which is quick
+        return path
     try:
         raw = os.fsencode(path)
     except UnicodeEncodeError:

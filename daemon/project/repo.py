@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import pygit2
@@ -104,6 +104,10 @@ class Repo:
     def wire(self, relative: str) -> str:
         """`seen`, in its form on the wire."""
         return wirepath.encode(self.seen(relative))
+
+    def for_git(self, written: Iterable[str]) -> list[str]:
+        """Of files that were written, for people: what is to be given to `git add`, on the wire. Nothing where there is no Git."""
+        return [] if self.git is None else [self.wire(path) for path in written]
 
     def git_path(self, relative: str) -> str:
         """The path from the root of Git's work tree."""

@@ -15,9 +15,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-_FILE, _LOCK = "rwlock", "rwlock.lock"
-_OURS = "millpond repro "
-_MAX_BYTES = 64 << 20
+_FILE, _LOCK, _NEW = "rwlock", "rwlock.lock", "rwlock.new"
+_MAX_BYTES, _MAX_STAT = 64 << 20, 4096
+# How entries that are ours begin.
+OURS = "millpond repro "
+# With so many of a path those that are gone go.
+_MOST_READERS = 64
 # DVC holds its lock for the time of one small write.
 _WAIT_S, _STEP_S = 2.0, 0.02
 
@@ -46,32 +49,43 @@ class Entry:
                     found["read"][path] = left
 
 
-def add(folder: str, pid: int, stage: str, *, reads: Sequence[str], writes: Sequence[str]) -> Entry:
-    """Tell DVC that a process which runs a stage reads and writes these (absolute paths). A file that cannot be read or written is left alone: it
+def add(folder: str, pid: int, command: str, *, reads: Sequence[str], writes: Sequence[str]) -> Entry:
+    """Tell DVC that a process reads and writes these (absolute paths). A file that cannot be read or written is left alone: it
     is a courtesy to DVC, and no lock of ours."""
-    command = f"{_OURS}{stage}"
     info = {"pid": pid, "cmd": command}
     with _changed(folder) as found:
         found["write"].update(dict.fromkeys(writes, info))
         for path in reads:
-            found["read"].setdefault(path, []).append(info)
+            readers = found["read"].setdefault(path, [])
+            if len(readers) >= _MOST_READERS:  # most were killed
+                readers[:] = [each for each in readers if lives(each["pid"])]
+            readers.append(info)
     return Entry(folder, pid, command, tuple(reads), tuple(writes))
 
 
 def entries(folder: str) -> list[Entry]:
-    """One for each process of DVC's in the file, whether it lives or not; of ours other signs tell."""
+    """One for each process in the file and what it is said to run, whether it lives or not."""
     found = _load(folder) or {"write": {}, "read": {}}
-    by_pid: dict[int, tuple[str, list[str], list[str]]] = {}
+    told: dict[tuple[int, str], tuple[list[str], list[str]]] = {}
     for path, infos in found["read"].items():
         for info in infos:
-            by_pid.setdefault(info["pid"], (info["cmd"], [], []))[1].append(path)
+            told.setdefault((info["pid"], info["cmd"]), ([], []))[0].append(path)
     for path, info in found["write"].items():
-        by_pid.setdefault(info["pid"], (info["cmd"], [], []))[2].append(path)
-    return [
-        Entry(folder, pid, cmd, tuple(reads), tuple(writes))
-        for pid, (cmd, reads, writes) in by_pid.items()
-        if not cmd.startswith(_OURS)
-    ]
+        told.setdefault((info["pid"], info["cmd"]), ([], []))[1].append(path)
+    return [Entry(folder, pid, cmd, tuple(reads), tuple(writes)) for (pid, cmd), (reads, writes) in told.items()]
+
+
+def lives(pid: int) -> bool:
+    """Whether there is such a process here. One that has ended and was not waited for is gone: in a container nobody may ever do that."""
+    try:
+        os.kill(pid, 0)
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            state = file.read(_MAX_STAT).rpartition(b")")[2].split()[:1]
+        return pid > 0 and state not in ([b"Z"], [b"X"])
+    except (ProcessLookupError, FileNotFoundError, OverflowError):
+        return False
+    except OSError:  # not ours, or not to be looked at
+        return pid > 0
 
 
 @contextlib.contextmanager
@@ -90,9 +104,15 @@ def _changed(folder: str) -> Iterator[dict[str, Any]]:
             return
         with contextlib.suppress(OSError):
             text = json.dumps({key: value for key, value in found.items() if value})
-            # As DVC, in place: who reads it holds the lock. (Those that only look, like `entries`, take half a file for none.)
-            with open(os.path.join(folder, _FILE), "w", encoding="utf-8") as file:
-                file.write(text)
+            # Whole or not at all: DVC runs nothing while it cannot read it, and those that only look, like `entries`, hold no lock.
+            new = os.path.join(folder, _NEW)
+            try:
+                with open(new, "w", encoding="utf-8") as file:
+                    file.write(text)
+                os.replace(new, os.path.join(folder, _FILE))
+            except OSError:
+                os.unlink(new)
+                raise
 
 
 def _lock(fd: int) -> bool:

@@ -43,14 +43,15 @@ class Loose:
                 )
         return found
 
-    def put_group(self, group: Group, since: Moment) -> None:
-        """Take in single files (paths relative to the repo)."""
+    def put_group(self, group: Group, since: Moment, *, but: Loose | None = None) -> None:
+        """Take in single files (paths relative to the repo), `but` those that are in another list as they are."""
         kept = group.to_snapshot(since)
         raw = kept.stats.tobytes()
         for index, path in enumerate(kept.paths):
             digest = group.digests[index]
-            if digest is not None:
-                self._put(path, raw[index * ROW : (index + 1) * ROW], digest)
+            row = raw[index * ROW : (index + 1) * ROW]
+            if digest is not None and (but is None or but.rows.get(path) != (row, digest)):
+                self._put(path, row, digest)
 
     def put_folder(self, relative: str, tree: str) -> None:
         self._put(f"{relative}/", bytes(ROW), bytes.fromhex(tree.removesuffix(DIR_SUFFIX)))
@@ -83,6 +84,7 @@ class Workspace:
         self.objects = Objects(store, repo.cache)
         self.since = Moment.now(repo.dvc_dir)
         self._loose: dict[str, Loose] = {}
+        self._seen: dict[str, Loose] = {}
         self._loose_snapshots: dict[str, Snapshot | None] = {}
 
     def folder(self, relative: str, algo: str = "md5") -> Group:
@@ -115,21 +117,27 @@ class Workspace:
                 listing.links.append(len(listing.paths))
             listing.paths.append(relative)
             listing.stats.extend(stat_fields(found))
-        group = Group.of(self.repo.root, listing, self._snapshot(algo), algo)
+        group = Group.of(self.repo.root, listing, self._snapshot(self._scope(algo)), algo)
+        seen = self._snapshot(self._seen_scope(algo)) if None in group.digests else None
+        if seen is not None:
+            group.digests = [known or other for known, other in zip(group.digests, seen.known(listing), strict=True)]
         mounted.fill_in(group, self.repo.root, self.objects)
         return group
 
     def loose(self, algo: str = "md5") -> Loose:
         """The single files in the cache; written back by `save`."""
         if algo not in self._loose:
-            self._loose[algo] = Loose.of(self._snapshot(algo))
+            self._loose[algo] = Loose.of(self._snapshot(self._scope(algo)))
         return self._loose[algo]
 
-    def keep_folder(self, relative: str, group: Group, tree: str, *, since: Moment | None = None) -> None:
-        """Remember a folder's digests; `tree` is its manifest's value, or "" when it is not whole."""
+    def keep_folder(
+        self, relative: str, group: Group, tree: str, *, since: Moment | None = None, ours: bool = True
+    ) -> None:
+        """Remember a folder's digests; `tree` is its manifest's value, or "" when it is not whole. Unless it is `ours`, tracked data,
+        `checkout` never removes it."""
         if not (group.whole and group.snapshot is not None and group.snapshot.tree == tree):
             self.repo.stat_cache.save(group.base, group.to_snapshot(since or self.since, tree))
-        if tree and group.algo == "md5":
+        if tree and group.algo == "md5" and ours:
             self.loose().put_folder(relative, tree)
 
     def keep_files(self, group: Group, *, since: Moment | None = None) -> None:
@@ -137,17 +145,32 @@ class Workspace:
         if group.listing.paths:
             self.loose(group.algo).put_group(group, since or self.since)
 
+    def keep_seen(self, group: Group, *, since: Moment | None = None) -> None:
+        """Remember digests of single files that were looked at, whosever they are: `checkout` removes none of them."""
+        if group.listing.paths:
+            if group.algo not in self._seen:
+                self._seen[group.algo] = Loose.of(self._snapshot(self._seen_scope(group.algo)))
+            self._seen[group.algo].put_group(group, since or self.since, but=self.loose(group.algo))
+
     def save(self) -> None:
         """Write the single files' cache back where it changed."""
         for algo, loose in self._loose.items():
             if loose.changed:
                 self.repo.stat_cache.save(self._scope(algo), loose.snapshot(algo))
+        for algo, seen in self._seen.items():
+            if seen.changed:
+                for path in [each for each in seen.rows if not os.path.lexists(self.repo.path(each))]:
+                    seen.drop(path)
+                self.repo.stat_cache.save(self._seen_scope(algo), seen.snapshot(algo))
 
-    def _snapshot(self, algo: str) -> Snapshot | None:
-        if algo not in self._loose_snapshots:
-            self._loose_snapshots[algo] = self.repo.stat_cache.load(self._scope(algo))
-        return self._loose_snapshots[algo]
+    def _snapshot(self, scope: str) -> Snapshot | None:
+        if scope not in self._loose_snapshots:
+            self._loose_snapshots[scope] = self.repo.stat_cache.load(scope)
+        return self._loose_snapshots[scope]
 
     def _scope(self, algo: str) -> str:
         # No path of a folder ends with a slash or holds two in a row.
         return f"{self.repo.root}/" if algo == "md5" else f"{self.repo.root}//{algo}"
+
+    def _seen_scope(self, algo: str) -> str:
+        return f"{self.repo.root}///{algo}"

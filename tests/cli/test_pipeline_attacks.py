@@ -188,7 +188,8 @@ def test_a_stage_that_writes_into_a_mount(made: Home) -> None:
     done = made.run("repro", code=255)
     assert "Read-only file system" in done.stderr + done.stdout
     last = done.stderr.strip().splitlines()[-1]
-    assert "its input 'data' is mounted, and read-only" in last and "declare that as an output of the stage" in last
+    assert "its input 'data' is mounted, and read-only" in last and "declare that as an output" in last
+    assert "millpond umount data && millpond checkout data" in last
     assert _recorded(made) == before
     (made.repo / "dvc.yaml").write_text(stage.replace("data/new", "new"))
     made.run("repro", "-q", "w")

@@ -178,3 +178,29 @@ def test_what_is_edited_while_a_stage_runs(home: Home) -> None:
     home.run("repro", "-q", "make")
     assert (home.repo / "made").read_text() == "one\ntwo\n"
     assert "changed while" not in home.run("lineage", "made").stdout
+
+
+def test_a_mount_that_a_stage_reads_is_not_taken_away_for_another_version(user: Home) -> None:
+    pointer = user.repo / "data.dvc"
+    old = pointer.read_text()
+    (user.repo / "data/file").write_text("three\n")
+    user.run("add", "-q", "data")
+    new = pointer.read_text()
+    pointer.write_text(old)
+    user.run("checkout", "-q", "-f", "--mount", "data")
+    for name in ("go", "pid"):
+        (user.path / name).unlink(missing_ok=True)
+    try:
+        user.run("repro", "--detach", "-f", "-s", "make")
+        pid(user)
+        pointer.write_text(new)
+        for line in ("checkout --mount data", "checkout -f data"):
+            assert "'data' is being read by stage 'make' (job " in user.run(*line.split(), code=5).stderr, line
+        assert (user.repo / "data/file").read_text() == "two\n"
+    finally:
+        pointer.write_text(old)
+        (user.path / "go").touch()
+    user.run("attach")
+    assert (user.repo / "made").read_text() == "one\ntwo\n"
+    user.run("umount", "data")
+    user.run("checkout", "-q", "-f", "data")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -232,3 +233,22 @@ def test_a_lock_that_cannot_be_written_leaves_no_record(project: Project, monkey
         with pytest.raises(MillpondError):
             pipe.repro()
     assert [each["outcome"] for each in records(project)] == ["failed"]
+
+
+def test_a_run_is_found_whatever_versions_remotes_have_of_its_outputs() -> None:
+    file = {"path": "a", "hash": "md5", "md5": "0" * 32, "size": 1}
+    folder = {"path": "d", "hash": "md5", "md5": "", "size": 2, "nfiles": 1}
+    cloud = {"cloud": {"s3": {"etag": "x", "version_id": "v"}}}
+    rows = [{"relpath": "f", "md5": "1" * 32, "size": 2}]
+    text = json.dumps([{"md5": "1" * 32, "relpath": "f"}])
+    folder["md5"] = hashlib.md5(text.encode()).hexdigest() + ".dir"
+    made = {"cmd": "c", "outs": [file, folder]}
+    pushed = {
+        "cmd": "c",
+        "outs": [
+            file | cloud,
+            {"path": "d", "hash": "md5", "size": 2, "nfiles": 1, "files": [{**rows[0], **cloud}]},
+        ],
+    }
+    assert key_of(pushed) == key_of(made)
+    assert key_of({**pushed, "outs": [pushed["outs"][1]]}) != key_of(made)

@@ -388,7 +388,8 @@ def test_without_git(tmp_path: Path) -> None:
     with opened(tmp_path, git=False) as project:
         project.write("f", "1")
         result = project.add("f")
-        assert result["git_add"] == ["f.dvc"] and not (project.root / ".gitignore").exists()
+        assert result["git_add"] == [] and not (project.root / ".gitignore").exists()
+        assert (project.root / "f.dvc").exists()
         assert project.status() == {}
 
 

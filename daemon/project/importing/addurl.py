@@ -82,7 +82,7 @@ def _finish(context: VerbContext, repo: Repo, goal: Target, content: Found, para
     files = 1 if content.nfiles is None else content.nfiles
     return {
         "added": [row],
-        "git_add": [repo.wire(path) for path in git_add],
+        "git_add": repo.for_git(git_add),
         "autostaged": repo.git is not None and repo.config.flag("core", "autostage"),
         "totals": {"files": files, "bytes": content.size, "new_bytes": getattr(context.store, "new_bytes", None)},
     }

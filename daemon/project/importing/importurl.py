@@ -163,7 +163,7 @@ def finish(
         "md5": None if content.name is None else content.name.value,
         "size": content.size,
         "nfiles": content.nfiles,
-        "git_add": [repo.wire(path) for path in git_add],
+        "git_add": repo.for_git(git_add),
         "autostaged": repo.git is not None and repo.config.flag("core", "autostage"),
         "executed": not how.no_exec,
         "warnings": [wirepath.encode(each) for each in warnings],

@@ -8,7 +8,7 @@ import time
 
 import click
 
-from millpond.cli import exits, render, text
+from millpond.cli import exits, mountlines, render, text
 from millpond.cli.complete import mountpoints, targets
 from millpond.cli.connection import request, verb
 from millpond.cli.console import Console
@@ -118,7 +118,7 @@ def mount(
     if as_json:
         console.write(json.dumps(render.decoded(result, _PATHS)))
     else:
-        console.say(render.mount_line(result))
+        console.say(mountlines.mount_line(result))
     if materialize is not None and os.geteuid() != 0:
         console.warn(
             "--materialize does nothing here: only what root mounts may be read from such copies; reads go through millpond"
@@ -154,12 +154,12 @@ def umount(console: Console, mountpoint: str | None, all_mounts: bool, lazy: boo
     except MillpondError as error:
         # With --all those that could be ended are.
         for name in error.details.get("unmounted") or []:
-            console.say(render.unmounted_line(name))
+            console.say(mountlines.unmounted_line(name))
         raise
     if as_json:
         console.write(json.dumps(render.decoded(result, _PATHS)))
         return
-    for line in render.umount_lines(result):
+    for line in mountlines.umount_lines(result):
         console.say(line)
 
 
@@ -184,14 +184,14 @@ def mounts(console: Console, restore: bool, as_json: bool) -> int:
         if as_json:
             console.write(json.dumps(render.decoded(result, _PATHS)))
         else:
-            for line in render.restore_lines(result):
+            for line in mountlines.restore_lines(result):
                 console.say(line)
         return exits.DIFFERENT if result.get("failed") else exits.OK
     result = request(console, "mounts")
     if as_json:
         console.write(json.dumps(render.decoded(result, _PATHS)))
     else:
-        for line in render.mounts_lines(
+        for line in mountlines.mounts_lines(
             result["mounts"], now=time.time(), paint=console.paint, verbose=bool(console.verbose)
         ):
             console.say(line)

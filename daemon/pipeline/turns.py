@@ -9,23 +9,22 @@ from typing import Any
 
 from millpond.daemon.errors import (
     CancelledError,
-    ConflictError,
     DaemonUnavailableError,
     MillpondError,
     ObjectMissingError,
     StageFailedError,
     TargetError,
 )
-from millpond.daemon.mounts.place import mount_around
 from millpond.daemon.names import ObjectName
 from millpond.daemon.pipeline import imports, runcache
 from millpond.daemon.pipeline.changed import DEP, FORCED, NOT_IN_CACHE, OUT, Reason
+from millpond.daemon.pipeline.clearing import clear
 from millpond.daemon.pipeline.graph import Graph
 from millpond.daemon.pipeline.imports import Followed
 from millpond.daemon.pipeline.lock import Locked, locked
 from millpond.daemon.pipeline.memory import slug
 from millpond.daemon.pipeline.nearest import Near, Nearest
-from millpond.daemon.pipeline.places import is_outside, shown
+from millpond.daemon.pipeline.places import shown
 from millpond.daemon.pipeline.planning import Options
 from millpond.daemon.pipeline.provenance import CACHED, RAN, Run
 from millpond.daemon.pipeline.receipts import Reads, Receipts
@@ -34,8 +33,6 @@ from millpond.daemon.pipeline.stage import Dep, Stage, StageOut, address
 from millpond.daemon.pipeline.stageinputs import StageInputs
 from millpond.daemon.project import add, running, targets
 from millpond.daemon.project.context import VerbContext
-from millpond.daemon.project.copying import remove_tree
-from millpond.daemon.project.durable import write_error
 from millpond.daemon.project.fetch import fetch_chosen
 from millpond.daemon.project.importing.source import shown_url
 from millpond.daemon.project.outputs import Output
@@ -43,7 +40,6 @@ from millpond.daemon.project.placer import Placer
 from millpond.daemon.project.plan import Content, Planner
 from millpond.daemon.project.repo import Repo, printable
 from millpond.daemon.project.select import Choice
-from millpond.daemon.project.unprotect import make_own
 from millpond.daemon.project.workspace import Workspace
 
 UNCHANGED = "unchanged"
@@ -162,7 +158,7 @@ class Turns:
             shown = printable(self.repo.seen(stage.wdir))
             raise TargetError(f"working directory '{shown}' of stage '{name}' does not exist", path=shown)
         self._give_up(stage)
-        self._clear(stage)
+        clear(self.context, self.repo, self.recorder.contents, stage)
         if self.receipts is not None:
             self.receipts.begin(stage)
         self.say(f"Running stage '{name}':")
@@ -390,46 +386,6 @@ class Turns:
         Placer(self.context, workspace).apply(plans)
         # Dependencies may lie inside of outputs.
         self.recorder.contents.forget()
-
-    def _clear(self, stage: Stage) -> None:
-        """Remove what the commands make anew; what they build on stays, as files of the workspace's own."""
-        for out in stage.outs:
-            if out.place is not None:
-                self._refuse_mounted(out, self.repo.path(out.place))
-        urls = self.recorder.contents.urls
-        gone = [out for out in stage.outs if is_outside(out) and not out.persist]
-        for out in gone:
-            urls.refuse_more(out)
-        for out in gone:
-            if out.place is None:
-                urls.remove(out)
-        try:
-            for out in stage.outs:
-                if out.place is None:
-                    continue
-                path = self.repo.path(out.place)
-                if out.persist:
-                    if os.path.lexists(path):
-                        make_own(self.context, [path])
-                elif os.path.isdir(path) and not os.path.islink(path):
-                    remove_tree(path)
-                elif os.path.lexists(path):
-                    os.unlink(path)
-        except OSError as error:
-            raise write_error(error, "run it again") from error
-        self.recorder.contents.forget()
-
-    def _refuse_mounted(self, out: StageOut, path: str) -> None:
-        where = printable(shown(out, self.repo.seen))
-        around = mount_around(path)
-        if around is not None:
-            mount = printable(os.path.relpath(around, self.repo.cwd))
-            inside = "is" if mount == where else f"lies in '{mount}', which is"
-            raise ConflictError(
-                f"output '{where}' {inside} a mount, which no command can write into",
-                path=where,
-                hint=f"take it away first: millpond umount {mount}; or have the stage write elsewhere, and declare that in `outs`",
-            )
 
     def _pretend(self, turn: Turn) -> str:
         stage = turn.stage

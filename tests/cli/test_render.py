@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from millpond.cli import history, render
+from millpond.cli import history, mountlines, render
 from millpond.cli.failure import detail_lines
 from millpond.daemon import wirepath
 from millpond.daemon.errors import ConflictError, MountBusyError
@@ -127,38 +127,42 @@ def test_decoded_json_names_any_file() -> None:
 
 
 def test_mount_says_what_is_where() -> None:
-    line = render.mount_line(mounted())
+    line = mountlines.mount_line(mounted())
     assert line == "Mounted data@4ea37bc45a46 on /mnt/a\\nb (1,401 files, 1.00 MB)"
-    assert render.mount_line(mounted(commit=None, files=1, bytes=0)) == "Mounted data on /mnt/a\\nb (1 file, 0 B)"
-    assert render.mount_line(mounted(target="", commit=None, versions=True)) == "Mounted all versions on /mnt/a\\nb"
-    assert render.mount_line(mounted(target="")).startswith("Mounted @4ea37bc45a46 on ")
+    assert mountlines.mount_line(mounted(commit=None, files=1, bytes=0)) == "Mounted data on /mnt/a\\nb (1 file, 0 B)"
+    assert mountlines.mount_line(mounted(target="", commit=None, versions=True)) == "Mounted all versions on /mnt/a\\nb"
+    assert mountlines.mount_line(mounted(target="")).startswith("Mounted @4ea37bc45a46 on ")
 
 
 def test_mounts_table_and_reasons() -> None:
     dead = mounted(mountpoint="/m", state="dead", pid=None, since=None, read_bytes=0, error="the holder\nwas killed")
-    painted = list(render.mounts_lines([mounted(), dead], now=1130.0, paint=lambda shown, color: f"{color}:{shown}"))
+    painted = list(
+        mountlines.mounts_lines([mounted(), dead], now=1130.0, paint=lambda shown, color: f"{color}:{shown}")
+    )
     assert painted == [
         "bold:MOUNTPOINT  VERSION            STATE    ENGINE   PID   SINCE       READ",
         "/mnt/a\\nb   data@4ea37bc45a46  mounted  pyfuse3  4711  2 min 10 s  512 kB",
         "red:/m          data@4ea37bc45a46  dead     pyfuse3  -     -           0 B",
         "/m: the holder\\nwas killed",
     ]
-    assert list(render.mounts_lines([], now=0)) == ["Nothing is mounted."]
+    assert list(mountlines.mounts_lines([], now=0)) == ["Nothing is mounted."]
     why = mounted(engine="direct", engine_why="it was asked for")
-    assert list(render.mounts_lines([why], now=0, verbose=True))[2:] == ["/mnt/a\\nb: engine direct: it was asked for"]
-    assert len(list(render.mounts_lines([why], now=0))) == 2
+    assert list(mountlines.mounts_lines([why], now=0, verbose=True))[2:] == [
+        "/mnt/a\\nb: engine direct: it was asked for"
+    ]
+    assert len(list(mountlines.mounts_lines([why], now=0))) == 2
     kernel = mounted(
         **{"passthrough": "only root may", "passthrough_files": 0, "passthrough_bytes": 0},
         **{"read_ahead_kb": 128, "read_ahead_why": "it may not be set"},
         **{"serving": 2, "serving_most": 4, "serving_why": ""},
     )
-    assert list(render.mounts_lines([kernel], now=0, verbose=True))[2:] == [
+    assert list(mountlines.mounts_lines([kernel], now=0, verbose=True))[2:] == [
         "/mnt/a\\nb: passthrough only root may: 0 files, 0 B",
         "/mnt/a\\nb: read-ahead 128 KiB: it may not be set",
         "/mnt/a\\nb: served by 2 processes: 4 at most",
     ]
     alone = mounted(serving=1, serving_most=1, serving_why="", read_ahead_kb=1024, read_ahead_why="")
-    assert list(render.mounts_lines([alone], now=0, verbose=True))[2:] == [
+    assert list(mountlines.mounts_lines([alone], now=0, verbose=True))[2:] == [
         "/mnt/a\\nb: passthrough off: not with this engine",
         "/mnt/a\\nb: read-ahead 1024 KiB",
         "/mnt/a\\nb: served by 1 process",
@@ -166,11 +170,11 @@ def test_mounts_table_and_reasons() -> None:
 
 
 def test_umount_and_restore() -> None:
-    assert list(render.umount_lines({"unmounted": ["/a%20b"]})) == ["Unmounted /a b"]
-    assert list(render.umount_lines({"unmounted": []})) == ["Nothing is mounted."]
+    assert list(mountlines.umount_lines({"unmounted": ["/a%20b"]})) == ["Unmounted /a b"]
+    assert list(mountlines.umount_lines({"unmounted": []})) == ["Nothing is mounted."]
     result = {"restored": ["/a"], "failed": [{"mountpoint": "/b", "error": "gone"}]}
-    assert list(render.restore_lines(result)) == ["Restored /a", "Not restored: /b: gone"]
-    assert list(render.restore_lines({"restored": [], "failed": []})) == ["Nothing to restore."]
+    assert list(mountlines.restore_lines(result)) == ["Restored /a", "Not restored: /b: gone"]
+    assert list(mountlines.restore_lines({"restored": [], "failed": []})) == ["Nothing to restore."]
 
 
 def test_fsck_clean() -> None:
@@ -300,7 +304,7 @@ def test_an_error_names_what_its_sentence_does_not() -> None:
 
 
 def test_what_stands_in_for_data_says_so() -> None:
-    lines = list(render.mounts_lines([mounted(stands_in="/repo/a%0Ab")], now=0))
+    lines = list(mountlines.mounts_lines([mounted(stands_in="/repo/a%0Ab")], now=0))
     assert lines[2:] == ["/mnt/a\\nb: stands in for /repo/a\\nb while a repro needs it"]
 
 

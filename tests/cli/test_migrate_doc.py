@@ -64,6 +64,7 @@ def contents(home: Home) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.long
 def test_every_step_of_the_page(home: Home) -> None:
     first = contents(home)
     seen = []

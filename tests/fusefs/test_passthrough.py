@@ -106,6 +106,7 @@ def test_the_budget_holds_and_the_least_recently_used_go(base: Path) -> None:
             os.close(fd)
 
 
+@pytest.mark.long
 def test_many_readers_with_too_small_a_budget_get_the_right_bytes(base: Path) -> None:
     totals, data = made(base, {f"f{number}": MIB + 4096 * number + 7 for number in range(6)})
     failures: list[str] = []

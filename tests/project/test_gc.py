@@ -143,6 +143,7 @@ def begin(home: Home, repo: Path) -> None:
     home.run("init", "-q", cwd=repo)
 
 
+@pytest.mark.long
 def test_all_experiments_are_those_that_dvc_saved_and_all_in_its_queue(home: Home) -> None:
     begin(home, home.repo)
     track(home, home.repo, {"f": "committed\n"}, "one")

@@ -255,7 +255,12 @@ def plain(text: str) -> str:
 
 @pytest.mark.parametrize(
     ("targets", "outs"),
-    [(["one"], False), (["two"], True), (["w/dvc.yaml:y", "dvc.yaml:three"], True), (["w/dvc.yaml", "two"], False)],
+    [
+        pytest.param(["one"], False, marks=pytest.mark.long),
+        pytest.param(["two"], True, marks=pytest.mark.long),
+        (["w/dvc.yaml:y", "dvc.yaml:three"], True),
+        (["w/dvc.yaml", "two"], False),
+    ],
 )
 def test_removed_stages_are_gone_as_in_dvc(project: Project, targets: list[str], outs: bool) -> None:
     project.write("dvc.yaml", PIPELINE)

@@ -57,6 +57,7 @@ def third(home: Home) -> None:
     home.run("checkout", "-q")
 
 
+@pytest.mark.long
 @s3_if_long
 def test_what_goes_is_what_goes_by_dvc(team: Team) -> None:
     ann = team.begin()

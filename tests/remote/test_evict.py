@@ -84,6 +84,7 @@ def test_mounts_go_on_and_sizes_stay_known(team: Team) -> None:
     assert contents(ann.repo / "d") == expected
 
 
+@pytest.mark.long
 @local
 def test_an_add_a_fetch_and_a_reader_find_room(team: Team) -> None:
     ann = team.person("ann")

@@ -175,6 +175,7 @@ def test_wrong_bytes_are_an_error_and_are_not_kept(team: Team, far: Proxy) -> No
     assert contents(place) == expected, "and it is read once the remote is right"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("team", ["s3"], indirect=True)
 def test_a_large_object_with_wrong_bytes_is_found_out_in_the_end(team: Team, far: Proxy) -> None:
     """Blocks are given out before the whole is checked; then the file is an error, and never stored."""
@@ -213,6 +214,7 @@ def test_an_object_that_changes_while_it_is_read_is_an_error(team: Team) -> None
     assert (place / "large.bin").read_bytes() == expected["large.bin"], "nothing of the other one was kept"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("team", ["s3"], indirect=True)
 def test_an_outage_ends_without_mounting_again(team: Team, far: Proxy) -> None:
     bob, expected = begin(team)

@@ -53,6 +53,7 @@ def mounted(home: Home, name: str, env: dict[str, str] | None = None) -> Path:
     return place
 
 
+@pytest.mark.long
 @pytest.mark.fuse
 @pytest.mark.parametrize("team", ["s3"], indirect=True)
 def test_lazy_reads_keep_to_the_remote_s_jobs_and_the_rate(team: Team, far: Proxy) -> None:

@@ -102,6 +102,7 @@ def test_what_one_has_not_or_has_damaged_comes_from_another(team: Team) -> None:
     }
 
 
+@pytest.mark.long
 @local
 def test_a_remote_that_is_back_is_asked_first_again(team: Team) -> None:
     ann = team.begin()

@@ -260,6 +260,7 @@ def test_a_cut_push_leaves_pointers_that_are_right_and_is_gone_on_with(s3: S3Ser
         assert (bob.repo / "large").read_bytes() == sample(99, 20_000_000)
 
 
+@pytest.mark.long
 def test_refusals_change_neither_bucket_nor_pointers(s3: S3Server) -> None:
     """A bucket without versions, data that is nowhere, a name of DVC 2, a second remote."""
     with team_at(s3, "version_aware", versions=False) as team:

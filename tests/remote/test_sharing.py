@@ -42,6 +42,7 @@ def test_what_is_pushed_real_dvc_pulls(team: Team) -> None:
     assert bob.dvc("push", "-A").stdout == "Everything is up to date.\n"
 
 
+@s3_if_long
 def test_what_dvc_pushed_is_pulled(team: Team) -> None:
     ann = team.begin()
     ann.run("cache", "export", "-A")

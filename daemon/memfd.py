@@ -107,7 +107,8 @@ class Mappings:
             found = os.fstat(fd)
             key = found.st_dev, found.st_ino
             kept = self._kept.pop(key, None)
-            if kept is None and not fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_WRITE:
+            # One that is not half full may be the only one: to map all of it would make pages that nobody fills.
+            if kept is None and 2 * size >= whole and not fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_WRITE:
                 kept = _map(fd, whole)
             if kept is not None:
                 self._kept[key] = kept

@@ -64,12 +64,16 @@ def test_what_is_used_again_stays_mapped_once_and_not_for_ever() -> None:
     before, kept = mappings(), memfd.Mappings()
     made = [memfd.create_reusable() for _ in range(12)]
     # Each is mapped here as its maker, too.
-    with kept.mapped(os.dup(made[0][0]), 3), kept.mapped(os.dup(made[0][0]), 5):
+    full = memfd.BATCH_BYTES
+    with kept.mapped(os.dup(made[0][0]), full), kept.mapped(os.dup(made[0][0]), 5):
         assert mappings() == before + len(made) + 1
+    with kept.mapped(os.dup(made[1][0]), full // 2 - 1):
+        pass
+    assert mappings() == before + len(made) + 1, "one that is not half full is not kept"
     for number, (fd, view) in enumerate(made * 2):
         view[:4] = number.to_bytes(4, "little")
-        with kept.mapped(os.dup(fd), 4) as found:
-            assert int.from_bytes(found, "little") == number
+        with kept.mapped(os.dup(fd), full if number < len(made) else 4) as found:
+            assert int.from_bytes(found[:4], "little") == number
     assert before + len(made) < mappings() < before + 2 * len(made)
     with kept.mapped(memfd.from_bytes(b"sealed, so never again"), 6) as found:
         assert bytes(found) == b"sealed"

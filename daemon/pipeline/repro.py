@@ -17,7 +17,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from millpond.daemon import wirepath
-from millpond.daemon.errors import BusyError, CancelledError, InternalError, MillpondError, StageFailedError, UsageError
+from millpond.daemon.errors import (
+    BusyError,
+    CancelledError,
+    CredentialsError,
+    InternalError,
+    MillpondError,
+    RemoteConfigError,
+    RemoteError,
+    StageFailedError,
+    UsageError,
+)
 from millpond.daemon.jobs.runner import GRACE_S, CommandRunner, Ended, Sink, Task
 from millpond.daemon.jobs.worker import WorkerContext
 from millpond.daemon.pipeline import graph, mounting, pipelines
@@ -36,6 +46,8 @@ from millpond.daemon.pipeline.turns import UNCHANGED, Turn, Turns
 from millpond.daemon.pipeline.voice import Voice
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.repo import Repo, printable
+from millpond.daemon.project.runcache import fetch_runs
+from millpond.daemon.project.sharing import Links
 
 FAILED, LEFT_OUT, ASKED = "failed", "left out", "asked"
 # Names of running stages that are told at once.
@@ -98,6 +110,8 @@ class Repro:
 
     def run(self) -> dict[str, Any]:
         with self._phase():
+            if self._options.pull and not (self._options.no_run_cache or self._options.dry or self._options.look):
+                self._pull_runs()
             loaded = pipelines.load(self._repo)
             active = graph.build(loaded.stages, self._repo.seen).active()
             steps = chosen(self._repo, loaded, active, self._options)
@@ -126,6 +140,14 @@ class Repro:
             self._turns.let_go()
             self._keep(contents)
         return self._result(recorder)
+
+    def _pull_runs(self) -> None:
+        """As DVC: with --pull what others' stages made of what comes first. Without it there is only more to run."""
+        try:
+            with Links(self._repo, None, None, os.environ) as links:
+                fetch_runs(self._context, self._repo, links)
+        except (RemoteConfigError, RemoteError, CredentialsError) as error:
+            self._voice.warn(f"the run cache was not pulled: {error.message}")
 
     def _inputs(self, contents: Contents, loaded: pipelines.Pipelines) -> StageInputs | None:
         """What mounts data for stages, where the command or a setting wants it. Raises UsageError, InvalidFileError."""

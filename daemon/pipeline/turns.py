@@ -307,11 +307,12 @@ class Turns:
             return False
         return True
 
-    def _fetch(self, stage: Stage, outs: Iterable[StageOut]) -> None:
-        """Have recorded outputs in the store. Raises ObjectMissingError, RemoteError and others."""
+    def _fetch(self, stage: Stage, outs: Iterable[StageOut], recorded: Mapping[str, Locked] | None = None) -> None:
+        """Have recorded outputs in the store, those of dvc.lock unless others are given. Raises ObjectMissingError, RemoteError and
+        others."""
         choices = []
         for out in outs:
-            known = self._recorded(stage).get(out.path)
+            known = (self._recorded(stage) if recorded is None else recorded).get(out.path)
             if known is not None and known.name is not None and out.place is not None:
                 pointer = stage.lock if stage.name else stage.file
                 output = Output(out.place, pointer, known.name, known.size, known.nfiles, known.isexec, True)
@@ -354,9 +355,21 @@ class Turns:
             if set(outs) == set(paths) and None not in names:
                 wanted = [name for name in names if name is not None]
                 contents.look_for(wanted)
-                if all(map(contents.at_hand, wanted)):
+                if all(map(contents.at_hand, wanted)) or self._brought(turn, outs):
                     return entry
         return None
+
+    def _brought(self, turn: Turn, outs: Mapping[str, Locked]) -> bool:
+        """With --pull: whether what an earlier run made could be had from the remote."""
+        if not self.options.pull or self.options.dry:
+            return False
+        try:
+            self._fetch(turn.stage, [out for out in turn.stage.outs if out.cache], outs)
+        except CancelledError:
+            raise
+        except MillpondError:  # then it is made again
+            return False
+        return all(known.name is not None and self.recorder.contents.at_hand(known.name) for known in outs.values())
 
     def _restore(self, turn: Turn, made: Entry) -> None:
         stage = turn.stage

@@ -72,6 +72,25 @@ def test_a_run_cache_is_shared_as_dvc_shares_it(made: tuple[Team, Home]) -> None
     odd.unlink()
 
 
+def test_repro_pull_takes_what_others_made(made: tuple[Team, Home]) -> None:
+    team, ann = made
+    ann.run("push", "-q", "--run-cache")
+    ours, theirs = (team.person(who, ann) for who in ("carol", "dave"))
+    wanted = (ann.repo / "dvc.lock").read_bytes()
+    for who in (ours, theirs):
+        (who.repo / "dvc.lock").unlink()
+    assert "is cached - skipping run" in real_dvc().ok("repro", "--pull", cwd=theirs.repo)
+    assert "is cached - skipping run" in ours.run("repro", "--pull").stdout
+    assert (ours.repo / "dvc.lock").read_bytes() == (theirs.repo / "dvc.lock").read_bytes() == wanted
+    (ours.repo / ".dvc/config").write_text("[core]\n    remote = gone\n")
+    (ours.repo / "dvc.lock").unlink()
+    done = ours.run("repro", "--pull", "--no-run-cache")
+    assert "Running stage" in done.stdout and "run cache" not in done.stderr
+    (ours.repo / "src").write_text("third\n")
+    done = ours.run("repro", "--pull")
+    assert "the run cache was not pulled: " in done.stderr and "Running stage" in done.stdout
+
+
 @pytest.mark.parametrize(
     "words", [["metrics"], ["plots"], pytest.param(["metrics", "plots"], marks=pytest.mark.long)], ids="-".join
 )

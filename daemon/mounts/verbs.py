@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from millpond.daemon import environs, wirepath
 from millpond.daemon.errors import (
+    BusyError,
     CredentialsError,
+    MillpondError,
     MountBusyError,
     MountError,
     ObjectMissingError,
@@ -25,9 +27,10 @@ from millpond.daemon.mounts.plan import Plan, Planner, Project
 from millpond.daemon.mounts.records import MountRecord
 from millpond.daemon.mounts.revival import login
 from millpond.daemon.names import ObjectName
+from millpond.daemon.project import running
 from millpond.daemon.project.destroy import destroy as project_destroy
 from millpond.daemon.project.importing.fetching import bring_lacking
-from millpond.daemon.project.repo import find_root
+from millpond.daemon.project.repo import Repo, find_root
 from millpond.daemon.rpc import framing
 
 if TYPE_CHECKING:
@@ -97,27 +100,38 @@ def create(context: WorkerContext, mountpoint: str, values: dict[str, Any]) -> d
 
 def umount(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
     """{mountpoint | null, all, lazy} -> {unmounted: [mountpoint], emptied}: those of them in whose place a workspace has its data. Raises
-    MountBusyError, after the others are done."""
+    MountBusyError, or without `lazy` BusyError for what a running stage reads, after the others are done."""
     lazy = bool(params.get("lazy"))
     wanted = place.resolve(wirepath.decode(params["mountpoint"])) if params.get("mountpoint") else None
     query = {"mountpoint": wirepath.encode(wanted) if wanted else None, "all": bool(params.get("all"))}
     found, _ = context.client.call("mounts.find", query)
     done: list[str] = []
     emptied: list[str] = []
-    failed: MountError | MountBusyError | None = None
+    failed: MillpondError | None = None
     for data in found["mounts"]:
         record = MountRecord.from_json(data)
         try:
+            if not lazy:
+                _refuse_read(record)
             umount_one(context, record, lazy=lazy, system=bool(found["system"]))
             done.append(wirepath.encode(record.mountpoint))
             if record.target and record.mountpoint == os.path.join(record.repo, record.target):
                 emptied.append(done[-1])
-        except (MountBusyError, MountError) as error:
+        except (MountBusyError, MountError, BusyError) as error:
             failed = error
     if failed is not None:
         failed.details["unmounted"] = done
         raise failed
     return {"unmounted": done, "emptied": emptied}
+
+
+def _refuse_read(record: MountRecord) -> None:
+    """Raise BusyError where a running stage reads the mount, though it may have nothing of it open in this moment."""
+    try:
+        repo = Repo.open(record.repo, os.environ)
+    except MillpondError:  # it is no project any more
+        return
+    running.refuse(repo, writes=[record.mountpoint.removeprefix(os.path.join(repo.root, ""))], env=os.environ)
 
 
 def remount(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:

@@ -194,7 +194,7 @@ def test_a_mount_that_a_stage_reads_is_not_taken_away_for_another_version(user: 
         user.run("repro", "--detach", "-f", "-s", "make")
         pid(user)
         pointer.write_text(new)
-        for line in ("checkout --mount data", "checkout -f data"):
+        for line in ("checkout --mount data", "checkout -f data", "umount data", "umount --all"):
             assert "'data' is being read by stage 'make' (job " in user.run(*line.split(), code=5).stderr, line
         assert (user.repo / "data/file").read_text() == "two\n"
     finally:

@@ -96,6 +96,7 @@ def test_an_epoch_by_workers(made: Made, url: str, far: Made, how: str) -> None:
     assert len({pid for pid, _, _ in told} | {os.getpid()}) == 4
 
 
+@pytest.mark.long
 def test_a_remote_that_the_caller_describes_and_its_secrets(
     made: Made, url: str, far: Made, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -36,7 +36,7 @@ SECTIONS = {
     "lazy": ("small,shard", "lazy reads from S3"),
 }
 # Those that take long even so: they wait for a service that is far away.
-LONG = {"access", "add", "disk", "lazy", "pipelines", "serving", "share", "startup", "versions"}
+LONG = {"access", "add", "disk", "lazy", "million", "reads", "pipelines", "serving", "share", "startup", "versions"}
 
 
 @pytest.fixture

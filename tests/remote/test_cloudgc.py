@@ -278,6 +278,7 @@ def test_what_no_remote_has_stays_here(team: Team) -> None:
     assert "8 files fetched" in ann.run("pull").stdout
 
 
+@pytest.mark.long
 @locally
 @pytest.mark.parametrize("collector", ["millpond", "dvc"])
 def test_notes_of_what_was_there_are_no_proof(team: Team, collector: str) -> None:

@@ -194,6 +194,7 @@ def test_a_large_object_with_wrong_bytes_is_found_out_in_the_end(team: Team, far
     assert (again / "large.bin").read_bytes() == expected["large.bin"], "nothing of the wrong one was kept"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("team", ["s3"], indirect=True)
 def test_an_object_that_changes_while_it_is_read_is_an_error(team: Team) -> None:
     bob, expected = begin(team)

@@ -25,6 +25,7 @@ from millpond.daemon.pipeline.snapshot import Snapshot
 from millpond.daemon.pipeline.stage import METRICS, Stage, StageOut, address
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.digests import Objects
+from millpond.daemon.project.paths import overlap
 from millpond.daemon.project.repo import Repo, printable
 
 # Places of @ in a target at which a revision may begin.
@@ -151,7 +152,7 @@ class History:
         places = [where] if where is not None else [out.key for each in stages for out in each.outs]
         return [
             stage for stage in self.at.pipelines.stages
-            if any(_touch(place, other) for place in self._places(stage) for other in places)
+            if any(overlap(place, other) for place in self._places(stage) for other in places)
         ]  # fmt: skip
 
     def above(self, starts: Iterable[Stage]) -> list[Stage]:
@@ -288,7 +289,7 @@ class History:
         return [*found, *(self.at.pipelines.where.of(stage.wdir, path).key for path in files)]
 
     def _used(self, where: str) -> bool:
-        return any(_touch(where, other) for stage in self.at.pipelines.stages for other in self._places(stage))
+        return any(overlap(where, other) for stage in self.at.pipelines.stages for other in self._places(stage))
 
     def _dep(self, stage: Stage, dep: Item, known: Locked) -> Row:
         name = shown(dep, self.repo.seen)
@@ -403,11 +404,6 @@ def _closure(starts: Iterable[Stage], following: Any) -> Iterator[Stage]:
             if each not in seen:
                 seen[each] = None
                 waiting.append(each)
-
-
-def _touch(one: str, other: str) -> bool:
-    """Whether a place is, lies in or holds the other."""
-    return one == other or one.startswith(f"{other}/") or other.startswith(f"{one}/") or not one or not other
 
 
 def _fields(known: Locked) -> Row:

@@ -17,7 +17,7 @@ from millpond.daemon import wirepath
 from millpond.daemon.mounts import place
 from millpond.daemon.mounts.records import MountRecord
 from millpond.daemon.pipeline.stage import Stage
-from millpond.daemon.project.paths import printable
+from millpond.daemon.project.paths import overlap, printable
 from millpond.daemon.project.repo import Repo
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ class Receipts:
         for data in self.context.client.call("mounts.find", {"all": True})[0]["mounts"]:
             record = MountRecord.from_json(data)
             where = record.mountpoint if record.stands_in is None else record.stands_in.where
-            if any(_touch(dep, where) for dep in deps):
+            if any(overlap(dep, where) for dep in deps):
                 yield where, record
 
     def _any_mounted(self) -> bool:
@@ -185,10 +185,6 @@ class Receipts:
     def _shown(self, where: str) -> str:
         relative = self._place(where)
         return printable(relative if relative.startswith("/") else self.repo.seen(relative))
-
-
-def _touch(one: str, other: str) -> bool:
-    return one == other or one.startswith(f"{other}/") or other.startswith(f"{one}/")
 
 
 def _last_lines(path: str) -> list[str]:

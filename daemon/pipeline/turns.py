@@ -36,6 +36,7 @@ from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.fetch import fetch_chosen
 from millpond.daemon.project.importing.source import shown_url
 from millpond.daemon.project.outputs import Output
+from millpond.daemon.project.paths import overlap
 from millpond.daemon.project.placer import Placer
 from millpond.daemon.project.plan import Content, Planner
 from millpond.daemon.project.repo import Repo, printable
@@ -488,7 +489,7 @@ def _places(them: Iterable[Dep | StageOut]) -> tuple[str, ...]:
 
 def _apart(inputs: Mapping[str, Any], stage: Stage) -> Entry:
     """The dependencies of an entry as its `deps`, unless some of them hold what the stage makes, and are others by that."""
-    within = any(running.overlap(dep.key, out.key) for dep in stage.deps for out in stage.outs)
+    within = any(overlap(dep.key, out.key) for dep in stage.deps for out in stage.outs)
     return {} if within or "deps" not in inputs else {"deps": inputs["deps"]}
 
 

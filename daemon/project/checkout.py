@@ -14,6 +14,7 @@ from millpond.daemon.project import manifest, running
 from millpond.daemon.project.arrivals import Arrivals
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.outputs import Output, WorkTree
+from millpond.daemon.project.paths import overlap
 from millpond.daemon.project.placer import Placer
 from millpond.daemon.project.plan import ADDED, DELETED, MODIFIED, Content, Plan, Planner
 from millpond.daemon.project.repo import Repo, printable
@@ -89,7 +90,7 @@ def _abandoned(workspace: Workspace, outputs: Sequence[Output]) -> list[Content]
 
 def _entangled(repo: Repo, path: str, tracked: set[str]) -> bool:
     """Whether data at `path` is Git's now, or lies in or around another output."""
-    if any(other.startswith(f"{path}/") or path.startswith(f"{other}/") for other in tracked):
+    if any(overlap(path, other) for other in tracked):
         return True
     return repo.git is not None and repo.git.tracked_below(repo.git_path(path)) is not None
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from millpond.daemon.project import yamlio
 from millpond.daemon.project.outputs import Output
+from millpond.daemon.project.paths import overlap
 from millpond.daemon.project.stages import STAGES_FILE
 
 KINDS = ("metrics", "plots")
@@ -31,9 +32,9 @@ class OutKinds:
     def has(self, output: Output) -> bool:
         """Whether an output is one of them, holds one, or lies in one."""
         path = output.path
-        return any(
-            path == each or path.startswith(f"{each}/") or each.startswith(f"{path}/") for each in self._paths
-        ) or any(pattern.fullmatch(path) for pattern in self._patterns)
+        return any(overlap(path, each) for each in self._paths) or any(
+            pattern.fullmatch(path) for pattern in self._patterns
+        )
 
     def _add(self, path: str) -> None:
         if "${" in path:

@@ -17,6 +17,12 @@ def printable(path: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
 
 
+def overlap(one: str, other: str) -> bool:
+    """Whether of two paths, or urls, one lies in the other, or they are the same; "" holds all."""
+    one, other = one.rstrip("/"), other.rstrip("/")
+    return not one or not other or one == other or one.startswith(f"{other}/") or other.startswith(f"{one}/")
+
+
 def is_utf8(text: str) -> bool:
     """Whether a name, or several, can be in a file of text: file names are any bytes."""
     try:

@@ -22,7 +22,7 @@ from millpond.daemon import wirepath
 from millpond.daemon.errors import BusyError, InvalidFileError, MillpondError
 from millpond.daemon.project import rwlock
 from millpond.daemon.project.durable import write_error
-from millpond.daemon.project.paths import printable
+from millpond.daemon.project.paths import overlap, printable
 from millpond.daemon.project.repo import Repo
 
 _FOLDER = os.path.join("millpond", "running")
@@ -153,12 +153,6 @@ def others(repo: Repo) -> list[Running]:
         for each in theirs
     ]
     return [running for running in found if running.pid != os.getpid() or not running.is_here]
-
-
-def overlap(one: str, other: str) -> bool:
-    """Whether of two paths, or urls, one lies in the other, or they are the same."""
-    one, other = one.rstrip("/"), other.rstrip("/")
-    return not one or not other or one == other or one.startswith(f"{other}/") or other.startswith(f"{one}/")
 
 
 def _locked(path: str) -> int | None:

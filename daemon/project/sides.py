@@ -15,6 +15,7 @@ from millpond.daemon.project import manifest, outputs
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.digests import Group, Objects, fill
 from millpond.daemon.project.outputs import GitTree, Output
+from millpond.daemon.project.paths import overlap
 from millpond.daemon.project.repo import Repo, printable
 from millpond.daemon.project.workspace import Workspace
 
@@ -188,18 +189,11 @@ class Wanted:
 
     @staticmethod
     def _known(relative: str, sides: tuple[Side, Side]) -> bool:
-        return any(
-            path == relative or path.startswith(f"{relative}/") or relative.startswith(f"{path}/") or not relative
-            for side in sides
-            for path in side.outputs
-        )
+        return any(overlap(path, relative) for side in sides for path in side.outputs)
 
     def output(self, path: str) -> bool:
         """Whether anything at or below an output's place is wanted."""
-        return self._all or any(
-            not each or path == each or path.startswith(f"{each}/") or each.startswith(f"{path}/")
-            for each in self._prefixes
-        )
+        return self._all or any(overlap(path, each) for each in self._prefixes)
 
     def entry(self, path: str) -> bool:
         """Whether an entry is wanted: it is a target, or lies below one."""

@@ -1,7 +1,8 @@
-"""What the standard library does not offer of prctl(2)."""
+"""What the standard library does not offer of prctl(2) and /proc."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -49,6 +50,27 @@ def boot_id() -> str:
     """The kernel's name for this boot."""
     with open("/proc/sys/kernel/random/boot_id") as file:
         return file.read().strip()
+
+
+def pid_space() -> str:
+    """Where numbers of processes mean the same: on this machine, since it was started, in this container."""
+    found = ""
+    with contextlib.suppress(OSError):
+        found = boot_id()
+        found += f" {os.readlink('/proc/self/ns/pid')}"
+    return found
+
+
+def lives(pid: int) -> bool:
+    """Whether there is such a process here. One that has ended and was not waited for is gone: in a container nobody may ever do that."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # another user's
+        return pid > 0
+    fields = stat_fields(pid)
+    return pid > 0 and fields is not None and fields[0] not in (b"Z", b"X")
 
 
 def session_members(leader: int) -> dict[int, str]:

@@ -15,11 +15,11 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from millpond.daemon import wirepath
 from millpond.daemon.errors import BusyError, InvalidFileError, MillpondError
+from millpond.daemon.jobs.process import lives, pid_space
 from millpond.daemon.project import rwlock
 from millpond.daemon.project.durable import write_error
 from millpond.daemon.project.paths import overlap, printable
@@ -40,7 +40,7 @@ class Running:
     pid: int
     reads: tuple[str, ...]
     writes: tuple[str, ...]
-    where: str = field(default_factory=lambda: pid_space())
+    where: str = field(default_factory=pid_space)
 
     @property
     def is_here(self) -> bool:
@@ -59,9 +59,9 @@ class Running:
         """What to do about it."""
         if not self.is_here:
             return "wait until it is done there"
-        if self.job is not None and rwlock.lives(self.pid):
+        if self.job is not None and lives(self.pid):
             return f"follow it with `millpond attach {self.job}`, or end it with `millpond cancel {self.job}`"
-        if rwlock.lives(self.pid):
+        if lives(self.pid):
             return f"wait until process {self.pid} is done"
         return "what ran it was killed, its commands still run: wait for them, or end them"
 
@@ -147,7 +147,7 @@ def others(repo: Repo) -> list[Running]:
     found = [running for name in sorted(names) if (running := _read(os.path.join(folder, name))) is not None]
     # What millpond runs has a claim, or does not run any more, whatever process has its number by now.
     told = [entry for entry in rwlock.entries(repo.temporary) if not entry.command.startswith(rwlock.OURS)]
-    theirs = [entry for entry in told if entry.pid != os.getpid() and rwlock.lives(entry.pid)]
+    theirs = [entry for entry in told if entry.pid != os.getpid() and lives(entry.pid)]
     found += [
         Running("", None, each.pid, tuple(_inside(repo, each.reads)), tuple(_inside(repo, each.writes)))
         for each in theirs
@@ -203,15 +203,6 @@ def _seen(repo: Repo, path: str) -> str:
 def _inside(repo: Repo, paths: Iterable[str]) -> Iterator[str]:
     top = os.path.join(repo.root, "")
     return (path.removeprefix(top) for path in paths)
-
-
-def pid_space() -> str:
-    """Where numbers of processes mean the same: on this machine, since it was started, in this container."""
-    found = ""
-    with contextlib.suppress(OSError):
-        found = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        found += f" {os.readlink('/proc/self/ns/pid')}"
-    return found
 
 
 def _unclaimed(path: str, error: OSError) -> MillpondError:

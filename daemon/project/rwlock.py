@@ -15,8 +15,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from millpond.daemon.jobs.process import lives
+
 _FILE, _LOCK, _NEW = "rwlock", "rwlock.lock", "rwlock.new"
-_MAX_BYTES, _MAX_STAT = 64 << 20, 4096
+_MAX_BYTES = 64 << 20
 # How entries that are ours begin.
 OURS = "millpond repro "
 # With so many of a path those that are gone go.
@@ -73,19 +75,6 @@ def entries(folder: str) -> list[Entry]:
     for path, info in found["write"].items():
         told.setdefault((info["pid"], info["cmd"]), ([], []))[1].append(path)
     return [Entry(folder, pid, cmd, tuple(reads), tuple(writes)) for (pid, cmd), (reads, writes) in told.items()]
-
-
-def lives(pid: int) -> bool:
-    """Whether there is such a process here. One that has ended and was not waited for is gone: in a container nobody may ever do that."""
-    try:
-        os.kill(pid, 0)
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            state = file.read(_MAX_STAT).rpartition(b")")[2].split()[:1]
-        return pid > 0 and state not in ([b"Z"], [b"X"])
-    except (ProcessLookupError, FileNotFoundError, OverflowError):
-        return False
-    except OSError:  # not ours, or not to be looked at
-        return pid > 0
 
 
 @contextlib.contextmanager

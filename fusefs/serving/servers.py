@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import trio
 
+from millpond.daemon.jobs.process import stat_fields
 from millpond.daemon.rpc import framing
 from millpond.fusefs.engines.mounting import DEVICE
 from millpond.fusefs.engines.protocol import IN_HEADER
@@ -286,9 +287,5 @@ class Servers:
 
 def _processor_s(pid: int) -> float:
     """Processor time of a process, in seconds; 0 when it is gone."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    except (OSError, IndexError, ValueError):
-        return 0.0
+    fields = stat_fields(pid)
+    return 0.0 if fields is None else (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -25,6 +25,7 @@ from millpond.daemon.mounts.plan import Planner, Project
 from millpond.daemon.mounts.records import MountRecord, StandsIn, leads_into
 from millpond.daemon.mounts.verbs import create, mount_values, require_fuse, umount_one
 from millpond.daemon.names import ObjectName
+from millpond.daemon.project.durable import make_folders
 from millpond.daemon.project.paths import printable
 
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ class InputMounts:
         stands_in = StandsIn(held.where, tuple(made))
         try:
             if held.where != held.mountpoint:
-                stands_in = StandsIn(held.where, (*made, *_folders(os.path.dirname(held.where))))
+                stands_in = StandsIn(held.where, (*made, *make_folders(os.path.dirname(held.where))))
             options = {"stands_in": stands_in.to_json(), "isexec": isexec}
             values = mount_values(project, {"options": options}, target)
             values |= {"root": plan.root, "files": plan.files, "bytes": plan.bytes, "name": plan.name}
@@ -264,17 +265,6 @@ def _alone(lock: int) -> bool:
         return True
     except BlockingIOError:
         return False
-
-
-def _folders(path: str) -> list[str]:
-    """Make a folder with those above it; those that were made, the outermost first."""
-    made: list[str] = []
-    while not os.path.isdir(path):
-        made.insert(0, path)
-        path = os.path.dirname(path)
-    for folder in made:
-        os.mkdir(folder)
-    return made
 
 
 def _shown(where: str) -> str:

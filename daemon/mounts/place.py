@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from millpond.daemon.errors import MountError, NotMountedError
 from millpond.daemon.names import ObjectName
 from millpond.daemon.project import scratch
+from millpond.daemon.project.durable import make_folders
 
 MARKER = "NOT-MOUNTED.millpond.txt"
 # The marker before it has its name.
@@ -179,15 +180,9 @@ def released(mountpoint: str, mode: int) -> None:
 def made(mountpoint: str, *, target: str, version: str) -> list[str]:
     """Make the directory for a mount where nothing is; the folders above it that were made for it, the outermost first. It has the
     marker from its first moment, so nobody sees an empty directory. Raises MountError."""
-    above: list[str] = []
     parent = os.path.dirname(mountpoint)
-    while not os.path.lexists(parent):
-        above.insert(0, parent)
-        parent = os.path.dirname(parent)
     try:
-        for folder in above:
-            os.mkdir(folder)
-        parent = os.path.dirname(mountpoint)
+        above = make_folders(parent)
         fresh = scratch.temporary_name(scratch.scratch(parent), secrets.token_hex(6))
         os.mkdir(fresh)
         fd = os.open(fresh, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

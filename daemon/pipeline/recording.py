@@ -73,8 +73,8 @@ class Recorder:
         return entry | ({"deps": deps} if deps else {}) | ({"params": params} if params else {})
 
     def store(self, stage: Stage, *, keep: bool, began: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """The lock entry of what the stage made, if it is known of what it `began` with (an entry without outputs). With `keep` its outputs are stored, those that are Git's only where a later
-        run may need them. Raises TargetError (an output is missing), FileChangedError, DiskFullError."""
+        """The lock entry of what the stage made, if it is known of what it `began` with (an entry without outputs). With `keep` its
+        outputs are stored, those that are Git's only where a later run may need them. Raises TargetError (an output is missing), FileChangedError, DiskFullError."""
         self.contents.forget()
         entry = self.inputs(stage, began)
         remembered = keep and runcache.can_record(stage)

@@ -70,17 +70,20 @@ def refuse_too_long(path: str) -> None:
         )
 
 
-def make_folders(path: str) -> None:
-    """Make a folder and those above it that are not there. os.makedirs recurses, and so ends at 1,000 levels. Raises OSError."""
+def make_folders(path: str) -> list[str]:
+    """Make a folder and those above it that are not there; those that were made, the outermost first. os.makedirs recurses, and so ends
+    at 1,000 levels. Raises OSError."""
     lacking = []
     while not os.path.isdir(path):
         lacking.append(path)
         path = os.path.dirname(path)
+    made = []
     for each in reversed(lacking):
-        with contextlib.suppress(
-            FileExistsError
-        ):  # somebody else was first; what is no folder is told of by what comes next
+        # Somebody else may be first; what is no folder is told of by what comes next.
+        with contextlib.suppress(FileExistsError):
             os.mkdir(each)
+            made.append(each)
+    return made
 
 
 def _keep(path: str, name: str, former: dict[str, str | None]) -> None:

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.cli.helpers import Home
+from tests.jobs.helpers import until
 from tests.pipeline.figurehelp import FILES, as_data, make, png, write
 from tests.project.realdvc import real_dvc
 
@@ -288,6 +289,20 @@ def test_before_the_first_commit_and_without_plots(home: Home) -> None:
     assert as_data(home.run("params", "diff", "--json").stdout) == {"params.yaml": {"a": {"old": None, "new": 1}}}
     assert home.run("plots", "show").stdout == "There are no plots: dvc.yaml defines none.\n"
     assert png()[:4] == b"\x89PNG"
+
+
+def test_a_report_is_opened_in_the_browser_when_asked(made: Home, tmp_path: Path) -> None:
+    tools, said = tmp_path / "tools", tmp_path / "said"
+    tools.mkdir()
+    (tools / "xdg-open").write_text(f'#!/bin/sh\nprintf "%s" "$1" > {said}.new && mv {said}.new {said}\n')
+    (tools / "xdg-open").chmod(0o755)
+    env = {"PATH": f"{tools}:{made.env['PATH']}"}
+    made.run("plots", "show", "-o", str(tmp_path / "quiet"), env=env)
+    out = tmp_path / "opened here"
+    shown = made.run("plots", "show", "--open", "-o", str(out), env=env).stdout
+    page = out / "index.html"
+    assert f"file://{page}" in shown and page.is_file()
+    assert until(lambda: said.exists() and said.read_text()) == str(page), "and not the first one"
 
 
 @pytest.mark.long

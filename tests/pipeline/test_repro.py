@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.pipeline.running import PIPELINE, Pipe, read_tree
@@ -80,10 +81,14 @@ CHANGES: dict[str, tuple[dict[str, str | None], tuple[str, ...]]] = {
     "all": ({"code.sh": "echo 8\n"}, ("-P",)),
     "dry": ({"code.sh": "echo 9\n"}, ("--dry",)),
     "no run cache": ({"dvc.lock": None}, ("--no-run-cache",)),
+    "not stored": ({"code.sh": "echo 10\n"}, ("--no-commit",)),
+    "below a directory": ({"code.sh": "echo 11\n"}, ("-R", ".")),
+    "going on": ({"code.sh": "echo 12\n"}, ("-k",)),
 }  # fmt: skip
 WORDS = {
     "-f": "force", "-s": "single_item", "--force-downstream": "force_downstream", "--downstream": "downstream",
     "-p": "pipeline", "--glob": "glob", "-P": "all_pipelines", "--dry": "dry", "--no-run-cache": "no_run_cache",
+    "--no-commit": "no_commit", "-R": "recursive", "-k": "on_error",
 }  # fmt: skip
 
 
@@ -130,7 +135,8 @@ def test_what_runs_after_a_change_is_what_dvc_runs(done: tuple[Pipe, Path], case
         restored(pipe, kept)
         change(pipe.project, files)
         if ours:
-            flags = {WORDS[word]: True for word in argv if word in WORDS}
+            flags: dict[str, Any] = {WORDS[word]: True for word in argv if word in WORDS}
+            flags |= {"on_error": "keep-going"} if "on_error" in flags else {}
             pipe.repro(*[word for word in argv if word not in WORDS], **flags)
             said = "\n".join(line for line in pipe.said.splitlines() if " earlier run, " not in line)  # ours alone
         else:

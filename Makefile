@@ -5,7 +5,8 @@ VENV  := .venv
 PY    := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 SEED  ?= $(shell date +%s)
-JOBS  ?= $(shell n=$$(nproc); echo $$(( n > 8 ? 8 : n )))
+# One more than the processors: tests often wait, for a pause or a process that they start.
+JOBS  ?= $(shell n=$$(nproc); echo $$(( n >= 8 ? 8 : n + 1 )))
 
 .PHONY: help setup demo test test-long check bench clean
 

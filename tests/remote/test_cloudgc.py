@@ -305,7 +305,7 @@ def test_a_push_during_a_collection_looks_again(team: Team) -> None:
     ann.run("push", "-A")
     bob = team.person("bob", ann)
     bob.run("pull")
-    (bob.repo / "data/large.bin").write_bytes(sample(9, 5_000_000))
+    (bob.repo / "data/large.bin").write_bytes(sample(9, 3_000_000))
     bob.run("add", "-q", "data")
     ann.git("rm", "-q", "data.dvc", "one.csv.dvc")
     slowly = {"MILLPOND_RATE": "1M"}

@@ -215,7 +215,8 @@ def test_which_are_mounted_is_said_by_settings(made: Made) -> None:
 
 
 @over_s3
-@pytest.mark.parametrize("fault", ["denied", pytest.param("broken", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("fault", ["denied", "broken"])
 def test_a_remote_that_goes_away_midway_fails_the_stage_and_nothing_is_recorded(
     team: Team, far: Proxy, fault: str
 ) -> None:

@@ -160,7 +160,7 @@ def test_one_that_never_answers_is_waited_for_once(team: Team) -> None:
 
 
 @local
-@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize("begun", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_a_listing_that_fails_hides_no_other_remote(team: Team, begun: bool) -> None:
     """`begun`: it answers until the listing is asked for."""
     ann = team.person("ann")
@@ -187,7 +187,7 @@ def test_a_listing_that_fails_hides_no_other_remote(team: Team, begun: bool) -> 
 
 
 @local
-@pytest.mark.parametrize("how", ["it is mended", "it is here"])
+@pytest.mark.parametrize("how", ["it is mended", pytest.param("it is here", marks=pytest.mark.long)])
 def test_sizes_that_a_remote_had_wrong_are_believed_no_longer_than_they_must_be(team: Team, how: str) -> None:
     bob, expected = begin(team)
     cut = {name: key_of(md5(expected[name])) for name in ("many/03", "large.bin")}

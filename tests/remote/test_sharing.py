@@ -356,6 +356,7 @@ def _is_right(team: Team, home: Home, key: str, size: int) -> None:
         assert all(key_of(entry["md5"]) in there for entry in json.loads(data)), "a manifest goes up last"
 
 
+@s3_if_long
 def test_objects_of_dvc_2_are_pulled(team: Team) -> None:
     """Their names are of text without CRs: such text goes to DVC's own cache, the rest to the store."""
     ann = team.person("ann")

@@ -202,6 +202,8 @@ class Tree:
 
     def _expand(self, folder: str) -> None:
         """Read the manifest of the tracked folder that `folder` is or lies in, once."""
+        if not self._outs:
+            return
         for top in _at_or_above(folder):
             out = self._outs.pop(top, None)
             if out is None or out.name is None:

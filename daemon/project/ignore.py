@@ -115,6 +115,8 @@ class IgnoreRules:
     def __init__(self, root: str) -> None:
         self.root = root.rstrip("/") or "/"
         self._top: FolderRules | None = None
+        # The way to the folder that was asked for last, which is mostly the way to the next one too.
+        self._way: list[tuple[str, FolderRules]] = []
 
     @property
     def top(self) -> FolderRules:
@@ -125,11 +127,16 @@ class IgnoreRules:
 
     def at(self, folder: str) -> FolderRules | None:
         """The rules inside `folder` (relative to the root, "" for the root); None if it is ignored."""
-        rules: FolderRules | None = self.top
-        for name in folder.split("/") if folder else ():
-            if rules is None or rules.ignores(name, is_dir=True):
+        names = folder.split("/") if folder else []
+        same = len(os.path.commonprefix([names, [name for name, _ in self._way]]))
+        del self._way[same:]
+        rules = self._way[-1][1] if self._way else self.top
+        for name in names[same:]:
+            inner = None if rules.ignores(name, is_dir=True) else rules.enter(name)
+            if inner is None:
                 return None
-            rules = rules.enter(name)
+            rules = inner
+            self._way.append((name, rules))
         return rules
 
     def is_ignored(self, path: str, is_dir: bool) -> bool:

@@ -74,7 +74,19 @@ class WorkTree:
         self._tracked = tracked
 
     def pointer_files(self) -> Iterator[tuple[str, bytes]]:
-        yield from self._folder("", self._rules.top, frozenset())
+        # No recursion: folders may lie deeper in each other than Python has frames.
+        pending: list[tuple[str, FolderRules, frozenset[str]]] = [("", self._rules.top, frozenset())]
+        while pending:
+            folder, rules, outs = pending.pop()
+            own, folders = self._folder(folder, rules)
+            yield from own
+            if folders and self._tracked is not None:
+                outs = frozenset(self._tracked())
+            elif folders:
+                stages = dict(own).get(posixpath.join(folder, STAGES_FILE))
+                outs |= {output.path for path, content in own for output in outputs_of(path, content, stages)}
+            entered = ((path, rules.enter(name)) for path, name in folders if path not in outs)
+            pending.extend(reversed([(path, inner, outs) for path, inner in entered if inner is not None]))
 
     def content(self, path: str) -> bytes | None:
         try:
@@ -87,32 +99,22 @@ class WorkTree:
                 f"cannot read '{printable(path)}': {error.strerror}", path=printable(path)
             ) from error
 
-    def _folder(self, folder: str, rules: FolderRules, outs: frozenset[str]) -> Iterator[tuple[str, bytes]]:
-        folders = []
-        own: list[tuple[str, bytes]] = []
+    def _folder(self, folder: str, rules: FolderRules) -> tuple[list[tuple[str, bytes]], list[tuple[str, str]]]:
+        """The pointers of one folder, and the folders in it that are not ignored, as (path, name)."""
+        own, folders = [], []
         try:
             entries = sorted(os.scandir(os.path.join(self._root, folder)), key=lambda entry: entry.name)
         except OSError:
-            return
+            return [], []
         for entry in entries:
             path = f"{folder}/{entry.name}" if folder else entry.name
             if entry.is_dir(follow_symlinks=False):
-                folders.append((path, entry.name))
+                if not rules.ignores(entry.name, True):
+                    folders.append((path, entry.name))
             elif is_pointer(entry.name) and not rules.ignores(entry.name, False):
                 with open(entry.path, "rb") as file:
                     own.append((path, yamlio.read(file)))
-        yield from own
-        if folders and self._tracked is not None:
-            outs = frozenset(self._tracked())
-        elif folders:
-            stages = dict(own).get(posixpath.join(folder, STAGES_FILE))
-            outs |= {output.path for path, content in own for output in outputs_of(path, content, stages)}
-        for path, name in folders:
-            if path in outs or rules.ignores(name, True):
-                continue
-            inner = rules.enter(name)
-            if inner is not None:
-                yield from self._folder(path, inner, outs)
+        return own, folders
 
 
 class GitTree:

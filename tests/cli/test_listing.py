@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -157,3 +159,41 @@ def test_many_files_in_order(home: Home, tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = json.loads(home.run("ls", ".", "-R", "--json").stdout)
     paths = [row["path"] for row in rows]
     assert paths == sorted(paths)
+
+
+def test_folders_deeper_in_each_other_than_python_calls(tmp_path: Path) -> None:
+    depth = 1200
+    home = Home(tmp_path)
+    try:
+        home.git("init", "-q", "-b", "main")
+        home.run("init", "-q")
+        fd = os.open(home.repo, os.O_RDONLY)
+        for number in range(depth):
+            name = "data" if not number else "d"
+            os.mkdir(name, dir_fd=fd)
+            inner = os.open(name, os.O_RDONLY, dir_fd=fd)
+            os.close(fd)
+            fd = inner
+            with open(os.open("f", os.O_WRONLY | os.O_CREAT, dir_fd=fd), "w") as file:
+                file.write(f"{number}\n")
+        os.close(fd)
+        home.run("add", "-q", "data")
+        home.git("add", "-A")
+        home.git("commit", "-qm", "deep")
+        for words in ((), ("--rev", "HEAD")):
+            found = home.run("ls", ".", "-R", "--dvc-only", *words).stdout.splitlines()
+            assert len(found) == depth and max(found, key=len) == f"data/{'d/' * (depth - 1)}f"
+            total = sum(len(f"{number}\n") for number in range(depth))
+            assert json.loads(home.run("du", ".", "data", "--summarize", "--json", *words).stdout) == [
+                {"path": "data", "size": total}
+            ]
+        assert home.run("status").stdout == "Data and pipelines are up to date.\n"
+        subprocess.run(["rm", "-r", home.repo / "data/d"], check=True)
+        home.run("checkout", "-q")
+        back = subprocess.run(
+            ["find", "data", "-name", "f"], cwd=home.repo, stdout=subprocess.PIPE, check=True
+        ).stdout.splitlines()
+        assert len(back) == depth
+    finally:
+        home.close()
+        subprocess.run(["rm", "-r", home.repo], check=True)  # what Python's own functions cannot

@@ -42,9 +42,9 @@ def home() -> Iterator[Home]:
         made = Without(Path(folder))
         venv.create(made.path / "venv", symlinks=True)
         packages = next((made.path / "venv/lib").glob("python*/site-packages"))
-        (packages / "sitecustomize.py").write_text(_HIDE)
+        (packages / "hide.py").write_text(_HIDE)
         here = [str(ROOT / ".src"), *(each for each in sys.path if each.endswith("site-packages"))]
-        (packages / "here.pth").write_text("\n".join(here) + "\n")
+        (packages / "here.pth").write_text("\n".join([*here, "import hide"]) + "\n")
         try:
             yield made
         finally:

@@ -62,6 +62,7 @@ class Filler:
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
         self._work: _Work | None = None
+        self._plan = Plan(self._files_of, lambda: available_bytes() // _PART)
 
     def run(self) -> str:
         """Until the holder is gone (""), or there is another reason to end. Raises OSError, MillpondError."""
@@ -93,18 +94,19 @@ class Filler:
         return True
 
     def _take(self, kind: bytes, body: bytes, fds: list[int]) -> None:
-        if kind == messages.DEVICE and fds and self._work is not None:
-            self._work.begin(fds.pop(), body.decode())
+        if kind == messages.DEVICE and fds and self._work is not None and self._work.told < 0:
+            told = self._work.begin(fds.pop(), body.decode())
+            self._poll.register(told, select.POLLIN)
         framing.close_all(fds)
         if kind not in (messages.LISTED, messages.READ):
             return
         if self._work is None:
-            self._work = _Work(self._settings, self._holder, self._tally)
+            self._work = _Work(self._settings, self._holder, self._tally, self._plan)
             self._sock.send(messages.WANTED)
         if kind == messages.LISTED:
-            self._work.plan.listed(messages.folders_of(body))
+            self._plan.listed(messages.folders_of(body))
         else:
-            self._work.plan.read(messages.files_of(body), time.monotonic())
+            self._plan.read(messages.files_of(body), time.monotonic())
             self._work.heard_at = time.monotonic()
 
     def _tell(self, work: _Work) -> None:
@@ -118,20 +120,30 @@ class Filler:
             with contextlib.suppress(BlockingIOError):
                 self._sock.send(message, socket.MSG_DONTWAIT)
         if now - work.heard_at > _SLEEP_S:
+            if work.told >= 0:
+                self._poll.unregister(work.told)
             work.close()
             self._work = None
+            self._plan.rest()
+
+    def _files_of(self, folder: bytes, largest: int, most: int) -> tuple[array[int], array[int]]:
+        try:
+            assert self._work is not None
+            return self._work.folders.small_files(folder, largest, most)
+        except StoreDamagedError:  # a folder of before the index was made anew
+            return array("Q"), array("I")
 
 
 class _Work:
     """What a filler has while it is awake. Raises MillpondError."""
 
-    def __init__(self, settings: FillerSettings, holder: int, tally: Tally) -> None:
+    def __init__(self, settings: FillerSettings, holder: int, tally: Tally, plan: Plan) -> None:
         self._settings = settings
+        self._plan = plan
         self._holder = holder
         self._tally = tally
         self.reader = StoreReader.open(Path(settings.store), _BUFFER_BYTES)
-        self._folders = FolderReader(self.reader.index)
-        self.plan = Plan(self._files_of, lambda: available_bytes() // _PART)
+        self.folders = FolderReader(self.reader.index)
         self.heard_at = time.monotonic()
         self.tell_at = self.heard_at + _TELL_S
         self._device = -1
@@ -149,15 +161,18 @@ class _Work:
         """Why the filler is to end; "" as long as it is not."""
         return "" if self._guard is None else self._guard.why
 
-    def begin(self, device: int, number: str) -> None:
-        """A clone of the descriptor of the mount with this `major:minor` has come."""
-        if self._guard is not None:
-            os.close(device)
-            return
+    @property
+    def told(self) -> int:
+        """What is readable when there is such a reason; -1 as long as there is no descriptor of the mount."""
+        return -1 if self._guard is None else self._guard.told
+
+    def begin(self, device: int, number: str) -> int:
+        """A clone of the descriptor of the mount with this `major:minor` has come, the only one. Returns `told`."""
         self._device = device
         self._guard = Guard(device, holder=self._holder, place=self._settings.place, number=number)
         self._guard.begin()
         self._pusher = Pusher(self.reader, self._settings.uid, device, self._tally)
+        return self.told
 
     def step(self) -> None:
         """Bring a batch of files, if there is reason to. Raises OSError."""
@@ -166,13 +181,13 @@ class _Work:
         now = time.monotonic()
         if self._pushing is None:
             if self._pusher.unknown >= _MOST_UNKNOWN:
-                self.plan.give_up()
+                self._plan.give_up()
             self._pusher.unknown = 0
-            inodes = self.plan.take(_FILES, now)
+            inodes = self._plan.take(_FILES, now)
             if not inodes:
                 return
             self._pushing = self._pusher.push(inodes)
-        if not self.plan.is_going(now):
+        if not self._plan.is_going(now):
             self._pushing = None
             return
         try:
@@ -187,12 +202,6 @@ class _Work:
             self._guard.end()
             os.close(self._device)
         self.reader.close()
-
-    def _files_of(self, folder: bytes, largest: int, most: int) -> tuple[array[int], array[int]]:
-        try:
-            return self._folders.small_files(folder, largest, most)
-        except StoreDamagedError:  # a folder of before the index was made anew
-            return array("Q"), array("I")
 
 
 def serve(settings: FillerSettings, sock: socket.socket, parent: int, tally: Tally) -> str:

@@ -36,6 +36,8 @@ class Guard:
         self._table = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
         self._thread = threading.Thread(target=self._watch, name="guard", daemon=True)
         self.why = ""
+        # Readable when `why` is set.
+        self.told = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
     def begin(self) -> None:
         """Watch from now on."""
@@ -45,8 +47,8 @@ class Guard:
         """The filler has nothing under way: watch no more."""
         os.close(self._ending)
         self._thread.join()
-        os.close(self._end)
-        os.close(self._table)
+        for fd in (self._end, self._table, self.told):
+            os.close(fd)
 
     def _watch(self) -> None:
         poll = select.poll()
@@ -59,13 +61,17 @@ class Guard:
             if self._end in found:
                 return
             if self._holder in found:
-                self.why = "the holder is gone"
+                self._say("the holder is gone")
                 self._answer_all()
                 return
             there = self._table not in found or self._is_mounted()
             if self._has_ended():
                 return
-        self.why = "the mount was detached"
+        self._say("the mount was detached")
+
+    def _say(self, why: str) -> None:
+        self.why = why
+        os.eventfd_write(self.told, 1)
 
     def _is_mounted(self) -> bool:
         """Whether the mount is where whoever must abort it looks for it."""
@@ -75,9 +81,10 @@ class Guard:
         # Asked, not waited for: who waits in poll is woken by every request.
         poll = select.poll()
         poll.register(self._device, 0)
-        if poll.poll(0):
-            self.why = "the mount is gone"
-        return bool(self.why)
+        if not poll.poll(0):
+            return False
+        self._say("the mount is gone")
+        return True
 
     def _answer_all(self) -> None:
         """Have all who ask get an error, until this process ends or the connection has."""

@@ -30,6 +30,11 @@ class _Folder:
     read: int = 0
     next: int = 0
 
+    @property
+    def is_done(self) -> bool:
+        """Whether all were read or brought."""
+        return not self.inodes
+
 
 class Plan:
     """`files_of(folder, largest, most)` tells inodes and bytes of the files in a folder; `room()` how many bytes of memory may be filled.
@@ -48,13 +53,16 @@ class Plan:
         self._due: deque[_Folder] = deque()
         self._times: deque[float] = deque(maxlen=TOGETHER)
         self._going = False
-        self._last = 0.0
+        self._last = -QUIET_S - 1.0
         self._room = 0
         self._read_bytes = self._brought_bytes = 0
 
     def listed(self, folders: Iterable[bytes]) -> None:
         """The kernel knows the inodes of these folders' files."""
         for folder in folders:
+            known = self._known.get(folder)
+            if known is not None and known.is_done:  # the kernel had forgotten its entries, so the pages, too
+                del self._known[folder]
             if folder not in self._known:
                 self._told[folder] = None
         while len(self._told) + len(self._known) > MOST_FOLDERS and self._told:
@@ -63,7 +71,8 @@ class Plan:
     def read(self, files: Iterable[tuple[int, int]], now: float) -> None:
         """READs brought these (inode, bytes)."""
         if now - self._last > QUIET_S:
-            self._begin_anew()
+            self.rest()
+            self._room = self._room_of()
         self._last = now
         self._look_into()
         for inode, size in files:
@@ -107,25 +116,25 @@ class Plan:
             self._going = False
         return self._going
 
+    def rest(self) -> None:
+        """Nobody reads: be as at the beginning, and know folders' names alone."""
+        self._told = OrderedDict.fromkeys(islice([*self._told, *self._known], MOST_FOLDERS))
+        self._known.clear()
+        self._left.clear()
+        self._due.clear()
+        self._times.clear()
+        self._going = False
+        self._read_bytes = self._brought_bytes = 0
+
     def give_up(self) -> None:
         """The kernel does not know the inodes any more: forget all folders. They count again when they are listed."""
         for each in (self._told, self._known, self._left, self._due):
             each.clear()
 
     def _look_into(self) -> None:
-        """Learn the files of told folders, as far as there is room."""
-        while self._told and len(self._left) < MOST_FILES:
+        """Learn the files of told folders, as far as there is room: of one that takes more than half of it perhaps not all."""
+        while self._told and len(self._left) <= MOST_FILES // 2:
             key, _ = self._told.popitem(last=False)
             inodes, sizes = self._files_of(key, MAX_BYTES, MOST_FILES - len(self._left))
             folder = self._known[key] = _Folder(inodes, sizes)
             self._left.update(dict.fromkeys(inodes, folder))
-
-    def _begin_anew(self) -> None:
-        self._told = OrderedDict.fromkeys(islice([*self._known, *self._told], MOST_FOLDERS))
-        self._known.clear()
-        self._left.clear()
-        self._due.clear()
-        self._times.clear()
-        self._going = False
-        self._room = self._room_of()
-        self._read_bytes = self._brought_bytes = 0

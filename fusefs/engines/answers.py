@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import trio
 
 from millpond.daemon.errors import MountError
-from millpond.daemon.store.folders import FOLDER, LINK
+from millpond.daemon.store.folders import FILE_INODE_BIT, FOLDER, LINK
 from millpond.fusefs.attributes import FOREVER_S, Attributes, FileError
 from millpond.fusefs.engines import protocol
 from millpond.fusefs.engines.channel import Channel
@@ -362,7 +362,7 @@ class Answers:
 
     def _brought(self, inode: int, size: int) -> None:
         """The kernel has all of a file now."""
-        if self._feed is not None:
+        if self._feed is not None and inode & FILE_INODE_BIT:
             self._feed.read(inode, size)
 
     async def _open_waiting(self, inode: int) -> _File:

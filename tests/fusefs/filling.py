@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import signal
@@ -15,6 +16,7 @@ import pytest
 from tests.fusefs.helpers import File, Node, eventually
 
 from millpond.daemon.jobs.process import stat_fields
+from millpond.daemon.mounts import connections
 from millpond.daemon.mounts.kernel import is_machines, is_privileged
 
 # Of the tree below: files of a few bytes, and files of LARGE bytes of which the first budget is for less than half.
@@ -23,7 +25,7 @@ TINY, LARGE_FILES, LARGE = 64, 120, 100_000
 HELD = 50
 
 possible = pytest.mark.skipif(
-    not is_machines("pid") or not (is_privileged() and is_machines("user")),
+    not is_machines("pid") or not (os.path.ismount(connections.CONTROL) or (is_privileged() and is_machines("user"))),
     reason="there is no filler here",
 )
 
@@ -59,22 +61,23 @@ def stopped(pid: int) -> None:
     eventually(lambda: state_of(pid) == "T", f"{pid} is stopped")
 
 
-def read_apart(path: Path) -> subprocess.Popen[str]:
-    """A program that reads a file; it prints its size and "right" or "wrong", or the error's number."""
-    program = (
-        "import sys\n"
-        "from tests.fusefs.filling import large\n"
-        "try: data = open(sys.argv[1], 'rb', buffering=0).read(1 << 20)\n"
-        "except OSError as error: print('errno', error.errno)\n"
-        "else: print('right' if data == large(int(sys.argv[1][-3:])) else 'wrong')\n"
-    )
-    root = Path(__file__).resolve().parents[2]
+# Reads a file; says "right" when it has the SHA-256 that is told, "wrong", or the error's number.
+_READER = """
+import hashlib, sys
+try:
+    data = open(sys.argv[1], "rb", buffering=0).read(1 << 20)
+except OSError as error:
+    print("errno", error.errno)
+else:
+    print("right" if hashlib.sha256(data).hexdigest() == sys.argv[2] else "wrong")
+"""
+
+
+def read_apart(path: Path, content: bytes) -> subprocess.Popen[str]:
+    """A program that reads a file and tells how that went."""
+    expected = hashlib.sha256(content).hexdigest()
     return subprocess.Popen(
-        [sys.executable, "-c", program, os.fspath(path)],
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=root,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(os.fspath, (root / ".src", root)))},
+        [sys.executable, "-c", _READER, os.fspath(path), expected], stdout=subprocess.PIPE, text=True
     )
 
 
@@ -90,13 +93,15 @@ def hold_up(place: Path, holder: int, stats: Callable[[], dict[str, Any]]) -> tu
     eventually(lambda: int(stats()["filled_files"]) >= least, "the first budget is used up")
     filler = int(stats()["filler"])
     stopped(filler)
-    for number in range(LARGE_FILES - 16, LARGE_FILES):
-        assert (place / f"b/{number:03}").read_bytes() == large(number)
-    assert int(stats()["filled_files"]) < least + HELD - (4 << 20) // LARGE
-    stopped(holder)
-    reader = read_apart(place / f"b/{HELD:03}")
-    eventually(lambda: state_of(reader.pid) == "D", "a reader waits for its page")
-    os.kill(filler, signal.SIGCONT)
+    try:
+        for number in range(LARGE_FILES - 16, LARGE_FILES):
+            assert (place / f"b/{number:03}").read_bytes() == large(number)
+        assert int(stats()["filled_files"]) < least + HELD - (4 << 20) // LARGE
+        stopped(holder)
+        reader = read_apart(place / f"b/{HELD:03}", large(HELD))
+        eventually(lambda: state_of(reader.pid) == "D", "a reader waits for its page")
+    finally:
+        os.kill(filler, signal.SIGCONT)
     eventually(lambda: state_of(filler) == "D", "the filler waits for the page, too")
     return filler, reader
 

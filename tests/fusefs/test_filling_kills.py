@@ -18,7 +18,7 @@ from tests.fusefs.helpers import Mounted, eventually, mount, open_store, put_tre
 from millpond.daemon.mounts import connections
 from millpond.daemon.mounts.place import mounted_at
 
-pytestmark = [pytest.mark.fuse, pytest.mark.root, filling.possible]
+pytestmark = [pytest.mark.fuse, filling.possible]
 # What a reader is told by a mount that was ended.
 GONE = {errno.ENOTCONN, errno.ECONNABORTED, errno.EIO}
 
@@ -85,7 +85,7 @@ def test_the_filler_is_killed(mounted: Mounted) -> None:
     assert not mounted.umount().returncode and mounted.ended() == 0
 
 
-@pytest.mark.parametrize("fusectl", [False, True])
+@pytest.mark.parametrize("fusectl", [False, pytest.param(True, marks=pytest.mark.root)])
 def test_both_are_killed_and_the_connection_is_aborted(
     mounted: Mounted, fusectl: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

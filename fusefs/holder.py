@@ -87,7 +87,7 @@ class HolderSettings:
 class Holder:
     """One mount being served. Raises MountError when its engine is not there."""
 
-    def __init__(self, settings: HolderSettings, source: Sources | None, filler: Forked | None = None) -> None:
+    def __init__(self, settings: HolderSettings, source: Sources | None, filler: Forked | str = keeper.OFF) -> None:
         self._settings = settings
         self._filler = filler
         self._choice = choose(settings.engine)
@@ -294,11 +294,17 @@ def run(request: dict[str, Any], fds: list[int]) -> int:
         )
 
 
-def _fork_filler(settings: HolderSettings) -> Forked | None:
-    """While there are no threads, and nothing of the store is open. None where the mount is to have none."""
-    if not settings.fill or settings.engine == PYFUSE3:
-        return None
-    return keeper.fork(FillerSettings(settings.store, settings.uid, settings.mountpoint), lambda: _log_to(settings.log))
+def _fork_filler(settings: HolderSettings) -> Forked | str:
+    """While there are no threads, and nothing of the store is open. Else why the mount has none."""
+    if not settings.fill:
+        return keeper.OFF
+    if settings.engine == PYFUSE3:
+        return "not with this engine"
+    told = FillerSettings(settings.store, settings.uid, settings.mountpoint)
+    try:
+        return keeper.fork(told, lambda: _log_to(settings.log))
+    except OSError as error:
+        return f"another process cannot be started: {error.strerror}"
 
 
 def _report(ready: socket.socket, error: MillpondError) -> int:

@@ -33,7 +33,7 @@ class EngineSettings:
     inode of each open; without it an engine may have the kernel not ask. Up to `materialize` bytes of large files may be
     written out in the folder `scratch` for the kernel to read them there. `serving` processes serve the mount, which read the store at
     `store`; 0: as many as load has it, up to `serving_most` (0: as the cores allow). `filler` waits to bring
-    neighbours of what is read."""
+    neighbours of what is read; else it is why there is none."""
 
     mountpoint: str
     place: str
@@ -46,7 +46,7 @@ class EngineSettings:
     store: str = ""
     serving: int = 1
     serving_most: int = 0
-    filler: Forked | None = None
+    filler: Forked | str = ""
 
 
 class Engine(Protocol):

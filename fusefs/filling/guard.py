@@ -14,7 +14,7 @@ import select
 import threading
 import time
 
-from millpond.daemon.mounts.place import mount_table
+from millpond.daemon.mounts.place import mounted_at
 from millpond.fusefs.engines.protocol import IN_HEADER, OUT_HEADER, SILENT
 
 log = logging.getLogger("millpond.filler")
@@ -75,7 +75,8 @@ class Guard:
 
     def _is_mounted(self) -> bool:
         """Whether the mount is where whoever must abort it looks for it."""
-        return any((each.mountpoint, each.device) == (self._place, self._number) for each in mount_table())
+        entry = mounted_at(self._place)
+        return entry is not None and entry.device == self._number
 
     def _has_ended(self) -> bool:
         # Asked, not waited for: who waits in poll is woken by every request.

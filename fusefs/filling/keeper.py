@@ -80,19 +80,23 @@ def why_not(place: str, *, given: bool, recorded: bool) -> str:
 
 
 class Keeper:
-    """The filler of the mount on `place`, whose descriptor is `device`. None was forked, or `why_not`: there is none."""
+    """The filler of the mount on `place`, whose descriptor is `device`. `forked` may be why there is none; with `why_not` one that was forked is
+    let go."""
 
-    def __init__(self, forked: Forked | None, filesystem: Filesystem, *, device: int, place: str, why_not: str) -> None:
+    def __init__(self, forked: Forked | str, filesystem: Filesystem, *, device: int, place: str, why_not: str) -> None:
         self._fs = filesystem
         self._device = device
         self._place = place
-        self._forked = forked
-        self._sock = None if forked is None or why_not else forked.sock
-        self._why_not = why_not or ("" if forked is not None else OFF)
+        self._forked = None if isinstance(forked, str) else forked
+        self._sock = None if isinstance(forked, str) or why_not else forked.sock
+        self._why_not = forked if isinstance(forked, str) else why_not
+        # Of the mount, as long as it is on top at its place: there who must abort it looks for it.
+        entry = mounted_at(place)
+        self._number = "" if entry is None else entry.device
         # What requests are told to, by this process and by servers, who are given `fd`.
         self.feed = None if self._sock is None else Feed(self._sock)
-        if forked is not None and self._sock is None:
-            forked.sock.close()
+        if self._forked is not None and self._sock is None:
+            self._forked.sock.close()
         filesystem.more_statistics.append(self.statistics)
 
     @property
@@ -149,8 +153,8 @@ class Keeper:
     def _give(self, sock: socket.socket) -> None:
         """A clone, which is the filler's alone."""
         entry = mounted_at(self._place)
-        if entry is None:
-            return  # it was detached
+        if entry is None or entry.device != self._number:
+            return  # it was detached, or is covered by another
         try:
             clone = mounting.clone(self._device)
         except OSError as error:
@@ -158,7 +162,7 @@ class Keeper:
             log.error("%s", self._why_not)
             return
         try:
-            message = messages.DEVICE + entry.device.encode()
+            message = messages.DEVICE + self._number.encode()
             sock.sendmsg([message], framing.ancillary([clone]), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
         except OSError as error:
             log.info("the filler does not take its descriptor: %s", error)

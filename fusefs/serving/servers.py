@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import trio
@@ -66,7 +67,7 @@ class _Server:
 
 class Servers:
     """Those of one mount, `device` being its descriptor. `fixed` processes in all; 0: as load has it, `most` of them (0: as the
-    cores allow). What they read is told on the descriptor `feed` (-1: to nobody)."""
+    cores allow). What they read is told on the descriptor that `feed` gives (-1: to nobody)."""
 
     def __init__(
         self,
@@ -78,13 +79,13 @@ class Servers:
         store: str,
         fixed: int,
         most: int,
-        feed: int = -1,
+        feed: Callable[[], int] = lambda: -1,
     ) -> None:
         self._fs = filesystem
         self._session = session
         self._nursery = nursery
         self._device = device
-        self._settings = json.dumps({"store": store, "uid": filesystem.uid, "feed": feed})
+        self._settings = {"store": store, "uid": filesystem.uid}
         self._feed = feed
         self._fixed = fixed
         # How many processes there are to be.
@@ -164,13 +165,15 @@ class Servers:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             with theirs:
                 given = (place.device, place.slot_fd, place.directories, theirs.fileno())
+                feed = self._feed()
+                settings = json.dumps({**self._settings, "feed": feed})
                 # From this thread, which lives as long as the process does: the server is to end with it (PR_SET_PDEATHSIG).
                 process = subprocess.Popen(
                     [
                         *(sys.executable, "-P", "-m", "millpond.fusefs.serving.server"),
-                        *(*map(str, given), str(os.getpid()), self._settings),
+                        *(*map(str, given), str(os.getpid()), settings),
                     ],
-                    pass_fds=[*given, *([self._feed] if self._feed >= 0 else [])],
+                    pass_fds=[*given, *([feed] if feed >= 0 else [])],
                     stdin=subprocess.DEVNULL,
                     cwd="/",
                 )

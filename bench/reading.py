@@ -72,6 +72,18 @@ def read_together(root: Path, made: DataSet, paths: Sequence[str], threads: int)
     return Reading(time.perf_counter() - began, sum(part.checked for part in parts))
 
 
+def list_and_read(root: Path, made: DataSet, paths: Sequence[str], readers: int) -> Reading:
+    """As a loader of a folder of images begins: walk the tree, looking at no file, then read them in this order by `readers`. The walk
+    counts. Raises as `read`."""
+    began = time.perf_counter()
+    count = sum(len(names) for _, _, names in os.walk(root))
+    walked = time.perf_counter() - began
+    if count < len(made.files):
+        raise BenchError(f"{root} lists {count} files, not {len(made.files)}")
+    got = read(root, made, paths) if readers == 1 else read_together(root, made, paths, readers)
+    return Reading(walked + got.seconds, got.checked)
+
+
 def check(root: Path, made: DataSet) -> int:
     """Every file of the data set is below `root` with its bytes, and no other; how many bytes that was."""
     found = sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())

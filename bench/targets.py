@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bench.figures import OURS, Figures
-from bench.sections import access, lazy, pipelines, share, versions
+from bench.sections import access, lazy, pipelines, reads, share, versions
 
 COLD = ("squashfuse", "squashfs (kernel)", "EROFS (kernel)", "borg", "restic")
 # What answers nothing but FUSE: warm, no server can be faster, so a figure is held against it with a margin for noise.
@@ -54,6 +54,8 @@ def targets(disk: str) -> list[Target]:
         *(Target(f"{work}, cold", 1.5, "squashfs (kernel)") for work in streams),
         *(Target(f"{access.NOISE} in sequence, {at_once} reads, cold", 0.8, disk) for at_once in ("128 KiB", "1 MiB")),
         *(Target(f"small files shuffled{many}, cold", 2, tool) for many in ("", *readers) for tool in random_peers),
+        *(Target(f"{work}, cold", 2, tool) for work in reads.LISTED.values() for tool in random_peers),
+        *(Target(f"{work}, cold", 4, reads.PORTABLE) for work in reads.LISTED.values()),
         Target("find, small files, cold", 1, "squashfs (kernel)"),
         *(Target(work, 1, tool) for work in cold for tool in COLD),
         Target(share.PUSH, 3, "dvc"),

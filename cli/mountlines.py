@@ -105,6 +105,17 @@ def _kernel_lines(mount: dict[str, Any]) -> Iterator[str]:
     if count := mount.get("serving"):
         why = mount.get("serving_why") or (f"{mount['serving_most']} at most" if mount["serving_most"] > 1 else "")
         yield f"served by {count} process{'' if count == 1 else 'es'}" + (f": {text.printable(why)}" if why else "")
+    if mount.get("filled_files") is not None:
+        yield _filling_line(mount)
+
+
+def _filling_line(mount: dict[str, Any]) -> str:
+    """What was brought into the page cache ahead of readers, and why nothing more is."""
+    files, size = text.plural(mount["filled_files"], "file"), text.size(mount["filled_bytes"])
+    why = mount.get("filling_why")
+    if why and not mount["filled_files"]:
+        return f"small files are not brought ahead: {text.printable(str(why))}"
+    return f"brought ahead: {files}, {size}" + (f"; no more: {text.printable(str(why))}" if why else "")
 
 
 _VERIFY = {"blocks": "when their last byte is here", "whole": "before they are read"}

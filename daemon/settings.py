@@ -26,7 +26,8 @@ JOBS_AT_ONCE = 64
 class Settings:
     """Paths are absolute. `idle_exit_s` is the time without requests and mounts after which the daemon ends; 0: never. `scrub_after_s`: that
     before it reads its segments again to find damage; 0: never. `jobs_at_once` of one user's jobs run, others wait.
-    `serving_most` processes serve one mount; None: as many as its cores allow.
+    `serving_most` processes serve one mount; None: as many as its cores allow. `fill`: mounts bring neighbours of small files that are
+    read into the page cache.
 
     `verbs` names the table of verbs, `module:NAME`, that workers import.
     """
@@ -41,6 +42,7 @@ class Settings:
     verbs: str = VERBS
     jobs_at_once: int = JOBS_AT_ONCE
     serving_most: int | None = None
+    fill: bool = True
 
     @property
     def log(self) -> Path:
@@ -57,7 +59,7 @@ def from_env(environ: Mapping[str, str], uid: int) -> Settings:
     """Settings of a user's daemon, or of the system's when MILLPOND_SYSTEM_USER is set. Raises UsageError.
 
     MILLPOND_STORE, MILLPOND_STATE, MILLPOND_SOCKET, MILLPOND_IDLE_EXIT and MILLPOND_SCRUB (seconds), MILLPOND_FSYNC (0:
-    measuring only), MILLPOND_VERBS, MILLPOND_JOBS and MILLPOND_SERVING (numbers); then the XDG base directories, then HOME. Another store than the usual one has a socket, a log and
+    measuring only), MILLPOND_FILL (0: not), MILLPOND_VERBS, MILLPOND_JOBS and MILLPOND_SERVING (numbers); then the XDG base directories, then HOME. Another store than the usual one has a socket, a log and
     records of its own; what else belongs to the running daemon lies beside its socket.
     """
     base = _Base.of_system() if environ.get("MILLPOND_SYSTEM_USER") else _Base.of_user(environ, uid)
@@ -90,6 +92,7 @@ def from_env(environ: Mapping[str, str], uid: int) -> Settings:
         serving_most=_count("MILLPOND_SERVING", most, "processes")
         if (most := environ.get("MILLPOND_SERVING"))
         else None,
+        fill=environ.get("MILLPOND_FILL", "1") != "0",
     )
 
 

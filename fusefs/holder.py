@@ -27,13 +27,16 @@ import trio
 
 from millpond.daemon import wirepath
 from millpond.daemon.errors import BusyError, InternalError, MillpondError, MountError, ProtocolError, from_system
-from millpond.daemon.mounts.engines import AUTO, DIRECT, choose
+from millpond.daemon.mounts.engines import AUTO, DIRECT, PYFUSE3, choose
 from millpond.daemon.mounts.place import SOURCE
 from millpond.daemon.rpc import framing
 from millpond.daemon.store.reader import StoreReader
 from millpond.fusefs import engines
 from millpond.fusefs.engines import EngineSettings, direct_engine
 from millpond.fusefs.filesystem import Filesystem
+from millpond.fusefs.filling import keeper
+from millpond.fusefs.filling.filler import FillerSettings
+from millpond.fusefs.filling.keeper import Forked
 from millpond.fusefs.reader import BUFFER_BYTES, ChunkCache
 from millpond.fusefs.sources import Sources
 from millpond.fusefs.versions import VersionsFilesystem
@@ -54,7 +57,8 @@ class HolderSettings:
     """What a holder is told. `root` is hex, None with `versions`; `uid` the caller's; `control` the socket's path; `device`
     a /dev/fuse descriptor that is mounted already (system mode), else -1; `serving` processes serve the mount (0: as load
     has it, `serving_most` at most, or as the cores allow); `successor_s` how long a reader waits for another
-    source when the one there was has died (0: none comes); `verify` is told on; `name` is what the kernel's table calls it."""
+    source when the one there was has died (0: none comes); `fill`: neighbours of small files that are
+    read may be brought into the page cache; `verify` is told on; `name` is what the kernel's table calls it."""
 
     id: str
     store: str
@@ -73,6 +77,7 @@ class HolderSettings:
     materialize: int = 0
     serving: int = 0
     serving_most: int = 0
+    fill: bool = False
     device: int = -1
     successor_s: float = 0.0
     verify: str = "blocks"
@@ -82,8 +87,9 @@ class HolderSettings:
 class Holder:
     """One mount being served. Raises MountError when its engine is not there."""
 
-    def __init__(self, settings: HolderSettings, source: Sources | None) -> None:
+    def __init__(self, settings: HolderSettings, source: Sources | None, filler: Forked | str = keeper.OFF) -> None:
         self._settings = settings
+        self._filler = filler
         self._choice = choose(settings.engine)
         if self._choice.engine != DIRECT and settings.serving > 1:
             raise MountError(
@@ -145,6 +151,7 @@ class Holder:
             store=wirepath.encode(settings.store),
             serving=settings.serving,
             serving_most=settings.serving_most,
+            filler=self._filler,
         )
 
     async def _control(self, listener: trio.SocketListener) -> None:
@@ -262,13 +269,14 @@ def run(request: dict[str, Any], fds: list[int]) -> int:
         values["device"] = fds[2]
         os.set_inheritable(fds[2], True)
     settings = HolderSettings(**values)
+    filler = _fork_filler(settings)
     _log_to(settings.log)
     ready = socket.socket(fileno=fds[0])
     source = Sources(socket.socket(fileno=fds[1]), successor_s=settings.successor_s)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):  # only an unmount ends it
         signal.signal(number, signal.SIG_IGN)
     try:
-        trio.run(Holder(settings, source).serve, ready)
+        trio.run(Holder(settings, source, filler).serve, ready)
         return 0
     except MillpondError as error:
         return _report(ready, error)
@@ -284,6 +292,19 @@ def run(request: dict[str, Any], fds: list[int]) -> int:
         return _report(
             ready, InternalError(f"the mount's process failed: {cause!r}", hint="see `millpond daemon logs`")
         )
+
+
+def _fork_filler(settings: HolderSettings) -> Forked | str:
+    """While there are no threads, and nothing of the store is open. Else why the mount has none."""
+    if not settings.fill:
+        return keeper.OFF
+    if settings.engine == PYFUSE3:
+        return "not with this engine"
+    told = FillerSettings(settings.store, settings.uid, settings.mountpoint)
+    try:
+        return keeper.fork(told, lambda: _log_to(settings.log))
+    except OSError as error:
+        return f"another process cannot be started: {error.strerror}"
 
 
 def _report(ready: socket.socket, error: MillpondError) -> int:

@@ -102,6 +102,11 @@ class Tree:
         """A lookup in a directory that is no folder of the index; see versions.py."""
         raise FileError(errno.ENOENT)
 
+    def folder_of(self, inode: int) -> bytes | None:
+        """The folder of the index that a directory is, if it is one."""
+        node = self.nodes.get(inode)
+        return None if node is None else node.folder
+
     def getattr(self, inode: int) -> Attributes:
         """Attributes of an inode the kernel knows. Raises FileError."""
         if inode == HIDDEN_DIR:

@@ -1,5 +1,8 @@
 """Reads through mounts, cold and warm, beside the disk's own files, squashfs, Borg and restic.
 
+Also what a training loader does in its first epoch: it lists the tree, then reads it shuffled. The listing counts, as for it a mount brings
+what others must look up later; millpond's other engine takes part.
+
 Cold: mounted anew (so that no server remembers anything), page cache dropped. Warm: the third reading, because at the second
 one the kernel still moves pages from one of its lists to another, each page once.
 """
@@ -11,18 +14,46 @@ import os
 import time
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 from bench.context import Context
 from bench.data import LABELS, DataSet
 from bench.host import BenchError
-from bench.peers import Peer, installed
+from bench.peers import Mounted, Peer, installed
 from bench.projects import Millpond
-from bench.reading import COMMON, LARGE, Reading, find, read, read_together
+from bench.reading import COMMON, LARGE, Reading, find, list_and_read, read, read_together
 
 SECTION = "reads"
 # Large files, and small files, that are read at once.
 STREAMS, READERS = 4, (4, 16)
+# Listed, then shuffled, by one reader and by several.
+LISTED = {
+    readers: f"{LABELS['small']} listed, then shuffled" + (f", {readers} readers" if readers > 1 else "")
+    for readers in (1, *READERS)
+}
+PORTABLE = "millpond, pyfuse3"
+
+
+class Portable:
+    """millpond's mounts by the other engine."""
+
+    name = PORTABLE
+
+    def __init__(self, millpond: Millpond) -> None:
+        self._millpond = millpond
+
+    def store(self, tree: Path, version: str) -> None:
+        """It is the same store."""
+
+    def mount(self, version: str, place: Path) -> Mounted:
+        return self._millpond.mount(version, place, "--engine", "pyfuse3")
+
+    def backing(self) -> list[Path]:
+        return self._millpond.backing()
+
+    def disk(self) -> int:
+        return self._millpond.disk()
 
 
 def peers(context: Context, name: str) -> list[Peer]:
@@ -47,6 +78,8 @@ def measure(context: Context) -> None:
                 _cold_and_warm(context, tool, made, label, reading)
             if made.name == "small":
                 _find(context, tool, made)
+        if made.name == "small":
+            _listed(context, tools, made)
         if made.name == "shard":
             for tool in context.rounds(tools[:2]):
                 _handed_over(context, tool, made)
@@ -86,6 +119,24 @@ def _cold_and_warm(context: Context, tool: Peer, made: DataSet, label: str, read
             )
     finally:
         mounted.close()
+
+
+def _listed(context: Context, tools: list[Peer], made: DataSet) -> None:
+    """Cold."""
+    others: list[Peer] = [
+        Portable(tool) for tool in tools if isinstance(tool, Millpond) and find_spec("pyfuse3") is not None
+    ]
+    for tool in context.rounds([*tools, *others]):
+        for readers, label in LISTED.items():
+            mounted = tool.mount(made.name, context.place(tool.name))
+            try:
+                context.host.forget(*tool.backing())
+                got = list_and_read(mounted.root, made, made.shuffled(), readers)
+            finally:
+                mounted.close()
+            context.figures.tell(
+                SECTION, f"{label}, cold", tool.name, got.seconds, checked=got.checked, volume=made.size
+            )
 
 
 def _handed_over(context: Context, tool: Peer, made: DataSet) -> None:

@@ -47,6 +47,7 @@ ENVIRONMENT = (
         "MILLPOND_SERVING",
         "How many processes serve one mount at most; more than one are started as load has it. By default half the cores, 8 at most.",
     ),
+    ("MILLPOND_FILL", "0: mounts bring nothing into the page cache ahead of who reads many small files."),
     ("XDG_CACHE_HOME", "By default ~/.cache: the store."),
     ("XDG_STATE_HOME", "By default ~/.local/state; jobs' output, too."),
     ("XDG_RUNTIME_DIR", "By default /run/user/UID if it is there, else a folder below the state directory."),

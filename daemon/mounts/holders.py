@@ -111,6 +111,7 @@ class Holders:
             "materialize": int(options.get("materialize") or 0),
             "serving": min(int(options.get("serving") or 0), engines.MOST_SERVING),
             "serving_most": self._daemon.settings.serving_most or 0,
+            "fill": self._daemon.settings.fill,
             "allow_other": bool(options.get("allow_other")),
             "verify": record.options.get("verify") or "blocks",
             "successor_s": SUCCESSOR_S,

@@ -9,6 +9,8 @@ from glob import iglob
 # The first kernel that reads a file in place of a mount's.
 _PASSTHROUGH = (6, 9)
 _CAP_SYS_ADMIN = 21
+# The numbers of the machine's own namespaces (include/linux/proc_ns.h).
+_OF_MACHINE = {"pid": 0xEFFFFFFC, "user": 0xEFFFFFFD}
 
 
 def is_privileged() -> bool:
@@ -16,6 +18,14 @@ def is_privileged() -> bool:
     with open("/proc/self/status") as status:
         effective = next((line.split()[1] for line in status if line.startswith("CapEff:")), "0")
     return bool(int(effective, 16) >> _CAP_SYS_ADMIN & 1)
+
+
+def is_machines(namespace: str) -> bool:
+    """Whether this process is in the machine's own namespace, `pid` or `user`, and not in a container's."""
+    try:
+        return os.stat(f"/proc/self/ns/{namespace}").st_ino == _OF_MACHINE[namespace]
+    except OSError:
+        return False
 
 
 def why_no_passthrough() -> str:

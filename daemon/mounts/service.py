@@ -27,7 +27,7 @@ from millpond.daemon.errors import (
 )
 from millpond.daemon.jobs.process import start_ticks
 from millpond.daemon.jobs.zygotes import Child
-from millpond.daemon.mounts import engines, listings
+from millpond.daemon.mounts import connections, engines, listings
 from millpond.daemon.mounts.holders import MOUNT_S, Holders
 from millpond.daemon.mounts.mount import Mount, kept_context
 from millpond.daemon.mounts.records import MountRecord, MountRecords, new_id
@@ -50,6 +50,8 @@ _CREDENTIALS_S = 60.0
 _PASSTHROUGH = ("passthrough", "passthrough_files", "passthrough_bytes")
 # What it tells of its processes, and of the kernel's read-ahead.
 _SERVING = ("serving", "serving_most", "serving_why", "servers_ended", "read_ahead_kb", "read_ahead_why")
+# And of what was brought ahead of readers.
+_FILLING = ("filling_why", "filled_files", "filled_bytes")
 # What a holder tells of files that were not here.
 _REMOTE = (
     *("errors", "opens", "hit_rate", "waits", "waited_s", "waited_unpacking_s", "waited_disk_s"),
@@ -150,7 +152,7 @@ class MountService:
                 log.info("adopted mount %s on '%s', pid %d", record.id, record.mountpoint, record.pid)
                 self._daemon.nursery.start_soon(self._watch, mount, child)
             else:
-                self._daemon.nursery.start_soon(self._restore_quietly, mount)
+                self._daemon.nursery.start_soon(self._restore_dead, mount)
 
     async def _watch(self, mount: Mount, child: Child) -> None:
         """Until the holder ends; then, unless that was wanted, mount again."""
@@ -167,7 +169,23 @@ class MountService:
                 return
             mount.state, mount.error = "dead", "its process ended"
             log.error("mount %s on '%s' is gone (pid %d)", mount.record.id, mount.record.mountpoint, mount.record.pid)
-            await self._restore_quietly(mount)
+            await self._restore_dead(mount)
+
+    async def _restore_dead(self, mount: Mount) -> None:
+        await self._abort(mount)
+        await self._restore_quietly(mount)
+
+    async def _abort(self, mount: Mount) -> None:
+        """The holder has ended: see that who waits for it gets an error. A connection that nobody answers may be left
+        (fusefs/filling/)."""
+        if self._daemon.system is not None:
+            return  # there are no fillers, so none is left
+        try:
+            async with mount.mending:
+                if mount.child is None:
+                    await self._in_thread(lambda: connections.abort(mount.record.mountpoint))
+        except OSError as error:
+            log.warning("what is left of mount %s cannot be ended: %s", mount.record.id, error)
 
     async def _restore_quietly(self, mount: Mount) -> None:
         now = time.monotonic()
@@ -230,7 +248,7 @@ class MountService:
                     "since": record.made,
                     "reads": stats.get("reads", 0),
                     "read_bytes": stats.get("read_bytes", 0),
-                    **{key: stats[key] for key in (*_PASSTHROUGH, *_SERVING, *_REMOTE) if key in stats},
+                    **{key: stats[key] for key in (*_PASSTHROUGH, *_SERVING, *_FILLING, *_REMOTE) if key in stats},
                     "rss": state.get("rss"),
                     "error": mount.error or refused or stats.get("damaged") or stats.get("last_error") or None,
                 }
@@ -295,6 +313,8 @@ class MountService:
         """{id, ending} -> {}: the caller's worker is about to unmount (or could not): its end is wanted."""
         mount = self._mine(call, params)
         mount.ending = bool(params.get("ending", True))
+        if mount.ending and mount.child is None:
+            await self._abort(mount)
         if mount.ending and mount.state == "mounted":
             await self._heard(mount, (await self._holders.ask(mount)).get("stats") or {})
         with trio.move_on_after(MOUNT_S):  # a worker that mounts it again at this moment has done

@@ -268,8 +268,9 @@ def _check_outside(project: Project, mountpoint: str) -> None:
 
 def umount_one(context: WorkerContext, record: MountRecord, *, lazy: bool, system: bool) -> None:
     """Unmount, undo the place, forget the record. Raises MountBusyError, MountError."""
-    there = place.mounted_at(record.mountpoint)
+    # Looked at afterwards: one that died may be made again, or taken away, until the daemon knows that its end is wanted.
     context.client.call("mounts.ending", {"id": record.id})
+    there = place.mounted_at(record.mountpoint)
     if there is not None and there.fstype == place.FSTYPE:
         error = _detach(context, record, lazy=lazy, system=system)
         if error:

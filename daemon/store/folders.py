@@ -18,6 +18,7 @@ because sizes of objects outside the store are his claim; `claimed` is 0 where t
 from __future__ import annotations
 
 import struct
+from array import array
 from collections import OrderedDict
 from typing import Any, NamedTuple
 
@@ -101,6 +102,20 @@ class FolderReader:
             blob = self._blob(txn, folder)
             count = HEAD.unpack_from(blob)[1]
             return [_entry(blob, number) for number in range(start, min(count, start + limit))]
+
+    def small_files(self, folder: bytes, largest: int, most: int) -> tuple[array[int], array[int]]:
+        """Inodes and bytes of the first `most` files of a folder that have 1 to `largest` bytes. Raises StoreDamagedError."""
+        inodes, sizes = array("Q"), array("I")
+        with self._index.begin() as txn:
+            blob = self._blob(txn, folder)
+            end = HEAD.size + HEAD.unpack_from(blob)[1] * ENTRY.size
+            for _, _, kind, _, inode, size in ENTRY.iter_unpack(blob[HEAD.size : end]):
+                if kind == FILE and 0 < size <= largest:
+                    inodes.append(inode)
+                    sizes.append(size)
+                    if len(inodes) >= most:
+                        break
+        return inodes, sizes
 
     def count(self, folder: bytes) -> int:
         """Entries of a folder."""

@@ -27,6 +27,8 @@ from millpond.daemon.store.segments import SegmentReader
 Bytes = bytes | memoryview
 # Bytes of a segment read at once.
 RUN_BYTES = 2 << 20
+# What is read along with it, between two records, sooner than there are two reads.
+GAP_BYTES = 16 << 10
 # A content up to here has a recipe of a few pages at most.
 _SHORT_RECIPE = 64 << 20
 
@@ -137,11 +139,25 @@ class StoreReader:
         with self.index.begin() as txn:
             return self.index.location(txn, record_id)
 
-    def read_chunks(self, ids: Sequence[bytes], *, drop: bool = False) -> list[Bytes]:
-        """Several chunks' bytes, checked. What lies side by side is read at once, and raw chunks are not copied: they
-        are parts of what was read. With `drop` the kernel need not keep the stored form. Raises StoreDamagedError."""
-        with self.index.begin() as txn:
-            locations = [self.index.location(txn, each) for each in ids]
+    def located(self, key: bytes, uid: int) -> tuple[Content, Location] | None:
+        """The content of the object with this name's key that `uid` may read, and where its record lies."""
+        index = self.index
+        with index.begin() as txn:
+            value = txn.get(key, db=index.objects)
+            content = None if value is None else unpack_content(value)
+            if content is not None and txn.get(grant_key(uid, content.id), db=index.grants) is None:
+                content = index.granted(txn, ObjectName.from_key(key), uid)  # perhaps another of its contents
+            location = None if content is None else index.location(txn, content.id)
+            return None if content is None or location is None else (content, location)
+
+    def read_chunks(
+        self, ids: Sequence[bytes], locations: Sequence[Location | None] = (), *, drop: bool = False
+    ) -> list[Bytes]:
+        """Several chunks' bytes, checked; `locations` is where they lie, if that is known. What lies side by side is read at once, and raw chunks
+        are not copied: they are parts of what was read. With `drop` the kernel need not keep the stored form. Raises StoreDamagedError."""
+        if not locations:
+            with self.index.begin() as txn:
+                locations = [self.index.location(txn, each) for each in ids]
         self._used.update(location.segment for location in locations if location is not None)
         found: list[Bytes] = []
         for first, count in _runs(locations):
@@ -279,15 +295,15 @@ class StoreReader:
 
 
 def _runs(locations: Sequence[Location | None]) -> Iterator[tuple[int, int]]:
-    """(first, count) of what lies side by side in one segment, no run longer than RUN_BYTES unless it is one record."""
+    """(first, count) of what lies side by side in one segment, or nearly, no run longer than RUN_BYTES unless it is one record."""
     first = 0
     for number in range(1, len(locations) + 1):
         if number < len(locations):
             begin, before, here = locations[first], locations[number - 1], locations[number]
             if begin is not None and before is not None and here is not None:
                 end = here.offset + records.padded(here.stored)
-                adjacent = here.offset == before.offset + records.padded(before.stored)
-                if here.segment == before.segment and adjacent and end - begin.offset <= RUN_BYTES:
+                gap = here.offset - before.offset - records.padded(before.stored)
+                if here.segment == before.segment and 0 <= gap <= GAP_BYTES and end - begin.offset <= RUN_BYTES:
                     continue
         yield first, number - first
         first = number

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import trio
 
 from millpond.daemon.errors import MountError
-from millpond.daemon.store.folders import FOLDER, LINK
+from millpond.daemon.store.folders import FILE_INODE_BIT, FOLDER, LINK
 from millpond.fusefs.attributes import FOREVER_S, Attributes, FileError
 from millpond.fusefs.engines import protocol
 from millpond.fusefs.engines.channel import Channel
@@ -27,6 +27,7 @@ from millpond.fusefs.engines.passthrough import CACHED, PASSED, Passthrough
 from millpond.fusefs.engines.protocol import Init, Op
 from millpond.fusefs.engines.readahead import LARGE_BYTES, NEAR_BYTES, ReadAhead
 from millpond.fusefs.filesystem import Filesystem
+from millpond.fusefs.filling.feed import Feed
 
 log = logging.getLogger("millpond.fusefs")
 T = TypeVar("T")
@@ -65,7 +66,8 @@ class _Opening:
 
 class Answers:
     """The handlers, in `table`. One that must wait gives its work to `later(unique, work)`, and returns. `on_open` is told
-    the inode of each open, which costs a round trip for each; without it and `passthrough` the kernel does not ask."""
+    the inode of each open, which costs a round trip for each; without it and `passthrough` the kernel does not ask. `feed` is told
+    what the kernel has listed and read."""
 
     def __init__(
         self,
@@ -75,8 +77,10 @@ class Answers:
         ahead: ReadAhead,
         on_open: Callable[[int], None] | None = None,
         passthrough: Passthrough | None = None,
+        feed: Feed | None = None,
     ) -> None:
         self._fs = filesystem
+        self._feed = feed
         self._passthrough = passthrough
         self._reply = channel.reply
         self._error = channel.error
@@ -234,6 +238,8 @@ class Answers:
             parts, counted = await tell(inode, position, min(size, MAX_ANSWER))
             if not self._reply(unique, b"".join(parts)):
                 self._uncount(counted)
+            elif counted and self._feed is not None and (folder := self._fs.folder_of(inode)) is not None:
+                self._feed.listed(folder)
 
         if self._fs.must_ask(inode):
             self._later(unique, answer)
@@ -314,6 +320,7 @@ class Answers:
             whole = self._fs.whole(inode, size) if offset == 0 else None
             if whole is not None:
                 self._reply(unique, whole)
+                self._brought(inode, len(whole))
                 return
             handle = self._fs.open_stored(inode)
             if handle is None:
@@ -330,14 +337,19 @@ class Answers:
             self._later(unique, lambda: self._read_later(unique, inode, offset, size))
             return
         self._reply(unique, *parts)
-        if offset == 0 and not file.users and sum(map(len, parts)) < size:
-            self._close(inode)  # all of it: the kernel has it now
+        if offset == 0 and (length := sum(map(len, parts))) < size:
+            self._brought(inode, length)
+            if not file.users:
+                self._close(inode)  # all of it: the kernel has it now
 
     async def _read_later(self, unique: int, inode: int, offset: int, size: int) -> None:
         file = self._files.get(inode) or await self._open_waiting(inode)
         file.users += 1
         try:
-            self._reply(unique, *await self._fs.read(file.handle, offset, size))
+            parts = await self._fs.read(file.handle, offset, size)
+            self._reply(unique, *parts)
+            if offset == 0 and (length := sum(map(len, parts))) < size:
+                self._brought(inode, length)
         except FileError:
             # What was opened may be no good any more, as a remote object that was changed: the next read opens it anew.
             if self._files.get(inode) is file:
@@ -347,6 +359,11 @@ class Answers:
             file.users -= 1
             if self._files.get(inode) is not file and not file.users:
                 self._fs.release(file.handle)
+
+    def _brought(self, inode: int, size: int) -> None:
+        """The kernel has all of a file now."""
+        if self._feed is not None and inode & FILE_INODE_BIT:
+            self._feed.read(inode, size)
 
     async def _open_waiting(self, inode: int) -> _File:
         """Open a file whose source may have to be asked: once for all who want it now, who share the failure too."""

@@ -14,6 +14,7 @@ from millpond.fusefs.engines.passthrough import Passthrough
 from millpond.fusefs.engines.readahead import ReadAhead
 from millpond.fusefs.engines.session import Session
 from millpond.fusefs.filesystem import Filesystem
+from millpond.fusefs.filling.keeper import Keeper, why_not
 from millpond.fusefs.serving.servers import Servers
 
 
@@ -32,7 +33,9 @@ async def serve(filesystem: Filesystem, settings: EngineSettings, mounted: Calla
             if settings.materialize:
                 reader, folder = filesystem.reader, Path(settings.scratch)
                 passthrough = Passthrough(fd, filesystem, reader, nursery, folder=folder, budget=settings.materialize)
-            session = Session(filesystem, fd, nursery, ahead, settings.on_open, passthrough)
+            why = why_not(settings.place, given=given, recorded=settings.on_open is not None)
+            keeper = Keeper(settings.filler, filesystem, device=fd, place=settings.place, why_not=why)
+            session = Session(filesystem, fd, nursery, ahead, settings.on_open, passthrough, keeper.feed)
 
             filesystem.more_statistics.append(ahead.statistics)
             servers = Servers(
@@ -43,6 +46,7 @@ async def serve(filesystem: Filesystem, settings: EngineSettings, mounted: Calla
                 store=settings.store,
                 fixed=settings.serving,
                 most=settings.serving_most,
+                feed=lambda: keeper.fd,
             )
 
             async def announce() -> None:
@@ -51,6 +55,7 @@ async def serve(filesystem: Filesystem, settings: EngineSettings, mounted: Calla
                 ahead.begin(settings.place)
                 await mounted()
                 nursery.start_soon(servers.run)
+                nursery.start_soon(keeper.run, session.arrival)
 
             nursery.start_soon(announce)
             await session.run()

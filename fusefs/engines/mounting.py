@@ -6,8 +6,10 @@ The descriptor comes over the socket that `_FUSE_COMMFD` names, as libfuse's mou
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import socket
+import struct
 import subprocess
 
 from millpond.daemon.errors import MountError
@@ -21,12 +23,25 @@ PROGRAM = "fusermount3"
 _SECONDS = 20.0
 _FLAGS = MountFlag.RDONLY | MountFlag.NOSUID | MountFlag.NODEV | MountFlag.NOATIME
 _NOT_PRIVILEGED = (errno.EPERM, errno.EACCES)
+# linux/fuse.h: FUSE_DEV_IOC_CLONE, _IOR(229, 0, u32)
+_CLONE = 0x8004E500
 
 
 def mount(settings: EngineSettings) -> int:
     """Mount at `settings.place`; the descriptor of the kernel's requests. Raises MountError."""
     fd = _privileged(settings)
     return fd if fd is not None else _by_program(settings.place, mount_options(settings))
+
+
+def clone(fd: int) -> int:
+    """Another descriptor of a mount; what is read from one is answered on the same. Raises OSError."""
+    device = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(device, _CLONE, struct.pack("=I", fd))
+    except OSError:
+        os.close(device)
+        raise
+    return device
 
 
 def umount(place: str) -> None:

@@ -154,6 +154,10 @@ UNKNOWN_INODE = 0xFFFF_FFFF
 IN_HEADER = Struct("=IIQQIIIHH")
 # len u32, error i32, unique u64
 OUT_HEADER = Struct("=IiQ")
+# A notification has the unique 0, and its kind in the place of the error.
+NOTIFY_STORE = 4
+# nodeid, offset u64; size, padding u32; then the bytes
+STORE_OUT = Struct("=QQI4x")
 # major, minor, max_readahead, flags
 INIT_IN = Struct("=IIII")
 # flags2 u32, behind INIT_IN in newer kernels
@@ -189,4 +193,4 @@ BATCH_FORGET_IN = Struct("=II")
 FORGET_ONE = Struct("=QQ")
 
 assert (IN_HEADER.size, OUT_HEADER.size, INIT_OUT.size, ENTRY_OUT.size, ATTR_OUT.size) == (40, 16, 64, 128, 104)
-assert (READ_IN.size, STATFS_OUT.size, OPEN_OUT.size, DIRENT.size) == (40, 80, 16, 24)
+assert (READ_IN.size, STATFS_OUT.size, OPEN_OUT.size, DIRENT.size, STORE_OUT.size) == (40, 80, 16, 24, 24)

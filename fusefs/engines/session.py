@@ -32,6 +32,7 @@ from millpond.fusefs.engines.passthrough import Passthrough
 from millpond.fusefs.engines.protocol import IN_HEADER, Op
 from millpond.fusefs.engines.readahead import ReadAhead
 from millpond.fusefs.filesystem import Filesystem
+from millpond.fusefs.filling.feed import Feed
 
 log = logging.getLogger("millpond.fusefs")
 
@@ -68,12 +69,13 @@ class Session:
         ahead: ReadAhead,
         on_open: Callable[[int], None] | None = None,
         passthrough: Passthrough | None = None,
+        feed: Feed | None = None,
     ) -> None:
         self._fs = filesystem
         self._fd = fd
         self._nursery = nursery
         self._channel = Channel(fd)
-        self._answers = Answers(filesystem, self._channel, self._later, ahead, on_open, passthrough)
+        self._answers = Answers(filesystem, self._channel, self._later, ahead, on_open, passthrough, feed)
         self._table = {**self._answers.table, Op.INTERRUPT: self._interrupt}
         self._waiting: dict[int, _Waiting] = {}
         self._room = trio.Event()

@@ -2,7 +2,7 @@
 if anything must, and takes the next.
 
 `python -m millpond.fusefs.serving.server DEVICE SLOT DIRECTORIES SOCKET PARENT SETTINGS`: descriptors, the holder's pid, and
-{store, uid} as JSON. It ends when the mount does, when the holder hangs up, and with the holder.
+{store, uid, feed} as JSON. It ends when the mount does, when the holder hangs up, and with the holder.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from millpond.fusefs.engines.answers import Answers, Work
 from millpond.fusefs.engines.channel import Channel
 from millpond.fusefs.engines.protocol import IN_HEADER, Op
 from millpond.fusefs.engines.readahead import ReadAhead
+from millpond.fusefs.filling.feed import Feed
 from millpond.fusefs.serving import messages
 from millpond.fusefs.serving.shared import Counter, Directories, Slot
 from millpond.fusefs.serving.view import HandOver, ServedFilesystem
@@ -42,12 +43,14 @@ _ROW = 256
 class Server:
     """Requests of `device`, a clone of the mount's."""
 
-    def __init__(self, device: int, slot: Slot, sock: socket.socket, filesystem: ServedFilesystem) -> None:
+    def __init__(
+        self, device: int, slot: Slot, sock: socket.socket, filesystem: ServedFilesystem, feed: Feed | None
+    ) -> None:
         self._device = device
         self._slot = slot
         self._sock = sock
         self._fs = filesystem
-        answers = Answers(filesystem, Channel(device), _wait, ReadAhead(0))
+        answers = Answers(filesystem, Channel(device), _wait, ReadAhead(0), feed=feed)
         self._table = {op: answers.table[op] for op in _OURS}
         self._told_folder: bytes | None = None
         self._tell_at = time.monotonic() + _TELL_S
@@ -135,11 +138,12 @@ def main() -> None:
     slot.lock()
     os.close(slot_fd)
     os.close(directories_fd)
+    feed = Feed(socket.socket(fileno=settings["feed"])) if settings["feed"] >= 0 else None
     reader = StoreReader.open(Path(wirepath.decode(settings["store"])), _BUFFER_BYTES)
     with socket.socket(fileno=sock_fd) as sock:
         filesystem = ServedFilesystem(reader, directories, settings["uid"])
         try:
-            Server(device, slot, sock, filesystem).run()
+            Server(device, slot, sock, filesystem, feed).run()
             for message in messages.used(filesystem.take_used()):
                 sock.send(message)
         except (BrokenPipeError, ConnectionResetError):

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
 import socket
-import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import trio
 
 from millpond.daemon.jobs.process import stat_fields
 from millpond.daemon.rpc import framing
-from millpond.fusefs.engines.mounting import DEVICE
+from millpond.fusefs.engines import mounting
 from millpond.fusefs.engines.protocol import IN_HEADER
 from millpond.fusefs.engines.session import Session
 from millpond.fusefs.filesystem import Filesystem, Served
@@ -27,8 +26,6 @@ from millpond.fusefs.serving.shared import Counter, Directories, Slot
 
 log = logging.getLogger("millpond.fusefs")
 
-# linux/fuse.h: _IOR(229, 0, u32)
-_CLONE = 0x8004E500
 _SECOND = 1.0
 # Pauses before a server is replaced that ended unasked, and how long one that took no request must have lived for there to be none.
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S, _LIVED_S = 0.1, 30.0, 1.0
@@ -70,7 +67,7 @@ class _Server:
 
 class Servers:
     """Those of one mount, `device` being its descriptor. `fixed` processes in all; 0: as load has it, `most` of them (0: as the
-    cores allow)."""
+    cores allow). What they read is told on the descriptor that `feed` gives (-1: to nobody)."""
 
     def __init__(
         self,
@@ -82,12 +79,14 @@ class Servers:
         store: str,
         fixed: int,
         most: int,
+        feed: Callable[[], int] = lambda: -1,
     ) -> None:
         self._fs = filesystem
         self._session = session
         self._nursery = nursery
         self._device = device
-        self._settings = json.dumps({"store": store, "uid": filesystem.uid})
+        self._settings = {"store": store, "uid": filesystem.uid}
+        self._feed = feed
         self._fixed = fixed
         # How many processes there are to be.
         self._wanted = max(1, fixed)
@@ -166,13 +165,15 @@ class Servers:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             with theirs:
                 given = (place.device, place.slot_fd, place.directories, theirs.fileno())
+                feed = self._feed()
+                settings = json.dumps({**self._settings, "feed": feed})
                 # From this thread, which lives as long as the process does: the server is to end with it (PR_SET_PDEATHSIG).
                 process = subprocess.Popen(
                     [
                         *(sys.executable, "-P", "-m", "millpond.fusefs.serving.server"),
-                        *(*map(str, given), str(os.getpid()), self._settings),
+                        *(*map(str, given), str(os.getpid()), settings),
                     ],
-                    pass_fds=given,
+                    pass_fds=[*given, *([feed] if feed >= 0 else [])],
                     stdin=subprocess.DEVNULL,
                     cwd="/",
                 )
@@ -198,9 +199,8 @@ class Servers:
         if self._directories < 0:
             self._directories = Directories.create()
             self._fs.nodes.share(Directories(self._directories))
-        device = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
+        device = mounting.clone(self._device)
         try:
-            fcntl.ioctl(device, _CLONE, struct.pack("=I", self._device))
             slot_fd = Slot.create()
         except OSError:
             os.close(device)

@@ -16,8 +16,9 @@ import pytest
 from tests.fusefs.helpers import ROOT, File, eventually, mixed, mount, open_store, put_tree, share
 from tests.jobs.reach import for_everyone
 
-from millpond.daemon.mounts import kernel
+from millpond.daemon.mounts import connections, kernel
 from millpond.daemon.mounts.place import mounted_at
+from millpond.fusefs.filling.keeper import OFF
 
 pytestmark = pytest.mark.fuse
 DATA = mixed(3 << 20, 7)
@@ -42,7 +43,14 @@ def test_it_goes_without_what_it_may_not_and_says_so(base: Path) -> None:
         assert stats["read_ahead_kb"] == 128 and "may not be set here" in stats["read_ahead_why"]
         assert kernel.why_no_read_ahead() == "only root may set it, and where /sys can be written"
         assert not stats["errors"] and not stats["serving_why"] and not stats["passthrough_files"]
+        assert stats["filler"] is None and stats["filling_why"] == OFF
         assert not mounted.umount().returncode and mounted.ended() == 0
+    with mount(base / "store", totals, base / "m", fill=True) as mounted:
+        stats = mounted.stats()
+        if os.path.ismount(connections.CONTROL):
+            assert stats["filler"] and not stats["filling_why"]
+        else:
+            assert stats["filler"] is None and stats["filling_why"].startswith("only root could end the mount")
     (base / "closed").mkdir(mode=0o555)
     with pytest.raises(AssertionError, match='"kind": "mount"') as refused:
         mount(base / "store", totals, base / "closed").__enter__()
@@ -57,14 +65,22 @@ def home() -> Iterator[Path]:
         yield Path(folder)
 
 
-def run_as_nobody(home: Path, *args: str, seconds: float = 100) -> str:
-    """Run tests as a plain user; what pytest says in its last line. All must pass."""
+# For `sh -c`: a command as a plain user, in a mount namespace where the kernel's control files of FUSE are.
+WITH_FUSECTL = (
+    "mount -t fusectl none /sys/fs/fuse/connections && "
+    f'exec setpriv --reuid={NOBODY} --regid={NOBODY} --clear-groups "$@"'
+)
+
+
+def run_as_nobody(home: Path, *args: str, seconds: float = 100, fusectl: bool = False) -> str:
+    """Run tests as a plain user; what pytest says in its last line. All must pass. With `fusectl` he can end his own mounts."""
     program = shutil.which("fusermount3")
     if program is None or not os.stat(program).st_mode & stat.S_ISUID:
         pytest.skip("fusermount3 is not there for plain users")
     reach = for_everyone()
     done = subprocess.run(
         [
+            *(("unshare", "--mount", "sh", "-c", WITH_FUSECTL, "sh") if fusectl else ()),
             *(reach.python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "addopts="),
             *("--import-mode=importlib", "--tb=short", "-rf", *args),
         ],
@@ -76,9 +92,9 @@ def run_as_nobody(home: Path, *args: str, seconds: float = 100) -> str:
             "HYPOTHESIS_STORAGE_DIRECTORY": os.fspath(home / "hypothesis"),
             "LANG": "C.UTF-8",
         },
-        user=NOBODY,
-        group=NOBODY,
-        extra_groups=[],
+        user=None if fusectl else NOBODY,
+        group=None if fusectl else NOBODY,
+        extra_groups=None if fusectl else [],
         cwd=ROOT if reach.copies is None else reach.copies,
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -93,6 +109,15 @@ def run_as_nobody(home: Path, *args: str, seconds: float = 100) -> str:
 def test_a_plain_users_mount(home: Path) -> None:
     module = "tests/fusefs/test_unprivileged.py::test_it_goes_without_what_it_may_not_and_says_so"
     assert re.match(r"1 passed", run_as_nobody(home, module))
+
+
+@pytest.mark.root
+def test_a_plain_user_who_can_end_his_mounts_has_them_filled_ahead_whoever_is_killed(home: Path) -> None:
+    kills, module = "tests/fusefs/test_filling_kills.py", "tests/fusefs/test_unprivileged.py"
+    own = f"{module}::test_it_goes_without_what_it_may_not_and_says_so"
+    brought = "tests/fusefs/test_filling.py::test_what_is_brought_is_what_was_stored"
+    last = run_as_nobody(home, "-m", "not root and not long", kills, own, brought, fusectl=True)
+    assert re.match(r"8 passed", last), last
 
 
 @pytest.mark.root

@@ -1,0 +1,44 @@
+"""The connection of a mount whose holder is gone, ended for good.
+
+It ends by itself when the last descriptor is closed, but a filler (fusefs/filling/) may have one that it cannot close, because it waits in
+the kernel for a page that only an answer unlocks. Nothing here touches the mounted file system.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from millpond.daemon.mounts import syscalls
+from millpond.daemon.mounts.kernel import is_machines, is_privileged
+from millpond.daemon.mounts.place import FSTYPE, MountEntry, mounted_at
+
+# fusectl: a folder a connection, with files of the user who mounted.
+CONTROL = Path("/sys/fs/fuse/connections")
+
+
+def why_not(entry: MountEntry) -> str:
+    """Why this process's user could not abort the connection of a mount; "" when he can."""
+    if os.access(_abort_file(entry), os.W_OK):
+        return ""
+    # umount2(MNT_FORCE) is for who is root outside of all containers.
+    if is_privileged() and is_machines("user"):
+        return ""
+    return f"only root could end the mount if its processes were killed, as {CONTROL} is not mounted"
+
+
+def abort(mountpoint: str) -> bool:
+    """End what of ours is mounted on top at exactly this path, whose holder is gone; whether anything was there. Who waits for it gets an
+    error; where that takes umount2 it is unmounted too, unless it is in use. Raises OSError where it may not be done."""
+    entry = mounted_at(mountpoint)
+    if entry is None or entry.fstype != FSTYPE:
+        return False
+    try:
+        _abort_file(entry).write_bytes(b"1")
+    except OSError:
+        syscalls.abort(os.fsencode(mountpoint))
+    return True
+
+
+def _abort_file(entry: MountEntry) -> Path:
+    return CONTROL / entry.device.partition(":")[2] / "abort"

@@ -1,0 +1,38 @@
+"""What passes between a mount's processes and its filler: one SOCK_SEQPACKET message each, whose first byte says what it is."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+
+# To the filler: folders that were listed; small files that a READ brought; a clone of the mount's descriptor comes with this.
+LISTED, READ, DEVICE = b"L", b"R", b"D"
+# From it: it wants a clone; why it ends; and segments that it read (serving.messages.used).
+WANTED, ENDED = b"W", b"E"
+# Longer than any message.
+MAX_BYTES = 64 << 10
+FOLDER_BYTES = 32
+# Folders of one message.
+MOST_FOLDERS = 512
+# inode u64, bytes u32
+_FILE = struct.Struct("=QI")
+
+
+def listed(folders: Iterable[bytes]) -> bytes:
+    """The message that tells up to MOST_FOLDERS folders."""
+    return LISTED + b"".join(folders)
+
+
+def folders_of(body: bytes) -> list[bytes]:
+    """The folders of a message of `listed`, without its first byte."""
+    return [body[at : at + FOLDER_BYTES] for at in range(0, len(body), FOLDER_BYTES)]
+
+
+def read(files: Iterable[tuple[int, int]]) -> bytes:
+    """The message that tells (inode, bytes) of files."""
+    return READ + b"".join(_FILE.pack(inode, size) for inode, size in files)
+
+
+def files_of(body: bytes) -> list[tuple[int, int]]:
+    """The files of a message of `read`, without its first byte."""
+    return list(_FILE.iter_unpack(body))

@@ -1,0 +1,140 @@
+"""Which files are brought into the page cache, and when not: decided from what was listed and what was read. No file is touched here."""
+
+from __future__ import annotations
+
+from array import array
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import islice
+
+from millpond.fusefs.filling.feed import MAX_BYTES, TOGETHER, WITHIN_S
+
+# Listed folders that are known at most, and files of those that were looked into.
+MOST_FOLDERS = 8192
+MOST_FILES = 1 << 17
+# Files of a folder that are read before its others are brought.
+READ_OF_FOLDER = 2
+# Bytes brought, at most: so many times those read, and some to begin with.
+TIMES, FIRST_BYTES = 8, 4 << 20
+# Seconds without a READ after which nothing more is brought, and after which all is as at the beginning.
+PAUSE_S, QUIET_S = 1.0, 10.0
+
+
+@dataclass(slots=True)
+class _Folder:
+    """Inodes and bytes of a folder's small files; how many were read; where to go on."""
+
+    inodes: array[int]
+    sizes: array[int]
+    read: int = 0
+    next: int = 0
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all were read or brought."""
+        return not self.inodes
+
+
+class Plan:
+    """`files_of(folder, largest, most)` tells inodes and bytes of the files in a folder; `room()` how many bytes of memory may be filled.
+    Times are seconds of one clock."""
+
+    def __init__(
+        self, files_of: Callable[[bytes, int, int], tuple[array[int], array[int]]], room: Callable[[], int]
+    ) -> None:
+        self._files_of = files_of
+        self._room_of = room
+        # Folders that were told, and not looked into yet.
+        self._told: OrderedDict[bytes, None] = OrderedDict()
+        self._known: OrderedDict[bytes, _Folder] = OrderedDict()
+        # Files that were neither read nor brought.
+        self._left: dict[int, _Folder] = {}
+        self._due: deque[_Folder] = deque()
+        self._times: deque[float] = deque(maxlen=TOGETHER)
+        self._going = False
+        self._last = -QUIET_S - 1.0
+        self._room = 0
+        self._read_bytes = self._brought_bytes = 0
+
+    def listed(self, folders: Iterable[bytes]) -> None:
+        """The kernel knows the inodes of these folders' files."""
+        for folder in folders:
+            known = self._known.get(folder)
+            if known is not None and known.is_done:  # the kernel had forgotten its entries, so the pages, too
+                del self._known[folder]
+            if folder not in self._known:
+                self._told[folder] = None
+        while len(self._told) + len(self._known) > MOST_FOLDERS and self._told:
+            self._told.popitem(last=False)
+
+    def read(self, files: Iterable[tuple[int, int]], now: float) -> None:
+        """READs brought these (inode, bytes)."""
+        if now - self._last > QUIET_S:
+            self.rest()
+            self._room = self._room_of()
+        self._last = now
+        self._look_into()
+        for inode, size in files:
+            folder = self._left.pop(inode, None)
+            if folder is None:
+                continue
+            self._read_bytes += size
+            self._times.append(now)
+            folder.read += 1
+            if folder.read == READ_OF_FOLDER:
+                self._due.append(folder)
+        if len(self._times) == TOGETHER and now - self._times[0] <= WITHIN_S:
+            self._going = True
+
+    def take(self, most: int, now: float) -> list[int]:
+        """The next files to bring, `most` at most; none when there is nothing to do for now. They count as brought."""
+        found: list[int] = []
+        if not self.is_going(now):
+            return found
+        left = min(TIMES * self._read_bytes + FIRST_BYTES, self._room) - self._brought_bytes
+        while self._due and len(found) < most:
+            folder = self._due[0]
+            for number in range(folder.next, len(folder.inodes)):
+                inode, size = folder.inodes[number], folder.sizes[number]
+                if len(found) >= most or size > left:
+                    folder.next = number
+                    return found
+                # Equal files of several folders are one inode.
+                if self._left.pop(inode, None) is not None:
+                    found.append(inode)
+                    left -= size
+                    self._brought_bytes += size
+            self._due.popleft()
+            # All of them were read or brought: its name alone is kept.
+            folder.inodes, folder.sizes = array("Q"), array("I")
+        return found
+
+    def is_going(self, now: float) -> bool:
+        """Whether somebody reads many small files just now."""
+        if now - self._last > PAUSE_S:
+            self._going = False
+        return self._going
+
+    def rest(self) -> None:
+        """Nobody reads: be as at the beginning, and know folders' names alone."""
+        self._told = OrderedDict.fromkeys(islice([*self._told, *self._known], MOST_FOLDERS))
+        self._known.clear()
+        self._left.clear()
+        self._due.clear()
+        self._times.clear()
+        self._going = False
+        self._read_bytes = self._brought_bytes = 0
+
+    def give_up(self) -> None:
+        """The kernel does not know the inodes any more: forget all folders. They count again when they are listed."""
+        for each in (self._told, self._known, self._left, self._due):
+            each.clear()
+
+    def _look_into(self) -> None:
+        """Learn the files of told folders, as far as there is room: of one that takes more than half of it perhaps not all."""
+        while self._told and len(self._left) <= MOST_FILES // 2:
+            key, _ = self._told.popitem(last=False)
+            inodes, sizes = self._files_of(key, MAX_BYTES, MOST_FILES - len(self._left))
+            folder = self._known[key] = _Folder(inodes, sizes)
+            self._left.update(dict.fromkeys(inodes, folder))

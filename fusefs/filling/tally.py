@@ -1,0 +1,58 @@
+"""What a filler has done, where its holder sees it."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+
+_COUNTS = struct.Struct("=QQ")
+
+
+class Tally:
+    """Files and bytes that were brought: memory that a fork shares."""
+
+    def __init__(self) -> None:
+        self._map = mmap.mmap(-1, mmap.PAGESIZE)
+
+    def add(self, size: int) -> None:
+        """One file more, of `size` bytes. One process does."""
+        files, total = _COUNTS.unpack_from(self._map)
+        _COUNTS.pack_into(self._map, 0, files + 1, total + size)
+
+    def counts(self) -> tuple[int, int]:
+        """Files and bytes so far."""
+        files, total = _COUNTS.unpack_from(self._map)
+        return files, total
+
+
+def available_bytes() -> int:
+    """Memory that could be used now without taking any from programs: MemAvailable, or what this process's cgroups leave, if that is less;
+    0 where it is not told."""
+    found = []
+    try:
+        with open("/proc/meminfo") as file:
+            found += [int(line.split()[1]) << 10 for line in file if line.startswith("MemAvailable:")]
+    except OSError:
+        return 0
+    return min([*found, *_limits()]) if found else 0
+
+
+def _limits() -> list[int]:
+    """What memory.max says of the cgroup of this process and of those above it."""
+    found = []
+    try:
+        with open("/proc/self/cgroup") as file:
+            path = next((line.rstrip("\n")[3:] for line in file if line.startswith("0::")), "/")
+        while True:
+            name = f"/sys/fs/cgroup{path}/memory.max"
+            if os.path.exists(name):
+                with open(name) as file:
+                    text = file.read().strip()
+                found += [] if text == "max" else [int(text)]
+            if path in ("/", ""):
+                break
+            path = os.path.dirname(path)
+    except (OSError, ValueError):
+        pass  # no cgroups of the second version: there is no limit that we know of
+    return found

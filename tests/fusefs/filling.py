@@ -1,0 +1,118 @@
+"""Helpers for mounts whose page cache is filled ahead, and for the one moment that matters: a filler that waits for a page of a READ that nobody takes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.fusefs.helpers import File, Node, eventually
+
+from millpond.daemon.jobs.process import stat_fields
+from millpond.daemon.mounts import connections
+from millpond.daemon.mounts.kernel import is_machines, is_privileged
+
+# Of the tree below: files of a few bytes, and files of LARGE bytes of which the first budget is for less than half.
+TINY, LARGE_FILES, LARGE = 64, 120, 100_000
+# Which large file is read while it is to be brought: one of the first that the second budget is for.
+HELD = 50
+
+possible = pytest.mark.skipif(
+    not is_machines("pid") or not (os.path.ismount(connections.CONTROL) or (is_privileged() and is_machines("user"))),
+    reason="there is no filler here",
+)
+
+
+def large(number: int) -> bytes:
+    return random.Random(number).randbytes(LARGE)
+
+
+def tree() -> dict[bytes, Node]:
+    """Two folders: `a` of tiny files, `b` of two tiny ones and large ones behind."""
+    found: dict[bytes, Node] = {b"a/%03d" % number: File(b"tiny %d" % number) for number in range(TINY)}
+    found |= {b"b/%03d" % number: File(b"small %d" % number) for number in range(2)}
+    return found | {b"b/%03d" % number: File(large(number)) for number in range(2, LARGE_FILES)}
+
+
+def list_all(place: Path) -> list[Path]:
+    """As a training loader does: all files, none of which is looked at."""
+    return [Path(top) / name for top, _, names in os.walk(place) for name in sorted(names)]
+
+
+def state_of(pid: int) -> str:
+    """R, S, D, T, Z ...; "" when it is gone."""
+    fields = stat_fields(pid)
+    return "" if fields is None else fields[0].decode()
+
+
+def gone(pid: int) -> bool:
+    return state_of(pid) in ("", "Z", "X")
+
+
+def stopped(pid: int) -> None:
+    os.kill(pid, signal.SIGSTOP)
+    eventually(lambda: state_of(pid) == "T", f"{pid} is stopped")
+
+
+# Reads a file; says "right" when it has the SHA-256 that is told, "wrong", or the error's number.
+_READER = """
+import hashlib, sys
+try:
+    data = open(sys.argv[1], "rb", buffering=0).read(1 << 20)
+except OSError as error:
+    print("errno", error.errno)
+else:
+    print("right" if hashlib.sha256(data).hexdigest() == sys.argv[2] else "wrong")
+"""
+
+
+def read_apart(path: Path, content: bytes) -> subprocess.Popen[str]:
+    """A program that reads a file and tells how that went."""
+    expected = hashlib.sha256(content).hexdigest()
+    return subprocess.Popen(
+        [sys.executable, "-c", _READER, os.fspath(path), expected], stdout=subprocess.PIPE, text=True
+    )
+
+
+def hold_up(place: Path, holder: int, stats: Callable[[], dict[str, Any]]) -> tuple[int, subprocess.Popen[str]]:
+    """Of a mount of `tree`: a reader's READ waits, as the holder is stopped, and the filler waits for its page, in a sleep that no signal
+    ends. The filler's pid, and the reader."""
+    list_all(place)
+    for number in range(14):
+        (place / f"a/{number:03}").read_bytes()
+    for number in range(2):
+        (place / f"b/{number:03}").read_bytes()
+    least = TINY - 14 + (4 << 20) // LARGE - 1
+    eventually(lambda: int(stats()["filled_files"]) >= least, "the first budget is used up")
+    filler = int(stats()["filler"])
+    stopped(filler)
+    try:
+        for number in range(LARGE_FILES - 16, LARGE_FILES):
+            assert (place / f"b/{number:03}").read_bytes() == large(number)
+        assert int(stats()["filled_files"]) < least + HELD - (4 << 20) // LARGE
+        stopped(holder)
+        reader = read_apart(place / f"b/{HELD:03}", large(HELD))
+        eventually(lambda: state_of(reader.pid) == "D", "a reader waits for its page")
+    finally:
+        os.kill(filler, signal.SIGCONT)
+    eventually(lambda: state_of(filler) == "D", "the filler waits for the page, too")
+    return filler, reader
+
+
+def fusectl(folder: Path) -> Path:
+    """The kernel's control files, mounted where nobody else looks for them."""
+    place = folder / "connections"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "fusectl", "none", place], check=True)
+    return place
+
+
+def drop_fusectl(folder: Path) -> None:
+    subprocess.run(["umount", folder / "connections"], check=True)

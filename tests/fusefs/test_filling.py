@@ -1,0 +1,389 @@
+"""The page cache filled ahead: which files are brought and which are not, and that what is brought is what was stored."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import random
+import socket
+import subprocess
+import sys
+import threading
+import time
+from array import array
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.fusefs import filling
+from tests.fusefs.filling import list_all
+from tests.fusefs.helpers import PYTHONPATH, File, Mounted, Node, eventually, mount, open_store, put_tree, share
+from tests.fusefs.test_damage import flip
+
+from millpond.daemon.mounts import connections
+from millpond.daemon.mounts.place import mounted_at
+from millpond.fusefs.filling import messages, plan
+from millpond.fusefs.filling.feed import MAX_BYTES, TOGETHER, Feed
+from millpond.fusefs.filling.keeper import OFF, why_not
+from millpond.fusefs.filling.plan import FIRST_BYTES, PAUSE_S, QUIET_S, TIMES, Plan
+from millpond.fusefs.filling.tally import available_bytes
+
+# Around pages, and around what is too large to be brought.
+SIZES = (0, 1, 4095, 4096, 4097, 20_000, 65_536, 65_537, MAX_BYTES - 1, MAX_BYTES, MAX_BYTES + 1)
+
+
+def content(size: int, number: int) -> bytes:
+    """Half of it compresses; different for each number, where there is room for that."""
+    noise = random.Random(f"{size} {number}").randbytes((size + 1) // 2)
+    return (noise + b"\x07" * size)[:size]
+
+
+def many(folders: int, files: int) -> dict[bytes, Node]:
+    """Files of all SIZES in each folder, and small ones."""
+    tree: dict[bytes, Node] = {}
+    for folder in range(folders):
+        for number in range(files):
+            size = SIZES[number] if number < len(SIZES) else 500 + 37 * number
+            tree[b"%02d/%04d" % (folder, number)] = File(content(size, folder * 10_000 + number))
+    return tree
+
+
+@contextlib.contextmanager
+def filled(base: Path, tree: Mapping[bytes, Node], **more: Any) -> Iterator[Mounted]:
+    """The tree, mounted; nothing of it has been looked at."""
+    store = open_store(base / "store")
+    try:
+        totals = put_tree(store, tree)
+    finally:
+        store.close()
+    with mount(base / "store", totals, base / "m", fill=True, **more) as mounted:
+        yield mounted
+
+
+def epoch(place: Path, tree: Mapping[bytes, Node], readers: int, seed: int = 1) -> list[bytes]:
+    """Read everything in an order without locality; the files that did not hold what they should, or could not be read."""
+    paths = [os.fsencode(path.relative_to(place)) for path in list_all(place)]
+    random.Random(seed).shuffle(paths)
+
+    def read(part: list[bytes]) -> list[bytes]:
+        wrong = []
+        for path in part:
+            node = tree[path]
+            assert isinstance(node, File)
+            try:
+                data = (place / os.fsdecode(path)).read_bytes()
+            except OSError as error:
+                data = b"errno %d" % (error.errno or 0)
+            wrong += [path] if data != node.data else []
+        return wrong
+
+    with ThreadPoolExecutor(readers) as pool:
+        return [path for part in pool.map(read, [paths[n::readers] for n in range(readers)]) for path in part]
+
+
+# -- what is decided -----------------------------------------------------------------------------------------------
+
+
+def listing(files: Mapping[bytes, Mapping[int, int]], room: int = 1 << 40) -> Plan:
+    """A plan over folders of inode -> bytes."""
+
+    def files_of(folder: bytes, largest: int, most: int) -> tuple[array[int], array[int]]:
+        rows = [(inode, size) for inode, size in files[folder].items() if 0 < size <= largest][:most]
+        return array("Q", [inode for inode, _ in rows]), array("I", [size for _, size in rows])
+
+    return Plan(files_of, lambda: room)
+
+
+ONE = {b"f" * 32: {inode: 1000 for inode in range(100)}}
+
+
+def test_a_listing_alone_and_a_few_reads_bring_nothing() -> None:
+    made = listing(ONE)
+    made.listed(ONE)
+    assert not made.take(1000, 1.0)
+    made.read([(inode, 1000) for inode in range(TOGETHER - 1)], 1.0)
+    assert not made.take(1000, 1.0)
+    made.read([(50, 1000)], 1.5)
+    assert made.take(1000, 1.5) == [inode for inode in range(TOGETHER - 1, 100) if inode != 50]
+    assert not made.take(1000, 1.5)
+
+
+def test_what_was_not_listed_or_is_read_slowly_brings_nothing() -> None:
+    made = listing(ONE)
+    made.read([(inode, 1000) for inode in range(50)], 1.0)
+    assert not made.take(1000, 1.0)
+    made.listed(ONE)
+    for second in range(30):
+        made.read([(second, 1000)], float(second))
+        assert not made.take(1000, float(second))
+
+
+def test_folders_of_which_one_file_was_read_are_left_alone() -> None:
+    folders = {b"%032d" % folder: {folder * 100 + n: 10 for n in range(10)} for folder in range(40)}
+    made = listing(folders)
+    made.listed(folders)
+    made.read([(folder * 100, 10) for folder in range(40)], 1.0)
+    assert not made.take(1000, 1.0)
+    made.read([(301, 10)], 1.0)
+    assert made.take(1000, 1.0) == list(range(302, 310))
+
+
+def test_it_pauses_when_nobody_reads_and_begins_anew_after_a_while() -> None:
+    made = listing(ONE)
+    made.listed(ONE)
+    made.read([(inode, 1000) for inode in range(20)], 1.0)
+    assert len(made.take(30, 1.0)) == 30
+    assert not made.take(30, 1.1 + PAUSE_S)
+    made.read([(99, 1000)], 3.0)
+    assert made.take(1000, 3.0) == list(range(50, 99))
+    # The pages have gone meanwhile, as READs tell; all of it is brought again.
+    late = 3.1 + QUIET_S
+    made.read([(inode, 1000) for inode in range(20)], late)
+    assert made.take(1000, late) == list(range(20, 100))
+    # And when it is listed again, at once.
+    made.listed(ONE)
+    made.read([(inode, 1000) for inode in range(20)], late)
+    assert made.take(1000, late) == list(range(20, 100))
+    made.give_up()
+    made.read([(inode, 1000) for inode in range(20)], late)
+    assert not made.take(1000, late)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.data())
+def test_it_never_brings_more_than_its_budget_nor_anything_twice_nor_what_was_read(data: st.DataObject) -> None:
+    sizes = st.integers(1, MAX_BYTES)
+    folders = {
+        b"%032d" % number: {number * 1000 + n: data.draw(sizes) for n in range(data.draw(st.integers(1, 60)))}
+        for number in range(data.draw(st.integers(1, 8)))
+    }
+    room = data.draw(st.sampled_from([1 << 40, 1 << 20]))
+    made = listing(folders, room)
+    made.listed(folders)
+    all_sizes = {inode: size for files in folders.values() for inode, size in files.items()}
+    read: set[int] = set()
+    brought: set[int] = set()
+    for _ in range(data.draw(st.integers(1, 20))):
+        now = data.draw(st.lists(st.sampled_from(sorted(all_sizes)), min_size=1, max_size=16, unique=True))
+        made.read([(inode, all_sizes[inode]) for inode in now], 1.0)
+        read |= set(now)
+        found = made.take(data.draw(st.integers(1, 600)), 1.0)
+        assert not set(found) & (read | brought) and len(set(found)) == len(found)
+        brought |= set(found)
+        assert sum(all_sizes[inode] for inode in brought) <= min(
+            room, FIRST_BYTES + TIMES * sum(all_sizes[inode] for inode in read)
+        )
+
+
+def test_what_is_known_has_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "MOST_FILES", 250)
+    monkeypatch.setattr(plan, "MOST_FOLDERS", 10)
+    folders = {b"%032d" % folder: {folder * 1000 + n: 10 for n in range(100)} for folder in range(12)}
+    made = listing(folders)
+    made.listed(folders)
+    brought: list[int] = []
+    for _ in range(12):
+        made.read([(folder * 1000 + n, 10) for folder in range(12) for n in range(8)], 1.0)
+        brought += made.take(10_000, 1.0)
+    # Two folders at a time; the ten that were listed last.
+    assert len(brought) == 10 * 92 and {inode // 1000 for inode in brought} == set(range(2, 12))
+
+
+def test_the_feed_never_waits_and_tells_quick_readers_alone() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        feed = Feed(ours)
+        feed.listed(b"a" * 32)
+        feed.listed(b"b" * 32)
+        for inode in range(TOGETHER - 1):
+            feed.read(inode, 5)
+        feed.read(77, MAX_BYTES + 1)
+        theirs.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            theirs.recv(100)
+        feed.read(99, 6)
+        kind, body = (got := theirs.recv(messages.MAX_BYTES))[:1], got[1:]
+        assert kind == messages.LISTED and messages.folders_of(body) == [b"a" * 32, b"b" * 32]
+        kind, body = (got := theirs.recv(messages.MAX_BYTES))[:1], got[1:]
+        assert kind == messages.READ
+        assert messages.files_of(body) == [*((inode, 5) for inode in range(TOGETHER - 1)), (99, 6)]
+        began = time.monotonic()
+        for inode in range(200_000):  # nobody takes them
+            feed.read(inode, 5)
+        assert time.monotonic() - began < 20
+    feed.listed(b"c" * 32)
+    for inode in range(TOGETHER):  # nobody is there
+        feed.read(inode, 5)
+
+
+def test_the_memory_that_is_available_is_told() -> None:
+    with open("/proc/meminfo") as file:
+        total = int(next(line.split()[1] for line in file if line.startswith("MemTotal:"))) << 10
+    assert 0 < available_bytes() <= total
+
+
+# -- mounts --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.fuse
+@filling.possible
+@pytest.mark.parametrize("serving", [1, pytest.param(3, marks=pytest.mark.long)])
+def test_what_is_brought_is_what_was_stored(base: Path, serving: int) -> None:
+    tree = many(8, 60)
+    with filled(base, tree, serving=serving) as mounted:
+        if serving > 1:
+            eventually(lambda: len(mounted.stats()["servers"]) == serving - 1, "there are servers")
+            share(mounted)
+        assert epoch(mounted.place, tree, 4) == []
+        stats = mounted.stats()
+        assert stats["filled_files"] > 0 and not stats["filling_why"] and not stats["errors"]
+        assert stats["reads"] + stats["filled_files"] >= len(tree) - 8  # empty ones are not asked for
+        # All of it is in the page cache now, from wherever: nobody is asked for anything.
+        reads = stats["reads"]
+        assert epoch(mounted.place, tree, 4, seed=2) == []
+        assert mounted.stats()["reads"] == reads
+        # What was brought was used, as eviction sees it.
+        eventually(lambda: bool(mounted.ask("used")["segments"]), "segments are told")
+
+
+@pytest.mark.fuse
+@filling.possible
+def test_pages_that_go_while_they_are_brought_come_again(base: Path) -> None:
+    tree = many(6, 60)
+    done = threading.Event()
+
+    def forget(place: Path) -> None:
+        rng = random.Random(5)
+        paths = [place / os.fsdecode(path) for path in tree]
+        while not done.is_set():
+            fd = os.open(rng.choice(paths), os.O_RDONLY)
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(fd)
+
+    with filled(base, tree) as mounted:
+        list_all(mounted.place)
+        with ThreadPoolExecutor(2) as pool:
+            for _ in range(2):
+                pool.submit(forget, mounted.place)
+            try:
+                for seed in range(3):
+                    assert epoch(mounted.place, tree, 2, seed) == []
+            finally:
+                done.set()
+        assert mounted.stats()["filled_files"] > 0 and not mounted.stats()["errors"]
+
+
+@pytest.mark.fuse
+@pytest.mark.root
+@pytest.mark.long
+@filling.possible
+def test_all_caches_dropped_while_it_brings(base: Path) -> None:
+    tree = many(20, 100)
+    with filled(base, tree) as mounted:
+        for seed in range(6):
+            dropping = subprocess.Popen(["sh", "-c", "for n in 1 2 3 4; do echo 3 > /proc/sys/vm/drop_caches; done"])
+            assert epoch(mounted.place, tree, 4, seed) == []
+            assert dropping.wait(60) == 0
+        stats = mounted.stats()
+        assert stats["filled_files"] > 0 and not stats["errors"] and not stats["filling_why"]
+
+
+@pytest.mark.fuse
+@filling.possible
+def test_what_is_damaged_is_left_to_read_which_says_so(base: Path) -> None:
+    tree = many(2, 100)
+    hurt = (b"00/0050", b"01/0005", b"01/0099")
+    store = open_store(base / "store")
+    try:
+        totals = put_tree(store, tree)
+    finally:
+        store.close()
+    for path in hurt:
+        node = tree[path]
+        assert isinstance(node, File)
+        flip(base / "store", node.data[: len(node.data) // 3])
+    with mount(base / "store", totals, base / "m", fill=True) as mounted:
+        paths = sorted(tree)
+        list_all(mounted.place)
+        for path in (
+            path for path in paths if path not in hurt
+        ):  # the damaged ones are brought, if ever, before they are read
+            node = tree[path]
+            assert isinstance(node, File)
+            assert (mounted.place / os.fsdecode(path)).read_bytes() == node.data
+        assert mounted.stats()["filled_files"] > 0
+        time.sleep(0.2)
+        for path in hurt:
+            with pytest.raises(OSError) as failed:
+                (mounted.place / os.fsdecode(path)).read_bytes()
+            assert failed.value.errno == errno.EIO
+        assert mounted.stats()["errors"] >= len(hurt) and not mounted.stats()["filling_why"]
+
+
+@pytest.mark.fuse
+@filling.possible
+def test_who_lists_and_reads_little_or_large_files_wakes_nobody(base: Path) -> None:
+    tree: dict[bytes, Node] = {**many(2, 40), **{b"large/%d" % n: File(content(300_000, n)) for n in range(30)}}
+    with filled(base, tree) as mounted:
+        list_all(mounted.place)
+        for number in range(TOGETHER - 2):
+            (mounted.place / f"00/{20 + number:04}").read_bytes()
+        for number in range(30):
+            assert (mounted.place / f"large/{number}").read_bytes() == content(300_000, number)
+        time.sleep(0.3)
+        stats = mounted.stats()
+        assert stats["filler"] and not stats["filled_files"] and not stats["filling_why"]
+        # It has nothing open but what leads to the holder.
+        opened = [os.readlink(f"/proc/{stats['filler']}/fd/{fd}") for fd in os.listdir(f"/proc/{stats['filler']}/fd")]
+        assert not [name for name in opened if name.endswith((".seg", ".mdb", "/dev/fuse"))]
+
+
+@pytest.mark.fuse
+def test_where_there_is_none_the_mount_says_why(base: Path) -> None:
+    tree = many(2, 40)
+    with filled(base, tree, engine="pyfuse3") as mounted:
+        assert epoch(mounted.place, tree, 2) == []
+        assert not mounted.stats().get("filled_files")
+    with filled(base, tree) as mounted:
+        place, entry = os.fspath(mounted.place), mounted_at(os.fspath(mounted.place))
+        assert entry is not None
+        assert "recorded" in why_not(place, given=False, recorded=True)
+        assert "system mode" in why_not(place, given=True, recorded=False)
+        assert "not in the kernel's table" in why_not(os.fspath(base), given=False, recorded=False)
+    store = open_store(base / "store")
+    totals = put_tree(store, tree)
+    store.close()
+    with mount(base / "store", totals, base / "m", fill=False) as mounted:
+        assert epoch(mounted.place, tree, 2) == []
+        assert mounted.stats()["filling_why"] == OFF and mounted.stats()["filler"] is None
+
+
+@pytest.mark.fuse
+@pytest.mark.root
+@pytest.mark.parametrize("namespace", ["user", "pid"])
+def test_there_is_none_in_a_container(base: Path, namespace: str) -> None:
+    with filled(base, many(1, 20)) as mounted:
+        program = (
+            "import sys\nfrom millpond.fusefs.filling.keeper import why_not\n"
+            "print(why_not(sys.argv[1], given=False, recorded=False))"
+        )
+        options = {"user": ["--user", "--map-root-user"], "pid": ["--pid", "--fork", "--mount-proc"]}[namespace]
+        done = subprocess.run(
+            ["unshare", *options, sys.executable, "-c", program, mounted.place],
+            env={"PATH": os.environ["PATH"], "PYTHONPATH": PYTHONPATH},
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
+        )
+        if namespace == "pid":
+            assert "not in a container" in done.stdout
+        elif not connections.CONTROL.glob("*"):
+            assert (
+                f"only root could end the mount if its processes were killed, as {connections.CONTROL}" in done.stdout
+            )

@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from millpond.daemon.errors import CancelledError, RemoteError
-from millpond.daemon.remote.backend import Got
+from millpond.daemon.remote.backend import Data, Got
 from millpond.daemon.remote.pace import Budget, Pace
 
 T = TypeVar("T")
@@ -89,6 +89,15 @@ class Flow:
         """Wait until `size` bytes are paid for."""
         if self._budget is not None and (wait := self._budget.wait_s(size)):
             self.stop.wait(wait)
+
+    def paid(self, pieces: Iterable[Data]) -> Iterable[Data]:
+        """The pieces, each when it is paid for."""
+        return pieces if self._budget is None else self._paying(pieces)
+
+    def _paying(self, pieces: Iterable[Data]) -> Iterator[Data]:
+        for piece in pieces:
+            self.pause(len(piece))
+            yield piece
 
     def attempt(self, call: Callable[[], T], tries: int = _TRIES, *, patience_s: float = DEADLINE_S) -> T:
         """A call, tried again. Raises what it raised last, CancelledError."""

@@ -20,6 +20,8 @@ from millpond.daemon.remote.upload import Created, Upload, Uploads
 T = TypeVar("T")
 # Small things that are no objects, written together.
 _SMALL = 64
+# Objects that an instant remote is asked for in one call.
+_ASKED = 512
 
 
 class Transfer:
@@ -44,7 +46,7 @@ class Transfer:
         self._turns = Turns(jobs, budget)
         self._downloads = Downloads(backend, self._flow, partials)
         self._uploads = Uploads(backend, self._flow, jobs)
-        self._presence = Presence(self.heads, self._sizes, lists=backend.lists and not backend.near)
+        self._presence = Presence(self._each, self._sizes, lists=backend.lists and not backend.near)
 
     @property
     def requests(self) -> int:
@@ -62,10 +64,6 @@ class Transfer:
     def __exit__(self, *_: object) -> None:
         self._flow.close()
         self.backend.close()
-
-    def heads(self, names: Sequence[ObjectName]) -> Iterator[Entry | None]:
-        """What lies under each name, in either layout."""
-        return self._flow.in_order(partial(self._head, name) for name in names)
 
     def get(
         self, key: str, start: int, size: int | None, *, etag: str | None = None, patience_s: float = DEADLINE_S
@@ -168,9 +166,26 @@ class Transfer:
     def _list(self, prefix: str) -> list[Entry]:
         return list(self.backend.list(prefix))
 
-    def _head(self, name: ObjectName) -> Entry | None:
+    def _each(self, names: Sequence[ObjectName]) -> Iterator[int | None]:
+        """Bytes of what lies under each name, in either layout, None where nothing does; asked for one by one."""
+        if not self.backend.instant:
+            yield from self._flow.in_order(partial(self._size, name) for name in names)
+            return
+        groups = (names[start : start + _ASKED] for start in range(0, len(names), _ASKED))
+        for found in self._flow.in_order(partial(self._several, group) for group in groups):
+            yield from found
+
+    def _size(self, name: ObjectName) -> int | None:
         for key in keys_of(name):
             entry = self.backend.head(key)
             if entry is not None:
-                return entry
+                return entry.size
         return None
+
+    def _several(self, names: Sequence[ObjectName]) -> list[int | None]:
+        keys = [keys_of(name) for name in names]
+        found = self.backend.sizes_of([first for first, _ in keys])
+        lacking = [number for number, size in enumerate(found) if size is None]
+        for number, size in zip(lacking, self.backend.sizes_of([keys[each][1] for each in lacking]), strict=True):
+            found[number] = size
+        return found

@@ -23,6 +23,8 @@ T = TypeVar("T")
 RANGE_BYTES = 2 << 20
 # Requests under way, unless the remote's `jobs` says less: with RANGE_BYTES each, 96 MiB.
 MOST = 48
+# What is paid for at once under a rate.
+_PAID_BYTES = 256 << 10
 _TRIES = 4
 _PAUSE_S = 0.3
 # Time for all tries of one request.
@@ -91,13 +93,16 @@ class Flow:
             self.stop.wait(wait)
 
     def paid(self, pieces: Iterable[Data]) -> Iterable[Data]:
-        """The pieces, each when it is paid for."""
+        """The same bytes, each when it is paid for; a piece is valid until the next one is asked for."""
         return pieces if self._budget is None else self._paying(pieces)
 
     def _paying(self, pieces: Iterable[Data]) -> Iterator[Data]:
         for piece in pieces:
-            self.pause(len(piece))
-            yield piece
+            with memoryview(piece) as whole:
+                for start in range(0, len(whole) or 1, _PAID_BYTES):
+                    with whole[start : start + _PAID_BYTES] as part:
+                        self.pause(len(part))
+                        yield part
 
     def attempt(self, call: Callable[[], T], tries: int = _TRIES, *, patience_s: float = DEADLINE_S) -> T:
         """A call, tried again. Raises what it raised last, CancelledError."""

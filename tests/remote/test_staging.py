@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import random
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -204,6 +205,16 @@ def test_where_making_files_is_slow_several_threads_make_them(tmp_path: Path, mo
     with Transfer(Told("r", str(tmp_path / "remote"))) as transfer:
         transfer.upload(going(objects), created=lambda sent: told.extend(each.name for each in sent))
     assert sum(groups) > 200 and told == list(objects) and there(tmp_path / "remote") == as_keys(objects)
+
+
+def test_a_rate_holds_within_an_object(tmp_path: Path) -> None:
+    data = random.Random(1).randbytes(3 << 20)
+    name = ObjectName("md5", hashlib.md5(data).hexdigest())
+    began = time.monotonic()
+    # The first second's worth is free.
+    with Transfer(LocalBackend("r", str(tmp_path / "remote")), rate=2 << 20) as transfer:
+        transfer.upload([Upload(name, len(data), _lent([data]))], created=lambda sent: None)
+    assert time.monotonic() - began > 0.4 and there(tmp_path / "remote") == as_keys({name: data})
 
 
 def test_sizes_of_many_are_those_of_each(tmp_path: Path) -> None:

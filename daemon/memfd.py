@@ -12,7 +12,7 @@ import fcntl
 import mmap
 import os
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from millpond.daemon.errors import ProtocolError
 
@@ -22,6 +22,8 @@ SEALS = fcntl.F_SEAL_WRITE | _LENGTH_SEALS
 BATCH_BYTES = 16 << 20
 # What a receiver accepts at most.
 MAX_BYTES = 64 << 20
+# Buffers of one call, as the kernel takes them.
+_VECTOR = 1024
 # Memory files that are used again and stay mapped; a sender has four.
 _KEPT = 8
 
@@ -51,11 +53,20 @@ def seal(fd: int) -> None:
 
 def from_bytes(data: bytes | bytearray | memoryview) -> int:
     """A sealed memory file with this content; the caller closes it."""
+    return from_buffers([data])
+
+
+def from_buffers(buffers: Sequence[bytes | bytearray | memoryview]) -> int:
+    """A sealed memory file with all of these, one after the other; the caller closes it."""
     fd = create()
     try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(fd, view) :]
+        for start in range(0, len(buffers), _VECTOR):
+            part = buffers[start : start + _VECTOR]
+            done = os.writev(fd, part)
+            if done < sum(map(len, part)):
+                view = memoryview(b"".join(part))[done:]
+                while view:
+                    view = view[os.write(fd, view) :]
         seal(fd)
     except BaseException:
         os.close(fd)

@@ -18,6 +18,10 @@ class ObjectName:
     algo: str
     value: str
 
+    def __hash__(self) -> int:
+        # A digest names nearly always one content, whatever the algorithm; and names are looked up by the ten thousand.
+        return hash(self.value)
+
     @property
     def is_dir(self) -> bool:
         return self.value.endswith(DIR_SUFFIX)

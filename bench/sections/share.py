@@ -33,11 +33,12 @@ def measure(context: Context) -> None:
         tool.init()
         tool.take(made.root, TARGET)
         tool.command("add", "-q", TARGET)
-    context.host.settle()
     for number, tool in enumerate(context.rounds(tools)):
         remote = folder / f"remote-{number}"
         _point(tool, remote)
         for work in (PUSH, AGAIN):
+            # A push that syncs would write back what was left dirty before it, by the other tool too.
+            context.host.settle()
             ran = tool.command("push")
             context.figures.tell(SECTION, work, tool.name, ran.seconds, checked=len(ran.stdout))
         _pull(context, tool, folder / f"user-{number}", made)

@@ -20,7 +20,14 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from millpond.daemon import memfd
-from millpond.daemon.errors import BusyError, DiskFullError, FileChangedError, ProtocolError, TargetError
+from millpond.daemon.errors import (
+    BusyError,
+    DiskFullError,
+    FileChangedError,
+    MillpondError,
+    ProtocolError,
+    TargetError,
+)
 from millpond.daemon.names import ObjectName
 from millpond.daemon.objects import Data, Keep, Piece, Put, Tick
 
@@ -31,8 +38,9 @@ _KEPT = 2
 HASH_BYTES = 1 << 20
 # Pieces in one feed: bounds a frame's size for a tree of empty files.
 MAX_PIECES = 4096
-# Names in one request.
+# Names in one request; those of contents that are fetched: at first, and beside twice as many as were answered.
 MAX_NAMES = 2000
+_FIRST_NAMES, _LEAST_NAMES = 1000, 100
 # A content of up to so many bytes that does not fit into what is left of a batch begins the next one.
 WHOLE_BYTES = 1 << 20
 _NOT_REGULAR = {
@@ -212,10 +220,19 @@ class DaemonObjectStore:
     def sizes(self, names: Sequence[ObjectName], *, evicted: bool = False) -> list[int | None]:
         """See ObjectStore.sizes."""
         found: list[int | None] = []
-        for start in range(0, len(names), MAX_NAMES):
-            part = [str(name) for name in names[start : start + MAX_NAMES]]
-            reply, _ = self._peer.call("store.sizes", {"names": part, "evicted": evicted})
-            found.extend(reply["sizes"])
+        asked: deque[Any] = deque()
+        try:
+            for start in range(0, len(names), MAX_NAMES):
+                part = list(map(str, names[start : start + MAX_NAMES]))
+                asked.append(self._peer.start("store.sizes", {"names": part, "evicted": evicted}))
+                if len(asked) > 1:  # one is answered while the next one is written
+                    found += self._peer.wait(asked.popleft())[0]["sizes"]
+            while asked:
+                found += self._peer.wait(asked.popleft())[0]["sizes"]
+        finally:
+            for request in asked:  # after an error: take the answer under way off the wire
+                with contextlib.suppress(MillpondError):
+                    self._peer.wait(request)
         return found
 
     def complete(self, name: ObjectName) -> bool:
@@ -230,17 +247,20 @@ class DaemonObjectStore:
     def fetch(self, names: Iterable[ObjectName]) -> Iterator[Piece]:
         """See ObjectStore.fetch; asks for the next batch before it hands out this one."""
         source = iter(names)
-        wanted: deque[ObjectName] = deque(itertools.islice(source, MAX_NAMES))
+        wanted: list[ObjectName] = list(itertools.islice(source, _FIRST_NAMES))
+        rest: list[ObjectName] = []
         request = self._ask(wanted, 0)
         try:
             while request is not None:
                 current, request = request, None
                 reply, fds = self._peer.wait(current)
-                sent = list(wanted)
+                sent = wanted
                 done, offset = reply["next"]
-                for _ in range(done):
-                    wanted.popleft()
-                wanted.extend(itertools.islice(source, done))
+                # About as many as will be answered: the daemon looks each of them up.
+                most = min(MAX_NAMES, _LEAST_NAMES + 2 * done)
+                rest = [*sent[done:], *rest]
+                rest += itertools.islice(source, max(0, most - len(rest)))
+                wanted, rest = rest[:most], rest[most:]
                 request = self._ask(wanted, offset)
                 yield from _pieces(sent, reply["pieces"], fds)
         finally:
@@ -248,10 +268,10 @@ class DaemonObjectStore:
                 for fd in self._peer.wait(request)[1]:
                     os.close(fd)
 
-    def _ask(self, wanted: deque[ObjectName], offset: int) -> Any:
+    def _ask(self, wanted: Sequence[ObjectName], offset: int) -> Any:
         if not wanted:
             return None
-        return self._peer.start("store.fetch", {"names": [str(name) for name in wanted], "offset": offset})
+        return self._peer.start("store.fetch", {"names": list(map(str, wanted)), "offset": offset})
 
     def _begin(self) -> tuple[int, bool]:
         """The session, and whether the daemon is this user's own."""

@@ -133,6 +133,11 @@ def writing(path: str) -> Iterator[None]:
         raise
 
 
+def sync_file(path: str) -> None:
+    """Have a file's bytes on disk. Raises OSError."""
+    _sync(path, os.O_RDONLY)
+
+
 def sync_folder(path: str) -> None:
     """Have the names in a folder on disk. Raises OSError."""
     _sync(path, os.O_RDONLY | os.O_DIRECTORY)

@@ -30,7 +30,7 @@ from millpond.daemon.project.runcache import fetch_runs
 from millpond.daemon.project.select import Choice
 from millpond.daemon.project.sharing import Group, Link, Links, choices, groups, in_parts, partial
 from millpond.daemon.project.targets import expand
-from millpond.daemon.remote.transfer import Part
+from millpond.daemon.remote.download import Part
 
 if TYPE_CHECKING:
     from millpond.daemon.jobs.worker import WorkerContext

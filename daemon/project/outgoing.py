@@ -9,7 +9,7 @@ from itertools import groupby
 from millpond.daemon.names import ObjectName
 from millpond.daemon.objects import Data, Piece
 from millpond.daemon.project.digests import Objects, Place
-from millpond.daemon.remote.transfer import Upload
+from millpond.daemon.remote.upload import Upload
 
 _READ_BYTES = 1 << 20
 

@@ -26,7 +26,7 @@ from millpond.daemon.project.select import Choice
 from millpond.daemon.project.sharing import Group, Link, Links, choices, groups, is_pushed
 from millpond.daemon.remote.collecting import Marks, marks, settled
 from millpond.daemon.remote.remotes import Remote
-from millpond.daemon.remote.transfer import Upload
+from millpond.daemon.remote.upload import Upload
 from millpond.daemon.remote.versioned import no_objects
 
 # Earlier manifests that are asked for to learn what is there.

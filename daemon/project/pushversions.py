@@ -26,7 +26,7 @@ from millpond.daemon.project.select import Choice
 from millpond.daemon.project.sharing import Link
 from millpond.daemon.remote.backend import Entry, parts
 from millpond.daemon.remote.s3multipart import part_bytes
-from millpond.daemon.remote.transfer import Upload
+from millpond.daemon.remote.upload import Upload
 from millpond.daemon.remote.versioned import VersionedBackend
 
 

@@ -13,9 +13,12 @@ import ssl
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NoReturn, Protocol
+from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from millpond.daemon.errors import ObjectMissingError, RemoteChangedError, RemoteError
+
+if TYPE_CHECKING:
+    from millpond.daemon.remote.staging import Staging
 
 # A put_stream's pieces are gathered into parts of this size: S3 takes 10,000 of them, so 160 GB in one object.
 PART_BYTES = 16 << 20
@@ -67,8 +70,17 @@ class Backend(Protocol):
     # Whether writing small objects one by one, many at once, costs no more than `put_many`.
     singly: bool
 
+    @property
+    def staging(self) -> Staging | None:
+        """Where objects are written ahead and made durable together; None where they are not files of this machine."""
+        ...
+
     def head(self, key: str) -> Entry | None:
         """What is there, None if nothing."""
+        ...
+
+    def sizes_of(self, keys: Sequence[str]) -> builtins.list[int | None]:
+        """Bytes of what is there under each key, None where nothing is."""
         ...
 
     def get(self, key: str, start: int = 0, size: int | None = None, *, etag: str | None = None) -> Got:
@@ -127,6 +139,17 @@ class Base(ABC):
     instant = False
     singly = False
     clock_s: float | None = None
+
+    @property
+    def staging(self) -> Staging | None:
+        return None
+
+    def sizes_of(self, keys: Sequence[str]) -> builtins.list[int | None]:
+        """For kinds that know no shorter way than asking for each."""
+        return [None if entry is None else entry.size for entry in map(self.head, keys)]
+
+    @abstractmethod
+    def head(self, key: str) -> Entry | None: ...
 
     def refuse_writing(self) -> None:  # noqa: B027 - most kinds are written to
         """Raise RemoteConfigError where nothing can be written."""
@@ -203,12 +226,15 @@ class Counted:
                 done += len(piece)
                 yield piece
             if done != self._size:
-                raise RemoteError(
-                    f"'{self._key}' came to {done} bytes where {self._size} were expected", path=self._key
-                )
+                raise wrong_size(self._key, done, self._size)
         except Exception as error:
             self.error = error
             raise
+
+
+def wrong_size(key: str, done: int, size: int) -> RemoteError:
+    """What was to be written came to another number of bytes."""
+    return RemoteError(f"'{key}' came to {done} bytes where {size} were expected", path=key)
 
 
 def parts(pieces: Iterable[Data], size: int = PART_BYTES) -> Iterator[bytes]:
@@ -225,9 +251,11 @@ def parts(pieces: Iterable[Data], size: int = PART_BYTES) -> Iterator[bytes]:
 
 def write_all(fd: int, data: Data) -> None:
     """All of it at a file's position. Raises OSError."""
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
+    done = os.write(fd, data)
+    if done < len(data):
+        view = memoryview(data)
+        while done < len(view):
+            done += os.write(fd, view[done:])
 
 
 def why(error: BaseException) -> str:

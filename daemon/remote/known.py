@@ -12,6 +12,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from millpond.daemon.names import ObjectName
 from millpond.daemon.project.statcache import user_folder
@@ -26,26 +27,33 @@ _PART = 900
 
 
 class Known:
-    """The notes about one remote; `where` is its url and endpoint. To be closed."""
+    """The notes about one remote; `where` is its url and endpoint. To be closed.
+
+    Nothing is synced: what a power loss leaves may be damaged, and is thrown away then, as notes may be at any time."""
 
     def __init__(self, where: str, environ: Mapping[str, str]) -> None:
         folder = os.path.join(user_folder(environ), "remotes")
         os.makedirs(folder, mode=0o700, exist_ok=True)
-        path = os.path.join(folder, hashlib.blake2b(where.encode(errors="surrogateescape"), digest_size=16).hexdigest())
+        hashed = hashlib.blake2b(where.encode(errors="surrogateescape"), digest_size=16).hexdigest()
+        self._path = os.path.join(folder, hashed)
         try:
-            self._db = self._open(path)
+            self._db = self._open()
         except sqlite3.DatabaseError:
-            with contextlib.suppress(OSError):
-                os.unlink(path)
-            self._db = self._open(path)
+            self._db = self._anew()
 
-    def _open(self, path: str) -> sqlite3.Connection:
-        db = sqlite3.connect(path, timeout=10, isolation_level=None)
+    def _open(self) -> sqlite3.Connection:
+        db = sqlite3.connect(self._path, timeout=10, isolation_level=None)
         db.execute("PRAGMA journal_mode=WAL")
-        db.execute("PRAGMA synchronous=NORMAL")
+        db.execute("PRAGMA synchronous=OFF")
         db.execute(_SCHEMA)
         db.execute("DELETE FROM noted WHERE at < ?", (time.time() - _KEEP_S,))
         return db
+
+    def _anew(self) -> sqlite3.Connection:
+        for suffix in ("", "-wal", "-shm"):
+            with contextlib.suppress(OSError):
+                os.unlink(self._path + suffix)
+        return self._open()
 
     def of(self, names: Sequence[ObjectName]) -> set[ObjectName]:
         """Those that were complete there within a day."""
@@ -57,32 +65,28 @@ class Known:
 
     def latest(self, most: int) -> list[ObjectName]:
         """Manifests that were complete there, the latest first."""
-        rows = self._db.execute("SELECT name FROM noted WHERE complete ORDER BY at DESC LIMIT ?", (most,))
+        rows = self._ask("SELECT name FROM noted WHERE complete ORDER BY at DESC LIMIT ?", [(most,)])
         return [ObjectName.from_key(key) for (key,) in rows]
 
     def add(self, names: Iterable[ObjectName], *, complete: bool) -> None:
         """These are there now; with `complete` they are manifests, and so is all that they name."""
         now = time.time()
-        rows = [(name.key(), now, complete) for name in names]
-        with contextlib.suppress(sqlite3.OperationalError):  # a full disk, another's lock: then it is asked for again
-            self._db.execute("BEGIN")
-            # What was complete is so until it is dropped.
-            self._db.executemany(
-                "INSERT INTO noted VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET at = excluded.at, "
-                "complete = max(complete, excluded.complete) WHERE excluded.complete OR NOT complete",
-                rows,
-            )
-            self._db.execute("COMMIT")
+        # What was complete is so until it is dropped.
+        self._ask(
+            "INSERT INTO noted VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET at = excluded.at, "
+            "complete = max(complete, excluded.complete) WHERE excluded.complete OR NOT complete",
+            [(name.key(), now, complete) for name in names],
+        )
 
     def drop(self, names: Iterable[ObjectName]) -> None:
         """These are not there."""
-        with contextlib.suppress(sqlite3.OperationalError):
-            self._db.executemany("DELETE FROM noted WHERE name = ?", [(name.key(),) for name in names])
+        gone = list(names)
+        if gone and self._ask("SELECT 1 FROM noted LIMIT 1", [()]):
+            self._ask("DELETE FROM noted WHERE name = ?", [(name.key(),) for name in gone])
 
     def clear(self) -> None:
         """Nothing is known."""
-        with contextlib.suppress(sqlite3.OperationalError):
-            self._db.execute("DELETE FROM noted")
+        self._ask("DELETE FROM noted", [()])
 
     def _select(self, names: Sequence[ObjectName], which: str, bound: float) -> set[ObjectName]:
         by_key = {name.key(): name for name in names}
@@ -90,9 +94,28 @@ class Known:
         for start in range(0, len(keys), _PART):
             part = keys[start : start + _PART]
             marks = ",".join("?" * len(part))
-            rows = self._db.execute(f"SELECT name FROM noted WHERE {which} AND name IN ({marks})", (bound, *part))
+            rows = self._ask(f"SELECT name FROM noted WHERE {which} AND name IN ({marks})", [(bound, *part)])
             found.update(by_key[key] for (key,) in rows)
         return found
+
+    def _ask(self, statement: str, values: Sequence[tuple[object, ...]]) -> list[tuple[Any, ...]]:
+        """One statement with each of these values, together; what it answers, nothing where the file cannot be used now."""
+        try:
+            self._db.execute("BEGIN")
+            try:
+                rows = [row for each in values for row in self._db.execute(statement, each)]
+                self._db.execute("COMMIT")
+            except BaseException:
+                with contextlib.suppress(sqlite3.Error):
+                    self._db.execute("ROLLBACK")
+                raise
+            return rows
+        except sqlite3.OperationalError:  # a full disk, another's lock: then it is asked for again
+            return []
+        except sqlite3.DatabaseError:
+            self._db.close()
+            self._db = self._anew()
+            return []
 
     def close(self) -> None:
         self._db.close()

@@ -1,28 +1,27 @@
 """A remote that is a directory: of this machine or of a mounted network file system.
 
-It asks for no links, no locks and no nameless files, which NFS and SMB lack: an object is written under a name of its own, synced,
-and renamed. So two writers of one key both end with a whole object, and one that is killed leaves a `.millpond-*.tmp`.
+An object is written under a name of its own, synced, and renamed (staging.py). So two writers of one key both end with a whole object,
+and one that is killed leaves a `.millpond-*.tmp`.
 """
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import errno
 import os
-import secrets
 import stat
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NoReturn
 
 from millpond.daemon.errors import CredentialsError, RemoteError
-from millpond.daemon.project.durable import sync_file_system, sync_folder
-from millpond.daemon.remote.backend import FINAL, Base, Counted, Data, Entry, Got, write_all
+from millpond.daemon.remote.backend import FINAL, Base, Data, Entry, Got
+from millpond.daemon.remote.staging import TEMPORARY, Staged, Staging
 
 _DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR})
-_TEMPORARY = ".millpond-"
 
 
 class LocalBackend(Base):
@@ -35,19 +34,31 @@ class LocalBackend(Base):
     def __init__(self, name: str, folder: str) -> None:
         self.name = name
         self.url = folder
-        self._folders: set[str] = set()
-        # Folders that were made here and are perhaps not on the disk yet.
-        self._made: set[str] = set()
+        self._staging = Staging(folder, self._check_there, self._fail)
         self._seen_there = float("-inf")
 
+    @property
+    def staging(self) -> Staging:
+        return self._staging
+
     def head(self, key: str) -> Entry | None:
-        try:
-            return _entry(key, os.stat(self._path(key)))
-        except OSError as error:
-            if error.errno in _ABSENT:
-                self._check_there()
-                return None
-            self._fail(error, "look at", key)
+        found = self._stat(key, self._path(key))
+        return None if found is None else _entry(key, found)
+
+    def sizes_of(self, keys: Sequence[str]) -> builtins.list[int | None]:
+        """A folder that is not there is looked for once, not once for each of its objects."""
+        there: dict[str, bool] = {}
+        found: builtins.list[int | None] = []
+        for key in keys:
+            path = f"{self.url}/{key}"
+            folder = path[: path.rindex("/")]
+            if folder not in there:
+                there[folder] = os.path.isdir(folder)
+            entry = self._stat(key, path) if there[folder] else None
+            found.append(None if entry is None else entry.st_size)
+        if not all(there.values()):
+            self._check_there()
+        return found
 
     def get(self, key: str, start: int = 0, size: int | None = None, *, etag: str | None = None) -> Got:
         try:
@@ -82,49 +93,35 @@ class LocalBackend(Base):
         return data
 
     def put(self, key: str, data: Data, *, create: bool = False) -> bool:
-        if create and self.head(key) is not None:
+        if not create:
+            self.put_stream(key, [data], len(data))
+            return True
+        if self.head(key) is not None:
             return False
-        with self._writing(key) as (fd, temporary):
-            write_all(fd, data)
-            os.fsync(fd)
-            if not create:
-                os.rename(temporary, self._path(key))
-            elif not _claim(temporary, self._path(key)):
-                return False
-            self._sync_up(os.path.dirname(temporary))
-        return True
+        won = True
+
+        def claim(temporary: str, path: str) -> None:
+            """Where there are no links this fails: a rename would overwrite."""
+            nonlocal won
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                won = False
+
+        staged = self._staging.stage(key, [data], len(data))
+        self._staging.commit([staged], claim)
+        self._staging.drop([staged])
+        return won
 
     def put_stream(self, key: str, pieces: Iterable[Data], size: int) -> None:
-        with self._writing(key) as (fd, temporary):
-            for piece in Counted(pieces, size, key):
-                write_all(fd, piece)
-            os.fsync(fd)
-            os.rename(temporary, self._path(key))
-            self._sync_up(os.path.dirname(temporary))
+        self._staging.commit([self._staging.stage(key, pieces, size)])
 
     def put_many(self, items: Sequence[tuple[str, Data]]) -> None:
-        """One sync of the file system for all of them, before the first gets its name, and one after the last."""
-        written: list[tuple[str, str]] = []
-        key = ""
-        try:
+        staged: list[Staged] = []
+        with self._staging.kept(staged):
             for key, data in items:
-                fd, temporary = self._begin(key)
-                written.append((temporary, key))
-                try:
-                    write_all(fd, data)
-                finally:
-                    os.close(fd)
-            sync_file_system(self.url)
-            for temporary, key in written:
-                os.rename(temporary, self._path(key))
-            written.clear()
-            sync_file_system(self.url)
-        except OSError as error:
-            self._fail(error, "write", key)
-        finally:
-            for temporary, _ in written:
-                with contextlib.suppress(OSError):
-                    os.unlink(temporary)
+                staged.append(self._staging.stage(key, [data], len(data)))
+        self._staging.commit(staged)
 
     def list(self, prefix: str) -> Iterator[Entry]:
         top = os.path.join(self.url, prefix.rstrip("/"))
@@ -139,7 +136,7 @@ class LocalBackend(Base):
         for folder, _, files in os.walk(top, onerror=failed):
             for file in files:
                 path = os.path.join(folder, file)
-                if file.startswith(_TEMPORARY):
+                if file.startswith(TEMPORARY):
                     continue
                 with contextlib.suppress(FileNotFoundError):
                     entry = _entry(os.path.relpath(path, self.url), os.stat(path))
@@ -155,10 +152,21 @@ class LocalBackend(Base):
 
     def delete_many(self, keys: Sequence[str]) -> None:
         super().delete_many(keys)
-        sync_file_system(self.url)
+        self._staging.sync()
 
     def close(self) -> None:
         """Nothing is open."""
+
+    def _stat(self, key: str, path: str) -> os.stat_result | None:
+        """What is known of an object's file, None if there is none."""
+        try:
+            found = os.stat(path)
+        except OSError as error:
+            if error.errno in _ABSENT:
+                self._check_there()
+                return None
+            self._fail(error, "look at", key)
+        return found if stat.S_ISREG(found.st_mode) else None
 
     def _path(self, key: str) -> str:
         return os.path.join(self.url, key)
@@ -179,43 +187,6 @@ class LocalBackend(Base):
             )
         self._seen_there = now
 
-    def _begin(self, key: str) -> tuple[int, str]:
-        path = self._path(key)
-        folder = os.path.dirname(path)
-        try:
-            if folder not in self._folders:
-                self._check_there()
-                if not os.path.isdir(folder):
-                    os.makedirs(folder, exist_ok=True)
-                    self._made.add(folder)
-                self._folders.add(folder)
-            temporary = os.path.join(folder, f"{_TEMPORARY}{secrets.token_hex(8)}.tmp")
-            return os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), temporary
-        except OSError as error:
-            self._fail(error, "write", key)
-
-    @contextlib.contextmanager
-    def _writing(self, key: str) -> Iterator[tuple[int, str]]:
-        """A temporary file for a key, and its name: what is not renamed in the block is removed."""
-        fd, temporary = self._begin(key)
-        try:
-            yield fd, temporary
-        except OSError as error:
-            self._fail(error, "write", key)
-        finally:
-            os.close(fd)
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-
-    def _sync_up(self, folder: str) -> None:
-        """Have a folder's new names on the disk, and where it was made here its own name too."""
-        sync_folder(folder)
-        if folder in self._made:
-            self._made.discard(folder)
-            while len(folder) > len(self.url):
-                folder = os.path.dirname(folder)
-                sync_folder(folder)
-
     def _fail(self, error: OSError, doing: str, key: str) -> NoReturn:
         message = f"cannot {doing} '{key}' on remote '{self.name}' ('{self.url}'): {error.strerror or error}"
         if error.errno in _DENIED:
@@ -232,12 +203,3 @@ def _entry(key: str, found: os.stat_result) -> Entry | None:
     etag = f"{found.st_ino:x}-{found.st_size:x}-{found.st_mtime_ns:x}"
     # A copy may have kept an older mtime.
     return Entry(key, found.st_size, etag, None, max(found.st_mtime, found.st_ctime))
-
-
-def _claim(temporary: str, path: str) -> bool:
-    """Give a file its name if nobody has it. Raises OSError where there are no links: rename would overwrite."""
-    try:
-        os.link(temporary, path)
-        return True
-    except FileExistsError:
-        return False

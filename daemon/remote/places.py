@@ -25,10 +25,11 @@ from millpond.daemon.names import ObjectName
 from millpond.daemon.project.hashing import digest_of
 from millpond.daemon.remote import remotes
 from millpond.daemon.remote.backend import Data, Got
+from millpond.daemon.remote.flow import DEADLINE_S
 from millpond.daemon.remote.layout import key_of, keys_of
 from millpond.daemon.remote.pace import Budget, rate
 from millpond.daemon.remote.remotes import Remote
-from millpond.daemon.remote.transfer import DEADLINE_S, Transfer
+from millpond.daemon.remote.transfer import Transfer
 from millpond.daemon.remote.versioned import Catalog
 
 if TYPE_CHECKING:
@@ -306,7 +307,7 @@ class Places:
     def _moved(self) -> tuple[int, int]:
         found = self._transfers or []
         requests, size = self._before
-        return requests + sum(each.requests for each in found), size + sum(each.bytes for each in found)
+        return requests + sum(each.requests for each in found), size + sum(each.moved for each in found)
 
     def _connect(self) -> list[Transfer]:
         config = self._load()

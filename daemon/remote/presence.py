@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from concurrent.futures import Future
 
 from millpond.daemon.names import ObjectName
-from millpond.daemon.remote.backend import Entry
 from millpond.daemon.remote.layout import MODERN
 
 # More objects than this are looked for by listing, where that takes fewer requests than asking for each.
@@ -21,8 +20,8 @@ _PAGE = 1000
 # Objects of a listing that is kept, about 130 bytes each.
 _MAX_LISTED = 1_000_000
 
-# What lies under each name, in order.
-Heads = Callable[[Sequence[ObjectName]], Iterator[Entry | None]]
+# Bytes of what lies under each name, in order, None where nothing does.
+Each = Callable[[Sequence[ObjectName]], Iterator[int | None]]
 # Whether a key below a prefix is wanted.
 Wanted = Callable[[str, str], bool]
 # (key, size in bytes) of what is wanted, or of all, below each prefix, in order.
@@ -32,9 +31,9 @@ Sizes = Callable[[Iterable[str], Wanted | None], Iterator[list[tuple[str, int]]]
 class Presence:
     """For one remote. One thread at a time; what it begins goes on in another one."""
 
-    def __init__(self, heads: Heads, sizes: Sizes, *, lists: bool) -> None:
+    def __init__(self, each: Each, sizes: Sizes, *, lists: bool) -> None:
         """`lists`: whether a listing can be asked for, and may pay."""
-        self._heads = heads
+        self._each = each
         self._sizes = sizes
         self._lists = lists
         # All that the remote holds, where it was listed and is asked for again; and what of it lies where DVC 2 put it.
@@ -78,9 +77,9 @@ class Presence:
             if found is not None:
                 return found
         there: dict[ObjectName, int] = {}
-        for number, (name, entry) in enumerate(zip(names, self._heads(names), strict=True), 1):
-            if entry is not None:
-                there[name] = entry.size
+        for number, (name, size) in enumerate(zip(names, self._each(names), strict=True), 1):
+            if size is not None:
+                there[name] = size
             if tick is not None:
                 tick(number, len(names))
         return there
@@ -101,9 +100,7 @@ class Presence:
             older = self._list_older(rest, more)
             there |= {name: older[name.value] for name in rest if name.value in older}
         elif rest:
-            there |= {
-                name: entry.size for name, entry in zip(rest, self._heads(rest), strict=True) if entry is not None
-            }
+            there |= {name: size for name, size in zip(rest, self._each(rest), strict=True) if size is not None}
         return there
 
     def _list_all(self, count: int, wanted: Set[str], more: bool) -> dict[str, int] | None:

@@ -12,6 +12,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from millpond.daemon.errors import RemoteConfigError
 from millpond.daemon.remote.backend import Backend
+from millpond.daemon.remote.local import LocalBackend
 from millpond.daemon.remote.values import Values
 
 if TYPE_CHECKING:
@@ -161,8 +162,6 @@ def connect(remote: Remote, environ: Mapping[str, str], catalog: Catalog | None 
             )
         return VersionedBackend(_s3(remote, environ), kind, catalog)
     if remote.scheme == "file":
-        from millpond.daemon.remote.local import LocalBackend
-
         return LocalBackend(remote.name, remote.url)
     if remote.scheme == "s3":
         return _s3(remote, environ)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,7 +20,9 @@ from millpond.daemon.errors import AccessError, BusyError, ObjectMissingError, P
 from millpond.daemon.names import ObjectName
 from millpond.daemon.rpc.methods import Call, Handler, Registry, Reply
 from millpond.daemon.store.evict_service import Room
+from millpond.daemon.store.index import Content
 from millpond.daemon.store.reader import StoreReader
+from millpond.daemon.store.records import Kind
 from millpond.daemon.store.scrubstate import state_of
 from millpond.daemon.store.session import Feed, IngestSession
 from millpond.daemon.store.store import Store
@@ -160,9 +162,10 @@ class StoreService:
         Stateless: as many of the contents as fit into one memory file, beginning `offset` bytes into the first.
         """
         names, offset = _names(params), int(params.get("offset", 0))
-        reader, uid, owner = self._store.reader, call.uid, self._claims(call)
-        await self._in_thread(lambda: self._store.resolve(names, uid, owner))
-        data, pieces, following = await self._in_thread(lambda: gather(reader, names, uid, offset))
+        store, uid, owner = self._store, call.uid, self._claims(call)
+        data, pieces, following = await self._in_thread(
+            lambda: gather(store.reader, names, store.resolve(names, uid, owner), offset)
+        )
         return Reply({"pieces": pieces, "next": following}, fds=[data])
 
     async def read(self, call: Call, params: dict[str, Any]) -> Reply:
@@ -221,31 +224,48 @@ class StoreService:
 
 
 def gather(
-    reader: StoreReader, names: Sequence[ObjectName], uid: int, offset: int
+    reader: StoreReader, names: Sequence[ObjectName], contents: Sequence[Content | None], offset: int
 ) -> tuple[int, list[tuple[int, int, bool]], tuple[int, int]]:
     """Fill one sealed memory file with contents; (descriptor, pieces, (names done, offset in the next one)).
 
-    Raises ObjectMissingError for what `uid` may not read, StoreDamagedError.
+    Raises ObjectMissingError for a name without a content, StoreDamagedError.
     """
-    batch = bytearray()
+    chunks: list[bytes] = []
     pieces: list[tuple[int, int, bool]] = []
-    for index, (name, content) in enumerate(zip(names, reader.resolve(names, uid), strict=True)):
+    size = 0
+    following = len(names), 0
+    for index, (name, content) in enumerate(zip(names, contents, strict=True)):
         if content is None:
             raise ObjectMissingError(f"object {name} is not in the store", details={"name": str(name)})
-        layout = reader.layout(content)
-        begin = len(batch)
-        for number in range(len(layout.offsets) - 1):
-            start, end = layout.offsets[number], layout.offsets[number + 1]
+        begin = size
+        whole = True
+        for chunk, start, end in _chunks(reader, content):
             if end <= offset:
                 continue
-            if len(batch) + end - start > memfd.BATCH_BYTES and batch:
-                if len(batch) > begin:
-                    pieces.append((index, len(batch) - begin, False))
-                return memfd.from_bytes(batch), pieces, (index, start)
-            batch += reader.read_chunks([layout.id(number)])[0]
-        pieces.append((index, len(batch) - begin, True))
+            if size and size + end - start > memfd.BATCH_BYTES:
+                whole = False
+                following = index, start
+                break
+            chunks.append(chunk)
+            size += end - start
+        if whole or size > begin:
+            pieces.append((index, size - begin, whole))
+        if not whole:
+            break
         offset = 0
-    return memfd.from_bytes(batch), pieces, (len(names), 0)
+    # All at once: what was stored together lies side by side.
+    return memfd.from_buffers(reader.read_chunks(chunks)), pieces, following
+
+
+def _chunks(reader: StoreReader, content: Content) -> Iterator[tuple[bytes, int, int]]:
+    """(id, begin, end) of each chunk of a content. Raises StoreDamagedError."""
+    if content.kind == Kind.CHUNK:
+        if content.size:
+            yield content.id, 0, content.size
+        return
+    layout = reader.layout(content)
+    for number in range(len(layout)):
+        yield layout.id(number), layout.offsets[number], layout.offsets[number + 1]
 
 
 def read_range(reader: StoreReader, name: ObjectName, uid: int, offset: int, length: int) -> tuple[int, int]:

@@ -117,13 +117,13 @@ def test_a_remote_that_is_back_is_asked_first_again(team: Team) -> None:
     for _ in range(3):
         assert places.read(one) == b"one, later\n"
     web, disk = places.transfers()
-    assert (web.bytes, disk.bytes) == (0, 33)
+    assert (web.moved, disk.moved) == (0, 33)
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=team.url)
     with http.server.ThreadingHTTPServer(("127.0.0.1", port), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
 
         def is_back() -> bool:
-            return places.read(one) == b"one, later\n" and web.bytes > 0
+            return places.read(one) == b"one, later\n" and web.moved > 0
 
         eventually(is_back, "it was looked for")
         server.shutdown()

@@ -22,8 +22,8 @@ from tests.remote.test_lazy import far, through
 from tests.store.helpers import sample
 
 from millpond.daemon.remote.backend import PART_BYTES
+from millpond.daemon.remote.download import RESUMED_BYTES
 from millpond.daemon.remote.s3multipart import KEPT_S, part_bytes
-from millpond.daemon.remote.transfer import RESUMED_BYTES
 
 __all__ = ["far"]
 pytestmark = pytest.mark.parametrize("team", ["s3"], indirect=True)

@@ -33,7 +33,7 @@ from millpond.daemon.project.outputs import GitTree, Output
 from millpond.daemon.project.paths import printable
 from millpond.daemon.project.sharing import Link, Links
 from millpond.daemon.project.stages import STAGES_FILE
-from millpond.daemon.remote.transfer import Part
+from millpond.daemon.remote.download import Part
 
 _READ_BYTES = 1 << 20
 # Links that lead to links.

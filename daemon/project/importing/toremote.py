@@ -18,7 +18,7 @@ from millpond.daemon.project.importing.keep import counted, found_of, manifest_o
 from millpond.daemon.project.importing.pointer import Found
 from millpond.daemon.project.importing.source import Source
 from millpond.daemon.project.sharing import Link
-from millpond.daemon.remote.transfer import Upload
+from millpond.daemon.remote.upload import Upload
 
 # Files up to this size are held in memory, and at most so many bytes of them at once.
 _SMALL_BYTES, _HELD_BYTES = 8 << 20, 64 << 20

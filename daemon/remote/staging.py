@@ -1,0 +1,158 @@
+"""Files on their way into a directory: each is written under a temporary name, and gets its own when its bytes are on the disk.
+
+It asks for no links, no locks and no nameless files, which NFS and SMB lack. Many files share the syncs of the file system: one sync has
+the bytes of some, and the names of those before them, on the disk. A few are synced one by one, which waits for nobody else's writing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import count
+from typing import NamedTuple, NoReturn
+
+from millpond.daemon.project.durable import sync_file, sync_file_system, sync_folder
+from millpond.daemon.remote.backend import Data, write_all, wrong_size
+
+TEMPORARY = ".millpond-"
+_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+# So few files are synced one by one.
+_FEW = 8
+# A directory where making a file takes longer, in seconds, judged by so many files, is on a network: there many are made at once.
+_SLOW_S, _JUDGED = 2e-3, 32
+
+
+class Staged(NamedTuple):
+    """A file that waits for its name, `path`, and has a temporary one."""
+
+    key: str
+    path: str
+    temporary: str
+
+
+class Staging:
+    """Below one directory; used from any thread. `check_there` raises where it is not mounted; `fail` raises what an OSError means: it
+    is given the error, what was being done, and the key."""
+
+    def __init__(
+        self, top: str, check_there: Callable[[], None], fail: Callable[[OSError, str, str], NoReturn]
+    ) -> None:
+        self._top = top
+        self._check_there = check_there
+        self._fail = fail
+        # Nobody else chooses this, and no two files of ours have the same number.
+        self._token = secrets.token_hex(8)
+        self._numbers = count()
+        self._folders: set[str] = set()
+        # Folders that were made here and are perhaps not on the disk yet.
+        self._made: set[str] = set()
+        # Files that came in one piece, and the seconds that making them took.
+        self._timed = 0
+        self._took_s = 0.0
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether the making of files is waited for, so that many should be made at once."""
+        return self._timed >= _JUDGED and self._took_s > _SLOW_S * self._timed
+
+    def stage(self, key: str, pieces: Iterable[Data], size: int) -> Staged:
+        """Write `size` bytes under a temporary name. Raises RemoteError when the pieces are not that many, and what they raise;
+        nothing is left then."""
+        source = iter(pieces)
+        first = next(source, b"")
+        done = alone = len(first)
+        began = time.monotonic()
+        path = f"{self._top}/{key}"
+        folder = path[: path.rindex("/")]
+        staged = Staged(key, path, f"{folder}/{TEMPORARY}{self._token}-{next(self._numbers)}.tmp")
+        try:
+            if folder not in self._folders:
+                self._make(folder)
+            fd = os.open(staged.temporary, _FLAGS, 0o666)
+            try:
+                # It may be gone when the next one is asked for.
+                write_all(fd, first)
+                for piece in source:
+                    done += len(piece)
+                    write_all(fd, piece)
+            finally:
+                os.close(fd)
+            if done != size:
+                raise wrong_size(key, done, size)
+        except BaseException as error:
+            self._undo([staged], error)
+            raise
+        if alone == size:
+            self._timed += 1
+            self._took_s += time.monotonic() - began
+        return staged
+
+    def commit(self, files: Sequence[Staged], rename: Callable[[str, str], None] | None = None) -> None:
+        """Give them their names, by `rename` in place of os.rename; all of it is on the disk when this returns."""
+        if len(files) > _FEW:
+            self.settle(files)
+            self.sync()
+            return
+        with self.kept(files):
+            for each in files:
+                sync_file(each.temporary)
+            for each in files:
+                (rename or os.rename)(each.temporary, each.path)
+            for folder in {os.path.dirname(each.path) for each in files}:
+                self._sync_up(folder)
+
+    def settle(self, files: Sequence[Staged]) -> None:
+        """Have their bytes on the disk, and all that was settled before; then give them their names."""
+        with self.kept(files):
+            self.sync()
+            for each in files:
+                os.rename(each.temporary, each.path)
+
+    def sync(self) -> None:
+        """Have all that was settled on the disk."""
+        made = set(self._made)
+        try:
+            sync_file_system(self._top)
+        except OSError as error:
+            self._fail(error, "sync", "")
+        self._made -= made
+
+    def drop(self, files: Iterable[Staged]) -> None:
+        """They are not wanted any more; those that have their names keep them."""
+        for each in files:
+            with contextlib.suppress(OSError):
+                os.unlink(each.temporary)
+
+    @contextlib.contextmanager
+    def kept(self, files: Sequence[Staged]) -> Iterator[None]:
+        """Files that are dropped when the block fails; what an OSError means is raised then."""
+        try:
+            yield
+        except BaseException as error:
+            self._undo(files, error)
+            raise
+
+    def _undo(self, files: Sequence[Staged], error: BaseException) -> None:
+        self.drop(files)
+        if isinstance(error, OSError):
+            self._fail(error, "write", files[-1].key)
+
+    def _make(self, folder: str) -> None:
+        """Make a file's folder if it is not there."""
+        self._check_there()
+        if not os.path.isdir(folder):
+            os.makedirs(folder, exist_ok=True)
+            self._made.add(folder)
+        self._folders.add(folder)
+
+    def _sync_up(self, folder: str) -> None:
+        """Have a folder's new names on the disk, and where it was made here its own name too."""
+        sync_folder(folder)
+        if folder in self._made:
+            self._made.discard(folder)
+            while len(folder) > len(self._top):
+                folder = os.path.dirname(folder)
+                sync_folder(folder)

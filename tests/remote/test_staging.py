@@ -1,0 +1,228 @@
+"""Objects on their way into a directory: what is on the disk before what has a name, and what a failure leaves."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import random
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from millpond.daemon.errors import CancelledError, RemoteError
+from millpond.daemon.names import ObjectName
+from millpond.daemon.remote import staging, upload
+from millpond.daemon.remote.flow import RANGE_BYTES
+from millpond.daemon.remote.layout import key_of
+from millpond.daemon.remote.local import LocalBackend
+from millpond.daemon.remote.transfer import Transfer
+from millpond.daemon.remote.upload import Upload
+
+
+def contents(count: int) -> dict[ObjectName, bytes]:
+    """Small contents by name, an empty one and one that is large among them."""
+    made = random.Random(count)
+    sizes = [0, RANGE_BYTES + 5, *(made.randrange(1, 3000) for _ in range(count - 2))]
+    made.shuffle(sizes)
+    return {ObjectName("md5", hashlib.md5(data).hexdigest()): data for data in map(made.randbytes, sizes)}
+
+
+def going(objects: dict[ObjectName, bytes]) -> Iterator[Upload]:
+    """Some of them in several pieces."""
+    for number, (name, data) in enumerate(objects.items()):
+        cut = number % 3 * len(data) // 5
+        yield Upload(name, len(data), _lent([data[:cut], data[cut:]] if cut else [data]))
+
+
+def _lent(pieces: list[bytes]) -> Iterator[memoryview]:
+    """Each until the next one is asked for, as the daemon's memory files are."""
+    for piece in pieces:
+        with memoryview(piece) as view:
+            yield view
+
+
+def there(remote: Path) -> dict[str, bytes]:
+    """All files of a remote, by key."""
+    return {str(path.relative_to(remote)): path.read_bytes() for path in remote.rglob("*") if path.is_file()}
+
+
+def as_keys(objects: dict[ObjectName, bytes]) -> dict[str, bytes]:
+    return {key_of(name): data for name, data in objects.items()}
+
+
+class Disk:
+    """What is written, named and synced, as the real calls are made: a sync has on the disk what was there when it began."""
+
+    def __init__(self, remote: Path, patch: pytest.MonkeyPatch) -> None:
+        self.remote = remote
+        self.written: set[str] = set()
+        self.named: set[str] = set()
+        self.durable: set[str] = set()
+        self.early: list[str] = []
+        real: Any = {
+            each: getattr(module, each)
+            for module, names in (
+                (os, ("close", "rename")),
+                (staging, ("sync_file_system", "sync_file", "sync_folder")),
+            )
+            for each in names
+        }
+
+        def close(fd: int) -> None:
+            path = os.readlink(f"/proc/self/fd/{fd}")
+            real["close"](fd)
+            if path.endswith(".tmp"):
+                self.written.add(path)
+
+        def rename(old: str, new: str) -> None:
+            if old not in self.durable:
+                self.early.append(new)
+            real["rename"](old, new)
+            self.named.add(new)
+
+        def sync_file_system(top: str) -> None:
+            self.synced(self.written | self.named, lambda: real["sync_file_system"](top))
+
+        def sync_file(path: str) -> None:
+            self.synced({path} & self.written, lambda: real["sync_file"](path))
+
+        def sync_folder(folder: str) -> None:
+            names = {path for path in self.named if os.path.dirname(path) == folder}
+            self.synced(names, lambda: real["sync_folder"](folder))
+
+        for module, made in ((os, (close, rename)), (staging, (sync_file_system, sync_file, sync_folder))):
+            for each in made:
+                patch.setattr(module, each.__name__, each)
+
+    def synced(self, what: set[str], sync: Any) -> None:
+        before = set(what)
+        sync()
+        self.durable |= before
+
+
+@pytest.mark.parametrize("files", [1, 7, 1000])
+def test_no_name_before_the_bytes_and_nothing_told_before_the_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: int
+) -> None:
+    monkeypatch.setattr(upload, "STAGED_FILES", files)
+    disk = Disk(tmp_path / "remote", monkeypatch)
+    objects = contents(40)
+    told: list[ObjectName] = []
+
+    def created(sent: Sequence[Upload]) -> None:
+        told.extend(each.name for each in sent)
+        disk.early += [each.key for each in sent if str(disk.remote / each.key) not in disk.durable]
+
+    with Transfer(LocalBackend("r", str(disk.remote))) as transfer:
+        transfer.upload(going(objects), created=created)
+        assert transfer.requests == len(objects) and transfer.moved == sum(map(len, objects.values()))
+        # Few: synced one by one.
+        manifest = ObjectName("md5", "0" * 32 + ".dir")
+        transfer.upload([Upload(manifest, 2, [b"[]"])], created=created)
+    assert told == [*objects, manifest] and disk.early == []
+    assert there(disk.remote) == as_keys(objects | {manifest: b"[]"})
+
+
+@pytest.mark.parametrize("call", ["open", "write", "rename", "sync_file_system"])
+def test_the_nth_call_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    monkeypatch.setattr(upload, "STAGED_FILES", 8)
+    objects = contents(30)
+    module = staging if call == "sync_file_system" else os
+    real = getattr(module, call)
+    calls = 0
+
+    def failing(*args: Any, **more: Any) -> Any:
+        nonlocal calls
+        if "remote" in str(args[0]) or call == "write":
+            calls += 1
+            if calls == fails:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(*args, **more)
+
+    for fails in (*range(1, 12), 17, 29, 31, 1000):
+        remote, calls = tmp_path / f"remote-{fails}", 0
+        told: list[str] = []
+
+        def created(sent: Sequence[Upload], told: list[str] = told) -> None:
+            told.extend(each.key for each in sent)
+
+        with Transfer(LocalBackend("r", str(remote))) as transfer, pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, call, failing)
+            try:
+                transfer.upload(going(objects), created=created)
+            except RemoteError as error:
+                assert calls >= fails and "No space left" in str(error) and "make room" in str(error.hint)
+                assert told == list(as_keys(objects))[: len(told)] and len(told) < len(objects)
+            else:
+                assert calls < fails and told == list(as_keys(objects))
+        left = there(remote) if remote.exists() else {}
+        assert left.items() <= as_keys(objects).items(), "half an object, or a temporary file"
+        assert set(told) <= left.keys()
+
+
+@pytest.mark.parametrize("wrong", ["short", "long", "cancelled"])
+def test_what_fails_midway_leaves_no_temporary_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str
+) -> None:
+    monkeypatch.setattr(upload, "STAGED_FILES", 8)
+    objects = contents(30)
+    name = ObjectName("md5", "f" * 32)
+
+    def pieces() -> Iterator[bytes]:
+        yield b"12345"
+        if wrong == "cancelled":
+            raise CancelledError("the request was cancelled")
+        yield b"6" if wrong == "short" else b"67890123"
+
+    def source() -> Iterator[Upload]:
+        yield from going(objects)
+        yield Upload(name, 10, pieces())
+
+    remote = tmp_path / "remote"
+    with Transfer(LocalBackend("r", str(remote))) as transfer, pytest.raises((RemoteError, CancelledError)) as raised:
+        transfer.upload(source(), created=lambda sent: None)
+    assert ("expected" in str(raised.value)) == (wrong != "cancelled")
+    # A thread may be naming the group before.
+    transfer._flow._pool.shutdown(wait=True)
+    assert there(remote).items() <= as_keys(objects).items()
+
+
+def test_where_making_files_is_slow_several_threads_make_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(staging, "_SLOW_S", 0.0)
+    monkeypatch.setattr(upload, "GROUP_FILES", 50)
+    groups: list[int] = []
+
+    class Told(LocalBackend):
+        def put_many(self, items: Sequence[tuple[str, Any]]) -> None:
+            groups.append(len(items))
+            super().put_many(items)
+
+    objects, told = contents(300), list[ObjectName]()
+    with Transfer(Told("r", str(tmp_path / "remote"))) as transfer:
+        transfer.upload(going(objects), created=lambda sent: told.extend(each.name for each in sent))
+    assert sum(groups) > 200 and told == list(objects) and there(tmp_path / "remote") == as_keys(objects)
+
+
+def test_a_rate_holds_within_an_object(tmp_path: Path) -> None:
+    data = random.Random(1).randbytes(3 << 20)
+    name = ObjectName("md5", hashlib.md5(data).hexdigest())
+    began = time.monotonic()
+    # The first second's worth is free.
+    with Transfer(LocalBackend("r", str(tmp_path / "remote")), rate=2 << 20) as transfer:
+        transfer.upload([Upload(name, len(data), _lent([data]))], created=lambda sent: None)
+    assert time.monotonic() - began > 0.4 and there(tmp_path / "remote") == as_keys({name: data})
+
+
+def test_sizes_of_many_are_those_of_each(tmp_path: Path) -> None:
+    objects = contents(30)
+    backend = LocalBackend("r", str(tmp_path / "remote"))
+    backend.put_many([(key_of(name), data) for name, data in objects.items()])
+    (tmp_path / "remote/files/md5/aa/folder").mkdir(parents=True, exist_ok=True)
+    keys = [*map(key_of, objects), "files/md5/aa/folder", "files/md5/zz/absent", "none/at/all", "files/md5"]
+    heads = [backend.head(key) for key in keys]
+    assert backend.sizes_of(keys) == [None if each is None else each.size for each in heads]
+    assert backend.sizes_of(keys)[-4:] == [None] * 4

@@ -94,8 +94,10 @@ class StoreService:
         return {"session": number, "own": mappings is not None}
 
     async def feed(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
-        """{session, pieces: [[length, last, is_dir]...]} + memfd -> {stored: [[md5, size, new_bytes]...]}."""
+        """{session, pieces: [[length, last, is_dir]...], like?} + memfd -> {stored: [[md5, size, new_bytes]...]}. `like` names a
+        manifest of the caller's that the next one that begins is mostly the same as (see parts.py)."""
         session = self._session(call, params)
+        like = parse_name(str(params["like"])) if params.get("like") else None
         pieces = [(int(length), bool(last), bool(is_dir)) for length, last, is_dir in params["pieces"]]
         total = sum(length for length, _, _ in pieces)
         mapping = contextlib.ExitStack()
@@ -106,6 +108,8 @@ class StoreService:
             view = mapping.enter_context(received)
             if any(length < 0 for length, _, _ in pieces) or total != len(view):
                 raise ProtocolError("the pieces of a feed do not add up to its memory file")
+            if like is not None:
+                session.puts.follow(self._store.resolve([like], call.uid, call.connection.id)[0])
             return session.puts.begin(view, pieces)
 
         with mapping:
@@ -233,7 +237,7 @@ def gather(
         if content is None:
             raise ObjectMissingError(f"object {name} is not in the store", details={"name": str(name)})
         layout = reader.layout(content)
-        begin = len(batch)
+        begin, parts = len(batch), reader.parts(layout)
         for number in range(len(layout.offsets) - 1):
             start, end = layout.offsets[number], layout.offsets[number + 1]
             if end <= offset:
@@ -242,7 +246,7 @@ def gather(
                 if len(batch) > begin:
                     pieces.append((index, len(batch) - begin, False))
                 return memfd.from_bytes(batch), pieces, (index, start)
-            batch += reader.read_chunks([layout.id(number)])[0]
+            batch += parts.read(number)
         pieces.append((index, len(batch) - begin, True))
         offset = 0
     return memfd.from_bytes(batch), pieces, (len(names), 0)
@@ -258,7 +262,11 @@ def read_range(reader: StoreReader, name: ObjectName, uid: int, offset: int, len
     if offset >= end:
         return layout.size, memfd.from_bytes(b"")
     first, last = layout.find(offset), layout.find(end - 1)
-    chunks = reader.read_chunks([layout.id(number) for number in range(first, last + 1)])
+    if layout.starts is None:
+        chunks = reader.read_chunks([layout.id(number) for number in range(first, last + 1)])
+    else:
+        parts = reader.parts(layout)
+        chunks = [parts.read(number) for number in range(first, last + 1)]
     data = chunks[0] if first == last else b"".join(chunks)
     begin = offset - layout.offsets[first]
     return layout.size, memfd.from_bytes(memoryview(data)[begin : begin + end - offset])

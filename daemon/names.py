@@ -31,6 +31,14 @@ class ObjectName:
         """The digest without the `.dir` suffix."""
         return self.value.removesuffix(DIR_SUFFIX)
 
+    @property
+    def is_sound_dir(self) -> bool:
+        """Whether it names a manifest, and its digest is one: what stands in a user's file may be anything."""
+        try:
+            return self.is_dir and len(self.key()) > 1
+        except (KeyError, ValueError):
+            return False
+
     def key(self) -> bytes:
         """One byte of algorithm (bit 7: a manifest), then the digest: 17, 21 or 33 bytes. The key in the index."""
         tag = ALGORITHMS[self.algo] | (DIR_FLAG if self.is_dir else 0)

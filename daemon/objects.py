@@ -51,8 +51,9 @@ class ObjectStore(Protocol):
         """
         ...
 
-    def put_bytes(self, data: bytes, *, is_dir: bool = False) -> ObjectName:
-        """Store a small content (a manifest with `is_dir`); its MD5 name. Named at `commit`."""
+    def put_bytes(self, data: bytes, *, is_dir: bool = False, like: ObjectName | None = None) -> ObjectName:
+        """Store a small content (a manifest with `is_dir`); its MD5 name. Named at `commit`. `like` names a former manifest: what both
+        have in common takes no more room."""
         ...
 
     def put_pieces(

@@ -329,6 +329,8 @@ class StoredFile:
         """The layout, if it is for the size that the index says."""
         if layout is not None and layout.size != self._content.size:
             raise StoreDamagedError(f"the recipe of {self._content.id.hex()[:16]} is for another size")
+        if layout is not None and layout.starts is not None:
+            raise StoreDamagedError(f"recipe {self._content.id.hex()[:16]} is a manifest's, not a file's")
         return layout
 
     def _spans(self, layout: Layout, offset: int, size: int) -> list[tuple[int, int, int]]:

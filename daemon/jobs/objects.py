@@ -161,6 +161,8 @@ class DaemonObjectStore:
         # Of a source: what its user's verbs would run with.
         self._context = context
         self._session: tuple[int, bool] | None = None
+        # A former manifest, for the one that is put next.
+        self._like: ObjectName | None = None
         self.new_bytes = 0
 
     def put_files(self, paths: Iterable[str], *, tick: Tick | None = None, store: bool = True) -> Iterator[Put]:
@@ -178,15 +180,15 @@ class DaemonObjectStore:
                     self.new_bytes += new_bytes
                     yield Put(file.path, ObjectName("md5", value), size, file.stat)
 
-    def put_bytes(self, data: bytes, *, is_dir: bool = False) -> ObjectName:
+    def put_bytes(self, data: bytes, *, is_dir: bool = False, like: ObjectName | None = None) -> ObjectName:
         """See ObjectStore.put_bytes."""
+        self._like = like if like is not None and like.is_sound_dir else None
         if len(data) > memfd.BATCH_BYTES:  # copied here while the daemon works on what came before
             ((name, _),) = self.put_pieces([(data, True, is_dir)])
             return name
         session, _ = self._begin()
         with memfd.sent(data) as fd:
-            params = {"session": session, "pieces": [(len(data), True, is_dir)]}
-            reply, _ = self._peer.call("store.feed", params, fds=[fd])
+            reply, _ = self._peer.call("store.feed", self._feed(session, [(len(data), True, is_dir)]), fds=[fd])
         value, _, new_bytes = reply["stored"][0]
         self.new_bytes += new_bytes
         return ObjectName("md5", value)
@@ -283,7 +285,13 @@ class DaemonObjectStore:
     def _send(self, session: int, batch: Batch) -> Any:
         if batch.view is None:
             memfd.seal(batch.fd)
-        return self._peer.start("store.feed", {"session": session, "pieces": batch.pieces}, fds=[batch.fd])
+        return self._peer.start("store.feed", self._feed(session, batch.pieces), fds=[batch.fd])
+
+    def _feed(self, session: int, pieces: Sequence[tuple[int, bool, bool]]) -> dict[str, Any]:
+        """What `store.feed` is asked; the former manifest is told once."""
+        like, self._like = self._like, None
+        asked: dict[str, Any] = {"session": session, "pieces": pieces}
+        return asked if like is None else {**asked, "like": str(like)}
 
     def _flow(
         self, batches: Callable[[Memory], Iterator[Batch]], keep: Keep | None = None

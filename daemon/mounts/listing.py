@@ -30,9 +30,9 @@ from millpond.daemon.store.store import Store
 from millpond.daemon.store.trees import Files, OutOfOrder, TreeBuilder, TreeEntry
 
 # Names resolved in one read transaction.
-_BATCH = 10_000
-# Batches, about 4 MB each, that are read while the caller looks for sizes.
-_AHEAD = 10
+_BATCH = 20_000
+# Batches, about 8 MB each, that are read while the caller looks for sizes.
+_AHEAD = 5
 # Files named in an error, and in its details.
 _NAMED, _LISTED = 5, 1000
 # Bytes of a name's key: MD5.

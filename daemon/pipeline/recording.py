@@ -85,7 +85,10 @@ class Recorder:
         forget_missing(storing, self.contents.workspace.objects)
         fill(storing, self.context.store, keep=True, progress=self._progress)
         fill([groups[out] for out in groups if out not in kept], self.context.store, keep=False)
-        made = {out: self._locked(out, group, stored=out in kept) for out, group in groups.items()}
+        former = self._former(stage)
+        made = {
+            out: self._locked(out, group, former.get(out.path), stored=out in kept) for out, group in groups.items()
+        }
         if kept:
             self._commit([made[out] for out in kept])
         for out, group in groups.items():
@@ -233,14 +236,21 @@ class Recorder:
             raise TargetError(f"output '{where}' was not made", path=where, hint="is it where the command writes?")
         return found
 
-    def _locked(self, out: StageOut, group: Group, *, stored: bool) -> Locked:
+    def _former(self, stage: Stage) -> dict[str, ObjectName]:
+        """What the lock says of the stage's outputs, by their paths, as far as it names anything."""
+        known = self.loaded.locks.get(stage.lock)
+        outs = [] if known is None else (known.get(stage.name) or {}).get("outs") or []
+        return {item["path"]: ObjectName("md5", str(item["md5"])) for item in outs if "md5" in item}
+
+    def _locked(self, out: StageOut, group: Group, former: ObjectName | None, *, stored: bool) -> Locked:
+        """The lock's entry of an output, whose manifest is stored if `stored` and not there."""
         assert out.place is not None
         path = self.repo.path(out.place)
         if os.path.isfile(path):
             return Locked(group.name(0), group.size(0), None, bool(os.stat(path).st_mode & 0o111))
         tree = group.tree()
         if stored and self.context.store.sizes([tree])[0] is None:
-            self.context.store.put_bytes(group.text(), is_dir=True)
+            self.context.store.put_bytes(group.text(), is_dir=True, like=former)
         return Locked(tree, group.listing.total, len(group.listing.paths))
 
     def _commit(self, made: Iterable[Locked]) -> None:

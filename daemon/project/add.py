@@ -228,7 +228,8 @@ class Adding:
             assert job.name is not None
             # Also where DVC's cache has it: it is small, and says which files a damage in the store hurts.
             if self._context.store.sizes([job.name])[0] is None:
-                stored = self._context.store.put_bytes(job.manifest, is_dir=True)
+                former = None if job.target.out is None else job.target.out.name
+                stored = self._context.store.put_bytes(job.manifest, is_dir=True, like=former)
                 assert stored == job.name
 
     def _merge(self, job: _Job) -> None:

@@ -79,7 +79,7 @@ def _merged(context: VerbContext, repo: Repo, path: str, ancestor: DvcFile, our:
     rows = sorted((relpath, name.value) for relpath, name in tree.items())
     raw = manifest.serialise(rows)
     sizes = objects.sizes(list(tree.values()))
-    name = context.store.put_bytes(raw, is_dir=True)
+    name = context.store.put_bytes(raw, is_dir=True, like=our.outs[0].name)
     context.store.commit()
     # As in DVC the size is left out when it is not known.
     size = None if None in sizes else sum(size for size in sizes if size is not None)

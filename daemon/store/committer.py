@@ -3,6 +3,10 @@
 Threads append records and note them in `_pending`. A commit takes all jobs that wait: it indexes what is pending,
 checks every chunk that a new name needs, appends the journal, syncs the segments, then commits the index. So records
 are found by others as soon as they are written, and a name is never there before everything it means is durable.
+
+Keys are hashes: a hundred names touch a hundred pages each of `records`, `objects` and `grants`. LMDB writes these elsewhere,
+and what they leave can be used in the transaction after the next. So a commit of many names is three transactions, one
+a database: the third goes where the first one's pages were.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +46,8 @@ _MAX_NAMES = 20_000
 _MAX_WAITING = 256
 # Times that a commit looks again when others' failures take segments from under it.
 _MAX_TRIES = 4
+# Pages of one database, touched by names, from which on their commit is three transactions instead of one.
+_MANY_PAGES = 48
 # A grant is renewed when it is given again after this time: gc's grace counts from it.
 _FRESH_S = 3600.0
 
@@ -64,6 +71,17 @@ class Job:
         self.work = work
         self.alone = alone
         self.done: Future[Any] = Future()
+
+
+@dataclass(slots=True)
+class _Checked:
+    """What the first transaction of a commit found: for each job the names that are not whole; the names to write, (uid, key,
+    content) each; where the segments ended that were synced; whether names are left to transactions of their own."""
+
+    lost: list[list[ObjectName]] = field(default_factory=list)
+    entries: list[tuple[int, bytes, Content]] = field(default_factory=list)
+    end: tuple[int, int] = (0, 0)
+    apart: bool = False
 
 
 class Committer:
@@ -175,9 +193,9 @@ class Committer:
                     pending.update(self._pending)
                 failed.clear()
                 with contextlib.suppress(SegmentLost):
-                    results = self._index.write(self._files, lambda txn: self._commit_in(txn, pending, failed, group))
+                    lost = self._write_all(pending, failed, group)
                     done = True
-                    return results
+                    return lost
             raise as_store_error(OSError(errno.EIO, os.strerror(errno.EIO)), self._folder)
 
         _resolve(group, work)
@@ -190,11 +208,21 @@ class Committer:
                 if (done or location.segment in poisoned) and self._pending.get(record_id) == location:
                     del self._pending[record_id]
 
+    def _write_all(
+        self, pending: dict[bytes, Location], failed: list[tuple[int, int, int]], group: list[Job]
+    ) -> list[list[ObjectName]]:
+        """The transactions of `_commit`. Raises SegmentLost when all must be done again."""
+        write = functools.partial(self._index.write, self._files)
+        checked = write(lambda txn: self._commit_in(txn, pending, failed, group))
+        if checked.apart:
+            write(lambda txn: self._name(txn, checked.entries))
+            write(lambda txn: self._grant(txn, checked, pending, failed, group))
+        return checked.lost
+
     def _commit_in(
         self, txn: Any, pending: dict[bytes, Location], failed: list[tuple[int, int, int]], group: list[Job]
-    ) -> list[list[ObjectName]]:
-        """The work of `_commit` in its transaction, which notes `failed` writes too. Raises SegmentLost when it must be
-        done again."""
+    ) -> _Checked:
+        """The first transaction, and the only one where few names come. Raises SegmentLost."""
         index = self._index
         poisoned = self._segments.poisoned
         used = {location.segment for location in pending.values()} - poisoned
@@ -204,8 +232,7 @@ class Committer:
                 txn.put(record_id, location.pack(), db=index.records)
                 if healing:
                     txn.delete(record_id, db=index.quarantine)
-        results: list[list[ObjectName]] = []
-        entries: list[tuple[int, bytes, Content]] = []
+        checked = _Checked()
         journal: list[Encoded] = []
         for job in group:
             for payload in itertools.starmap(journals.note_payload, job.notes):
@@ -217,39 +244,58 @@ class Committer:
                     continue
                 if recovery.is_whole(self._reader, index, txn, content):
                     whole.add(key, content)
-                    entries.append((whole.uid, key, content))
+                    checked.entries.append((whole.uid, key, content))
                 else:
                     lost.append(ObjectName.from_key(key))
             if len(whole):
                 payload = whole.payload()
                 journal.append(self._journal(payload))
-            results.append(lost)
+            checked.lost.append(lost)
         if journal:
             # What they name has passed the limit.
             self._segments.append(journal, free=not any(len(job.names or ()) for job in group), limited=False)
-        end = self._segments.sync()
+        checked.end = self._segments.sync()
         if used & poisoned:  # by a failed write of someone else, after the check above
             raise SegmentLost
-        now = stamp(self.now())
-        has_evicted = txn.stat(db=index.evicted)["entries"] > 0
-        for uid, key, content in entries:
+        checked.apart = min(len(checked.entries), txn.stat(db=index.objects)["leaf_pages"]) >= _MANY_PAGES
+        if not checked.apart:
+            self._name(txn, checked.entries)
+            self._grant(txn, checked, pending, failed, group)
+        return checked
+
+    def _name(self, txn: Any, entries: Sequence[tuple[int, bytes, Content]]) -> None:
+        """Write names, which nobody may read yet."""
+        index = self._index
+        for _, key, content in entries:
             value = content.pack()
             other = txn.get(key, db=index.objects)
             if other is not None and other != value:
                 log.warning("object %s has more than one content", ObjectName.from_key(key))
             txn.put(key, value, db=index.objects)
+
+    def _grant(
+        self,
+        txn: Any,
+        checked: _Checked,
+        pending: dict[bytes, Location],
+        failed: list[tuple[int, int, int]],
+        group: list[Job],
+    ) -> None:
+        """Grant what was named, apply notes, move the mark: the end of a commit, which notes `failed` writes too."""
+        index, now = self._index, stamp(self.now())
+        has_evicted = txn.stat(db=index.evicted)["entries"] > 0
+        for uid, key, content in checked.entries:
             txn.put(grant_key(uid, content.id), now, db=index.grants)
             if has_evicted:
                 txn.delete(evicted_key(uid, key), db=index.evicted)
         for uid, note in itertools.chain.from_iterable(job.notes for job in group):
             ledger.apply(index, txn, uid, note)
-        if end[0]:
+        if checked.end[0]:
             # The mark first: a write that fails after it was looked at is not behind it.
-            index.set_committed(txn, *self._mark(end, pending))
+            index.set_committed(txn, *self._mark(checked.end, pending))
             failed[:] = self._segments.failed
             for each in failed:
                 index.set_aside_range(txn, *each, "a write failed")
-        return results
 
     def _is_named(self, txn: Any, uid: int, key: bytes, content: Content) -> bool:
         """Whether a name and its grant are durable already, the grant given so lately that it need not be renewed, and

@@ -9,7 +9,7 @@ claims, projects and pins anew.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -217,14 +217,14 @@ class Eviction:
             last = key, content.id
         return list(found.values())
 
-    def _chunks(self, content: Content) -> Iterator[bytes]:
+    def _chunks(self, content: Content) -> list[bytes]:
         if content.kind != Kind.RECIPE:
-            return iter(())
+            return []
         try:
             layout = self._store.reader.layout(content)
         except StoreDamagedError as error:
             raise cannot(f"recipe {content.id.hex()[:16]}", error) from error
-        return (layout.id(number) for number in range(len(layout)))
+        return layout.needed()
 
     # -- what goes first ------------------------------------------------------------------------------------------
 

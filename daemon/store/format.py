@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ from millpond.daemon.errors import BusyError, StoreFormatError, from_system
 from millpond.daemon.store import chunking, layout
 from millpond.daemon.store.files import Files, write_durably
 
-FORMAT = 1
+FORMAT = 2
+# Former ones: all that they have is read, and the next daemon makes them stores of this one. 1 had no recipes of parts.
+_FORMER = (1,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,7 @@ def read_format(store: Path) -> Format:
         raise StoreFormatError(f"'{store}' is no store: {error.strerror}", path=str(path)) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreFormatError(f"'{path}' is not a store's format file", path=str(path)) from error
-    if format_.version != FORMAT or format_.chunking != chunking.parameters():
+    if format_.version not in (FORMAT, *_FORMER) or format_.chunking != chunking.parameters():
         raise StoreFormatError(
             f"the store in '{store}' has format {format_.version} ({format_.chunking}); this program writes {FORMAT}",
             path=str(path),
@@ -50,7 +52,8 @@ def read_format(store: Path) -> Format:
 
 
 def ensure_format(store: Path, files: Files, mode: int) -> Format:
-    """`read_format`, of a new format file if the store is empty. Raises StoreFormatError, OSError."""
+    """`read_format`, of a new format file if the store is empty; a store of a former format becomes one of this. Raises StoreFormatError,
+    OSError."""
     path = store / "format.json"
     if not path.exists():
         if any((store / "segments").glob("*.seg")):
@@ -61,4 +64,9 @@ def ensure_format(store: Path, files: Files, mode: int) -> Format:
         data = json.dumps(made | {"chunking": chunking.parameters()}, indent=1).encode()
         write_durably(files, path, data + b"\n", mode)
         layout.sync_parents(store, files)
-    return read_format(store)
+    found = read_format(store)
+    if found.version != FORMAT:
+        said = json.loads(path.read_bytes()) | {"format": FORMAT}
+        write_durably(files, path, json.dumps(said, indent=1).encode() + b"\n", mode)
+        found = replace(found, version=FORMAT)
+    return found

@@ -267,8 +267,7 @@ class Fsck:
             return [content.id]
         found = []
         with self._index.begin() as txn:
-            for number in range(len(layout)):
-                chunk = layout.id(number)
+            for chunk in layout.needed():
                 if chunk not in self.bad and self._index.location(txn, chunk) is None:
                     self._damage(chunk, Kind.CHUNK, "its record is not in the index")
                 if chunk in self.bad:

@@ -239,12 +239,12 @@ class Sweep:
         report.records = len(found)
         return found
 
-    def _chunks(self, content: Content) -> Iterator[bytes]:
+    def _chunks(self, content: Content) -> list[bytes]:
         try:
             layout = self._store.reader.layout(content)
         except StoreDamagedError as error:
             raise cannot(f"recipe {content.id.hex()[:16]}", error) from error
-        return (layout.id(number) for number in range(len(layout)))
+        return layout.needed()
 
     def _young_segments(self) -> set[int]:
         folder = self._store.path / "segments"

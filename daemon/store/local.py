@@ -38,9 +38,12 @@ class LocalObjectStore:
                         tick(files, total)
                     yield Put(file.path, item.name, item.size, file.stat)
 
-    def put_bytes(self, data: bytes, *, is_dir: bool = False) -> ObjectName:
+    def put_bytes(self, data: bytes, *, is_dir: bool = False, like: ObjectName | None = None) -> ObjectName:
         """See ObjectStore.put_bytes."""
-        return self._begin().feed(memoryview(data), [(len(data), True, is_dir)])[0].name
+        session = self._begin()
+        if like is not None and like.is_sound_dir:
+            session.follow(self._store.reader.resolve([like], self._uid)[0])
+        return session.feed(memoryview(data), [(len(data), True, is_dir)])[0].name
 
     def put_pieces(
         self, pieces: Iterable[tuple[Data, bool, bool]], keep: Keep | None = None
@@ -83,9 +86,9 @@ class LocalObjectStore:
         layout = self._store.reader.layout(content)
         if not len(layout):
             yield Piece(name, memoryview(b""), True)
+        parts = self._store.reader.parts(layout)
         for number in range(len(layout)):
-            data = self._store.reader.read_chunk(layout.id(number))
-            yield Piece(name, memoryview(data), number == len(layout) - 1)
+            yield Piece(name, memoryview(parts.read(number)), number == len(layout) - 1)
 
     def _flow(
         self, batches: Callable[[Memory], Iterator[Batch]], keep: Keep | None = None

@@ -79,6 +79,8 @@ class _List:
             self._want, position = _FIRST, 1
         elif self._want == _NEXT and text.startswith(", "):
             self._want, position = _VALUE, 2
+        elif self._want == _VALUE and text.startswith(" "):
+            position = 1
         if self._want in (_FIRST, _VALUE):
             rows, position = _many(text, position)
             if rows is not None:
@@ -97,6 +99,8 @@ class _List:
             elif self._want == _NEXT and char == ",":
                 self._want, position = _VALUE, position + 1
             elif self._want in (_FIRST, _VALUE) and char == "{":
+                if text.find("}", position) < 0:
+                    break  # not whole yet; to be told so by the decoder takes longer
                 try:
                     value, position = _DECODER.raw_decode(text, position)
                 except (json.JSONDecodeError, RecursionError):

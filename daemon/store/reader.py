@@ -20,6 +20,7 @@ from millpond.daemon.store.buffers import REUSED_BYTES, Buffers
 from millpond.daemon.store.format import read_format
 from millpond.daemon.store.index import Content, Index, evicted_key, grant_key, unpack_content
 from millpond.daemon.store.neighbours import Neighbours
+from millpond.daemon.store.parts import PartReader
 from millpond.daemon.store.recipes import Layout, parse_recipe
 from millpond.daemon.store.records import BadRecord, Codec, Kind, Location
 from millpond.daemon.store.segments import SegmentReader
@@ -124,6 +125,10 @@ class StoreReader:
         """A chunk's bytes, checked. Raises StoreDamagedError."""
         return self._read(chunk_id, Kind.CHUNK)
 
+    def parts(self, layout: Layout) -> PartReader:
+        """For reading what a layout lists one after the other."""
+        return PartReader(self, layout)
+
     def read_content(self, content: Content) -> bytes:
         """A whole small content. Raises StoreDamagedError."""
         return b"".join(self.pieces(content))
@@ -131,6 +136,9 @@ class StoreReader:
     def pieces(self, content: Content) -> Iterator[bytes]:
         """A content, chunk by chunk. Raises StoreDamagedError."""
         layout = self.layout(content)
+        if layout.starts is not None:
+            yield from PartReader(self, layout).pieces()
+            return
         for number in range(len(layout)):
             yield self.read_chunk(layout.id(number))
 

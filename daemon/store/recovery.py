@@ -276,4 +276,4 @@ def is_whole(reader: StoreReader, index: Index, txn: Any, content: Content) -> b
     except StoreDamagedError:
         return False
     get, database = txn.get, index.records
-    return all(get(layout.id(number), db=database) is not None for number in range(len(layout)))
+    return all(get(chunk_id, db=database) is not None for chunk_id in layout.needed())

@@ -89,8 +89,7 @@ class Repair:
         except StoreDamagedError:
             return {content.id}
         with self._index.begin() as txn:
-            ids = (layout.id(number) for number in range(len(layout)))
-            return {chunk for chunk in ids if self._index.location(txn, chunk) is None}
+            return {chunk for chunk in layout.needed() if self._index.location(txn, chunk) is None}
 
     def _store_again(self, name: ObjectName, data: bytes) -> None:
         """Take a content in as if its owner added it: mending gives nobody a new right."""
@@ -101,8 +100,22 @@ class Repair:
         stored = session.feed(memoryview(data), [(len(data), True, name.is_dir)])[0]
         if stored.name == name:
             session.commit()
+            self._replace(name, stored.content, owner)
         else:
             session.abort()
+
+    def _replace(self, name: ObjectName, whole: Content, owner: int) -> None:
+        """A manifest that was made of parts is stored whole now, as another content: what it was before goes, where only its owner could
+        read that."""
+
+        def work(txn: Any) -> None:
+            others = [uid for uid in self._index.uids(txn) if uid != owner]
+            for content in self._index.contents(txn, name):
+                granted = (txn.get(grant_key(uid, content.id), db=self._index.grants) is not None for uid in others)
+                if content != whole and self._lacking(content) and not any(granted):
+                    txn.delete(name.key(), content.pack(), db=self._index.objects)
+
+        self._store.write(work)
 
     def _owner(self, name: ObjectName) -> int | None:
         with self._index.begin() as txn:

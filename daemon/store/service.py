@@ -11,6 +11,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
@@ -21,7 +22,7 @@ from millpond.daemon.names import ObjectName
 from millpond.daemon.rpc.methods import Call, Handler, Registry, Reply
 from millpond.daemon.store.evict_service import Room
 from millpond.daemon.store.index import Content
-from millpond.daemon.store.reader import StoreReader
+from millpond.daemon.store.reader import Bytes, StoreReader
 from millpond.daemon.store.records import Kind
 from millpond.daemon.store.scrubstate import state_of
 from millpond.daemon.store.session import Feed, IngestSession
@@ -96,8 +97,10 @@ class StoreService:
         return {"session": number, "own": mappings is not None}
 
     async def feed(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
-        """{session, pieces: [[length, last, is_dir]...]} + memfd -> {stored: [[md5, size, new_bytes]...]}."""
+        """{session, pieces: [[length, last, is_dir]...], like?} + memfd -> {stored: [[md5, size, new_bytes]...]}. `like` names a
+        manifest of the caller's that the next one that begins is mostly the same as (see parts.py)."""
         session = self._session(call, params)
+        like = parse_name(str(params["like"])) if params.get("like") else None
         pieces = [(int(length), bool(last), bool(is_dir)) for length, last, is_dir in params["pieces"]]
         total = sum(length for length, _, _ in pieces)
         mapping = contextlib.ExitStack()
@@ -108,6 +111,8 @@ class StoreService:
             view = mapping.enter_context(received)
             if any(length < 0 for length, _, _ in pieces) or total != len(view):
                 raise ProtocolError("the pieces of a feed do not add up to its memory file")
+            if like is not None:
+                session.puts.follow(self._store.resolve([like], call.uid, call.connection.id)[0])
             return session.puts.begin(view, pieces)
 
         with mapping:
@@ -230,10 +235,17 @@ def gather(
 
     Raises ObjectMissingError for a name without a content, StoreDamagedError.
     """
+    buffers: list[Bytes] = []
     chunks: list[bytes] = []
     pieces: list[tuple[int, int, bool]] = []
     size = 0
     following = len(names), 0
+
+    def read_all() -> None:
+        """All at once: what was stored together lies side by side."""
+        buffers.extend(reader.read_chunks(chunks))
+        chunks.clear()
+
     for index, (name, content) in enumerate(zip(names, contents, strict=True)):
         if content is None:
             raise ObjectMissingError(f"object {name} is not in the store", details={"name": str(name)})
@@ -246,26 +258,32 @@ def gather(
                 whole = False
                 following = index, start
                 break
-            chunks.append(chunk)
+            if isinstance(chunk, bytes):
+                chunks.append(chunk)
+            else:
+                read_all()
+                buffers.append(chunk())
             size += end - start
         if whole or size > begin:
             pieces.append((index, size - begin, whole))
         if not whole:
             break
         offset = 0
-    # All at once: what was stored together lies side by side.
-    return memfd.from_buffers(reader.read_chunks(chunks)), pieces, following
+    read_all()
+    return memfd.from_buffers(buffers), pieces, following
 
 
-def _chunks(reader: StoreReader, content: Content) -> Iterator[tuple[bytes, int, int]]:
-    """(id, begin, end) of each chunk of a content. Raises StoreDamagedError."""
+def _chunks(reader: StoreReader, content: Content) -> Iterator[tuple[bytes | Callable[[], Bytes], int, int]]:
+    """(id of a chunk or, of a part of one, what reads it; begin; end) in the order of a content. Raises StoreDamagedError."""
     if content.kind == Kind.CHUNK:
         if content.size:
             yield content.id, 0, content.size
         return
     layout = reader.layout(content)
+    parts = None if layout.starts is None else reader.parts(layout)
     for number in range(len(layout)):
-        yield layout.id(number), layout.offsets[number], layout.offsets[number + 1]
+        found = layout.id(number) if parts is None else partial(parts.read, number)
+        yield found, layout.offsets[number], layout.offsets[number + 1]
 
 
 def read_range(reader: StoreReader, name: ObjectName, uid: int, offset: int, length: int) -> tuple[int, int]:
@@ -278,7 +296,11 @@ def read_range(reader: StoreReader, name: ObjectName, uid: int, offset: int, len
     if offset >= end:
         return layout.size, memfd.from_bytes(b"")
     first, last = layout.find(offset), layout.find(end - 1)
-    chunks = reader.read_chunks([layout.id(number) for number in range(first, last + 1)])
+    if layout.starts is None:
+        chunks = reader.read_chunks([layout.id(number) for number in range(first, last + 1)])
+    else:
+        parts = reader.parts(layout)
+        chunks = [parts.read(number) for number in range(first, last + 1)]
     data = chunks[0] if first == last else b"".join(chunks)
     begin = offset - layout.offsets[first]
     return layout.size, memfd.from_bytes(memoryview(data)[begin : begin + end - offset])

@@ -14,13 +14,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
-from millpond.daemon.errors import BusyError, ProtocolError
+from millpond.daemon.errors import BusyError, ProtocolError, StoreDamagedError
 from millpond.daemon.names import DIR_SUFFIX, ObjectName
 from millpond.daemon.store import records
 from millpond.daemon.store.chunking import MIN_BYTES, Cutter
 from millpond.daemon.store.index import Content
 from millpond.daemon.store.journal import NameBatch
-from millpond.daemon.store.recipes import RecipeBuilder
+from millpond.daemon.store.parts import Follower, PartReader, is_worth_following
+from millpond.daemon.store.reader import StoreReader
+from millpond.daemon.store.recipes import PartsBuilder, RecipeBuilder
 from millpond.daemon.store.records import Kind
 from millpond.daemon.store.segments import Encoded
 
@@ -45,6 +47,11 @@ class Stored:
 class Sink(Protocol):
     """What a session needs of the store."""
 
+    @property
+    def reader(self) -> StoreReader:
+        """For a manifest that another one is like."""
+        ...
+
     def known(self, ids: Sequence[bytes], owner: int | None = None) -> set[bytes]:
         """Those of `ids` that are stored, and claimed for `owner`."""
         ...
@@ -64,10 +71,13 @@ class Sink(Protocol):
 
 class _Digest:
     """The MD5 of a stream: parts come faster than they can be hashed, and their order matters, so one thread at a time works
-    off what has come."""
+    off what has come. `also` is given each part behind that."""
 
-    def __init__(self, submit: Callable[[Callable[[], None]], object]) -> None:
+    def __init__(
+        self, submit: Callable[[Callable[[], None]], object], also: Callable[[memoryview], None] | None = None
+    ) -> None:
         self._submit = submit
+        self._also = also
         self._md5 = hashlib.md5(usedforsecurity=False)
         self._lock = threading.Lock()
         self._parts: deque[tuple[memoryview, Future[None]]] = deque()
@@ -101,6 +111,8 @@ class _Digest:
             try:
                 if done.set_running_or_notify_cancel():
                     self._md5.update(part)
+                    if self._also is not None:
+                        self._also(part)
                     done.set_result(None)
             except Exception as error:  # told to who waits for it
                 done.set_exception(error)
@@ -115,11 +127,13 @@ class _Digest:
 
 
 class _Stream:
-    """A content that is larger than a chunk, or comes in several parts."""
+    """A content that is larger than a chunk, or comes in several parts; with a `follower` it is a manifest that is described by
+    another one."""
 
-    def __init__(self, is_dir: bool, digest: _Digest) -> None:
+    def __init__(self, is_dir: bool, digest: _Digest, follower: Follower | None = None) -> None:
         self.is_dir = is_dir
         self.digest = digest
+        self.follower = follower
         self.cutter = Cutter()
         self.recipe = RecipeBuilder()
         self.first = b""
@@ -158,6 +172,7 @@ class IngestSession:
         self._pool = pool
         self._names = names
         self._stream: _Stream | None = None
+        self._former: Content | None = None
         self._failed = False
         # Chunks that threads are storing now.
         self._storing: set[bytes] = set()
@@ -168,6 +183,10 @@ class IngestSession:
     def feed(self, data: memoryview, pieces: Sequence[tuple[int, bool, bool]]) -> list[Stored]:
         """`begin` and `finish` in one."""
         return self.finish(self.begin(data, pieces))
+
+    def follow(self, former: Content | None) -> None:
+        """The next manifest that begins is mostly the same as this content, which its caller may read. Called as `begin`."""
+        self._former = former
 
     def begin(self, data: memoryview, pieces: Sequence[tuple[int, bool, bool]]) -> Feed:
         """Take in `data`, the concatenation of pieces (length, last, is_dir). It must stay as it is until `finish`.
@@ -197,7 +216,7 @@ class IngestSession:
                         flush()
                     continue
                 flush()
-                self._stream = self._stream or _Stream(is_dir, _Digest(self._submit))
+                self._stream = self._stream or self._begin_stream(is_dir, length)
                 self._begin_part(feed, self._stream, part, last)
                 if last:
                     self._stream = None
@@ -284,10 +303,33 @@ class IngestSession:
                 self._storing -= mine
         return ids, added
 
+    def _begin_stream(self, is_dir: bool, length: int) -> _Stream:
+        """A stream whose first part has `length` bytes."""
+        former, self._former = self._former, None
+        if not (is_dir and former is not None and former.kind == Kind.RECIPE and length > MIN_BYTES):
+            return _Stream(is_dir, _Digest(self._submit))
+        try:
+            layout = self._sink.reader.layout(former)
+        except StoreDamagedError:  # who reads it is told; this one is stored whole
+            return _Stream(is_dir, _Digest(self._submit))
+        needed = layout.needed()
+        # Claimed before they are read, as whatever is found here.
+        if not is_worth_following(layout) or len(self._sink.known(needed, self._owner)) < len(needed):
+            return _Stream(is_dir, _Digest(self._submit))
+        follower = Follower(layout, PartReader(self._sink.reader, layout).pieces(), self._store_fresh)
+        return _Stream(is_dir, _Digest(self._submit, follower.feed), follower)
+
+    def _store_fresh(self, data: bytes) -> tuple[bytes, int]:
+        """(id, bytes added) of a chunk."""
+        ids, added = self._store([memoryview(data)])
+        return ids[0], added[0]
+
     def _begin_part(self, feed: Feed, stream: _Stream, part: memoryview, last: bool) -> None:
         """One part of a large content: MD5 in one thread, the chunks' work in the others."""
         started = _Part(stream, last, stream.digest.add(part), [])
         feed.tasks.append(started)
+        if stream.follower is not None:
+            return
         for group in _groups(list(stream.cutter.feed(part, last))):
             started.jobs.append(self._submit(self._store_chunks, group))
 
@@ -307,13 +349,17 @@ class IngestSession:
         return list(zip(ids, map(len, chunks), added, strict=True))
 
     def _finish(self, stream: _Stream) -> Stored:
-        size = stream.recipe.size
+        recipe: RecipeBuilder | PartsBuilder = stream.recipe
+        if stream.follower is not None:
+            recipe = stream.follower.finish()
+            stream.new_bytes = stream.follower.new_bytes
+        size = recipe.size
         name = ObjectName("md5", stream.digest.hexdigest() + (DIR_SUFFIX if stream.is_dir else ""))
         if size <= MIN_BYTES:
             if not size:
                 return self._store_small([(memoryview(b""), stream.is_dir)])[0]
             return Stored(name, size, Content(Kind.CHUNK, stream.first, size), stream.new_bytes)
-        payload = stream.recipe.payload()
+        payload = recipe.payload()
         recipe_id = records.content_id(payload)
         added = stream.new_bytes
         if not self._sink.known([recipe_id], self._owner):

@@ -165,3 +165,15 @@ def test_a_mount_in_use_outlives_the_terminal(repo: Home, terminal: Callable[...
     mounting = terminal(repo, "mount", "data", "../m1")
     assert mounting.finish() == 0
     assert sorted(os.listdir(repo.path / "m1")) == ["a", "b c"]
+
+
+@pytest.mark.parametrize("text", ['[{"md5": "0cc175b9c0f1b6a831c399e269772661", "relpath": "a"}]', "no manifest"])
+def test_a_manifest_of_dvcs_cache_that_is_not_what_its_name_says_is_not_mounted(repo: Home, text: str) -> None:
+    digest = "5" * 32
+    bad = repo.repo / ".dvc/cache/files/md5" / digest[:2] / f"{digest[2:]}.dir"
+    bad.parent.mkdir(parents=True)
+    bad.write_text(text)
+    (repo.repo / "other.dvc").write_text(f"outs:\n- md5: {digest}.dir\n  hash: md5\n  path: other\n")
+    ran = repo.run("mount", "other", str(repo.path / "m1"), code=6)
+    assert f"'{bad}' in the DVC cache is not what its name says: it hashes to " in ran.stderr
+    assert os.listdir(repo.path / "m1") == []

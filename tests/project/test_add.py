@@ -421,3 +421,17 @@ def test_progress_is_told(project: Project) -> None:
     phases = [phase for phase, _, _ in project.steps]
     assert "adding" in phases and "committing" in phases
     assert project.steps[phases.index("committing") - 1][1] == (20, 20)
+
+
+def test_the_next_manifest_of_a_large_folder_takes_little_room(project: Project) -> None:
+    for number in range(1000):
+        project.write(f"data/sub/{number:04}.txt", f"{number}")
+    project.add("data")
+    before = project.store.new_bytes
+    segments = project.base / "store" / "segments"
+    size = sum(path.stat().st_size for path in segments.iterdir())
+    project.write("data/sub/0500.txt", "changed")
+    (added,) = project.add("data")["added"]
+    assert project.store.new_bytes > before
+    assert sum(path.stat().st_size for path in segments.iterdir()) - size < 2000
+    assert len(project.store.read(ObjectName("md5", added["md5"]))) > 64 << 10

@@ -84,6 +84,45 @@ def test_the_nth_operation_fails(tmp_path: Path, fail_at: int, number: int, for_
     check(tmp_path / "s", kept)
 
 
+MANY, MORE = 3000, 150
+# What a commit of MORE names behind MANY does: the journal, the sync, three transactions.
+STEPS = ("pwritev", "fdatasync", "commit", "commit", "commit")
+
+
+@pytest.mark.parametrize("for_good", [True, False], ids=["crash", "once"])
+@pytest.mark.parametrize("fail_at", range(1, len(STEPS) + 1))
+def test_an_operation_fails_in_a_commit_of_many_names(tmp_path: Path, fail_at: int, for_good: bool) -> None:
+    """Such a commit is several transactions: whichever fails, nobody was answered, and all can be put again."""
+    first = [b"%06d" % number for number in range(MANY)]
+    second = [b"more %06d" % number for number in range(MORE)]
+    files = FaultyFiles(0, for_good=for_good)
+    store = Store.open(settings(tmp_path / "s", threads=1, map_bytes=1 << 24, segment_bytes=1 << 24), files)
+    kept = put(store, first)
+    session = store.session(UID)
+    session.feed(memoryview(b"".join(second)), [(len(data), True, False) for data in second])
+    files.fail_from_now(fail_at)
+    with pytest.raises(MillpondError):
+        session.commit()
+    assert files.failed == STEPS[fail_at - 1]
+    if for_good:
+        crash(store)
+        store = Store.open(settings(tmp_path / "s", map_bytes=1 << 24))
+    else:
+        files.fail_from_now(0)
+    assert [get(store, item) for item in kept[::100]] == first[::100]
+    assert [get(store, item) for item in put(store, second)] == second
+    report = store.fsck(deep=True)
+    assert report.ok or not for_good, report
+    assert report.damaged == []
+    store.close()
+    (tmp_path / "s" / "index" / "data.mdb").unlink()
+    store = Store.open(settings(tmp_path / "s", map_bytes=1 << 24))
+    found = put(store, second)
+    assert [get(store, item) for item in found] == second
+    assert {item.new_bytes for item in found} == {0}
+    store.close()
+
+
 WRITERS = 3
 WRITER = f"""
 import sys, threading

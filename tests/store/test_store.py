@@ -117,9 +117,9 @@ def test_a_second_daemon_is_refused_by_name(tmp_path: Path) -> None:
 def test_a_newer_format_is_refused_and_left_alone(tmp_path: Path) -> None:
     Store.open(settings(tmp_path / "s")).close()
     path = tmp_path / "s" / "format.json"
-    newer = json.loads(path.read_text()) | {"format": 2}
+    newer = json.loads(path.read_text()) | {"format": 3}
     path.write_text(json.dumps(newer))
-    with pytest.raises(StoreFormatError, match="format 2"):
+    with pytest.raises(StoreFormatError, match="format 3"):
         Store.open(settings(tmp_path / "s"))
     assert json.loads(path.read_text()) == newer
     path.unlink()

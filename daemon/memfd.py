@@ -22,8 +22,8 @@ SEALS = fcntl.F_SEAL_WRITE | _LENGTH_SEALS
 BATCH_BYTES = 16 << 20
 # What a receiver accepts at most.
 MAX_BYTES = 64 << 20
-# Memory files that are used again and stay mapped; a sender has four.
-_KEPT = 8
+# Memory files that are used again and stay mapped; a sender has six, and three more where what was put is kept besides.
+_KEPT = 10
 
 
 def create() -> int:

@@ -24,8 +24,8 @@ BATCH_BYTES = 16 << 20
 MAX_BYTES = 64 << 20
 # Buffers of one call, as the kernel takes them.
 _VECTOR = 1024
-# Memory files that are used again and stay mapped; a sender has four.
-_KEPT = 8
+# Memory files that are used again and stay mapped; a sender has six, and three more where what was put is kept besides.
+_KEPT = 10
 
 
 def create() -> int:

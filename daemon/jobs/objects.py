@@ -31,7 +31,8 @@ from millpond.daemon.errors import (
 from millpond.daemon.names import ObjectName
 from millpond.daemon.objects import Data, Keep, Piece, Put, Tick
 
-IN_FLIGHT = 3
+# Feeds of 16 MiB on their way. MD5 of one file is one thread's work: with so many of them the next file's begins beside it.
+IN_FLIGHT = 5
 # Batches that landed and are still told of.
 _KEPT = 2
 # What is read at once to be hashed here; progress is told after each.

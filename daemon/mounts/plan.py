@@ -32,6 +32,9 @@ from millpond.daemon.project.outputs import GitTree, Output, WorkTree
 from millpond.daemon.project.rootdir import find_root
 from millpond.daemon.remote.places import Places, without_remote
 
+# A remote that fails is not asked again after so long: one that never answers takes 20 s.
+_DEADLINE_S = 15.0
+
 
 class Peer(Protocol):
     """What this module needs of the worker's client."""
@@ -39,6 +42,7 @@ class Peer(Protocol):
     def call(
         self, method: str, params: dict[str, Any], *, fds: Sequence[int] = ()
     ) -> tuple[dict[str, Any], list[int]]: ...
+    def notify(self, method: str, params: dict[str, Any]) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +77,7 @@ class Project:
         self._there = [cache for cache in self.caches if os.path.isdir(cache.folder)]
         # Whether the first remote is being listed, or was.
         self.is_listing = False
-        self.places = Places(lambda: self.config, os.environ, outputs)
+        self.places = Places(lambda: self.config, os.environ, outputs, deadline_s=_DEADLINE_S)
 
     @classmethod
     def find(cls, start: str) -> Project:
@@ -139,11 +143,11 @@ class Project:
         """Sizes of objects with these values as far as a listing that was begun tells them."""
         return self.places.listed(values) if self.is_listing else [None] * len(values)
 
-    def expect(self, manifest: bytes) -> None:
+    def expect(self, name: ObjectName, manifest: bytes) -> None:
         """What a manifest names that was here neither is probably on the same remote: list that while the manifest is read."""
         if not self._there:
             self.is_listing = True
-            self.places.expect(manifest.count(b'"relpath"'))
+            self.places.expect(manifest.count(b'"relpath"'), name)
 
     def remote_manifest(self, name: ObjectName, shown: str) -> bytes:
         """A manifest that only a remote has. Raises as `remote_sizes`, StoreDamagedError."""
@@ -163,6 +167,7 @@ class Planner:
     """Makes plans of one project for one caller."""
 
     def __init__(self, project: Project, peer: Peer, store: ObjectStore) -> None:
+        project.places.tell = lambda who, since_s: peer.notify("$/waiting", {"for": who, "since_s": round(since_s, 1)})
         self._project = project
         self._peer = peer
         self._store = store
@@ -272,7 +277,7 @@ class Planner:
                 data = self._project.remote_manifest(name, shown)
             # Manifests are small and asked for again and again: the store keeps them, under every name they have.
             if name.algo == "md5":
-                self._project.expect(data)
+                self._project.expect(name, data)
                 self._store.put_bytes(data, is_dir=True)
                 self._store.commit()
             else:

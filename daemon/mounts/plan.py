@@ -8,6 +8,7 @@ import posixpath
 import re
 from array import array
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -143,11 +144,12 @@ class Project:
         """Sizes of objects with these values as far as a listing that was begun tells them."""
         return self.places.listed(values) if self.is_listing else [None] * len(values)
 
-    def expect(self, name: ObjectName, manifest: bytes) -> None:
-        """What a manifest names that was here neither is probably on the same remote: list that while the manifest is read."""
+    def expect(self, files: int, name: ObjectName | None = None) -> None:
+        """What a manifest names that is here neither is probably on the same remote: list that meanwhile. `name` when the manifest came."""
         if not self._there:
-            self.is_listing = True
-            self.places.expect(manifest.count(b'"relpath"'), name)
+            with suppress(RemoteConfigError):  # who asks for the manifest is told
+                self.places.expect(files, name)
+                self.is_listing = True
 
     def remote_manifest(self, name: ObjectName, shown: str) -> bytes:
         """A manifest that only a remote has. Raises as `remote_sizes`, StoreDamagedError."""
@@ -200,7 +202,7 @@ class Planner:
             entry = self._file(output, posixpath.basename(output.path))
             return self._build([entry], commit, target)
         inner = target[len(output.path) :].strip("/") if target.startswith(output.path + "/") else ""
-        totals = self._listing(output.name, inner, target)
+        totals = self._listing(output.name, inner, target, output.nfiles)
         name = str(output.name) if not inner else None
         return Plan(totals["root"], totals["files"], totals["bytes"], commit, name, target, self._is_far)
 
@@ -218,7 +220,7 @@ class Planner:
             path = output.path[len(prefix) :]
             if output.is_dir:
                 assert output.name is not None
-                totals = self._listing(output.name, "", output.path)
+                totals = self._listing(output.name, "", output.path, output.nfiles)
                 root = bytes.fromhex(totals["root"])
                 entries.append(WireEntry(os.fsencode(path), False, int(totals["files"]), None, None, root))
             else:
@@ -269,15 +271,16 @@ class Planner:
             os.close(fd)
         return Plan(result["root"], result["files"], result["bytes"], commit, None, target, self._is_far)
 
-    def _listing(self, name: ObjectName, inner: str, shown: str) -> dict[str, Any]:
-        """The tree of a manifest, helped out with what only this user has."""
+    def _listing(self, name: ObjectName, inner: str, shown: str, files: int | None) -> dict[str, Any]:
+        """The tree of a manifest, helped out with what only this user has; `files`: how many it names, as its pointer says."""
         if self._store.sizes([name])[0] is None:
             data = self._project.read(name)
             if data is None:
+                self._project.expect(files or 0)
                 data = self._project.remote_manifest(name, shown)
             # Manifests are small and asked for again and again: the store keeps them, under every name they have.
             if name.algo == "md5":
-                self._project.expect(name, data)
+                self._project.expect(data.count(b'"relpath"'), name)
                 self._store.put_bytes(data, is_dir=True)
                 self._store.commit()
             else:

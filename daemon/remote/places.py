@@ -181,12 +181,12 @@ class Places:
             raise self._first(failed)
         return there
 
-    def expect(self, count: int, manifest: ObjectName) -> None:
-        """So many sizes are asked for soon, of what a manifest names: list meanwhile, if that pays, the remote that gave it, else the one that
-        is asked first. Raises RemoteConfigError where the default one cannot be used."""
+    def expect(self, count: int, manifest: ObjectName | None = None) -> None:
+        """So many sizes are asked for soon, of what a manifest names: list meanwhile, if that pays, the remote that gave it, or before it came
+        the one that is asked first. Raises RemoteConfigError where the default one cannot be used."""
         ordered = self._ordered()
         with self._lock:
-            giver = self._gave.get(manifest)
+            giver = None if manifest is None else self._gave.get(manifest)
         self._listing = next((each for each in ordered if each.backend.name == giver), ordered[0])
         self._listing.expect(count)
 

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NoReturn
 
 from millpond.daemon.errors import CredentialsError, RemoteError
+from millpond.daemon.project.scratch import sweep
 from millpond.daemon.remote.backend import FINAL, Base, Data, Entry, Got
 from millpond.daemon.remote.staging import TEMPORARY, Staged, Staging
 
@@ -153,6 +154,9 @@ class LocalBackend(Base):
     def delete_many(self, keys: Sequence[str]) -> None:
         super().delete_many(keys)
         self._staging.sync()
+
+    def sweep(self, prefix: str) -> None:
+        sweep(self._path(prefix))
 
     def close(self) -> None:
         self._staging.close()

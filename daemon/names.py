@@ -9,6 +9,8 @@ ALGORITHMS = {"md5": 1, "md5-dos2unix": 2, "git-sha1": 3, "git-sha256": 4}
 _BY_BYTE = {value: name for name, value in ALGORITHMS.items()}
 DIR_FLAG = 0x80
 DIR_SUFFIX = ".dir"
+_TAGS = {name: bytes([value]) for name, value in ALGORITHMS.items()}
+_DIR_TAGS = {name: bytes([value | DIR_FLAG]) for name, value in ALGORITHMS.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +43,10 @@ class ObjectName:
 
     def key(self) -> bytes:
         """One byte of algorithm (bit 7: a manifest), then the digest: 17, 21 or 33 bytes. The key in the index."""
-        tag = ALGORITHMS[self.algo] | (DIR_FLAG if self.is_dir else 0)
-        return bytes([tag]) + bytes.fromhex(self.hex)
+        value = self.value
+        if value.endswith(DIR_SUFFIX):
+            return _DIR_TAGS[self.algo] + bytes.fromhex(value[: -len(DIR_SUFFIX)])
+        return _TAGS[self.algo] + bytes.fromhex(value)
 
     @classmethod
     def from_key(cls, key: bytes) -> ObjectName:

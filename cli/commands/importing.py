@@ -122,7 +122,7 @@ Importing 's3://bucket/images' -> 'images'
 @json_option
 @click.pass_obj
 def update(console: Console, /, targets: tuple[str, ...], as_json: bool, **params: Any) -> None:
-    """Bring what has changed at the sources of imports, and record it.
+    """Bring what has changed at the sources of imports, or of data that a `worktree` remote holds, and record it.
 
     TARGETS are imports: their .dvc files, or their data. What is as it was is left alone.
     """

@@ -8,6 +8,7 @@ import posixpath
 import re
 from array import array
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -32,6 +33,9 @@ from millpond.daemon.project.outputs import GitTree, Output, WorkTree
 from millpond.daemon.project.rootdir import find_root
 from millpond.daemon.remote.places import Places, without_remote
 
+# A remote that fails is not asked again after so long: one that never answers takes 20 s.
+_DEADLINE_S = 15.0
+
 
 class Peer(Protocol):
     """What this module needs of the worker's client."""
@@ -39,6 +43,7 @@ class Peer(Protocol):
     def call(
         self, method: str, params: dict[str, Any], *, fds: Sequence[int] = ()
     ) -> tuple[dict[str, Any], list[int]]: ...
+    def notify(self, method: str, params: dict[str, Any]) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +78,7 @@ class Project:
         self._there = [cache for cache in self.caches if os.path.isdir(cache.folder)]
         # Whether the first remote is being listed, or was.
         self.is_listing = False
-        self.places = Places(lambda: self.config, os.environ, outputs)
+        self.places = Places(lambda: self.config, os.environ, outputs, deadline_s=_DEADLINE_S)
 
     @classmethod
     def find(cls, start: str) -> Project:
@@ -147,11 +152,12 @@ class Project:
                 return data, cache.path_of(name) or ""
         return None
 
-    def expect(self, manifest: bytes) -> None:
-        """What a manifest names that was here neither is probably on the same remote: list that while the manifest is read."""
+    def expect(self, files: int, name: ObjectName | None = None) -> None:
+        """What a manifest names that is here neither is probably on the same remote: list that meanwhile. `name` when the manifest came."""
         if not self._there:
-            self.is_listing = True
-            self.places.expect(manifest.count(b'"relpath"'))
+            with suppress(RemoteConfigError):  # who asks for the manifest is told
+                self.places.expect(files, name)
+                self.is_listing = True
 
     def remote_manifest(self, name: ObjectName, shown: str) -> bytes:
         """A manifest that only a remote has. Raises as `remote_sizes`, StoreDamagedError."""
@@ -171,6 +177,7 @@ class Planner:
     """Makes plans of one project for one caller."""
 
     def __init__(self, project: Project, peer: Peer, store: ObjectStore) -> None:
+        project.places.tell = lambda who, since_s: peer.notify("$/waiting", {"for": who, "since_s": round(since_s, 1)})
         self._project = project
         self._peer = peer
         self._store = store
@@ -203,7 +210,7 @@ class Planner:
             entry = self._file(output, posixpath.basename(output.path))
             return self._build([entry], commit, target)
         inner = target[len(output.path) :].strip("/") if target.startswith(output.path + "/") else ""
-        totals = self._listing(output.name, inner, target)
+        totals = self._listing(output.name, inner, target, output.nfiles)
         name = str(output.name) if not inner else None
         return Plan(totals["root"], totals["files"], totals["bytes"], commit, name, target, self._is_far)
 
@@ -221,7 +228,7 @@ class Planner:
             path = output.path[len(prefix) :]
             if output.is_dir:
                 assert output.name is not None
-                totals = self._listing(output.name, "", output.path)
+                totals = self._listing(output.name, "", output.path, output.nfiles)
                 root = bytes.fromhex(totals["root"])
                 entries.append(WireEntry(os.fsencode(path), False, int(totals["files"]), None, None, root))
             else:
@@ -272,15 +279,22 @@ class Planner:
             os.close(fd)
         return Plan(result["root"], result["files"], result["bytes"], commit, None, target, self._is_far)
 
-    def _listing(self, name: ObjectName, inner: str, shown: str) -> dict[str, Any]:
-        """The tree of a manifest, helped out with what only this user has."""
+    def _listing(self, name: ObjectName, inner: str, shown: str, files: int | None) -> dict[str, Any]:
+        """The tree of a manifest, helped out with what only this user has; `files`: how many it names, as its pointer says."""
         if self._store.sizes([name])[0] is None:
             if name.algo != "md5":
-                data = self._project.read(name) or self._project.remote_manifest(name, shown)
+                data = self._project.read(name)
+                if data is None:
+                    self._project.expect(files or 0)
+                    data = self._project.remote_manifest(name, shown)
                 return self._legacy(name, data, inner, shown)
             # The daemon hashes it in any case: to do so here, too, takes 0.15 s of a million files.
-            data, path = self._project.read_unchecked(name) or (self._project.remote_manifest(name, shown), "")
-            self._project.expect(data)
+            found = self._project.read_unchecked(name)
+            if found is None:
+                self._project.expect(files or 0)
+                found = self._project.remote_manifest(name, shown), ""
+            data, path = found
+            self._project.expect(data.count(b'"relpath"'), name)
             # Manifests are small and asked for again and again: the store keeps them, under every name they have.
             stored = self._store.put_bytes(data, is_dir=True)
             if stored != name:

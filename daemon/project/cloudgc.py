@@ -189,6 +189,9 @@ class CloudSweep:
                     _count(plan.kept, entry.size)
                 else:
                     found.append(_Garbage(entry.key, root, entry.size, entry.modified))
+        if not self._params.get("dry"):
+            for prefix in PREFIXES:
+                link.transfer.backend.sweep(prefix)
         # What somebody pushes now may name what has been there for long.
         young = {each.root for each in found if each.modified > now - grace_s}
         spared = follower.members(young)

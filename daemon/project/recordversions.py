@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
+from millpond.daemon.names import ObjectName
 from millpond.daemon.pipeline.lock import Lock
 from millpond.daemon.project import dvcfile, pointers, yamlio
 from millpond.daemon.project.digests import Objects
@@ -33,16 +34,63 @@ def record(repo: Repo, objects: Objects, found: Found) -> list[str]:
     texts: dict[str, tuple[str | None, str]] = {}
     for path in dict.fromkeys(output.pointer for output in found):
         outs = {output.path: output for output in found if output.pointer == path}
-        try:
-            with open(repo.path(path), "rb") as file:
-                old = yamlio.decode(yamlio.read(file), path)
-        except FileNotFoundError:
-            continue
-        told = _Told(objects, outs, found)
-        new = _lock(repo, path, old, told) if posixpath.basename(path) == LOCK_FILE else _pointer(path, old, told)
-        if new != old:
-            texts[path] = (old, new)
+        texts |= rewritten(repo, path, _Told(objects, outs, found))
     return pointers.write(repo, texts, []) if texts else []
+
+
+class Entries(Protocol):
+    """What is to be said of outputs."""
+
+    def entry(self, place: str | None, entry: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The new entry for that of the output at a place; None where it stays."""
+        ...
+
+
+def rewritten(repo: Repo, path: str, entries: Entries) -> dict[str, tuple[str | None, str]]:
+    """A `.dvc` file or `dvc.lock` with new entries: its path, text, and new text; nothing where that is the same, or there is no such file.
+    Raises InvalidFileError."""
+    try:
+        with open(repo.path(path), "rb") as file:
+            old = yamlio.decode(yamlio.read(file), path)
+    except FileNotFoundError:
+        return {}
+    new = _lock(repo, path, old, entries) if posixpath.basename(path) == LOCK_FILE else _pointer(path, old, entries)
+    return {path: (old, new)} if new != old else {}
+
+
+class Renewed:
+    """The entry of one output that became what a remote has: `name` of its content, `size` in bytes; of a folder `files`, relpath, object
+    and size of each, else None; `versions` of those that are not as they were, by relpath."""
+
+    def __init__(
+        self,
+        place: str,
+        name: ObjectName,
+        size: int,
+        files: Sequence[tuple[str, ObjectName, int]] | None,
+        versions: Mapping[str, Version],
+    ) -> None:
+        self._place = place
+        self._name = name
+        self._size = size
+        self._files = files
+        self._versions = versions
+
+    def entry(self, place: str | None, entry: Mapping[str, Any]) -> dict[str, Any] | None:
+        """See Entries.entry."""
+        if place != self._place:
+            return None
+        kept = {key: value for key, value in entry.items() if key not in (*_OF_FILE, "files")}
+        if self._files is None:
+            said = {**kept, "md5": self._name.value, "size": self._size}
+            return _with_cloud(said, self._versions.get(""))
+        before = {str(row["relpath"]): row for row in entry.get("files") or ()}
+        rows = []
+        for relpath, name, size in sorted(self._files):
+            row = {"relpath": relpath, "md5": name.hex, "size": size}
+            version = self._versions.get(relpath)
+            rows.append(dict(before.get(relpath, row)) if version is None else _with_cloud(row, version))
+        return {**kept, "files": rows}
 
 
 class _Told:
@@ -97,7 +145,7 @@ def _name(entry: Mapping[str, Any]) -> str | None:
     return None if name is None else name.value
 
 
-def _pointer(path: str, text: str, told: _Told) -> str:
+def _pointer(path: str, text: str, told: Entries) -> str:
     parsed = dvcfile.parse(text, path)
     document, plain = yamlio.load(text, path, round_trip=True), yamlio.load(text, path)
     for entry, raw in zip(document["outs"], plain["outs"], strict=True):
@@ -110,7 +158,7 @@ def _pointer(path: str, text: str, told: _Told) -> str:
     return importing.with_md5(made, path) if parsed.is_import else made
 
 
-def _lock(repo: Repo, path: str, text: str, told: _Told) -> str:
+def _lock(repo: Repo, path: str, text: str, told: Entries) -> str:
     lock = Lock.parse(text, path)
     file = posixpath.join(posixpath.dirname(path), STAGES_FILE)
     try:

@@ -35,7 +35,7 @@ class Flow:
     """Threads for one remote's calls, and how many of them may be under way. `requests` were answered and brought or
     took `moved` bytes; `stop` is set when nobody waits any more."""
 
-    def __init__(self, jobs: int | None, budget: Budget | None) -> None:
+    def __init__(self, jobs: int | None, budget: Budget | None, patience_s: float) -> None:
         self.pace = Pace(min(jobs or MOST, MOST), least=min(jobs or 2, 2))
         # A page of a listing is small, and who lists waits for the last one: all at once, unless the remote asks for less.
         self.listing = Pace(self.pace.most, least=min(jobs or 2, 2), first=self.pace.most)
@@ -44,6 +44,7 @@ class Flow:
         self.moved = 0
         self._pool = ThreadPoolExecutor(self.pace.most, thread_name_prefix="transfer")
         self._budget = budget
+        self._patience_s = patience_s
         self._lock = threading.Lock()
 
     def close(self) -> None:
@@ -72,7 +73,7 @@ class Flow:
 
     def submit(self, call: Callable[[], T], tries: int = _TRIES) -> Future[T]:
         """Run a call in a thread."""
-        return self._pool.submit(lambda: self.attempt(call, tries))
+        return self._pool.submit(lambda: self.attempt(call, tries, patience_s=self._patience_s))
 
     def count(self, requests: int, size: int, *, pause: bool = True, pace: Pace | None = None) -> None:
         """`took` for the pace, too; in one thread. Unless told not to, it waits until what was moved is paid for."""

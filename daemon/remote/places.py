@@ -6,7 +6,7 @@ import contextlib
 import os
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from io import BytesIO
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -26,6 +26,7 @@ from millpond.daemon.project.hashing import digest_of
 from millpond.daemon.remote import remotes
 from millpond.daemon.remote.backend import Data, Got
 from millpond.daemon.remote.flow import DEADLINE_S
+from millpond.daemon.remote.inturn import Tell, in_turn
 from millpond.daemon.remote.layout import key_of, keys_of
 from millpond.daemon.remote.pace import Budget, rate
 from millpond.daemon.remote.remotes import Remote
@@ -71,13 +72,17 @@ class Places:
         *,
         aside_s: float = ASIDE_S,
         patience_s: float = PATIENCE_S,
+        deadline_s: float = DEADLINE_S,
     ) -> None:
         """`outputs` are those that remotes which keep versions themselves are to know, in place of all of the project's; a remote that
-        failed is asked last for `aside_s`, and not tried again after `patience_s` as long as there are others."""
+        failed is asked last for `aside_s`, and not tried again after `patience_s` as long as there are others, nor after `deadline_s`
+        where there are none. `tell` may be set: it is told for whom `sizes`, `listed` and `read` wait."""
+        self.tell: Tell = _nobody
         self._load = load
         self._outputs = outputs
         self._aside_s = aside_s
         self._patience_s = patience_s
+        self._deadline_s = deadline_s
         self._environ = environ
         # One thread connects; others may look at what was moved meanwhile.
         self._connecting = threading.Lock()
@@ -85,6 +90,8 @@ class Places:
         self._transfers: list[Transfer] | None = None
         # Whose listing was begun.
         self._listing: Transfer | None = None
+        # Held by who asks a remote for sizes, by its name: one that was given up may still be at it.
+        self._asking: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         # Remotes that failed last, by name: when, and how.
         self._aside: dict[str, tuple[float, MillpondError]] = {}
         # Who gave an object's bytes last, and who has it damaged.
@@ -149,38 +156,65 @@ class Places:
         told before is good enough. Raises RemoteError, CredentialsError where one that failed may have what the others have not."""
         found: dict[ObjectName, int] = {}
         errors: dict[str, MillpondError] = {}
-        for transfer in self._ordered():
-            rest = [name for name in names if name not in found]
-            if not rest:
-                break
-            try:
-                found |= transfer.present(rest, more=more)
-            except (RemoteError, CredentialsError) as error:
-                errors[transfer.backend.name] = error
-                self._failed(transfer, error)
-            else:
-                self._answered(transfer)
-        if errors and any(name not in found for name in names):
-            raise self._first(errors)
-        return found
 
-    def expect(self, count: int) -> None:
-        """So many sizes are asked for soon: list the remote that is asked first meanwhile, if that pays. Raises RemoteConfigError where the
-        default one cannot be used."""
-        self._listing = self._ordered()[0]
+        def ask(transfer: Transfer) -> bool:
+            with self._asking[transfer.backend.name]:
+                with self._lock:
+                    rest = [name for name in names if name not in found]
+                try:
+                    there = transfer.present(rest, more=more) if rest else {}
+                except (RemoteError, CredentialsError) as error:
+                    self._failed(transfer, error)
+                    with self._lock:
+                        errors[transfer.backend.name] = error
+                    return False
+            self._answered(transfer)
+            with self._lock:
+                found.update((name, size) for name, size in there.items() if name not in found)
+                return all(name in found for name in names)
+
+        self._silent(in_turn(self._ordered(), ask, self.tell))
+        with self._lock:
+            there = dict(found)
+            failed = dict(errors)
+        if failed and any(name not in there for name in names):
+            raise self._first(failed)
+        return there
+
+    def expect(self, count: int, manifest: ObjectName | None = None) -> None:
+        """So many sizes are asked for soon, of what a manifest names: list meanwhile, if that pays, the remote that gave it, or before it came
+        the one that is asked first. Raises RemoteConfigError where the default one cannot be used."""
+        ordered = self._ordered()
+        with self._lock:
+            giver = None if manifest is None else self._gave.get(manifest)
+        self._listing = next((each for each in ordered if each.backend.name == giver), ordered[0])
         self._listing.expect(count)
 
     def listed(self, values: Sequence[str]) -> list[int | None]:
-        """Sizes of the objects with these values as the listing tells them, if one was begun and came to its end; where it did not, `sizes`
-        asks the others, and says why."""
+        """Sizes of the objects with these values as the listing tells them, if one was begun and came to its end; where it did not, or is
+        silent while there are other remotes, `sizes` asks the others, and says why."""
         transfer = self._listing
-        if transfer is not None:
-            try:
-                return transfer.listed(values)
-            except (RemoteError, CredentialsError) as error:
-                self._failed(transfer, error)
-                self._listing = None
-        return [None] * len(values)
+        found: list[int | None] = [None] * len(values)
+        if transfer is None:
+            return found
+        told: list[list[int | None]] = []
+
+        def ask(transfer: Transfer) -> bool:
+            with self._asking[transfer.backend.name]:
+                told.append(transfer.listed(values))
+            return True
+
+        try:
+            silent = in_turn([transfer], ask, self.tell, give_up=len(self.transfers()) > 1)
+        except (RemoteError, CredentialsError) as error:
+            self._failed(transfer, error)
+            silent = [transfer]
+        else:
+            self._silent(silent)
+        if silent:
+            self._listing = None
+            return found
+        return told[0]
 
     def prepare(self) -> None:
         """Connect now, so that who asks first need not wait for that; what is wrong he is told."""
@@ -211,8 +245,27 @@ class Places:
         return self._anywhere(name, ask, again)
 
     def read(self, name: ObjectName) -> bytes:
-        """All of an object, checked against its MD5. Raises as `get`."""
-        return bytes(self.get(name, 0, None, accept=lambda got: check(name, got.data)).data)
+        """All of an object, checked against its MD5; of a remote that is silent no more is waited for than takes the others to give it.
+        Raises as `get`."""
+        found: list[Got] = []
+        errors: dict[str, MillpondError] = {}
+        ordered = self._ordered(name)
+
+        def whole(transfer: Transfer, key: str, patience_s: float) -> Got:
+            got = transfer.get(key, 0, None, patience_s=patience_s)
+            check(name, got.data)
+            return got
+
+        def ask(transfer: Transfer) -> bool:
+            got = self._of(transfer, name, whole, self._patience(transfer, ordered), errors)
+            if got is not None:
+                found.append(got)
+            return got is not None
+
+        self._silent(in_turn(ordered, ask, self.tell))
+        if not found:
+            raise self._nowhere(name, errors)
+        return bytes(found[0].data)
 
     def is_damaged(self, name: ObjectName) -> bool:
         """An object, when all of it had come, was not what its name says: who gave it is asked for it after the others. Whether there are
@@ -232,25 +285,46 @@ class Places:
             if refused is not None:
                 errors[transfer.backend.name] = refused
                 continue
-            for key in keys_of(name):
-                try:
-                    found = ask(transfer, key, DEADLINE_S if transfer is ordered[-1] else self._patience_s)
-                except ObjectMissingError:
-                    self._answered(transfer)
-                except _ELSEWHERE as error:
-                    errors.setdefault(transfer.backend.name, error)
-                    if isinstance(error, (RemoteError, CredentialsError)):
-                        self._failed(transfer, error)
-                        break
-                else:
-                    self._answered(transfer)
-                    with self._lock:
-                        _note(self._gave, name, transfer.backend.name)
-                    return found
+            found = self._of(transfer, name, ask, self._patience(transfer, ordered), errors)
+            if found is not None:
+                return found
+        raise self._nowhere(name, errors)
+
+    def _of(
+        self,
+        transfer: Transfer,
+        name: ObjectName,
+        ask: Callable[[Transfer, str, float], T],
+        patience_s: float,
+        errors: dict[str, MillpondError],
+    ) -> T | None:
+        """What one remote gives of an object, looked for in both layouts; None where it has it not, or fails, noted in `errors`."""
+        for key in keys_of(name):
+            try:
+                found = ask(transfer, key, patience_s)
+            except ObjectMissingError:
+                self._answered(transfer)
+            except _ELSEWHERE as error:
+                errors.setdefault(transfer.backend.name, error)
+                if isinstance(error, (RemoteError, CredentialsError)):
+                    self._failed(transfer, error)
+                    break
+            else:
+                self._answered(transfer)
+                with self._lock:
+                    _note(self._gave, name, transfer.backend.name)
+                return found
+        return None
+
+    def _patience(self, transfer: Transfer, ordered: Sequence[Transfer]) -> float:
+        return self._deadline_s if transfer is ordered[-1] else self._patience_s
+
+    def _nowhere(self, name: ObjectName, errors: dict[str, MillpondError]) -> MillpondError:
+        """The error for an object that no remote gave."""
         if errors:
-            raise self._first(errors)
+            return self._first(errors)
         shown = ", ".join(f"'{each.backend.name}'" for each in self.transfers())
-        raise ObjectMissingError(
+        return ObjectMissingError(
             f"object {name} is neither here nor on remote {shown}", hint="push it from where it still is"
         )
 
@@ -291,6 +365,11 @@ class Places:
         with self._lock:
             self._aside[transfer.backend.name] = time.monotonic(), error
 
+    def _silent(self, transfers: Iterable[Transfer]) -> None:
+        """Others answered before these did."""
+        for transfer in transfers:
+            self._failed(transfer, RemoteError(f"remote '{transfer.backend.name}' does not answer"))
+
     def _answered(self, transfer: Transfer) -> None:
         if self._aside:
             with self._lock:
@@ -318,7 +397,7 @@ class Places:
 
         def connected(remote: Remote) -> Transfer:
             backend = remotes.connect(remote, self._environ, catalog)
-            return Transfer(backend, jobs=remote.count("jobs"), budget=budget)
+            return Transfer(backend, jobs=remote.count("jobs"), budget=budget, patience_s=self._deadline_s)
 
         made = [connected(first)]
         with self._lock:
@@ -346,6 +425,10 @@ class Places:
             roots = ProjectRoots(repo.root, None if repo.git is None else repo.git.root, self._environ, [])
             catalog.add(roots.outputs(Scope(all_commits=repo.git is not None), b"version_id"))
         return catalog
+
+
+def _nobody(who: str, seconds: float) -> None:
+    """Nobody is told for whom is waited."""
 
 
 def _note(notes: OrderedDict[K, V], key: K, value: V) -> None:

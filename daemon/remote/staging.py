@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count
@@ -49,6 +50,9 @@ class Staging:
         self._folders: set[str] = set()
         # Folders that were made here and are perhaps not on the disk yet.
         self._made: set[str] = set()
+        # The directory, open since before the first file was written: so a sync tells of all that failed since then, whoever synced meanwhile.
+        self._fd = -1
+        self._opening = threading.Lock()
         # Files that came in one piece, and the seconds that making them took.
         self._timed = 0
         self._took_s = 0.0
@@ -115,10 +119,17 @@ class Staging:
         """Have all that was settled on the disk."""
         made = set(self._made)
         try:
-            sync_file_system(self._top)
+            sync_file_system(self._opened())
         except OSError as error:
             self._fail(error, "sync", "")
         self._made -= made
+
+    def close(self) -> None:
+        """Let go of the directory."""
+        with self._opening:
+            fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
     def drop(self, files: Iterable[Staged]) -> None:
         """They are not wanted any more; those that have their names keep them."""
@@ -140,12 +151,19 @@ class Staging:
         if isinstance(error, OSError):
             self._fail(error, "write", files[-1].key)
 
+    def _opened(self) -> int:
+        with self._opening:
+            if self._fd < 0:
+                self._fd = os.open(self._top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            return self._fd
+
     def _make(self, folder: str) -> None:
         """Make a file's folder if it is not there."""
         self._check_there()
         if not os.path.isdir(folder):
             os.makedirs(folder, exist_ok=True)
             self._made.add(folder)
+        self._opened()
         self._folders.add(folder)
 
     def _sync_up(self, folder: str) -> None:

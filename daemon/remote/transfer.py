@@ -36,13 +36,14 @@ class Transfer:
         rate: float | None = None,
         partials: Partials | None = None,
         budget: Budget | None = None,
+        patience_s: float = DEADLINE_S,
     ) -> None:
-        """`budget`: one that several share, in place of a `rate` of its own."""
+        """`budget`: one that several share, in place of a `rate` of its own. After `patience_s` a request is not tried again."""
         self.backend = backend
         if jobs is not None:
             backend.many = min(backend.many, jobs)
         budget = Budget(rate) if rate is not None else budget
-        self._flow = Flow(jobs, budget)
+        self._flow = Flow(jobs, budget, patience_s)
         self._turns = Turns(jobs, budget)
         self._downloads = Downloads(backend, self._flow, partials)
         self._uploads = Uploads(backend, self._flow, jobs)

@@ -323,6 +323,21 @@ def test_a_push_during_a_collection_looks_again(team: Team) -> None:
 
 
 @locally
+def test_what_killed_pushes_left_is_removed_a_day_later(team: Team) -> None:
+    ann = team.begin()
+    ann.run("push", "-A")
+    old, young = (Path(team.url) / f"files/md5/00/.millpond-{name}.tmp" for name in ("old-1", "young-1"))
+    for path in (old, young):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"half an obj")
+    os.utime(old, (time.time() - 90_000,) * 2)
+    ann.run("gc", "-cw", "--dry")
+    assert old.exists()
+    ann.run("gc", "-cwf")
+    assert young.exists() and not old.exists()
+
+
+@locally
 def test_a_second_collection_is_told_of_the_first(team: Team) -> None:
     ann = team.begin()
     ann.run("push", "-A")

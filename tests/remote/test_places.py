@@ -10,6 +10,7 @@ import shutil
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -131,10 +132,9 @@ def test_a_remote_that_is_back_is_asked_first_again(team: Team) -> None:
     places.close()
 
 
-@local
-def test_one_that_never_answers_is_waited_for_once(team: Team) -> None:
-    ann = team.begin()
-    ann.run("push", "-q")
+@contextlib.contextmanager
+def silent() -> Iterator[tuple[int, list[socket.socket]]]:
+    """A port where connections are taken, and never answered; those that were."""
     met: list[socket.socket] = []
     with socket.create_server(("127.0.0.1", 0)) as sock:
 
@@ -145,18 +145,74 @@ def test_one_that_never_answers_is_waited_for_once(team: Team) -> None:
 
         thread = threading.Thread(target=accept)
         thread.start()
+        try:
+            yield sock.getsockname()[1], met
+        finally:
+            sock.shutdown(socket.SHUT_RDWR)
+            thread.join()
+            for each in met:
+                each.close()
+
+
+@local
+def test_one_that_never_answers_is_waited_for_once(team: Team) -> None:
+    ann = team.begin()
+    ann.run("push", "-q")
+    with silent() as (port, met):
         (ann.repo / ".dvc/config.local").write_text(
-            f"['remote \"team\"']\n    url = http://127.0.0.1:{sock.getsockname()[1]}\n    read_timeout = 1\n"
+            f"['remote \"team\"']\n    url = http://127.0.0.1:{port}\n    read_timeout = 1\n"
             f"['remote \"disk\"']\n    url = {team.url}\n"
         )
         places = Places(lambda: config.load(str(ann.repo / ".dvc"), ann.env), ann.env, patience_s=0.5)
         for _ in range(3):
             assert places.read(ObjectName("md5", md5(b"one, later\n"))) == b"one, later\n"
         places.close()
-        sock.shutdown(socket.SHUT_RDWR)
-        thread.join()
-    assert len(met) == 1
-    met[0].close()
+        assert len(met) == 1
+
+
+def with_silent(team: Team, home: Home, port: int) -> None:
+    """The default remote answers nobody; another one has all."""
+    gone = NOWHERE.replace("127.0.0.1:9", f"127.0.0.1:{port}")
+    disk = f"['remote \"disk\"']\n    url = {team.url}\n"
+    (home.repo / ".dvc/config.local").write_text(f"['remote \"team\"']\n{gone}{disk}")
+
+
+@local
+@pytest.mark.parametrize("known", [False, True])
+def test_a_mount_waits_for_one_that_never_answers_only_as_long_as_it_takes_to_ask_the_others(
+    team: Team, known: bool
+) -> None:
+    """`known`: the manifest is here, so that only sizes are asked for."""
+    bob, expected = begin(team)
+    if known:
+        lost = key_of(md5(expected["many/07"]))
+        team.put(lost, None)
+        (bob.path / "before").mkdir()
+        bob.run("mount", "data", str(bob.path / "before"), code=8)
+        team.put(lost, expected["many/07"])
+    with silent() as (port, met):
+        with_silent(team, bob, port)
+        (bob.path / "m").mkdir()
+        began = time.monotonic()
+        said = bob.run("mount", "data", str(bob.path / "m"))
+        assert time.monotonic() - began < 15
+        assert "waiting for remote 'team', which does not answer" in said.stderr and met
+        assert contents(bob.path / "m") == expected
+
+
+@pytest.mark.long
+@local
+def test_the_only_one_that_never_answers_is_told_of_and_given_up(team: Team) -> None:
+    bob, _ = begin(team)
+    with silent() as (port, met):
+        gone = NOWHERE.replace("127.0.0.1:9", f"127.0.0.1:{port}")
+        (bob.repo / ".dvc/config.local").write_text(f"['remote \"team\"']\n{gone}")
+        (bob.path / "m").mkdir()
+        began = time.monotonic()
+        said = bob.run("mount", "data", str(bob.path / "m"), code=9)
+        assert 3 < time.monotonic() - began < 40 and met
+        assert "waiting for remote 'team', which does not answer" in said.stderr
+        assert "remote 'team'" in said.stderr.splitlines()[-1]
 
 
 @local

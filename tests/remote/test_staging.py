@@ -84,8 +84,8 @@ class Disk:
             real["rename"](old, new)
             self.named.add(new)
 
-        def sync_file_system(top: str) -> None:
-            self.synced(self.written | self.named, lambda: real["sync_file_system"](top))
+        def sync_file_system(place: int) -> None:
+            self.synced(self.written | self.named, lambda: real["sync_file_system"](place))
 
         def sync_file(path: str) -> None:
             self.synced({path} & self.written, lambda: real["sync_file"](path))
@@ -137,7 +137,7 @@ def test_the_nth_call_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cal
 
     def failing(*args: Any, **more: Any) -> Any:
         nonlocal calls
-        if "remote" in str(args[0]) or call == "write":
+        if call in ("write", "sync_file_system") or ".tmp" in str(args[0]):
             calls += 1
             if calls == fails:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -19,6 +19,7 @@ from millpond.daemon.project.importing.keep import Placing, keep, keep_repo
 from millpond.daemon.project.importing.pointer import Found
 from millpond.daemon.project.importing.target import Target
 from millpond.daemon.project.importing.versions import Pin
+from millpond.daemon.project.importing.worktree import Following, remote_of
 from millpond.daemon.project.outputs import Output
 from millpond.daemon.project.repo import Repo, printable
 from millpond.daemon.project.select import refuse_clashes, select
@@ -29,9 +30,10 @@ _CHANGED = "move them away, or bring back what was imported (millpond checkout -
 
 
 def update(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
-    """Verb. {targets, rev, recursive, no_download, to_remote, remote, jobs} -> {imports: [{pointer, source, path, changed}]}.
+    """Verb. {targets, rev, recursive, no_download, to_remote, remote, jobs} -> {imports: [{pointer, source, path, changed}]}, outputs that a
+    `worktree` remote holds among them (worktree.py).
 
-    Imports whose sources are as they were are left alone. Raises UsageError for what is no import, and as `import_url`, `import_`;
+    Imports whose sources are as they were are left alone. Raises UsageError for what is neither, and as `import_url`, `import_`;
     imports that were brought before one failed are done.
     """
     how = How.of({key: params.get(key) for key in ("to_remote", "remote", "jobs")})
@@ -46,14 +48,22 @@ def update(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
         refuse_clashes(outputs)
         chosen = select(repo, outputs, targets, recursive=bool(params.get("recursive")))
         found = dict.fromkeys(choice.output for choice in chosen)
-        imports = [output for output in found if output.imported is not None]
-        for output in found:
-            if output.imported is None and not params.get("recursive"):
+        following = {output: remote_of(repo, output) for output in found if output.imported is None}
+        for output, remote in following.items():
+            if remote is None and not params.get("recursive"):
                 shown = printable(repo.seen(output.pointer))
                 raise UsageError(
                     f"'{shown}' is no import", hint="`millpond commit` records what tracked data holds now"
                 )
-        return {"imports": [Updating(context, repo, output, how).run(params.get("rev")) for output in imports]}
+        done = [
+            Updating(context, repo, output, how).run(params.get("rev"))
+            for output in found
+            if output.imported is not None
+        ]
+        for output, remote in following.items():
+            if remote is not None:
+                done.append(Following(context, repo, output, remote, how).run(params.get("rev")))
+        return {"imports": done}
 
 
 class Updating:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import random
-from collections.abc import Iterator
+import tracemalloc
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -273,6 +274,37 @@ def test_any_bytes_come_back(former: bytes, data: st.DataObject) -> None:
         payload = follower.finish().payload()
         layout = parse_recipe(payload, content_id(payload))
         assert read(layout) == former
+
+
+def made_of(rows: Callable[[random.Random], bytes], seed: int, size: int = 6 << 20) -> bytes:
+    rng = random.Random(seed)
+    found = [row := rows(rng)]
+    return b"}, ".join(found + [rows(rng) for _ in range(size // (len(row) + 3))])
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        pytest.param(lambda rng: rng.randbytes(6 << 20), id="no border"),
+        pytest.param(lambda rng: rng.randbytes(3), id="tiny entries", marks=pytest.mark.long),
+        pytest.param(lambda rng: b"", id="borders only", marks=pytest.mark.long),
+    ],
+)
+def test_memory_is_bounded_for_what_is_no_manifest_of_dvcs(rows: Callable[[random.Random], bytes]) -> None:
+    """Who sends it chooses the bytes of both."""
+    former, later = made_of(rows, 1), made_of(rows, 2)
+    layout = Layout.single(content_id(former), len(former))
+    pieces = (former[start : start + (256 << 10)] for start in range(0, len(former), 256 << 10))
+    follower = Follower(layout, pieces, lambda fresh: (content_id(fresh), len(fresh)))
+    tracemalloc.start()
+    for start in range(0, len(later), 1 << 20):
+        follower.feed(memoryview(later)[start : start + (1 << 20)])
+    recipe = follower.finish()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert recipe.size == len(later)
+    assert len(recipe) < 1000
+    assert peak < 14e6, peak
 
 
 @pytest.mark.parametrize("gone", [0.3, pytest.param(0.6, marks=pytest.mark.long)])

@@ -193,6 +193,25 @@ def test_damage_is_found_and_mended(tmp_path: Path, victim: str) -> None:
     store.close()
 
 
+@pytest.mark.parametrize("victim", ["shared", "fresh", "recipe"])
+def test_damage_is_mended_for_all_who_could_read_it(store: Store, tmp_path: Path, victim: str) -> None:
+    texts = versions(2)
+    items = chain(store, texts)
+    follow(store, texts[0], None, uid=UID + 1)
+    assert follow(store, texts[1], items[0], uid=UID + 1).content == items[1].content
+    needed = store.reader.layout(items[1].content).needed()
+    record = items[1].content.id if victim == "recipe" else needed[0 if victim == "shared" else 1]
+    at = store.reader.locate(record)
+    assert at is not None
+    damage(tmp_path / "s", at)
+    second = {items[1].name: texts[1]}
+    report = store.fsck(deep=True, repair=True, source=second.get)
+    # What one user has of the first version nobody brought; the second one is whole for both.
+    assert report.hurt == ([str(items[0].name)] if victim == "shared" else [])
+    assert [get(store, items[1], uid) for uid in (UID, UID + 1, UID + 2)] == [texts[1], texts[1], None]
+    assert store.fsck(deep=True).ok == (victim != "shared")
+
+
 @pytest.mark.parametrize("fail_at", range(1, 7))
 def test_the_nth_operation_fails(tmp_path: Path, fail_at: int) -> None:
     texts = versions(3)

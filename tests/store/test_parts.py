@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -16,12 +17,15 @@ from hypothesis import strategies as st
 from tests.store.helpers import UID, FaultyFiles, damage, get, lose_index, put, settings
 
 from millpond.daemon.errors import MillpondError, StoreDamagedError, StoreFormatError
+from millpond.daemon.names import ObjectName
 from millpond.daemon.store.gc import Sweep
+from millpond.daemon.store.index import Content
 from millpond.daemon.store.ledger import root_of
 from millpond.daemon.store.local import LocalObjectStore
 from millpond.daemon.store.parts import Follower
 from millpond.daemon.store.recipes import Layout, PartsBuilder, parse_recipe
-from millpond.daemon.store.records import content_id
+from millpond.daemon.store.records import Kind, content_id
+from millpond.daemon.store.service import gather
 from millpond.daemon.store.session import Stored
 from millpond.daemon.store.store import Store
 
@@ -324,6 +328,29 @@ def test_memory_is_bounded_for_what_is_no_manifest_of_dvcs(rows: Callable[[rando
     assert recipe.size == len(later)
     assert len(recipe) < 1000
     assert peak < 14e6, peak
+
+
+def test_small_parts_of_many_chunks_keep_none_of_them(tmp_path: Path) -> None:
+    """Who makes manifests of manifests can have each part come from another chunk; an answer holds the parts alone."""
+    store = Store.open(settings(tmp_path / "s", segment_bytes=64 << 20))
+    data = random.Random(4).randbytes(24 << 20)
+    layout = store.reader.layout(put(store, [data])[0].content)
+    builder, wanted = PartsBuilder(), bytearray()
+    for number in [*range(len(layout))] * 3:
+        builder.add(layout.id(number), 5, 20)
+        wanted += data[layout.offsets[number] + 5 :][:20]
+    payload = builder.payload()
+    store.append([store.encode(Kind.RECIPE, content_id(payload), payload)])
+    store.commit()
+    content = Content(Kind.RECIPE, content_id(payload), builder.size)
+    tracemalloc.start()
+    fd, _, _ = gather(store.reader, [ObjectName("md5", "0" * 32 + ".dir")], [content], 0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert os.pread(fd, len(wanted) + 1, 0) == wanted
+    os.close(fd)
+    store.close()
+    assert peak < 32e6, peak
 
 
 @pytest.mark.parametrize("gone", [0.3, pytest.param(0.6, marks=pytest.mark.long)])

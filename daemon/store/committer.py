@@ -4,9 +4,10 @@ Threads append records and note them in `_pending`. A commit takes all jobs that
 checks every chunk that a new name needs, appends the journal, syncs the segments, then commits the index. So records
 are found by others as soon as they are written, and a name is never there before everything it means is durable.
 
-Keys are hashes: a hundred names touch a hundred pages each of `records`, `objects` and `grants`. LMDB writes these elsewhere,
+Keys are hashes: a hundred names touch a hundred pages each of `records`, `grants` and `objects`. LMDB writes these elsewhere,
 and what they leave can be used in the transaction after the next. So a commit of many names is three transactions, one
-a database: the third goes where the first one's pages were.
+a database: the third goes where the first one's pages were. Names come last: one that nobody may read is garbage, and a sweep
+that looks between two transactions would take it away.
 """
 
 from __future__ import annotations
@@ -215,8 +216,8 @@ class Committer:
         write = functools.partial(self._index.write, self._files)
         checked = write(lambda txn: self._commit_in(txn, pending, failed, group))
         if checked.apart:
-            write(lambda txn: self._name(txn, checked.entries))
-            write(lambda txn: self._grant(txn, checked, pending, failed, group))
+            write(lambda txn: self._grant(txn, checked.entries))
+            write(lambda txn: self._name(txn, checked, pending, failed, group))
         return checked.lost
 
     def _commit_in(
@@ -259,21 +260,17 @@ class Committer:
             raise SegmentLost
         checked.apart = min(len(checked.entries), txn.stat(db=index.objects)["leaf_pages"]) >= _MANY_PAGES
         if not checked.apart:
-            self._name(txn, checked.entries)
-            self._grant(txn, checked, pending, failed, group)
+            self._grant(txn, checked.entries)
+            self._name(txn, checked, pending, failed, group)
         return checked
 
-    def _name(self, txn: Any, entries: Sequence[tuple[int, bytes, Content]]) -> None:
-        """Write names, which nobody may read yet."""
-        index = self._index
-        for _, key, content in entries:
-            value = content.pack()
-            other = txn.get(key, db=index.objects)
-            if other is not None and other != value:
-                log.warning("object %s has more than one content", ObjectName.from_key(key))
-            txn.put(key, value, db=index.objects)
+    def _grant(self, txn: Any, entries: Sequence[tuple[int, bytes, Content]]) -> None:
+        """Grant what is going to be named: until then the grant is for nothing."""
+        now = stamp(self.now())
+        for uid, _, content in entries:
+            txn.put(grant_key(uid, content.id), now, db=self._index.grants)
 
-    def _grant(
+    def _name(
         self,
         txn: Any,
         checked: _Checked,
@@ -281,11 +278,15 @@ class Committer:
         failed: list[tuple[int, int, int]],
         group: list[Job],
     ) -> None:
-        """Grant what was named, apply notes, move the mark: the end of a commit, which notes `failed` writes too."""
-        index, now = self._index, stamp(self.now())
+        """Write names, apply notes, move the mark: the end of a commit, which notes `failed` writes too."""
+        index = self._index
         has_evicted = txn.stat(db=index.evicted)["entries"] > 0
         for uid, key, content in checked.entries:
-            txn.put(grant_key(uid, content.id), now, db=index.grants)
+            value = content.pack()
+            other = txn.get(key, db=index.objects)
+            if other is not None and other != value:
+                log.warning("object %s has more than one content", ObjectName.from_key(key))
+            txn.put(key, value, db=index.objects)
             if has_evicted:
                 txn.delete(evicted_key(uid, key), db=index.evicted)
         for uid, note in itertools.chain.from_iterable(job.notes for job in group):

@@ -23,8 +23,10 @@ _BORDER = b"}, "
 # Bytes of a manifest that are matched at once.
 _STEP = 1 << 20
 # Bytes of the former manifest, ahead of where the last match ended, whose entries are known: at first, and at most, where much of it
-# is gone. About three bytes of memory each.
+# is gone. About three bytes of memory each, five at most.
 _AHEAD, _MAX_AHEAD = 2 << 20, 16 << 20
+# Bytes of what is an entry, its border not counted: at least, a digest and its quotes being more; and at most, as of what has no borders.
+_LEAST_ENTRY, _LARGEST_ENTRY = 40, 256 << 10
 # New entries of one chunk, bytes.
 _FRESH = 256 << 10
 # Bytes that the parts of a manifest must have on average for another one to follow it; and for more matches to be looked for. A part takes
@@ -98,7 +100,7 @@ class Follower:
         self._waiting: list[tuple[bool, int, int]] = []
         # Entries of the former manifest -> where they are; by blocks, with each one's end, so that they can be forgotten.
         self._known: dict[bytes, int] = {}
-        self._blocks: deque[tuple[int, list[bytes]]] = deque()
+        self._blocks: deque[tuple[int, dict[bytes, int]]] = deque()
         self._loaded = 0
         self._rest = b""
         self._ahead = _AHEAD
@@ -201,9 +203,13 @@ class Follower:
             if piece is None:
                 self._pieces = iter(())
                 return
-            rows = (self._rest + piece).split(_BORDER)
+            text = self._rest + piece
+            rows = text.split(_BORDER)
             self._rest = rows.pop()
-            ends = list(accumulate((len(row) + len(_BORDER) for row in rows), initial=self._loaded))
-            self._known.update(zip(rows, ends, strict=False))
-            self._loaded = ends[-1]
-            self._blocks.append((self._loaded, rows))
+            begins = accumulate((len(row) + len(_BORDER) for row in rows), initial=self._loaded)
+            found = {row: begin for row, begin in zip(rows, begins, strict=False) if len(row) >= _LEAST_ENTRY}
+            self._loaded += len(text) - len(self._rest)
+            self._known.update(found)
+            self._blocks.append((self._loaded, found))
+            if len(self._rest) > _LARGEST_ENTRY:
+                self._loaded, self._rest = self._loaded + len(self._rest), b""

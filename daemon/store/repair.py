@@ -92,38 +92,40 @@ class Repair:
             return {chunk for chunk in layout.needed() if self._index.location(txn, chunk) is None}
 
     def _store_again(self, name: ObjectName, data: bytes) -> None:
-        """Take a content in as if its owner added it: mending gives nobody a new right."""
-        owner = self._owner(name)
-        if owner is None:
-            return
-        session = self._store.session(owner)
-        stored = session.feed(memoryview(data), [(len(data), True, name.is_dir)])[0]
-        if stored.name == name:
+        """Take a content in as if each who could read what is hurt added it: mending gives nobody a new right."""
+        owners = self._owners(name)
+        for owner in owners:
+            session = self._store.session(owner)
+            stored = session.feed(memoryview(data), [(len(data), True, name.is_dir)])[0]
+            if stored.name != name:
+                session.abort()
+                return
             session.commit()
-            self._replace(name, stored.content, owner)
-        else:
-            session.abort()
+            self._replace(name, stored.content, owners)
 
-    def _replace(self, name: ObjectName, whole: Content, owner: int) -> None:
-        """A manifest that was made of parts is stored whole now, as another content: what it was before goes, where only its owner could
-        read that."""
+    def _replace(self, name: ObjectName, whole: Content, owners: list[int]) -> None:
+        """A manifest that was made of parts is stored whole now, as another content: what it was before goes, once all who could
+        read that have the other."""
 
         def work(txn: Any) -> None:
-            others = [uid for uid in self._index.uids(txn) if uid != owner]
+            has_whole = {uid for uid in owners if self._is_granted(txn, uid, whole)}
+            others = [uid for uid in self._index.uids(txn) if uid not in has_whole]
             for content in self._index.contents(txn, name):
-                granted = (txn.get(grant_key(uid, content.id), db=self._index.grants) is not None for uid in others)
-                if content != whole and self._lacking(content) and not any(granted):
+                is_left = any(self._is_granted(txn, uid, content) for uid in others)
+                if content != whole and self._lacking(content) and not is_left:
                     txn.delete(name.key(), content.pack(), db=self._index.objects)
 
         self._store.write(work)
 
-    def _owner(self, name: ObjectName) -> int | None:
+    def _is_granted(self, txn: Any, uid: int, content: Content) -> bool:
+        return txn.get(grant_key(uid, content.id), db=self._index.grants) is not None
+
+    def _owners(self, name: ObjectName) -> list[int]:
+        """All who may read a hurt content of this name."""
         with self._index.begin() as txn:
             contents = {each.content for each in self._check.hurt if each.name == name}
-            for uid in self._index.uids(txn):
-                if any(txn.get(grant_key(uid, each.id), db=self._index.grants) is not None for each in contents):
-                    return uid
-        return None
+            uids = self._index.uids(txn)
+            return [uid for uid in uids if any(self._is_granted(txn, uid, each) for each in contents)]
 
     def _rewrite_journal(self) -> None:
         """A damaged range may have been a journal record; the index still has what it said."""

@@ -262,7 +262,8 @@ def gather(
                 chunks.append(chunk)
             else:
                 read_all()
-                buffers.append(chunk())
+                # A copy: a small part would keep its whole chunk.
+                buffers.append(bytes(chunk()))
             size += end - start
         if whole or size > begin:
             pieces.append((index, size - begin, whole))
@@ -300,7 +301,7 @@ def read_range(reader: StoreReader, name: ObjectName, uid: int, offset: int, len
         chunks = reader.read_chunks([layout.id(number) for number in range(first, last + 1)])
     else:
         parts = reader.parts(layout)
-        chunks = [parts.read(number) for number in range(first, last + 1)]
+        chunks = [bytes(parts.read(number)) for number in range(first, last + 1)]
     data = chunks[0] if first == last else b"".join(chunks)
     begin = offset - layout.offsets[first]
     return layout.size, memfd.from_bytes(memoryview(data)[begin : begin + end - offset])

@@ -253,6 +253,49 @@ def test_adding_beside_a_sweep_is_told_to_come_again(store: Store) -> None:
     assert get(store, put(store, [data])[0]) == data
 
 
+class HeldFiles(FaultyFiles):
+    """The third transaction from now on waits until it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+        self.reached, self.go = threading.Event(), threading.Event()
+        self.is_counting = False
+        self._commits = 0
+
+    def commit(self, txn: Any) -> None:
+        self._commits += self.is_counting
+        if self._commits == 3:
+            self.reached.set()
+            assert self.go.wait(30)
+        super().commit(txn)
+
+
+@pytest.mark.parametrize("uid", [UID, UID + 1], ids=["the same user", "another"])
+def test_a_sweep_amid_the_transactions_of_a_commit_takes_nothing_of_it(tmp_path: Path, uid: int) -> None:
+    """What it sees of a commit of many names must not look like something that nobody may read."""
+    files = HeldFiles()
+    store = Store.open(settings(tmp_path / "s", map_bytes=1 << 24, segment_bytes=1 << 24), files)
+    items = put(store, [b"%06d" % number for number in range(3000)])
+    (kept,) = put(store, [manifest_of(items[:1])], uid, is_dir=True)
+    named: list[Stored] = []
+    adding = threading.Thread(target=lambda: named.extend(put(store, [b"more %06d" % n for n in range(150)])))
+
+    def progress(what: str, done: int) -> None:
+        if what == "reading manifests" and not files.is_counting:
+            files.is_counting = True
+            adding.start()
+            assert files.reached.wait(30)
+        if what == "following":
+            files.go.set()
+
+    sweep(store, [kept], uid, grace_s=3600.0, progress=progress)
+    adding.join()
+    assert files.go.is_set() and len(named) == 150
+    assert [get(store, item) for item in named] == [b"more %06d" % number for number in range(150)]
+    assert store.fsck(deep=True).ok
+    store.close()
+
+
 def test_the_limit_refuses_what_is_new_and_gc_makes_room(store: Store) -> None:
     items = put(store, [sample(seed, 300_000) for seed in range(6)])
     store.set_limit(store.stats().stored + 100_000)

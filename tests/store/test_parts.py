@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
-from collections.abc import Iterator
+import tracemalloc
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,12 +17,15 @@ from hypothesis import strategies as st
 from tests.store.helpers import UID, FaultyFiles, damage, get, lose_index, put, settings
 
 from millpond.daemon.errors import MillpondError, StoreDamagedError, StoreFormatError
+from millpond.daemon.names import ObjectName
 from millpond.daemon.store.gc import Sweep
+from millpond.daemon.store.index import Content
 from millpond.daemon.store.ledger import root_of
 from millpond.daemon.store.local import LocalObjectStore
 from millpond.daemon.store.parts import Follower
 from millpond.daemon.store.recipes import Layout, PartsBuilder, parse_recipe
-from millpond.daemon.store.records import content_id
+from millpond.daemon.store.records import Kind, content_id
+from millpond.daemon.store.service import gather
 from millpond.daemon.store.session import Stored
 from millpond.daemon.store.store import Store
 
@@ -192,6 +197,25 @@ def test_damage_is_found_and_mended(tmp_path: Path, victim: str) -> None:
     store.close()
 
 
+@pytest.mark.parametrize("victim", ["shared", "fresh", "recipe"])
+def test_damage_is_mended_for_all_who_could_read_it(store: Store, tmp_path: Path, victim: str) -> None:
+    texts = versions(2)
+    items = chain(store, texts)
+    follow(store, texts[0], None, uid=UID + 1)
+    assert follow(store, texts[1], items[0], uid=UID + 1).content == items[1].content
+    needed = store.reader.layout(items[1].content).needed()
+    record = items[1].content.id if victim == "recipe" else needed[0 if victim == "shared" else 1]
+    at = store.reader.locate(record)
+    assert at is not None
+    damage(tmp_path / "s", at)
+    second = {items[1].name: texts[1]}
+    report = store.fsck(deep=True, repair=True, source=second.get)
+    # What one user has of the first version nobody brought; the second one is whole for both.
+    assert report.hurt == ([str(items[0].name)] if victim == "shared" else [])
+    assert [get(store, items[1], uid) for uid in (UID, UID + 1, UID + 2)] == [texts[1], texts[1], None]
+    assert store.fsck(deep=True).ok == (victim != "shared")
+
+
 @pytest.mark.parametrize("fail_at", range(1, 7))
 def test_the_nth_operation_fails(tmp_path: Path, fail_at: int) -> None:
     texts = versions(3)
@@ -273,6 +297,60 @@ def test_any_bytes_come_back(former: bytes, data: st.DataObject) -> None:
         payload = follower.finish().payload()
         layout = parse_recipe(payload, content_id(payload))
         assert read(layout) == former
+
+
+def made_of(rows: Callable[[random.Random], bytes], seed: int, size: int = 6 << 20) -> bytes:
+    rng = random.Random(seed)
+    found = [row := rows(rng)]
+    return b"}, ".join(found + [rows(rng) for _ in range(size // (len(row) + 3))])
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        pytest.param(lambda rng: rng.randbytes(6 << 20), id="no border"),
+        pytest.param(lambda rng: rng.randbytes(3), id="tiny entries", marks=pytest.mark.long),
+        pytest.param(lambda rng: b"", id="borders only", marks=pytest.mark.long),
+    ],
+)
+def test_memory_is_bounded_for_what_is_no_manifest_of_dvcs(rows: Callable[[random.Random], bytes]) -> None:
+    """Who sends it chooses the bytes of both."""
+    former, later = made_of(rows, 1), made_of(rows, 2)
+    layout = Layout.single(content_id(former), len(former))
+    pieces = (former[start : start + (256 << 10)] for start in range(0, len(former), 256 << 10))
+    follower = Follower(layout, pieces, lambda fresh: (content_id(fresh), len(fresh)))
+    tracemalloc.start()
+    for start in range(0, len(later), 1 << 20):
+        follower.feed(memoryview(later)[start : start + (1 << 20)])
+    recipe = follower.finish()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert recipe.size == len(later)
+    assert len(recipe) < 1000
+    assert peak < 14e6, peak
+
+
+def test_small_parts_of_many_chunks_keep_none_of_them(tmp_path: Path) -> None:
+    """Who makes manifests of manifests can have each part come from another chunk; an answer holds the parts alone."""
+    store = Store.open(settings(tmp_path / "s", segment_bytes=64 << 20))
+    data = random.Random(4).randbytes(24 << 20)
+    layout = store.reader.layout(put(store, [data])[0].content)
+    builder, wanted = PartsBuilder(), bytearray()
+    for number in [*range(len(layout))] * 3:
+        builder.add(layout.id(number), 5, 20)
+        wanted += data[layout.offsets[number] + 5 :][:20]
+    payload = builder.payload()
+    store.append([store.encode(Kind.RECIPE, content_id(payload), payload)])
+    store.commit()
+    content = Content(Kind.RECIPE, content_id(payload), builder.size)
+    tracemalloc.start()
+    fd, _, _ = gather(store.reader, [ObjectName("md5", "0" * 32 + ".dir")], [content], 0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert os.pread(fd, len(wanted) + 1, 0) == wanted
+    os.close(fd)
+    store.close()
+    assert peak < 32e6, peak
 
 
 @pytest.mark.parametrize("gone", [0.3, pytest.param(0.6, marks=pytest.mark.long)])

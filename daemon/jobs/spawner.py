@@ -39,7 +39,7 @@ FIRST_UID = 1000
 # uid_t's -1, which setuid(2) takes for "leave it as it is".
 _NO_UID = 2**32 - 1
 _FLAGS = MountFlag.RDONLY | MountFlag.NOSUID | MountFlag.NODEV | MountFlag.NOATIME
-_NAME = re.compile(r"[A-Za-z0-9_.:-]{1,64}\Z")
+_NAME = re.compile(r"[A-Za-z0-9_.:-]{1,96}\Z")
 
 
 @dataclass(frozen=True, slots=True)

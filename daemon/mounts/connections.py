@@ -11,7 +11,7 @@ from pathlib import Path
 
 from millpond.daemon.mounts import syscalls
 from millpond.daemon.mounts.kernel import is_machines, is_privileged
-from millpond.daemon.mounts.place import FSTYPE, MountEntry, mounted_at
+from millpond.daemon.mounts.place import MountEntry, is_of, mounted_at
 
 # fusectl: a folder a connection, with files of the user who mounted.
 CONTROL = Path("/sys/fs/fuse/connections")
@@ -27,11 +27,11 @@ def why_not(entry: MountEntry) -> str:
     return f"only root could end the mount if its processes were killed, as {CONTROL} is not mounted"
 
 
-def abort(mountpoint: str) -> bool:
-    """End what of ours is mounted on top at exactly this path, whose holder is gone; whether anything was there. Who waits for it gets an
-    error; where that takes umount2 it is unmounted too, unless it is in use. Raises OSError where it may not be done."""
+def abort(mountpoint: str, record: str) -> bool:
+    """End the mount of the record with this id, whose holder is gone, if it is on top at exactly this path; whether it was. Who waits for it gets
+    an error; where that takes umount2 it is unmounted too, unless it is in use. Raises OSError where it may not be done."""
     entry = mounted_at(mountpoint)
-    if entry is None or entry.fstype != FSTYPE:
+    if entry is None or not is_of(entry, record):
         return False
     try:
         _abort_file(entry).write_bytes(b"1")

@@ -54,7 +54,7 @@ class Holders:
         device = -1
         try:
             if system is not None:
-                device = await system.mount(record.uid, directory, place.source_of(record.name))
+                device = await system.mount(record.uid, directory, place.source_of(record.name, record.id))
             await self.fork_source(record, source_b, environ, far=far)
             owner = system.holder_uid if system is not None else record.uid
             fds = [ready.fileno(), source_a.fileno(), *([device] if device >= 0 else [])]
@@ -115,7 +115,7 @@ class Holders:
             "allow_other": bool(options.get("allow_other")),
             "verify": record.options.get("verify") or "blocks",
             "successor_s": SUCCESSOR_S,
-            "name": place.source_of(record.name),
+            "name": place.source_of(record.name, record.id),
         }
 
     async def ask(self, mount: Mount, op: str = "state") -> dict[str, Any]:

@@ -32,7 +32,7 @@ Run `millpond mounts --restore` to mount it again, or `millpond umount {mountpoi
 """
 READ_ONLY = 0o555
 FSTYPE = "fuse.millpond"
-# What the kernel's table calls a mount, and one that shows a single object: with that object's name.
+# What the kernel's table calls a mount; behind it stand the name of the object that it shows, if it is one, and the id of its record.
 SOURCE = "millpond"
 
 
@@ -59,9 +59,16 @@ def mount_table() -> list[MountEntry]:
     return found
 
 
-def source_of(name: str | None) -> str:
-    """What the kernel's table is told of a mount: of one that shows a tracked object, its name."""
-    return SOURCE if name is None else f"{SOURCE}:{name}"
+def source_of(name: str | None, record: str) -> str:
+    """What the kernel's table is told of a mount: of one that shows a tracked object, its name; and the id of its record."""
+    return ":".join(each for each in (SOURCE, name, record) if each)
+
+
+def is_of(entry: MountEntry, record: str) -> bool:
+    """Whether a mount is of ours and made for the record with this id. Another store's, or another user's, may have taken its place; a
+    millpond of before told no ids."""
+    words = entry.source.split(":")
+    return entry.fstype == FSTYPE and words[0] == SOURCE and (len(words) % 2 == 1 or words[-1] == record)
 
 
 def shown_objects() -> dict[str, ObjectName]:
@@ -71,7 +78,7 @@ def shown_objects() -> dict[str, ObjectName]:
     for entry in mount_table():
         found.pop(entry.mountpoint, None)  # what is below another mount is not seen
         words = entry.source.split(":")
-        if entry.fstype == FSTYPE and entry.root == "/" and len(words) == 3 and words[0] == SOURCE:
+        if entry.fstype == FSTYPE and entry.root == "/" and len(words) in (3, 4) and words[0] == SOURCE:
             found[entry.mountpoint] = ObjectName(words[1], words[2])
     return found
 

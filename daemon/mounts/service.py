@@ -182,8 +182,8 @@ class MountService:
             return  # there are no fillers, so none is left
         try:
             async with mount.mending:
-                if mount.child is None:
-                    await self._in_thread(lambda: connections.abort(mount.record.mountpoint))
+                if mount.child is None and mount.record.id in self._mounts:
+                    await self._in_thread(lambda: connections.abort(mount.record.mountpoint, mount.record.id))
         except OSError as error:
             log.warning("what is left of mount %s cannot be ended: %s", mount.record.id, error)
 
@@ -197,7 +197,7 @@ class MountService:
         mount.restored.append(now)
         try:
             async with mount.mending:
-                if not mount.ending:
+                if not mount.ending and mount.record.id in self._mounts:
                     await self._restore(mount)
         except MillpondError as error:
             log.error("mount %s on '%s' cannot be restored: %s", mount.record.id, mount.record.mountpoint, error)

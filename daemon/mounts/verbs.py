@@ -139,8 +139,12 @@ def remount(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
     record = MountRecord.from_json(params["record"])
     there = place.mounted_at(record.mountpoint)
     if there is not None:
-        if there.fstype != place.FSTYPE:
-            raise MountError(f"'{record.mountpoint}' is now a mount of something else", path=record.mountpoint)
+        if not place.is_of(there, record.id):
+            raise MountError(
+                f"'{record.mountpoint}' is now a mount of something else ({there.source})",
+                path=record.mountpoint,
+                hint=f"unmount that to have this one again, or give this one up: millpond umount {record.mountpoint}",
+            )
         error = _detach(context, record, lazy=True, system=bool(params.get("system")))
         if error:
             raise MountError(f"the dead mount on '{record.mountpoint}' cannot be removed: {os.strerror(error)}")
@@ -271,12 +275,15 @@ def umount_one(context: WorkerContext, record: MountRecord, *, lazy: bool, syste
     # Looked at afterwards: one that died may be made again, or taken away, until the daemon knows that its end is wanted.
     context.client.call("mounts.ending", {"id": record.id})
     there = place.mounted_at(record.mountpoint)
-    if there is not None and there.fstype == place.FSTYPE:
+    taken = there is not None and not place.is_of(there, record.id)
+    if there is not None and not taken:
         error = _detach(context, record, lazy=lazy, system=system)
         if error:
             context.client.call("mounts.ending", {"id": record.id, "ending": False})
             raise _refused(record, error)
-    if record.stands_in is None:
+    if taken:
+        context.log("warning", f"'{record.mountpoint}' is now a mount of something else, which is left as it is")
+    elif record.stands_in is None:
         place.released(record.mountpoint, record.mode)
     else:
         record.stands_in.remove(record.mountpoint)

@@ -54,7 +54,7 @@ class LocalBackend(Base):
             path = f"{self.url}/{key}"
             folder = path[: path.rindex("/")]
             if folder not in there:
-                there[folder] = os.path.isdir(folder)
+                there[folder] = self._has_folder(folder, key)
             entry = self._stat(key, path) if there[folder] else None
             found.append(None if entry is None else entry.st_size)
         if not all(there.values()):
@@ -159,7 +159,7 @@ class LocalBackend(Base):
         sweep(self._path(prefix))
 
     def close(self) -> None:
-        self._staging.close()
+        """Nothing is open but what closes itself."""
 
     def _stat(self, key: str, path: str) -> os.stat_result | None:
         """What is known of an object's file, None if there is none."""
@@ -171,6 +171,15 @@ class LocalBackend(Base):
                 return None
             self._fail(error, "look at", key)
         return found if stat.S_ISREG(found.st_mode) else None
+
+    def _has_folder(self, folder: str, key: str) -> bool:
+        """Whether objects can be in a folder. One that cannot be looked at is no absent one."""
+        try:
+            return stat.S_ISDIR(os.stat(folder).st_mode)
+        except OSError as error:
+            if error.errno not in _ABSENT:
+                self._fail(error, "look at", key)
+            return False
 
     def _path(self, key: str) -> str:
         return os.path.join(self.url, key)
@@ -192,7 +201,8 @@ class LocalBackend(Base):
         self._seen_there = now
 
     def _fail(self, error: OSError, doing: str, key: str) -> NoReturn:
-        message = f"cannot {doing} '{key}' on remote '{self.name}' ('{self.url}'): {error.strerror or error}"
+        what = f"{doing} '{key}' on" if key else doing
+        message = f"cannot {what} remote '{self.name}' ('{self.url}'): {error.strerror or error}"
         if error.errno in _DENIED:
             raise CredentialsError(message, path=key, hint="check who may read and write there") from error
         hint = (

@@ -1,7 +1,8 @@
 """Files on their way into a directory: each is written under a temporary name, and gets its own when its bytes are on the disk.
 
 It asks for no links, no locks and no nameless files, which NFS and SMB lack. Many files share the syncs of the file system: one sync has
-the bytes of some, and the names of those before them, on the disk. A few are synced one by one, which waits for nobody else's writing.
+the bytes of some, and the names of those before them, on the disk. A few are synced one by one, which waits for nobody else's writing; and
+many, too, where the file system does not hand on a sync of all (disks.py).
 """
 
 from __future__ import annotations
@@ -9,14 +10,14 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count
 from typing import NamedTuple, NoReturn
 
-from millpond.daemon.project.durable import sync_file, sync_file_system, sync_folder
+from millpond.daemon.project.durable import make_folders, sync_file
 from millpond.daemon.remote.backend import Data, write_all, wrong_size
+from millpond.daemon.remote.disks import Disks, sync_names
 
 TEMPORARY = ".millpond-"
 _FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -42,6 +43,7 @@ class Staging:
         self, top: str, check_there: Callable[[], None], fail: Callable[[OSError, str, str], NoReturn]
     ) -> None:
         self._top = top
+        self._disks = Disks(top)
         self._check_there = check_there
         self._fail = fail
         # Nobody else chooses this, and no two files of ours have the same number.
@@ -50,9 +52,6 @@ class Staging:
         self._folders: set[str] = set()
         # Folders that were made here and are perhaps not on the disk yet.
         self._made: set[str] = set()
-        # The directory, open since before the first file was written: so a sync tells of all that failed since then, whoever synced meanwhile.
-        self._fd = -1
-        self._opening = threading.Lock()
         # Files that came in one piece, and the seconds that making them took.
         self._timed = 0
         self._took_s = 0.0
@@ -100,16 +99,13 @@ class Staging:
             self.settle(files)
             self.sync()
             return
-        with self.kept(files):
-            for each in files:
-                sync_file(each.temporary)
-            for each in files:
-                (rename or os.rename)(each.temporary, each.path)
-            for folder in {os.path.dirname(each.path) for each in files}:
-                self._sync_up(folder)
+        self._commit_each(files, rename or os.rename)
 
     def settle(self, files: Sequence[Staged]) -> None:
         """Have their bytes on the disk, and all that was settled before; then give them their names."""
+        if self._disks.one_by_one:
+            self._commit_each(files, os.rename)
+            return
         with self.kept(files):
             self.sync()
             for each in files:
@@ -119,17 +115,19 @@ class Staging:
         """Have all that was settled on the disk."""
         made = set(self._made)
         try:
-            sync_file_system(self._opened())
+            self._disks.sync()
         except OSError as error:
             self._fail(error, "sync", "")
         self._made -= made
 
-    def close(self) -> None:
-        """Let go of the directory."""
-        with self._opening:
-            fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
+    def _commit_each(self, files: Sequence[Staged], rename: Callable[[str, str], None]) -> None:
+        with self.kept(files):
+            for each in files:
+                sync_file(each.temporary)
+            for each in files:
+                rename(each.temporary, each.path)
+            for folder in {os.path.dirname(each.path) for each in files}:
+                self._sync_up(folder)
 
     def drop(self, files: Iterable[Staged]) -> None:
         """They are not wanted any more; those that have their names keep them."""
@@ -149,28 +147,20 @@ class Staging:
     def _undo(self, files: Sequence[Staged], error: BaseException) -> None:
         self.drop(files)
         if isinstance(error, OSError):
-            self._fail(error, "write", files[-1].key)
-
-    def _opened(self) -> int:
-        with self._opening:
-            if self._fd < 0:
-                self._fd = os.open(self._top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            return self._fd
+            paths = error.filename, error.filename2
+            about = next((each for each in files if each.temporary in paths), files[-1])
+            self._fail(error, "write", about.key)
 
     def _make(self, folder: str) -> None:
         """Make a file's folder if it is not there."""
         self._check_there()
-        if not os.path.isdir(folder):
-            os.makedirs(folder, exist_ok=True)
-            self._made.add(folder)
-        self._opened()
+        self._made.update(make_folders(folder))
+        self._disks.write_to(folder)
         self._folders.add(folder)
 
     def _sync_up(self, folder: str) -> None:
-        """Have a folder's new names on the disk, and where it was made here its own name too."""
-        sync_folder(folder)
+        """Have a folder's new names on the disk, and where it was made here its own name too, and so on."""
+        sync_names(folder)
         if folder in self._made:
+            self._sync_up(os.path.dirname(folder))
             self._made.discard(folder)
-            while len(folder) > len(self._top):
-                folder = os.path.dirname(folder)
-                sync_folder(folder)

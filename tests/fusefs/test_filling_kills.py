@@ -34,7 +34,7 @@ def mounted(base: Path) -> Iterator[Mounted]:
         try:
             yield found
         finally:
-            connections.abort(os.fspath(found.place))  # whatever failed: nothing may be left that waits
+            connections.abort(os.fspath(found.place), "")  # whatever failed: nothing may be left that waits
 
 
 def told(reader: subprocess.Popen[str]) -> str:
@@ -99,12 +99,12 @@ def test_both_are_killed_and_the_connection_is_aborted(
     if fusectl:
         monkeypatch.setattr(connections, "CONTROL", filling.fusectl(tmp_path))
     try:
-        assert connections.abort(os.fspath(mounted.place))
+        assert connections.abort(os.fspath(mounted.place), "")
         assert is_over(told(reader))
         eventually(lambda: gone(filler), "the filler ends")
         there = mounted_at(os.fspath(mounted.place))
         assert there is None or not mounted.umount("-z").returncode
-        assert not connections.abort(os.fspath(mounted.place))
+        assert not connections.abort(os.fspath(mounted.place), "")
     finally:
         if fusectl:
             filling.drop_fusectl(tmp_path)
@@ -116,7 +116,7 @@ def test_a_reader_can_be_killed_whatever_happens(mounted: Mounted) -> None:
     os.kill(mounted.pid, signal.SIGKILL)
     reader.kill()
     assert not told(reader) and reader.returncode == -signal.SIGKILL
-    assert connections.abort(os.fspath(mounted.place))
+    assert connections.abort(os.fspath(mounted.place), "")
     eventually(lambda: gone(filler), "the filler ends")
 
 

@@ -18,6 +18,7 @@ from tests.fusefs.helpers import File, eventually
 from tests.mounts.test_kills import children
 
 from millpond.daemon.mounts import connections
+from millpond.daemon.mounts.place import mounted_at
 
 pytestmark = [pytest.mark.fuse, filling.possible]
 
@@ -35,7 +36,9 @@ def place(home: Home) -> Iterator[Path]:
     found = home.path / "m"
     found.mkdir()
     yield found
-    connections.abort(os.fspath(found))
+    there = mounted_at(os.fspath(found))
+    if there is not None:
+        connections.abort(os.fspath(found), there.source.rpartition(":")[2])
     home.run("umount", "--all", "--lazy", code=None)
     home.run("daemon", "stop", code=None)
 

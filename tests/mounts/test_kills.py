@@ -7,11 +7,14 @@ import os
 import random
 import signal
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 from tests.cli.helpers import Home
+from tests.fusefs.filling import gone
+from tests.fusefs.helpers import eventually
 
 ROUNDS = 12 if os.environ.get("MILLPOND_TESTS") == "long" else 4
 
@@ -122,3 +125,45 @@ def test_a_cache_that_config_puts_elsewhere_is_used_in_place(home: Home) -> None
     place.mkdir()
     home.run("mount", "data", str(place))
     assert {str(path.relative_to(place)): path.read_bytes() for path in place.rglob("*.bin")} == wanted
+
+
+@pytest.mark.fuse
+@pytest.mark.root
+def test_a_mount_of_another_store_in_the_place_of_one_that_died_is_left_alone(home: Home) -> None:
+    """A reboot leaves record and empty place of one; somebody mounts something else there, and reads it when the first daemon starts."""
+    place = home.path / "m"
+    place.mkdir()
+    with tempfile.TemporaryDirectory(prefix="mp-oth-", ignore_cleanup_errors=True) as folder:
+        other = Home(Path(folder))
+        for each, content in ((home, b"first"), (other, b"second")):
+            (each.repo / "data").mkdir()
+            (each.repo / "data/file").write_bytes(content * 100_000)
+            each.run("init", "-q", "--no-scm")
+            each.run("add", "-q", "data")
+        home.run("mount", "-q", "data", str(place))
+        [daemon] = processes(home, "daemon")
+        holder = int(json.loads(home.run("mounts", "--json").stdout)["mounts"][0]["pid"])
+        os.kill(daemon, signal.SIGKILL)
+        os.kill(holder, signal.SIGKILL)
+        eventually(lambda: gone(daemon) and gone(holder), "all of it is gone")
+        subprocess.run(["umount", "-l", place], check=True)
+        try:
+            other.run("mount", "-q", "data", str(place))
+            with open(place / "file", "rb", buffering=0) as file:
+                assert file.read(10) == b"secondseco"
+                shown = json.loads(home.run("mounts", "--json").stdout)["mounts"]
+                failed = home.run("mounts", "--restore", code=None)
+                assert failed.returncode and "something else" in failed.stderr + failed.stdout
+                assert shown[0]["state"] != "mounted"
+                assert (place / "file").read_bytes() == b"second" * 100_000
+                file.seek(300_000)
+                assert file.read(12) == b"secondsecond"
+            # Giving the first one up touches nothing of the other.
+            home.run("umount", str(place))
+            assert not json.loads(home.run("mounts", "--json").stdout)["mounts"]
+            assert (place / "file").read_bytes() == b"second" * 100_000
+            assert json.loads(other.run("mounts", "--json").stdout)["mounts"][0]["state"] == "mounted"
+            other.run("umount", str(place))
+        finally:
+            other.close()
+    assert list(place.iterdir()) == []

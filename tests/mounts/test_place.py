@@ -144,5 +144,12 @@ def test_what_stands_in_for_a_file_goes_only_if_it_leads_to_the_mount(tmp_path: 
 
 
 def test_the_table_tells_what_a_mount_shows() -> None:
-    assert place.source_of(None) == "millpond" and place.source_of("md5:ab.dir") == "millpond:md5:ab.dir"
+    shown, other = place.source_of("md5:ab.dir", "012345abcdef"), place.source_of(None, "012345abcdef")
+    assert (shown, other) == ("millpond:md5:ab.dir:012345abcdef", "millpond:012345abcdef")
+    for source in (shown, other):
+        entry = place.MountEntry("/m", place.FSTYPE, source, "0:50")
+        assert place.is_of(entry, "012345abcdef") and not place.is_of(entry, "012345abcdee")
+    # Of a millpond of before; of another program.
+    assert place.is_of(place.MountEntry("/m", place.FSTYPE, "millpond:md5:ab.dir", "0:50"), "012345abcdef")
+    assert not place.is_of(place.MountEntry("/m", "tmpfs", other, "0:50"), "012345abcdef")
     assert place.shown_objects() == {} or all(path.startswith("/") for path in place.shown_objects())

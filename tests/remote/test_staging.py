@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import random
+import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,7 +16,8 @@ import pytest
 
 from millpond.daemon.errors import CancelledError, RemoteError
 from millpond.daemon.names import ObjectName
-from millpond.daemon.remote import staging, upload
+from millpond.daemon.project.durable import sync_file_system
+from millpond.daemon.remote import disks, staging, upload
 from millpond.daemon.remote.flow import RANGE_BYTES
 from millpond.daemon.remote.layout import key_of
 from millpond.daemon.remote.local import LocalBackend
@@ -55,10 +57,12 @@ def as_keys(objects: dict[ObjectName, bytes]) -> dict[str, bytes]:
 
 
 class Disk:
-    """What is written, named and synced, as the real calls are made: a sync has on the disk what was there when it began."""
+    """What is written, named and synced, as the real calls are made: a sync has on the disk what was there when it began; one of the
+    whole file system nothing, where that is not `whole`."""
 
-    def __init__(self, remote: Path, patch: pytest.MonkeyPatch) -> None:
+    def __init__(self, remote: Path, patch: pytest.MonkeyPatch, *, whole: bool = True) -> None:
         self.remote = remote
+        self.folders: list[str] = []
         self.written: set[str] = set()
         self.named: set[str] = set()
         self.durable: set[str] = set()
@@ -67,7 +71,8 @@ class Disk:
             each: getattr(module, each)
             for module, names in (
                 (os, ("close", "rename")),
-                (staging, ("sync_file_system", "sync_file", "sync_folder")),
+                (disks, ("sync_file_system", "sync_folder")),
+                (staging, ("sync_file",)),
             )
             for each in names
         }
@@ -85,16 +90,17 @@ class Disk:
             self.named.add(new)
 
         def sync_file_system(place: int) -> None:
-            self.synced(self.written | self.named, lambda: real["sync_file_system"](place))
+            self.synced(self.written | self.named if whole else set(), lambda: real["sync_file_system"](place))
 
         def sync_file(path: str) -> None:
             self.synced({path} & self.written, lambda: real["sync_file"](path))
 
         def sync_folder(folder: str) -> None:
+            self.folders.append(folder)
             names = {path for path in self.named if os.path.dirname(path) == folder}
             self.synced(names, lambda: real["sync_folder"](folder))
 
-        for module, made in ((os, (close, rename)), (staging, (sync_file_system, sync_file, sync_folder))):
+        for module, made in ((os, (close, rename)), (disks, (sync_file_system, sync_folder)), (staging, (sync_file,))):
             for each in made:
                 patch.setattr(module, each.__name__, each)
 
@@ -127,17 +133,115 @@ def test_no_name_before_the_bytes_and_nothing_told_before_the_name(
     assert there(disk.remote) == as_keys(objects | {manifest: b"[]"})
 
 
+@pytest.mark.parametrize("files", [7, 1000])
+def test_where_a_sync_of_all_is_not_handed_on_files_are_synced_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: int
+) -> None:
+    monkeypatch.setattr(upload, "STAGED_FILES", files)
+    disk = Disk(tmp_path / "remote", monkeypatch, whole=False)
+    objects = contents(40)
+    told: list[ObjectName] = []
+
+    def created(sent: Sequence[Upload]) -> None:
+        told.extend(each.name for each in sent)
+        disk.early += [each.key for each in sent if str(disk.remote / each.key) not in disk.durable]
+
+    backend = LocalBackend("r", str(disk.remote))
+    backend.staging._disks.one_by_one = True
+    with Transfer(backend) as transfer:
+        transfer.upload(going(objects), created=created)
+    assert told == list(objects) and disk.early == []
+
+
+def test_a_folder_that_was_made_is_synced_in_the_one_above_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The remote's own, too: without its name nothing of it is there."""
+    disk = Disk(tmp_path / "remote", monkeypatch)
+    backend = LocalBackend("r", str(disk.remote))
+    backend.put("files/md5/ab/c", b"1")
+    above = [str(disk.remote / each) for each in ("files/md5/ab", "files/md5", "files", "")]
+    assert [each.rstrip("/") for each in disk.folders] == [*(each.rstrip("/") for each in above), str(tmp_path)]
+    disk.folders.clear()
+    backend.put("files/md5/ab/d", b"1")
+    assert disk.folders == above[:1]
+
+
+@pytest.mark.long
+def test_bytes_that_the_disk_lost_while_another_program_synced_get_no_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel tells of a write that failed once to each who was there, and not to who comes later."""
+    if os.geteuid():
+        pytest.skip("only root may mount")
+    monkeypatch.setattr(upload, "_STAGED_S", 600.0)
+    small, mounted = tmp_path / "small", tmp_path / "mounted"
+    for folder in (small, mounted):
+        folder.mkdir()
+
+    def run(*command: object) -> str:
+        return subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True).stdout.strip()
+
+    run("mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", small)
+    loop = ""
+    try:
+        with open(small / "image", "wb") as file:
+            file.truncate(400 << 20)
+        loop = run("losetup", "--find", "--show", small / "image")
+        run("mkfs.ext4", "-q", "-O", "^has_journal", loop)
+        run("mount", loop, mounted)
+        objects = {
+            ObjectName("md5", hashlib.md5(data).hexdigest()): data for data in (os.urandom(1 << 20) for _ in range(40))
+        }
+        remote, told = mounted / "remote", list[Upload]()
+        other = os.open(mounted, os.O_RDONLY)
+
+        def source() -> Iterator[Upload]:
+            for number, (name, data) in enumerate(objects.items()):
+                if number == 36:
+                    with pytest.raises(OSError):
+                        sync_file_system(other)
+                    run("mount", "-o", "remount,size=600m", small)
+                yield Upload(name, len(data), [data])
+
+        with Transfer(LocalBackend("r", str(remote))) as transfer, pytest.raises(RemoteError, match="cannot sync"):
+            transfer.upload(source(), created=told.extend)
+        os.close(other)
+        assert not told
+    finally:
+        subprocess.run(["umount", "-l", mounted], check=False)
+        if loop:
+            subprocess.run(["losetup", "-d", loop], check=False)
+        subprocess.run(["umount", "-l", small], check=False)
+
+
+def test_an_error_names_the_object_that_it_is_about(tmp_path: Path) -> None:
+    objects = contents(30)
+    keys = list(as_keys(objects))
+    (tmp_path / keys[3] / "folder").mkdir(parents=True)
+    with Transfer(LocalBackend("r", str(tmp_path))) as transfer, pytest.raises(RemoteError) as raised:
+        transfer.upload(going(objects), created=lambda sent: None)
+    assert keys[3] in str(raised.value)
+
+
+def test_a_folder_that_cannot_be_looked_at_is_not_an_absent_one(tmp_path: Path) -> None:
+    """A plain user meets this where a folder above is closed to him."""
+    backend = LocalBackend("r", str(tmp_path))
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files/md5").symlink_to("md5")
+    with pytest.raises(RemoteError, match="cannot look at 'files/md5/ab/c'"):
+        backend.sizes_of(["files/md5/ab/c"])
+
+
 @pytest.mark.parametrize("call", ["open", "write", "rename", "sync_file_system"])
 def test_the_nth_call_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     monkeypatch.setattr(upload, "STAGED_FILES", 8)
     objects = contents(30)
-    module = staging if call == "sync_file_system" else os
+    module = disks if call == "sync_file_system" else os
     real = getattr(module, call)
     calls = 0
 
     def failing(*args: Any, **more: Any) -> Any:
         nonlocal calls
-        if call in ("write", "sync_file_system") or ".tmp" in str(args[0]):
+        if "remote" in str(args[0]) or call in ("write", "sync_file_system"):
             calls += 1
             if calls == fails:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

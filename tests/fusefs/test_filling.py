@@ -99,28 +99,45 @@ def listing(files: Mapping[bytes, Mapping[int, int]], room: int = 1 << 40) -> Pl
     return Plan(files_of, lambda: room)
 
 
-ONE = {b"f" * 32: {inode: 1000 for inode in range(100)}}
+ONE = {b"f" * 32: {inode: 1000 for inode in range(400)}}
+# Files of it that are read, in an order of their own.
+SOME = [(inode * 20, 1000) for inode in range(TOGETHER)]
+
+
+def rest(*read: int) -> list[int]:
+    """The files of ONE that are not read."""
+    return [inode for inode in range(400) if inode not in {*read, *(inode for inode, _ in SOME)}]
 
 
 def test_a_listing_alone_and_a_few_reads_bring_nothing() -> None:
     made = listing(ONE)
     made.listed(ONE)
     assert not made.take(1000, 1.0)
-    made.read([(inode, 1000) for inode in range(TOGETHER - 1)], 1.0)
+    made.read(SOME[:-1], 1.0)
     assert not made.take(1000, 1.0)
-    made.read([(50, 1000)], 1.5)
-    assert made.take(1000, 1.5) == [inode for inode in range(TOGETHER - 1, 100) if inode != 50]
+    made.read(SOME[-1:], 1.5)
+    assert made.take(1000, 1.5) == rest()
     assert not made.take(1000, 1.5)
 
 
 def test_what_was_not_listed_or_is_read_slowly_brings_nothing() -> None:
     made = listing(ONE)
-    made.read([(inode, 1000) for inode in range(50)], 1.0)
+    made.read(SOME, 1.0)
     assert not made.take(1000, 1.0)
     made.listed(ONE)
-    for second in range(30):
-        made.read([(second, 1000)], float(second))
-        assert not made.take(1000, float(second))
+    for second, file in enumerate(SOME):
+        made.read([file], 2.0 + second)
+        assert not made.take(1000, 2.0 + second)
+
+
+def test_who_reads_in_order_is_left_to_read() -> None:
+    made = listing(ONE)
+    made.listed(ONE)
+    for begin in range(0, 320, 32):  # by several programs, even
+        made.read([(begin + step * 2 % 32 + (step > 15), 1000) for step in range(32)], 1.0)
+        assert not made.take(1000, 1.0)
+    made.read([(320, 1000), (399, 1000), (350, 1000), *((inode, 1000) for inode in range(321, 334))], 1.0)
+    assert not made.take(1000, 1.0)
 
 
 def test_folders_of_which_one_file_was_read_are_left_alone() -> None:
@@ -136,21 +153,23 @@ def test_folders_of_which_one_file_was_read_are_left_alone() -> None:
 def test_it_pauses_when_nobody_reads_and_begins_anew_after_a_while() -> None:
     made = listing(ONE)
     made.listed(ONE)
-    made.read([(inode, 1000) for inode in range(20)], 1.0)
-    assert len(made.take(30, 1.0)) == 30
+    made.read(SOME, 1.0)
+    assert made.take(30, 1.0) == rest()[:30]
     assert not made.take(30, 1.1 + PAUSE_S)
-    made.read([(99, 1000)], 3.0)
-    assert made.take(1000, 3.0) == list(range(50, 99))
+    made.read([(inode + 1, size) for inode, size in SOME], 3.0)
+    assert made.was_read(1) and not made.was_read(399)
+    assert made.take(1000, 3.0) == [inode for inode in rest()[30:] if inode % 20 != 1 or inode >= 320]
+    assert not made.was_read(1)
     # The pages have gone meanwhile, as READs tell; all of it is brought again.
     late = 3.1 + QUIET_S
-    made.read([(inode, 1000) for inode in range(20)], late)
-    assert made.take(1000, late) == list(range(20, 100))
+    made.read(SOME, late)
+    assert made.take(1000, late) == rest()
     # And when it is listed again, at once.
     made.listed(ONE)
-    made.read([(inode, 1000) for inode in range(20)], late)
-    assert made.take(1000, late) == list(range(20, 100))
+    made.read(SOME, late)
+    assert made.take(1000, late) == rest()
     made.give_up()
-    made.read([(inode, 1000) for inode in range(20)], late)
+    made.read(SOME, late)
     assert not made.take(1000, late)
 
 
@@ -183,6 +202,7 @@ def test_it_never_brings_more_than_its_budget_nor_anything_twice_nor_what_was_re
 def test_what_is_known_has_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "MOST_FILES", 250)
     monkeypatch.setattr(plan, "MOST_FOLDERS", 10)
+    monkeypatch.setattr(plan, "NEAR_FILES", 50)
     folders = {b"%032d" % folder: {folder * 1000 + n: 10 for n in range(100)} for folder in range(12)}
     made = listing(folders)
     made.listed(folders)
@@ -296,7 +316,7 @@ def test_all_caches_dropped_while_it_brings(base: Path) -> None:
 @pytest.mark.fuse
 @filling.possible
 def test_what_is_damaged_is_left_to_read_which_says_so(base: Path) -> None:
-    tree = many(2, 100)
+    tree = many(4, 100)
     hurt = (b"00/0050", b"01/0005", b"01/0099")
     store = open_store(base / "store")
     try:
@@ -310,13 +330,14 @@ def test_what_is_damaged_is_left_to_read_which_says_so(base: Path) -> None:
     with mount(base / "store", totals, base / "m", fill=True) as mounted:
         paths = sorted(tree)
         list_all(mounted.place)
-        for path in (
-            path for path in paths if path not in hurt
-        ):  # the damaged ones are brought, if ever, before they are read
+        random.Random(3).shuffle(paths)
+        # The damaged ones are brought, if ever, before they are read.
+        for number, path in enumerate(path for path in paths if path not in hurt):
             node = tree[path]
             assert isinstance(node, File)
             assert (mounted.place / os.fsdecode(path)).read_bytes() == node.data
-        assert mounted.stats()["filled_files"] > 0
+            if number == 100:
+                eventually(lambda: mounted.stats()["filled_files"] > 100, "most of it is brought")
         time.sleep(0.2)
         for path in hurt:
             with pytest.raises(OSError) as failed:

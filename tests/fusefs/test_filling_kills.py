@@ -66,7 +66,7 @@ def test_the_holder_is_killed(mounted: Mounted) -> None:
     eventually(lambda: gone(filler), "the filler ends")
     assert time.monotonic() - began < 5
     with pytest.raises(OSError) as refused:
-        (mounted.place / "b/100").read_bytes()
+        (mounted.place / f"b/{filling.NEVER:03}").read_bytes()
     assert refused.value.errno in GONE
     assert mounted_at(os.fspath(mounted.place)) is not None and not mounted.umount("-z").returncode
 
@@ -122,11 +122,7 @@ def test_a_reader_can_be_killed_whatever_happens(mounted: Mounted) -> None:
 
 def test_a_detached_mount_loses_its_filler_and_is_read_to_the_end(mounted: Mounted) -> None:
     place = mounted.place
-    filling.list_all(place)
-    for number in range(14):
-        (place / f"a/{number:03}").read_bytes()
-    for number in range(2):
-        (place / f"b/{number:03}").read_bytes()
+    filling.wake(place)
     eventually(lambda: mounted.stats()["filled_files"] > 0, "it is filled")
     filler = int(mounted.stats()["filler"])
     with open(place / f"b/{HELD + 40:03}", "rb") as file:

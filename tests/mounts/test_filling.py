@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from tests.cli.helpers import Home
 from tests.fusefs import filling
-from tests.fusefs.filling import LARGE_FILES, gone, hold_up, large, list_all
+from tests.fusefs.filling import LARGE_FILES, gone, hold_up, large, list_all, wake
 from tests.fusefs.helpers import File, eventually
 from tests.mounts.test_kills import children
 
@@ -57,9 +57,7 @@ def below(pid: int) -> list[int]:
 
 def test_mounts_say_what_was_brought_or_why_nothing_is(home: Home, place: Path) -> None:
     home.run("mount", "-q", "data", str(place))
-    list_all(place)
-    for number in range(20):
-        (place / f"b/{number:03}").read_bytes()
+    wake(place)
     eventually(lambda: bool(shown(home)["filled_files"]), "something was brought")
     assert "brought ahead: " in home.run("mounts", "-v").stdout
     os.kill(stats(place)["filler"], signal.SIGKILL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import random
@@ -27,11 +28,14 @@ from tests.fusefs.test_damage import flip
 
 from millpond.daemon.mounts import connections
 from millpond.daemon.mounts.place import mounted_at
-from millpond.fusefs.filling import messages, plan
+from millpond.daemon.rpc import framing
+from millpond.daemon.store.folders import FolderReader
+from millpond.fusefs.engines import mounting
+from millpond.fusefs.filling import filler, messages, plan
 from millpond.fusefs.filling.feed import MAX_BYTES, TOGETHER, Feed
 from millpond.fusefs.filling.keeper import OFF, why_not
 from millpond.fusefs.filling.plan import FIRST_BYTES, PAUSE_S, QUIET_S, TIMES, Plan
-from millpond.fusefs.filling.tally import available_bytes
+from millpond.fusefs.filling.tally import Tally, available_bytes
 
 # Around pages, and around what is too large to be brought.
 SIZES = (0, 1, 4095, 4096, 4097, 20_000, 65_536, 65_537, MAX_BYTES - 1, MAX_BYTES, MAX_BYTES + 1)
@@ -408,3 +412,75 @@ def test_there_is_none_in_a_container(base: Path, namespace: str) -> None:
             assert (
                 f"only root could end the mount if its processes were killed, as {connections.CONTROL}" in done.stdout
             )
+
+
+def clone_of(pid: int) -> int:
+    """A clone of the descriptor that a holder has of its mount, got from outside."""
+    pidfd = os.pidfd_open(pid)
+    links = {fd: os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
+    number = next(int(fd) for fd, name in links.items() if name == mounting.DEVICE)
+    syscall_pidfd_getfd = 438
+    device = ctypes.CDLL(None, use_errno=True).syscall(syscall_pidfd_getfd, pidfd, number, 0)
+    assert device >= 0, os.strerror(ctypes.get_errno())
+    try:
+        return mounting.clone(device)
+    finally:
+        os.close(device)
+        os.close(pidfd)
+
+
+@pytest.mark.fuse
+@pytest.mark.root
+@filling.possible
+def test_it_closes_everything_when_nobody_reads_and_wakes_again(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(filler, "_SLEEP_S", 0.3)
+    monkeypatch.setattr(filler, "_TELL_S", 0.1)
+    tree = many(1, 400)
+    store = open_store(base / "store")
+    try:
+        totals = put_tree(store, tree)
+        folders = FolderReader(store.reader.index)
+        listed = folders.walk_path(totals.root, b"00")
+        assert listed is not None and listed.child is not None
+        inodes, sizes = folders.small_files(listed.child, MAX_BYTES, 1000)
+    finally:
+        store.close()
+    files = list(zip(inodes, sizes, strict=True))
+    with mount(base / "store", totals, base / "m") as mounted:
+        list_all(mounted.place)
+        entry = mounted_at(os.fspath(mounted.place))
+        assert entry is not None
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        tally, holder = Tally(), os.pidfd_open(mounted.pid)
+        settings_ = filler.FillerSettings(os.fspath(base / "store"), os.getuid(), os.fspath(mounted.place))
+        why: list[str] = []
+        thread = threading.Thread(target=lambda: why.append(filler.Filler(settings_, theirs, holder, tally).run()))
+        thread.start()
+        with ours, theirs:
+            ours.settimeout(20)
+            ours.send(messages.listed([listed.child]))
+            for round_ in range(1, 4):
+                ours.send(messages.read(files[20 * n] for n in range(TOGETHER)))
+                while ours.recv(messages.MAX_BYTES) != messages.WANTED:
+                    pass
+                clone = clone_of(mounted.pid)
+                ours.sendmsg([messages.DEVICE + entry.device.encode()], framing.ancillary([clone]))
+                os.close(clone)
+                expected = round_ * (len(files) - TOGETHER)
+                eventually(lambda expected=expected: tally.counts()[0] == expected, "it brings all")  # type: ignore[misc]
+                device = f"{base}/store/index/data.mdb"
+                eventually(lambda device=device: device not in opened(), "it closes everything")  # type: ignore[misc]
+            ours.shutdown(socket.SHUT_WR)
+            thread.join(20)
+            assert why == [""] and not mounted.stats()["errors"]
+        os.close(holder)
+        assert epoch(mounted.place, tree, 2) == []
+
+
+def opened() -> list[str]:
+    """What this process has open."""
+    found = []
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            found.append(os.readlink(f"/proc/self/fd/{fd}"))
+    return found

@@ -377,9 +377,8 @@ def test_where_there_is_none_the_mount_says_why(base: Path) -> None:
     with filled(base, tree) as mounted:
         place, entry = os.fspath(mounted.place), mounted_at(os.fspath(mounted.place))
         assert entry is not None
-        assert "recorded" in why_not(place, given=False, recorded=True)
-        assert "system mode" in why_not(place, given=True, recorded=False)
-        assert "not in the kernel's table" in why_not(os.fspath(base), given=False, recorded=False)
+        assert "recorded" in why_not(place, recorded=True)
+        assert "not in the kernel's table" in why_not(os.fspath(base), recorded=False)
     store = open_store(base / "store")
     totals = put_tree(store, tree)
     store.close()
@@ -395,7 +394,7 @@ def test_there_is_none_in_a_container(base: Path, namespace: str) -> None:
     with filled(base, many(1, 20)) as mounted:
         program = (
             "import sys\nfrom millpond.fusefs.filling.keeper import why_not\n"
-            "print(why_not(sys.argv[1], given=False, recorded=False))"
+            "print(why_not(sys.argv[1], recorded=False))"
         )
         options = {"user": ["--user", "--map-root-user"], "pid": ["--pid", "--fork", "--mount-proc"]}[namespace]
         done = subprocess.run(

@@ -104,8 +104,8 @@ class Filler:
         if kind not in (messages.LISTED, messages.READ):
             return
         if self._work is None:
-            self._work = _Work(self._settings, self._holder, self._tally, self._plan)
             self._sock.send(messages.WANTED)
+            self._work = _Work(self._settings, self._holder, self._tally, self._plan)
         if kind == messages.LISTED:
             self._plan.listed(messages.folders_of(body))
         else:

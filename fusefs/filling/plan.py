@@ -8,6 +8,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import count, islice
+from math import inf
 
 from millpond.fusefs.filling.feed import MAX_BYTES, TOGETHER, WITHIN_S
 
@@ -63,7 +64,7 @@ class Plan:
         self._recent: deque[tuple[float, int]] = deque(maxlen=TOGETHER)
         self._late: set[int] = set()
         self._going = False
-        self._last = -QUIET_S - 1.0
+        self._last = -inf
         self._room = 0
         self._read_bytes = self._brought_bytes = 0
 
@@ -127,8 +128,9 @@ class Plan:
         return found
 
     def resume(self, now: float) -> None:
-        """Time has passed since the last READ that nobody could use."""
-        self._last = max(self._last, now)
+        """Time has passed since the last READ, if there was one, that nobody could use."""
+        if self._recent:
+            self._last = max(self._last, now)
 
     def was_read(self, inode: int) -> bool:
         """Whether a READ has brought a file meanwhile that `take` gave last."""
@@ -144,6 +146,7 @@ class Plan:
         """Nobody reads: be as at the beginning, and know folders' names alone."""
         self._told = OrderedDict.fromkeys(islice([*self._told, *self._known], MOST_FOLDERS))
         self._drop()
+        self._last = -inf
         self._going = False
         self._read_bytes = self._brought_bytes = 0
 

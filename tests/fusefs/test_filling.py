@@ -32,7 +32,7 @@ from millpond.daemon.rpc import framing
 from millpond.daemon.store.folders import FolderReader
 from millpond.fusefs.engines import mounting
 from millpond.fusefs.filling import filler, messages, plan
-from millpond.fusefs.filling.feed import MAX_BYTES, TOGETHER, Feed
+from millpond.fusefs.filling.feed import MANY, MAX_BYTES, TOGETHER, Feed
 from millpond.fusefs.filling.keeper import OFF, why_not
 from millpond.fusefs.filling.plan import FIRST_BYTES, PAUSE_S, QUIET_S, TIMES, Plan
 from millpond.fusefs.filling.tally import Tally, available_bytes
@@ -222,8 +222,8 @@ def test_the_feed_never_waits_and_tells_quick_readers_alone() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
         feed = Feed(ours)
-        feed.listed(b"a" * 32)
-        feed.listed(b"b" * 32)
+        feed.listed(b"a" * 32, 10)
+        feed.listed(b"b" * 32, 10)
         for inode in range(TOGETHER - 1):
             feed.read(inode, 5)
         feed.read(77, MAX_BYTES + 1)
@@ -240,7 +240,7 @@ def test_the_feed_never_waits_and_tells_quick_readers_alone() -> None:
         for inode in range(200_000):  # nobody takes them
             feed.read(inode, 5)
         assert time.monotonic() - began < 20
-    feed.listed(b"c" * 32)
+    feed.listed(b"c" * 32, 10)
     for inode in range(TOGETHER):  # nobody is there
         feed.read(inode, 5)
 
@@ -352,6 +352,28 @@ def test_what_is_damaged_is_left_to_read_which_says_so(base: Path) -> None:
 
 @pytest.mark.fuse
 @filling.possible
+def test_a_long_listing_wakes_the_filler_so_that_it_is_ready(base: Path) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        feed = Feed(ours)
+        for number in range(10):
+            feed.listed(b"%032d" % number, MANY // 4)
+        theirs.setblocking(False)
+        got = theirs.recv(messages.MAX_BYTES)
+        assert got[:1] == messages.LISTED and len(messages.folders_of(got[1:])) == 4
+        with pytest.raises(BlockingIOError):  # once is enough, and no file was read
+            theirs.recv(messages.MAX_BYTES)
+    tree = many(3, 100)
+    with filled(base, tree) as mounted:
+        pid = mounted.stats()["filler"]
+        assert len(list_all(mounted.place)) == len(tree)
+        eventually(lambda: any(name.endswith("/dev/fuse") for name in opened(pid)), "it has its descriptor")
+        time.sleep(0.2)
+        assert not mounted.stats()["filled_files"] and not mounted.stats()["reads"]
+
+
+@pytest.mark.fuse
+@filling.possible
 def test_who_lists_and_reads_little_or_large_files_wakes_nobody(base: Path) -> None:
     tree: dict[bytes, Node] = {**many(2, 40), **{b"large/%d" % n: File(content(300_000, n)) for n in range(30)}}
     with filled(base, tree) as mounted:
@@ -364,8 +386,7 @@ def test_who_lists_and_reads_little_or_large_files_wakes_nobody(base: Path) -> N
         stats = mounted.stats()
         assert stats["filler"] and not stats["filled_files"] and not stats["filling_why"]
         # It has nothing open but what leads to the holder.
-        opened = [os.readlink(f"/proc/{stats['filler']}/fd/{fd}") for fd in os.listdir(f"/proc/{stats['filler']}/fd")]
-        assert not [name for name in opened if name.endswith((".seg", ".mdb", "/dev/fuse"))]
+        assert not [name for name in opened(stats["filler"]) if name.endswith((".seg", ".mdb", "/dev/fuse"))]
 
 
 @pytest.mark.fuse
@@ -468,7 +489,7 @@ def test_it_closes_everything_when_nobody_reads_and_wakes_again(base: Path, monk
                 expected = round_ * (len(files) - TOGETHER)
                 eventually(lambda expected=expected: tally.counts()[0] == expected, "it brings all")  # type: ignore[misc]
                 device = f"{base}/store/index/data.mdb"
-                eventually(lambda device=device: device not in opened(), "it closes everything")  # type: ignore[misc]
+                eventually(lambda device=device: device not in opened(os.getpid()), "it closes everything")  # type: ignore[misc]
             ours.shutdown(socket.SHUT_WR)
             thread.join(20)
             assert why == [""] and not mounted.stats()["errors"]
@@ -476,10 +497,10 @@ def test_it_closes_everything_when_nobody_reads_and_wakes_again(base: Path, monk
         assert epoch(mounted.place, tree, 2) == []
 
 
-def opened() -> list[str]:
-    """What this process has open."""
+def opened(pid: int) -> list[str]:
+    """What a process has open."""
     found = []
-    for fd in os.listdir("/proc/self/fd"):
+    for fd in os.listdir(f"/proc/{pid}/fd"):
         with contextlib.suppress(OSError):
-            found.append(os.readlink(f"/proc/self/fd/{fd}"))
+            found.append(os.readlink(f"/proc/{pid}/fd/{fd}"))
     return found

@@ -89,7 +89,7 @@ def test_the_filler_is_killed(mounted: Mounted) -> None:
     assert not mounted.umount().returncode and mounted.ended() == 0
 
 
-@pytest.mark.parametrize("fusectl", [False, pytest.param(True, marks=pytest.mark.root)])
+@pytest.mark.parametrize("fusectl", [False, pytest.param(True, marks=[pytest.mark.root, pytest.mark.long])])
 def test_both_are_killed_and_the_connection_is_aborted(
     mounted: Mounted, fusectl: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -114,6 +114,7 @@ def test_both_are_killed_and_the_connection_is_aborted(
             filling.drop_fusectl(tmp_path)
 
 
+@pytest.mark.long
 def test_a_reader_can_be_killed_whatever_happens(mounted: Mounted) -> None:
     filler, reader = hold_up(mounted.place, mounted.pid, mounted.stats)
     os.kill(filler, signal.SIGKILL)

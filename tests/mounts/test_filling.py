@@ -72,7 +72,10 @@ def test_mounts_say_what_was_brought_or_why_nothing_is(home: Home, place: Path) 
 
 
 @pytest.mark.root
-@pytest.mark.parametrize("killed", ["holder", "holder and filler", "all"])
+@pytest.mark.parametrize(
+    "killed",
+    [pytest.param("holder", marks=pytest.mark.long), pytest.param("holder and filler", marks=pytest.mark.long), "all"],
+)
 def test_what_was_killed_while_a_reader_and_the_filler_wait_is_made_again(home: Home, place: Path, killed: str) -> None:
     home.run("mount", "-q", "data", str(place))
     daemon = int(json.loads(home.run("daemon", "status", "--json").stdout)["pid"])

@@ -298,6 +298,8 @@ def _fork_filler(settings: HolderSettings) -> Forked | str:
     """While there are no threads, and nothing of the store is open. Else why the mount has none."""
     if not settings.fill:
         return keeper.OFF
+    if settings.device >= 0:
+        return "not in system mode"
     if settings.engine == PYFUSE3:
         return "not with this engine"
     told = FillerSettings(settings.store, settings.uid, settings.mountpoint)

@@ -185,7 +185,8 @@ class MountService:
                 if mount.child is None and mount.record.id in self._mounts:
                     await self._in_thread(lambda: connections.abort(mount.record.mountpoint, mount.record.id))
         except OSError as error:
-            log.warning("what is left of mount %s cannot be ended: %s", mount.record.id, error)
+            # Then it had no filler, and its connection ended with its holder.
+            log.info("mount %s is not aborted: %s", mount.record.id, error)
 
     async def _restore_quietly(self, mount: Mount) -> None:
         now = time.monotonic()

@@ -239,7 +239,7 @@ class Answers:
             if not self._reply(unique, b"".join(parts)):
                 self._uncount(counted)
             elif counted and self._feed is not None and (folder := self._fs.folder_of(inode)) is not None:
-                self._feed.listed(folder)
+                self._feed.listed(folder, len(counted))
 
         if self._fs.must_ask(inode):
             self._later(unique, answer)

@@ -14,6 +14,8 @@ MAX_BYTES = 128 << 10
 TOGETHER, WITHIN_S = 16, 2.0
 # Listed folders that are kept until files are read.
 _MOST_FOLDERS = 8192
+# Entries that are listed before the filler is woken, which has opened everything then when files are read; and not again for so many seconds.
+MANY, _AGAIN_S = 256, 30.0
 
 
 class Feed:
@@ -24,12 +26,20 @@ class Feed:
         self._folders: OrderedDict[bytes, None] = OrderedDict()
         self._files: list[tuple[int, int]] = []
         self._began = 0.0
+        self._entries = 0
+        self._woken = -_AGAIN_S
 
-    def listed(self, folder: bytes) -> None:
-        """The kernel was told entries of a folder with their inodes. A listing alone wakes nobody."""
+    def listed(self, folder: bytes, entries: int) -> None:
+        """The kernel was told entries of a folder with their inodes."""
         self._folders[folder] = None
         if len(self._folders) > _MOST_FOLDERS:
             self._folders.popitem(last=False)
+        self._entries += entries
+        if self._entries >= MANY:
+            self._entries = 0
+            if (now := time.monotonic()) - self._woken > _AGAIN_S:
+                self._woken = now
+                self._tell()
 
     def read(self, inode: int, size: int) -> None:
         """A READ brought a whole file."""
@@ -50,6 +60,7 @@ class Feed:
                 self._sock.send(messages.listed(part), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
                 for folder in part:
                     del self._folders[folder]
-            self._sock.send(messages.read(self._files), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            if len(self._files) >= TOGETHER:
+                self._sock.send(messages.read(self._files), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
         except OSError:  # there is no room, or nobody: folders are told the next time, files are not
             return

@@ -36,6 +36,7 @@ _FILES = 512
 _PART = 4
 # Messages taken in a row; how often what was read is told, and removed segments are let go of; after what time without a word everything is closed.
 _ROW = 64
+_REST_S = 0.005
 _TELL_S = 5.0
 _SLEEP_S = 60.0
 # Files that the kernel did not know, of _FILES, after which it is not told more.
@@ -76,6 +77,8 @@ class Filler:
                 return self._work.why
             self._work.step()
             self._tell(self._work)
+            if self._work is not None and not self._work.is_busy:
+                time.sleep(_REST_S)  # else every message would wake it, and there is nothing to do
 
     def _receive(self) -> bool:
         """Take what is there; False at the end."""
@@ -101,8 +104,8 @@ class Filler:
         if kind not in (messages.LISTED, messages.READ):
             return
         if self._work is None:
-            self._work = _Work(self._settings, self._holder, self._tally, self._plan)
             self._sock.send(messages.WANTED)
+            self._work = _Work(self._settings, self._holder, self._tally, self._plan)
         if kind == messages.LISTED:
             self._plan.listed(messages.folders_of(body))
         else:
@@ -172,6 +175,7 @@ class _Work:
         self._guard = Guard(device, holder=self._holder, place=self._settings.place, number=number)
         self._guard.begin()
         self._pusher = Pusher(self.reader, self._settings.uid, device, self._tally)
+        self._plan.resume(time.monotonic())
         return self.told
 
     def step(self) -> None:
@@ -186,7 +190,7 @@ class _Work:
             inodes = self._plan.take(_FILES, now)
             if not inodes:
                 return
-            self._pushing = self._pusher.push(inodes)
+            self._pushing = self._pusher.push(inodes, self._plan.was_read)
         if not self._plan.is_going(now):
             self._pushing = None
             return

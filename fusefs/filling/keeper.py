@@ -67,10 +67,8 @@ def fork(settings: filler.FillerSettings, log_to: Callable[[], None]) -> Forked:
         os._exit(0)
 
 
-def why_not(place: str, *, given: bool, recorded: bool) -> str:
-    """Why the mount at a place may have no filler; "" when it may. `given`: somebody else mounted it; `recorded`: its opens are asked for."""
-    if given:
-        return "not in system mode"
+def why_not(place: str, *, recorded: bool) -> str:
+    """Why the mount at a place may have no filler; "" when it may. `recorded`: its opens are asked for."""
     if recorded:
         return "what is read is recorded"
     if not is_machines("pid"):

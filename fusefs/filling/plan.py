@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_right
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
+from math import inf
 
 from millpond.fusefs.filling.feed import MAX_BYTES, TOGETHER, WITHIN_S
 
 # Listed folders that are known at most, and files of those that were looked into.
 MOST_FOLDERS = 8192
 MOST_FILES = 1 << 17
+# Files among which the last TOGETHER that were read must not lie all: who reads in order is served as fast by READ, and would be met at each file.
+NEAR_FILES = 128
+# Files that were read after they had been taken, remembered until others are taken.
+_MOST_LATE = 4096
 # Files of a folder that are read before its others are brought.
 READ_OF_FOLDER = 2
 # Bytes brought, at most: so many times those read, and some to begin with.
@@ -23,10 +29,11 @@ PAUSE_S, QUIET_S = 1.0, 10.0
 
 @dataclass(slots=True)
 class _Folder:
-    """Inodes and bytes of a folder's small files; how many were read; where to go on."""
+    """Inodes and bytes of a folder's small files, the first one's number; how many were read; where to go on."""
 
     inodes: array[int]
     sizes: array[int]
+    first: int
     read: int = 0
     next: int = 0
 
@@ -48,12 +55,16 @@ class Plan:
         # Folders that were told, and not looked into yet.
         self._told: OrderedDict[bytes, None] = OrderedDict()
         self._known: OrderedDict[bytes, _Folder] = OrderedDict()
-        # Files that were neither read nor brought.
-        self._left: dict[int, _Folder] = {}
+        # Numbers of the files that were neither read nor brought: all files are numbered in the order in which they were listed.
+        self._left: dict[int, int] = {}
+        self._folders: list[_Folder] = []
+        self._numbered = 0
         self._due: deque[_Folder] = deque()
-        self._times: deque[float] = deque(maxlen=TOGETHER)
+        # When the last ones were read, and their numbers.
+        self._recent: deque[tuple[float, int]] = deque(maxlen=TOGETHER)
+        self._late: set[int] = set()
         self._going = False
-        self._last = -QUIET_S - 1.0
+        self._last = -inf
         self._room = 0
         self._read_bytes = self._brought_bytes = 0
 
@@ -76,20 +87,26 @@ class Plan:
         self._last = now
         self._look_into()
         for inode, size in files:
-            folder = self._left.pop(inode, None)
-            if folder is None:
+            number = self._left.pop(inode, None)
+            if number is None:
+                self._late.add(inode)
                 continue
             self._read_bytes += size
-            self._times.append(now)
+            self._recent.append((now, number))
+            folder = self._folders[bisect_right(self._folders, number, key=_first) - 1]
             folder.read += 1
             if folder.read == READ_OF_FOLDER:
                 self._due.append(folder)
-        if len(self._times) == TOGETHER and now - self._times[0] <= WITHIN_S:
-            self._going = True
+        if len(self._late) > _MOST_LATE:
+            self._late.clear()
+        if len(self._recent) == TOGETHER and now - self._recent[0][0] <= WITHIN_S:
+            numbers = [number for _, number in self._recent]
+            self._going = max(numbers) - min(numbers) >= NEAR_FILES
 
     def take(self, most: int, now: float) -> list[int]:
         """The next files to bring, `most` at most; none when there is nothing to do for now. They count as brought."""
         found: list[int] = []
+        self._late.clear()
         if not self.is_going(now):
             return found
         left = min(TIMES * self._read_bytes + FIRST_BYTES, self._room) - self._brought_bytes
@@ -110,6 +127,15 @@ class Plan:
             folder.inodes, folder.sizes = array("Q"), array("I")
         return found
 
+    def resume(self, now: float) -> None:
+        """Time has passed since the last READ, if there was one, that nobody could use."""
+        if self._recent:
+            self._last = max(self._last, now)
+
+    def was_read(self, inode: int) -> bool:
+        """Whether a READ has brought a file meanwhile that `take` gave last."""
+        return inode in self._late
+
     def is_going(self, now: float) -> bool:
         """Whether somebody reads many small files just now."""
         if now - self._last > PAUSE_S:
@@ -119,22 +145,36 @@ class Plan:
     def rest(self) -> None:
         """Nobody reads: be as at the beginning, and know folders' names alone."""
         self._told = OrderedDict.fromkeys(islice([*self._told, *self._known], MOST_FOLDERS))
-        self._known.clear()
-        self._left.clear()
-        self._due.clear()
-        self._times.clear()
+        self._drop()
+        self._last = -inf
         self._going = False
         self._read_bytes = self._brought_bytes = 0
 
     def give_up(self) -> None:
         """The kernel does not know the inodes any more: forget all folders. They count again when they are listed."""
-        for each in (self._told, self._known, self._left, self._due):
-            each.clear()
+        self._told.clear()
+        self._drop()
+
+    def _drop(self) -> None:
+        self._known.clear()
+        self._left.clear()
+        self._folders.clear()
+        self._due.clear()
+        self._recent.clear()
+        self._late.clear()
+        self._numbered = 0
 
     def _look_into(self) -> None:
         """Learn the files of told folders, as far as there is room: of one that takes more than half of it perhaps not all."""
         while self._told and len(self._left) <= MOST_FILES // 2:
             key, _ = self._told.popitem(last=False)
             inodes, sizes = self._files_of(key, MAX_BYTES, MOST_FILES - len(self._left))
-            folder = self._known[key] = _Folder(inodes, sizes)
-            self._left.update(dict.fromkeys(inodes, folder))
+            folder = self._known[key] = _Folder(inodes, sizes, self._numbered)
+            if inodes:
+                self._folders.append(folder)
+                self._left.update(zip(inodes, count(self._numbered)))
+                self._numbered += len(inodes)
+
+
+def _first(folder: _Folder) -> int:
+    return folder.first

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -17,8 +17,8 @@ from millpond.daemon.store.records import Kind, Location
 from millpond.fusefs.engines.protocol import NOTIFY_STORE, OUT_HEADER, STORE_OUT
 from millpond.fusefs.filling.tally import Tally
 
-# Content read and written at once, and how far the kernel reads the segment ahead of it, in bytes.
-BATCH_BYTES, AHEAD_BYTES = 1 << 20, 2 << 20
+# Content read and written at once, in bytes.
+BATCH_BYTES = 1 << 20
 _HEAD = struct.Struct(OUT_HEADER.format + STORE_OUT.format.removeprefix("="))
 
 
@@ -42,14 +42,15 @@ class Pusher:
         # Files that the kernel did not know, since this was set to 0.
         self.unknown = 0
 
-    def push(self, inodes: Sequence[int]) -> Iterator[None]:
-        """Write these files' content, in the order in which it lies in the store, with a pause for the caller now and then. Files that are
-        not in the store or damaged are left out. Each write may wait until a READ of the same file is answered. Raises OSError when the mount is gone."""
-        batches = list(_batches(sorted(self._found(inodes), key=_place)))
-        for batch, behind in pairwise([*batches, []]):
-            if behind:
-                self._reader.will_need(behind[0].content.id, AHEAD_BYTES)
-            self._write_all(batch)
+    def push(self, inodes: Sequence[int], was_read: Callable[[int], bool]) -> Iterator[None]:
+        """Write these files' content, batches that lie together in the store, with a pause for the caller after each. The last ones come first: who
+        reads in order would be met again and again otherwise, always at the file that is just being written. Files that `was_read` by then, are not in the store, or
+        damaged are left out. Each write may wait until a READ of the same file is answered. Raises OSError when the mount is gone."""
+        batches = list(_batches(sorted(self._found(inodes), key=_place)))[::-1]
+        for batch, following in pairwise([*batches, []]):
+            if following:
+                self._reader.will_need(following[0].content.id, BATCH_BYTES)
+            self._write_all([file for file in batch if not was_read(file.inode)])
             yield
 
     def _found(self, inodes: Sequence[int]) -> Iterator[_File]:

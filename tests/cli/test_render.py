@@ -167,6 +167,13 @@ def test_mounts_table_and_reasons() -> None:
         "/mnt/a\\nb: read-ahead 1024 KiB",
         "/mnt/a\\nb: served by 1 process",
     ]
+    for files, size, reason, told in (
+        (0, 0, "not\nhere", "small files are not brought ahead: not\\nhere"),
+        (1, 2000, "", "brought ahead: 1 file, 2.00 kB"),
+        (7, 0, "it was killed", "brought ahead: 7 files, 0 B; no more: it was killed"),
+    ):
+        filled = mounted(filled_files=files, filled_bytes=size, filling_why=reason)
+        assert list(mountlines.mounts_lines([filled], now=0, verbose=True))[2:] == [f"/mnt/a\\nb: {told}"]
 
 
 def test_umount_and_restore() -> None:

@@ -20,9 +20,11 @@ from millpond.daemon.mounts import connections
 from millpond.daemon.mounts.kernel import is_machines, is_privileged
 
 # Of the tree below: files of a few bytes, and files of LARGE bytes of which the first budget is for less than half.
-TINY, LARGE_FILES, LARGE = 64, 120, 100_000
-# Which large file is read while it is to be brought: one of the first that the second budget is for.
-HELD = 50
+TINY, LARGE_FILES, LARGE = 64, 240, 100_000
+# Which large file is read while it is to be brought: one of those that the second budget is for.
+HELD = 80
+# A large file that neither budget is for.
+NEVER = LARGE_FILES - 2
 
 possible = pytest.mark.skipif(
     not is_machines("pid") or not (os.path.ismount(connections.CONTROL) or (is_privileged() and is_machines("user"))),
@@ -81,22 +83,27 @@ def read_apart(path: Path, content: bytes) -> subprocess.Popen[str]:
     )
 
 
-def hold_up(place: Path, holder: int, stats: Callable[[], dict[str, Any]]) -> tuple[int, subprocess.Popen[str]]:
-    """Of a mount of `tree`: a reader's READ waits, as the holder is stopped, and the filler waits for its page, in a sleep that no signal
-    ends. The filler's pid, and the reader."""
+def wake(place: Path) -> None:
+    """List the tree, and read so much of it that others are brought."""
     list_all(place)
     for number in range(14):
         (place / f"a/{number:03}").read_bytes()
-    for number in range(2):
+    for number in (0, LARGE_FILES - 1):
         (place / f"b/{number:03}").read_bytes()
-    least = TINY - 14 + (4 << 20) // LARGE - 1
-    eventually(lambda: int(stats()["filled_files"]) >= least, "the first budget is used up")
+
+
+def hold_up(place: Path, holder: int, stats: Callable[[], dict[str, Any]]) -> tuple[int, subprocess.Popen[str]]:
+    """Of a mount of `tree`: a reader's READ waits, as the holder is stopped, and the filler waits for its page, in a sleep that no signal
+    ends. The filler's pid, and the reader."""
+    wake(place)
+    first = TINY - 14 + (4 << 20) // LARGE
+    eventually(lambda: int(stats()["filled_files"]) >= first, "the first budget is used up")
     filler = int(stats()["filler"])
     stopped(filler)
     try:
-        for number in range(LARGE_FILES - 16, LARGE_FILES):
+        for number in range(LARGE_FILES - 140, LARGE_FILES - 2, 9):
             assert (place / f"b/{number:03}").read_bytes() == large(number)
-        assert int(stats()["filled_files"]) < least + HELD - (4 << 20) // LARGE
+        assert int(stats()["filled_files"]) < first + 20
         stopped(holder)
         reader = read_apart(place / f"b/{HELD:03}", large(HELD))
         eventually(lambda: state_of(reader.pid) == "D", "a reader waits for its page")

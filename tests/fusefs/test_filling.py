@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import random
@@ -27,11 +28,14 @@ from tests.fusefs.test_damage import flip
 
 from millpond.daemon.mounts import connections
 from millpond.daemon.mounts.place import mounted_at
-from millpond.fusefs.filling import messages, plan
-from millpond.fusefs.filling.feed import MAX_BYTES, TOGETHER, Feed
+from millpond.daemon.rpc import framing
+from millpond.daemon.store.folders import FolderReader
+from millpond.fusefs.engines import mounting
+from millpond.fusefs.filling import filler, messages, plan
+from millpond.fusefs.filling.feed import MANY, MAX_BYTES, TOGETHER, Feed
 from millpond.fusefs.filling.keeper import OFF, why_not
 from millpond.fusefs.filling.plan import FIRST_BYTES, PAUSE_S, QUIET_S, TIMES, Plan
-from millpond.fusefs.filling.tally import available_bytes
+from millpond.fusefs.filling.tally import Tally, available_bytes
 
 # Around pages, and around what is too large to be brought.
 SIZES = (0, 1, 4095, 4096, 4097, 20_000, 65_536, 65_537, MAX_BYTES - 1, MAX_BYTES, MAX_BYTES + 1)
@@ -99,28 +103,45 @@ def listing(files: Mapping[bytes, Mapping[int, int]], room: int = 1 << 40) -> Pl
     return Plan(files_of, lambda: room)
 
 
-ONE = {b"f" * 32: {inode: 1000 for inode in range(100)}}
+ONE = {b"f" * 32: {inode: 1000 for inode in range(400)}}
+# Files of it that are read, in an order of their own.
+SOME = [(inode * 20, 1000) for inode in range(TOGETHER)]
+
+
+def rest(*read: int) -> list[int]:
+    """The files of ONE that are not read."""
+    return [inode for inode in range(400) if inode not in {*read, *(inode for inode, _ in SOME)}]
 
 
 def test_a_listing_alone_and_a_few_reads_bring_nothing() -> None:
     made = listing(ONE)
     made.listed(ONE)
     assert not made.take(1000, 1.0)
-    made.read([(inode, 1000) for inode in range(TOGETHER - 1)], 1.0)
+    made.read(SOME[:-1], 1.0)
     assert not made.take(1000, 1.0)
-    made.read([(50, 1000)], 1.5)
-    assert made.take(1000, 1.5) == [inode for inode in range(TOGETHER - 1, 100) if inode != 50]
+    made.read(SOME[-1:], 1.5)
+    assert made.take(1000, 1.5) == rest()
     assert not made.take(1000, 1.5)
 
 
 def test_what_was_not_listed_or_is_read_slowly_brings_nothing() -> None:
     made = listing(ONE)
-    made.read([(inode, 1000) for inode in range(50)], 1.0)
+    made.read(SOME, 1.0)
     assert not made.take(1000, 1.0)
     made.listed(ONE)
-    for second in range(30):
-        made.read([(second, 1000)], float(second))
-        assert not made.take(1000, float(second))
+    for second, file in enumerate(SOME):
+        made.read([file], 2.0 + second)
+        assert not made.take(1000, 2.0 + second)
+
+
+def test_who_reads_in_order_is_left_to_read() -> None:
+    made = listing(ONE)
+    made.listed(ONE)
+    for begin in range(0, 320, 32):  # by several programs, even
+        made.read([(begin + step * 2 % 32 + (step > 15), 1000) for step in range(32)], 1.0)
+        assert not made.take(1000, 1.0)
+    made.read([(320, 1000), (399, 1000), (350, 1000), *((inode, 1000) for inode in range(321, 334))], 1.0)
+    assert not made.take(1000, 1.0)
 
 
 def test_folders_of_which_one_file_was_read_are_left_alone() -> None:
@@ -136,21 +157,23 @@ def test_folders_of_which_one_file_was_read_are_left_alone() -> None:
 def test_it_pauses_when_nobody_reads_and_begins_anew_after_a_while() -> None:
     made = listing(ONE)
     made.listed(ONE)
-    made.read([(inode, 1000) for inode in range(20)], 1.0)
-    assert len(made.take(30, 1.0)) == 30
+    made.read(SOME, 1.0)
+    assert made.take(30, 1.0) == rest()[:30]
     assert not made.take(30, 1.1 + PAUSE_S)
-    made.read([(99, 1000)], 3.0)
-    assert made.take(1000, 3.0) == list(range(50, 99))
+    made.read([(inode + 1, size) for inode, size in SOME], 3.0)
+    assert made.was_read(1) and not made.was_read(399)
+    assert made.take(1000, 3.0) == [inode for inode in rest()[30:] if inode % 20 != 1 or inode >= 320]
+    assert not made.was_read(1)
     # The pages have gone meanwhile, as READs tell; all of it is brought again.
     late = 3.1 + QUIET_S
-    made.read([(inode, 1000) for inode in range(20)], late)
-    assert made.take(1000, late) == list(range(20, 100))
+    made.read(SOME, late)
+    assert made.take(1000, late) == rest()
     # And when it is listed again, at once.
     made.listed(ONE)
-    made.read([(inode, 1000) for inode in range(20)], late)
-    assert made.take(1000, late) == list(range(20, 100))
+    made.read(SOME, late)
+    assert made.take(1000, late) == rest()
     made.give_up()
-    made.read([(inode, 1000) for inode in range(20)], late)
+    made.read(SOME, late)
     assert not made.take(1000, late)
 
 
@@ -183,6 +206,7 @@ def test_it_never_brings_more_than_its_budget_nor_anything_twice_nor_what_was_re
 def test_what_is_known_has_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "MOST_FILES", 250)
     monkeypatch.setattr(plan, "MOST_FOLDERS", 10)
+    monkeypatch.setattr(plan, "NEAR_FILES", 50)
     folders = {b"%032d" % folder: {folder * 1000 + n: 10 for n in range(100)} for folder in range(12)}
     made = listing(folders)
     made.listed(folders)
@@ -198,8 +222,8 @@ def test_the_feed_never_waits_and_tells_quick_readers_alone() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
         feed = Feed(ours)
-        feed.listed(b"a" * 32)
-        feed.listed(b"b" * 32)
+        feed.listed(b"a" * 32, 10)
+        feed.listed(b"b" * 32, 10)
         for inode in range(TOGETHER - 1):
             feed.read(inode, 5)
         feed.read(77, MAX_BYTES + 1)
@@ -216,7 +240,7 @@ def test_the_feed_never_waits_and_tells_quick_readers_alone() -> None:
         for inode in range(200_000):  # nobody takes them
             feed.read(inode, 5)
         assert time.monotonic() - began < 20
-    feed.listed(b"c" * 32)
+    feed.listed(b"c" * 32, 10)
     for inode in range(TOGETHER):  # nobody is there
         feed.read(inode, 5)
 
@@ -296,7 +320,7 @@ def test_all_caches_dropped_while_it_brings(base: Path) -> None:
 @pytest.mark.fuse
 @filling.possible
 def test_what_is_damaged_is_left_to_read_which_says_so(base: Path) -> None:
-    tree = many(2, 100)
+    tree = many(4, 100)
     hurt = (b"00/0050", b"01/0005", b"01/0099")
     store = open_store(base / "store")
     try:
@@ -310,19 +334,42 @@ def test_what_is_damaged_is_left_to_read_which_says_so(base: Path) -> None:
     with mount(base / "store", totals, base / "m", fill=True) as mounted:
         paths = sorted(tree)
         list_all(mounted.place)
-        for path in (
-            path for path in paths if path not in hurt
-        ):  # the damaged ones are brought, if ever, before they are read
+        random.Random(3).shuffle(paths)
+        # The damaged ones are brought, if ever, before they are read.
+        for number, path in enumerate(path for path in paths if path not in hurt):
             node = tree[path]
             assert isinstance(node, File)
             assert (mounted.place / os.fsdecode(path)).read_bytes() == node.data
-        assert mounted.stats()["filled_files"] > 0
+            if number == 100:
+                eventually(lambda: mounted.stats()["filled_files"] > 100, "most of it is brought")
         time.sleep(0.2)
         for path in hurt:
             with pytest.raises(OSError) as failed:
                 (mounted.place / os.fsdecode(path)).read_bytes()
             assert failed.value.errno == errno.EIO
         assert mounted.stats()["errors"] >= len(hurt) and not mounted.stats()["filling_why"]
+
+
+@pytest.mark.fuse
+@filling.possible
+def test_a_long_listing_wakes_the_filler_so_that_it_is_ready(base: Path) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        feed = Feed(ours)
+        for number in range(10):
+            feed.listed(b"%032d" % number, MANY // 4)
+        theirs.setblocking(False)
+        got = theirs.recv(messages.MAX_BYTES)
+        assert got[:1] == messages.LISTED and len(messages.folders_of(got[1:])) == 4
+        with pytest.raises(BlockingIOError):  # once is enough, and no file was read
+            theirs.recv(messages.MAX_BYTES)
+    tree = many(3, 100)
+    with filled(base, tree) as mounted:
+        pid = mounted.stats()["filler"]
+        assert len(list_all(mounted.place)) == len(tree)
+        eventually(lambda: any(name.endswith("/dev/fuse") for name in opened(pid)), "it has its descriptor")
+        time.sleep(0.2)
+        assert not mounted.stats()["filled_files"] and not mounted.stats()["reads"]
 
 
 @pytest.mark.fuse
@@ -339,8 +386,7 @@ def test_who_lists_and_reads_little_or_large_files_wakes_nobody(base: Path) -> N
         stats = mounted.stats()
         assert stats["filler"] and not stats["filled_files"] and not stats["filling_why"]
         # It has nothing open but what leads to the holder.
-        opened = [os.readlink(f"/proc/{stats['filler']}/fd/{fd}") for fd in os.listdir(f"/proc/{stats['filler']}/fd")]
-        assert not [name for name in opened if name.endswith((".seg", ".mdb", "/dev/fuse"))]
+        assert not [name for name in opened(stats["filler"]) if name.endswith((".seg", ".mdb", "/dev/fuse"))]
 
 
 @pytest.mark.fuse
@@ -352,9 +398,8 @@ def test_where_there_is_none_the_mount_says_why(base: Path) -> None:
     with filled(base, tree) as mounted:
         place, entry = os.fspath(mounted.place), mounted_at(os.fspath(mounted.place))
         assert entry is not None
-        assert "recorded" in why_not(place, given=False, recorded=True)
-        assert "system mode" in why_not(place, given=True, recorded=False)
-        assert "not in the kernel's table" in why_not(os.fspath(base), given=False, recorded=False)
+        assert "recorded" in why_not(place, recorded=True)
+        assert "not in the kernel's table" in why_not(os.fspath(base), recorded=False)
     store = open_store(base / "store")
     totals = put_tree(store, tree)
     store.close()
@@ -370,7 +415,7 @@ def test_there_is_none_in_a_container(base: Path, namespace: str) -> None:
     with filled(base, many(1, 20)) as mounted:
         program = (
             "import sys\nfrom millpond.fusefs.filling.keeper import why_not\n"
-            "print(why_not(sys.argv[1], given=False, recorded=False))"
+            "print(why_not(sys.argv[1], recorded=False))"
         )
         options = {"user": ["--user", "--map-root-user"], "pid": ["--pid", "--fork", "--mount-proc"]}[namespace]
         done = subprocess.run(
@@ -387,3 +432,75 @@ def test_there_is_none_in_a_container(base: Path, namespace: str) -> None:
             assert (
                 f"only root could end the mount if its processes were killed, as {connections.CONTROL}" in done.stdout
             )
+
+
+def clone_of(pid: int) -> int:
+    """A clone of the descriptor that a holder has of its mount, got from outside."""
+    pidfd = os.pidfd_open(pid)
+    links = {fd: os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
+    number = next(int(fd) for fd, name in links.items() if name == mounting.DEVICE)
+    syscall_pidfd_getfd = 438
+    device = ctypes.CDLL(None, use_errno=True).syscall(syscall_pidfd_getfd, pidfd, number, 0)
+    assert device >= 0, os.strerror(ctypes.get_errno())
+    try:
+        return mounting.clone(device)
+    finally:
+        os.close(device)
+        os.close(pidfd)
+
+
+@pytest.mark.fuse
+@pytest.mark.root
+@filling.possible
+def test_it_closes_everything_when_nobody_reads_and_wakes_again(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(filler, "_SLEEP_S", 0.3)
+    monkeypatch.setattr(filler, "_TELL_S", 0.1)
+    tree = many(1, 400)
+    store = open_store(base / "store")
+    try:
+        totals = put_tree(store, tree)
+        folders = FolderReader(store.reader.index)
+        listed = folders.walk_path(totals.root, b"00")
+        assert listed is not None and listed.child is not None
+        inodes, sizes = folders.small_files(listed.child, MAX_BYTES, 1000)
+    finally:
+        store.close()
+    files = list(zip(inodes, sizes, strict=True))
+    with mount(base / "store", totals, base / "m") as mounted:
+        list_all(mounted.place)
+        entry = mounted_at(os.fspath(mounted.place))
+        assert entry is not None
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        tally, holder = Tally(), os.pidfd_open(mounted.pid)
+        settings_ = filler.FillerSettings(os.fspath(base / "store"), os.getuid(), os.fspath(mounted.place))
+        why: list[str] = []
+        thread = threading.Thread(target=lambda: why.append(filler.Filler(settings_, theirs, holder, tally).run()))
+        thread.start()
+        with ours, theirs:
+            ours.settimeout(20)
+            ours.send(messages.listed([listed.child]))
+            for round_ in range(1, 4):
+                ours.send(messages.read(files[20 * n] for n in range(TOGETHER)))
+                while ours.recv(messages.MAX_BYTES) != messages.WANTED:
+                    pass
+                clone = clone_of(mounted.pid)
+                ours.sendmsg([messages.DEVICE + entry.device.encode()], framing.ancillary([clone]))
+                os.close(clone)
+                expected = round_ * (len(files) - TOGETHER)
+                eventually(lambda expected=expected: tally.counts()[0] == expected, "it brings all")  # type: ignore[misc]
+                device = f"{base}/store/index/data.mdb"
+                eventually(lambda device=device: device not in opened(os.getpid()), "it closes everything")  # type: ignore[misc]
+            ours.shutdown(socket.SHUT_WR)
+            thread.join(20)
+            assert why == [""] and not mounted.stats()["errors"]
+        os.close(holder)
+        assert epoch(mounted.place, tree, 2) == []
+
+
+def opened(pid: int) -> list[str]:
+    """What a process has open."""
+    found = []
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(OSError):
+            found.append(os.readlink(f"/proc/{pid}/fd/{fd}"))
+    return found

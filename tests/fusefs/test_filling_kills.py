@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
 import os
+import random
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +17,7 @@ from pathlib import Path
 import pytest
 from tests.fusefs import filling
 from tests.fusefs.filling import HELD, gone, hold_up, large, state_of
-from tests.fusefs.helpers import Mounted, eventually, mount, open_store, put_tree
+from tests.fusefs.helpers import File, Mounted, eventually, mount, open_store, put_tree
 
 from millpond.daemon.mounts import connections
 from millpond.daemon.mounts.place import mounted_at
@@ -66,7 +70,7 @@ def test_the_holder_is_killed(mounted: Mounted) -> None:
     eventually(lambda: gone(filler), "the filler ends")
     assert time.monotonic() - began < 5
     with pytest.raises(OSError) as refused:
-        (mounted.place / "b/100").read_bytes()
+        (mounted.place / f"b/{filling.NEVER:03}").read_bytes()
     assert refused.value.errno in GONE
     assert mounted_at(os.fspath(mounted.place)) is not None and not mounted.umount("-z").returncode
 
@@ -85,7 +89,7 @@ def test_the_filler_is_killed(mounted: Mounted) -> None:
     assert not mounted.umount().returncode and mounted.ended() == 0
 
 
-@pytest.mark.parametrize("fusectl", [False, pytest.param(True, marks=pytest.mark.root)])
+@pytest.mark.parametrize("fusectl", [False, pytest.param(True, marks=[pytest.mark.root, pytest.mark.long])])
 def test_both_are_killed_and_the_connection_is_aborted(
     mounted: Mounted, fusectl: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -110,6 +114,7 @@ def test_both_are_killed_and_the_connection_is_aborted(
             filling.drop_fusectl(tmp_path)
 
 
+@pytest.mark.long
 def test_a_reader_can_be_killed_whatever_happens(mounted: Mounted) -> None:
     filler, reader = hold_up(mounted.place, mounted.pid, mounted.stats)
     os.kill(filler, signal.SIGKILL)
@@ -122,11 +127,7 @@ def test_a_reader_can_be_killed_whatever_happens(mounted: Mounted) -> None:
 
 def test_a_detached_mount_loses_its_filler_and_is_read_to_the_end(mounted: Mounted) -> None:
     place = mounted.place
-    filling.list_all(place)
-    for number in range(14):
-        (place / f"a/{number:03}").read_bytes()
-    for number in range(2):
-        (place / f"b/{number:03}").read_bytes()
+    filling.wake(place)
     eventually(lambda: mounted.stats()["filled_files"] > 0, "it is filled")
     filler = int(mounted.stats()["filler"])
     with open(place / f"b/{HELD + 40:03}", "rb") as file:
@@ -135,3 +136,64 @@ def test_a_detached_mount_loses_its_filler_and_is_read_to_the_end(mounted: Mount
         eventually(lambda: mounted.stats()["filling_why"] == "the mount was detached", "the mount says so")
         assert file.read() == large(HELD + 40)
     assert mounted.ended() == 0
+
+
+# Reads files again and again past the kernel's pages, and compares; ends with the first that fails.
+_EPOCH = """
+import hashlib, json, os, random, sys
+place, seed = sys.argv[1], int(sys.argv[2])
+sums = json.load(sys.stdin)
+names = [os.path.join(top, name) for top, _, found in os.walk(place) for name in found if name in sums]
+random.Random(seed).shuffle(names)
+print("begun", flush=True)
+try:
+    for name in names:
+        with open(name, "rb", buffering=0) as file:
+            data = file.read(1 << 20)
+        assert hashlib.sha256(data).hexdigest() == sums[os.path.basename(name)], name
+except OSError as error:
+    print("errno", error.errno)
+else:
+    print("right")
+"""
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("victims", ["filler", "holder", "holder, filler", "filler, holder"])
+def test_killed_at_any_moment_of_an_epoch(base: Path, victims: str) -> None:
+    files = {f"{number:05}": random.Random(number).randbytes(200 + number * 7) for number in range(3000)}
+    sums = json.dumps({name: hashlib.sha256(data).hexdigest() for name, data in files.items()})
+    store = open_store(base / "store")
+    try:
+        totals = put_tree(store, {os.fsencode(f"{name[-2:]}/{name}"): File(data) for name, data in files.items()})
+    finally:
+        store.close()
+    rng = random.Random(victims)
+    filled = 0
+    for _ in range(25):
+        with mount(base / "store", totals, base / "m", fill=True) as mounted:
+            place, pids = os.fspath(mounted.place), {"holder": mounted.pid, "filler": int(mounted.stats()["filler"])}
+            command = [sys.executable, "-c", _EPOCH, place]
+            reading = [
+                subprocess.Popen([*command, str(seed)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+                for seed in range(4)
+            ]
+            for each in reading:
+                assert each.stdin is not None and each.stdout is not None
+                each.stdin.write(sums)
+                each.stdin.close()
+                each.stdin = None
+            for each in reading:
+                assert each.stdout is not None and each.stdout.readline() == "begun\n"
+            time.sleep(rng.random() * 0.25)
+            filled += int(mounted.stats()["filled_files"]) > 0
+            for name in victims.split(", "):
+                os.kill(pids[name], signal.SIGKILL)
+            if "holder" in victims:
+                mounted.ended()
+                connections.abort(place)
+            answers = {told(each) for each in reading}
+            assert all(is_over(answer) for answer in answers) and ("holder" in victims or answers == {"right"})
+            eventually(lambda pids=pids: gone(pids["filler"]), "the filler ends")  # type: ignore[misc]
+    assert filled > 3

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from tests.cli.helpers import Home
 from tests.fusefs import filling
-from tests.fusefs.filling import LARGE_FILES, gone, hold_up, large, list_all
+from tests.fusefs.filling import LARGE_FILES, gone, hold_up, large, list_all, wake
 from tests.fusefs.helpers import File, eventually
 from tests.mounts.test_kills import children
 
@@ -60,9 +60,7 @@ def below(pid: int) -> list[int]:
 
 def test_mounts_say_what_was_brought_or_why_nothing_is(home: Home, place: Path) -> None:
     home.run("mount", "-q", "data", str(place))
-    list_all(place)
-    for number in range(20):
-        (place / f"b/{number:03}").read_bytes()
+    wake(place)
     eventually(lambda: bool(shown(home)["filled_files"]), "something was brought")
     assert "brought ahead: " in home.run("mounts", "-v").stdout
     os.kill(stats(place)["filler"], signal.SIGKILL)
@@ -77,7 +75,10 @@ def test_mounts_say_what_was_brought_or_why_nothing_is(home: Home, place: Path) 
 
 
 @pytest.mark.root
-@pytest.mark.parametrize("killed", ["holder", "holder and filler", "all"])
+@pytest.mark.parametrize(
+    "killed",
+    [pytest.param("holder", marks=pytest.mark.long), pytest.param("holder and filler", marks=pytest.mark.long), "all"],
+)
 def test_what_was_killed_while_a_reader_and_the_filler_wait_is_made_again(home: Home, place: Path, killed: str) -> None:
     home.run("mount", "-q", "data", str(place))
     daemon = int(json.loads(home.run("daemon", "status", "--json").stdout)["pid"])

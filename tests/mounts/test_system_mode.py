@@ -104,6 +104,7 @@ def test_daemon_worker_and_holder_are_three_users_and_the_data_is_only_the_calle
     alice.millpond("mount", "--serving", "2", "data", str(place), cwd=repo)
     until(lambda: json.loads(alice.millpond("mounts", "--json"))["mounts"][0].get("serving") == 2)
     [mount] = json.loads(alice.millpond("mounts", "--json"))["mounts"]
+    assert mount["filling_why"] == "not in system mode"
     assert not mount["serving_why"] and not mount["servers_ended"]
     (server,) = Path(f"/proc/{mount['pid']}/task/{mount['pid']}/children").read_text().split()
     assert uid_of(int(server)) == System.holder_uid

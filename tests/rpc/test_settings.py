@@ -60,6 +60,11 @@ def test_an_idle_time_that_is_none_is_refused(text: str) -> None:
         from_env({"HOME": "/h", "MILLPOND_IDLE_EXIT": text}, UID)
 
 
+def test_mounts_are_filled_ahead_unless_they_are_not_to_be() -> None:
+    assert from_env({"HOME": "/h"}, UID).fill and from_env({"HOME": "/h", "MILLPOND_FILL": "1"}, UID).fill
+    assert not from_env({"HOME": "/h", "MILLPOND_FILL": "0"}, UID).fill
+
+
 def test_the_number_of_processes_of_a_mount_is_a_number() -> None:
     assert from_env({"HOME": "/h"}, UID).serving_most is None
     assert from_env({"HOME": "/h", "MILLPOND_SERVING": "3"}, UID).serving_most == 3

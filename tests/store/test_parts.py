@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import random
@@ -147,6 +148,20 @@ def test_an_object_store_is_told_of_a_former_manifest(store: Store) -> None:
     other.commit()
     found = store.reader.resolve([second], UID + 1)[0]
     assert found is not None and store.reader.layout(found).starts is None
+
+
+def test_users_may_have_one_manifest_by_other_parts(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    """That is nothing to warn of; and each one's is there when he comes again."""
+    texts = versions(2)
+    first = follow(store, texts[0], None)
+    of_parts, whole = follow(store, texts[1], first), follow(store, texts[1], None, uid=UID + 1)
+    assert of_parts.name == whole.name and of_parts.content != whole.content
+    assert not caplog.records
+    before = store.stats().stored
+    assert follow(store, texts[1], first) == dataclasses.replace(of_parts, new_bytes=0)
+    assert follow(store, texts[1], None, uid=UID + 1) == dataclasses.replace(whole, new_bytes=0)
+    assert store.stats().stored == before
+    assert [get(store, whole, uid) for uid in (UID, UID + 1)] == [texts[1]] * 2
 
 
 def test_the_first_version_may_go(store: Store, tmp_path: Path) -> None:

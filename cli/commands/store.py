@@ -29,7 +29,7 @@ def fsck(console: Console, deep: bool, repair: bool, as_json: bool) -> int:
 
     What is damaged is listed with the files that it hurts. The exit code is 0 for a clean store (also for one that was
     repaired as a whole), 6 for a damaged one. --repair takes damaged objects anew from the project's own DVC cache and
-    workspace, where it is run.
+    workspace, where it is run; directories' lists of files from its remotes, too.
     """
     report = verb(console, "fsck", {"deep": deep, "repair": repair})
     if as_json:

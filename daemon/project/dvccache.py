@@ -75,17 +75,11 @@ class DvcCache:
         The check is done once for each (inode, size, mtime, ctime). Raises StoreDamagedError for another content.
         """
         path = self.path_of(name)
-        if path is None:
+        opened = None if path is None else _open_regular(path)
+        if path is None or opened is None:
             return None
+        fd, found = opened
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except OSError:
-            return None
-        try:
-            found = os.fstat(fd)
-            if not stat.S_ISREG(found.st_mode):
-                os.close(fd)
-                return None
             self._verify(name, path, fd, found)
         except BaseException:
             os.close(fd)
@@ -95,14 +89,11 @@ class DvcCache:
     def read_unchecked(self, name: ObjectName) -> bytes | None:
         """An object's bytes, for who finds out their name by himself; None when it is not there."""
         path = self.path_of(name)
-        try:
-            fd = -1 if path is None else os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except OSError:
+        opened = None if path is None else _open_regular(path)
+        if opened is None:
             return None
-        if fd < 0:
-            return None
-        with os.fdopen(fd, "rb") as file:
-            return file.read() if stat.S_ISREG(os.fstat(fd).st_mode) else None
+        with os.fdopen(opened[0], "rb") as file:
+            return file.read()
 
     def read(self, name: ObjectName) -> bytes | None:
         """A small object's bytes, checked; None when it is not there. Raises StoreDamagedError."""
@@ -138,6 +129,19 @@ class DvcCache:
         if len(self._verified) >= _MAX_VERIFIED:
             self._verified.clear()
         self._verified[name] = seen
+
+
+def _open_regular(path: str) -> tuple[int, os.stat_result] | None:
+    """(descriptor, status) of a regular file; None for what is none, or cannot be opened."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return None
+    found = os.fstat(fd)
+    if stat.S_ISREG(found.st_mode):
+        return fd, found
+    os.close(fd)
+    return None
 
 
 def misnamed(path: str, digest: str) -> StoreDamagedError:

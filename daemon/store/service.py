@@ -24,6 +24,7 @@ from millpond.daemon.store.evict_service import Room
 from millpond.daemon.store.index import Content
 from millpond.daemon.store.reader import Bytes, StoreReader
 from millpond.daemon.store.records import Kind
+from millpond.daemon.store.repair import sound_manifest
 from millpond.daemon.store.scrubstate import state_of
 from millpond.daemon.store.session import Feed, IngestSession
 from millpond.daemon.store.store import Store
@@ -195,7 +196,10 @@ class StoreService:
             trio.from_thread.check_cancelled()
             trio.from_thread.run_sync(lambda: call.progress(phase="checking", bytes=(done, total)))
 
-        report = await self._in_thread(lambda: self._store.fsck(deep=deep, repair=repair, progress=progress))
+        source = partial(sound_manifest, self._store, call.uid)
+        report = await self._in_thread(
+            lambda: self._store.fsck(deep=deep, repair=repair, progress=progress, source=source)
+        )
         return dict(asdict(report))
 
     async def stats(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 
+import pytest
 from tests.mounts.conftest import DvcRepo
 
 from millpond.daemon.store.records import HEADER, Record
@@ -43,3 +45,39 @@ def test_damage_that_nobody_can_mend_stays_an_error(repo: DvcRepo) -> None:
     done = repo.home.run("checkout", "data.dvc", code=6)
     assert "damaged" in done.stderr
     assert not (repo.home.repo / "data" / "sub" / "deep" / "two.bin").exists()
+
+
+@pytest.mark.parametrize(
+    "where", ["remote", *(pytest.param(each, marks=pytest.mark.long) for each in ("workspace", "cache"))]
+)
+def test_manifests_that_have_parts_of_a_damaged_chunk_are_mended(repo: DvcRepo, where: str) -> None:
+    """One chunk hurts both versions; each is taken from where it still is, and read by who has it in his pointer."""
+    home, many = repo.home, repo.home.repo / "many"
+    many.mkdir()
+    for number in range(2000):
+        (many / f"{number:05}").write_text("the same")
+    home.run("remote", "add", "-d", "away", str(home.path / "away"))
+    versions = []
+    for text in ("first", "second"):
+        (many / "01000").write_text(text)
+        home.run("add", "many")
+        lines = (home.repo / "many.dvc").read_text().splitlines()
+        versions.append(next(line.split()[-1] for line in lines if "md5: " in line))
+        if where == "remote":
+            home.run("push", "many")
+    shutil.rmtree(home.repo / ".dvc" / "cache", ignore_errors=True)
+    if where == "cache":
+        home.dvc("add", "-q", "many")
+    flip_a_large_chunk(repo)
+    hurt = json.loads(home.run("fsck", "--json", code=6).stdout)["hurt"]
+    assert sorted(hurt) == sorted(f"md5:{value}" for value in versions)
+    if where != "workspace":
+        shutil.rmtree(many)
+    is_all = where == "remote"
+    home.run("fsck", "--repair", code=0 if is_all else 6)
+    after = json.loads(home.run("fsck", "--deep", "--json", code=0 if is_all else 6).stdout)
+    assert after["hurt"] == ([] if is_all else [f"md5:{versions[0]}"])
+    shutil.rmtree(many, ignore_errors=True)
+    home.run("checkout", "many.dvc")
+    assert len(list(many.iterdir())) == 2000
+    assert (many / "01000").read_text() == "second"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import random
 import tracemalloc
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,7 @@ from millpond.daemon.store.local import LocalObjectStore
 from millpond.daemon.store.parts import Follower
 from millpond.daemon.store.recipes import Layout, PartsBuilder, parse_recipe
 from millpond.daemon.store.records import Kind, content_id
+from millpond.daemon.store.repair import sound_manifest
 from millpond.daemon.store.service import gather
 from millpond.daemon.store.session import Stored
 from millpond.daemon.store.store import Store
@@ -147,6 +150,20 @@ def test_an_object_store_is_told_of_a_former_manifest(store: Store) -> None:
     assert found is not None and store.reader.layout(found).starts is None
 
 
+def test_users_may_have_one_manifest_by_other_parts(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    """That is nothing to warn of; and each one's is there when he comes again."""
+    texts = versions(2)
+    first = follow(store, texts[0], None)
+    of_parts, whole = follow(store, texts[1], first), follow(store, texts[1], None, uid=UID + 1)
+    assert of_parts.name == whole.name and of_parts.content != whole.content
+    assert not caplog.records
+    before = store.stats().stored
+    assert follow(store, texts[1], first) == dataclasses.replace(of_parts, new_bytes=0)
+    assert follow(store, texts[1], None, uid=UID + 1) == dataclasses.replace(whole, new_bytes=0)
+    assert store.stats().stored == before
+    assert [get(store, whole, uid) for uid in (UID, UID + 1)] == [texts[1]] * 2
+
+
 def test_the_first_version_may_go(store: Store, tmp_path: Path) -> None:
     texts = versions(3)
     items = chain(store, texts)
@@ -214,6 +231,22 @@ def test_damage_is_mended_for_all_who_could_read_it(store: Store, tmp_path: Path
     assert report.hurt == ([str(items[0].name)] if victim == "shared" else [])
     assert [get(store, items[1], uid) for uid in (UID, UID + 1, UID + 2)] == [texts[1], texts[1], None]
     assert store.fsck(deep=True).ok == (victim != "shared")
+
+
+def test_what_one_user_gave_again_takes_the_place_of_what_is_damaged_for_all(store: Store, tmp_path: Path) -> None:
+    texts = versions(2)
+    items = chain(store, texts)
+    follow(store, texts[0], None, uid=UID + 1)
+    follow(store, texts[1], items[0], uid=UID + 1)
+    at = store.reader.locate(store.reader.layout(items[1].content).needed()[1])
+    assert at is not None
+    damage(tmp_path / "s", at)
+    source = partial(sound_manifest, store, UID)
+    assert store.fsck(repair=True, source=source).hurt == [str(items[1].name)]
+    put(store, [texts[1]], is_dir=True)
+    assert store.fsck(repair=True, source=source).ok
+    assert [get(store, items[1], uid) for uid in (UID, UID + 1, UID + 2)] == [texts[1], texts[1], None]
+    assert store.fsck(deep=True).ok
 
 
 @pytest.mark.parametrize("fail_at", range(1, 7))

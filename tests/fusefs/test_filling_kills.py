@@ -135,3 +135,18 @@ def test_a_detached_mount_loses_its_filler_and_is_read_to_the_end(mounted: Mount
         eventually(lambda: mounted.stats()["filling_why"] == "the mount was detached", "the mount says so")
         assert file.read() == large(HELD + 40)
     assert mounted.ended() == 0
+
+
+def test_the_holder_of_a_detached_mount_is_killed_while_the_filler_waits(mounted: Mounted) -> None:
+    """Nobody else could find its connection: it is at no place any more."""
+    filler, reader = hold_up(mounted.place, mounted.pid, mounted.stats)
+    assert not mounted.umount("-z").returncode
+    time.sleep(1.5)
+    assert state_of(filler) == "D" and reader.poll() is None
+    os.kill(mounted.pid, signal.SIGKILL)
+    mounted.ended()
+    try:
+        assert is_over(told(reader))
+    finally:
+        reader.kill()
+    eventually(lambda: gone(filler), "the filler ends")

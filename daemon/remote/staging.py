@@ -67,13 +67,13 @@ class Staging:
         source = iter(pieces)
         first = next(source, b"")
         done = alone = len(first)
-        began = time.monotonic()
         path = f"{self._top}/{key}"
         folder = path[: path.rindex("/")]
         staged = Staged(key, path, f"{folder}/{TEMPORARY}{self._token}-{next(self._numbers)}.tmp")
         try:
             if folder not in self._folders:
                 self._make(folder)
+            began = time.monotonic()
             fd = os.open(staged.temporary, _FLAGS, 0o666)
             try:
                 # It may be gone when the next one is asked for.

@@ -135,6 +135,20 @@ class Staging:
             with contextlib.suppress(OSError):
                 os.unlink(each.temporary)
 
+    def sweep(self, folder: str, before: float) -> int:
+        """Remove what writers that were killed have left in a folder below the top, if nothing of it was changed since `before` (seconds since
+        1970); how many files."""
+        count = 0
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(f"{self._top}/{folder}") as entries:
+            for each in entries:
+                if not each.name.startswith(TEMPORARY) or not each.is_file(follow_symlinks=False):
+                    continue
+                with contextlib.suppress(OSError):  # another's, or gone
+                    if each.stat(follow_symlinks=False).st_mtime < before:
+                        os.unlink(each.path)
+                        count += 1
+        return count
+
     @contextlib.contextmanager
     def kept(self, files: Sequence[Staged]) -> Iterator[None]:
         """Files that are dropped when the block fails; what an OSError means is raised then."""

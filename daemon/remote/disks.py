@@ -21,8 +21,7 @@ _EACH = (NETWORK - {"nfs", "nfs4", "ceph"}) | {"fuse", "fuseblk", "vboxsf"}
 
 
 class Disks:
-    """Those that files are written to; used from any thread. Descriptors are closed when nobody has this any more: a thread may be at
-    work when the remote is left."""
+    """Those that files are written to; used from any thread. To be closed."""
 
     def __init__(self, top: str) -> None:
         self._top = top
@@ -58,6 +57,13 @@ class Disks:
                 self._failed = error
                 raise
 
+    def close(self) -> None:
+        """Nothing is synced any more. A sync that is under way is not waited for: descriptors are closed when its thread has done."""
+        if self._syncing.acquire(blocking=False):
+            self._failed = self._failed or OSError(errno.EBADF, os.strerror(errno.EBADF))
+            _close(self._fds)
+            self._syncing.release()
+
 
 def sync_names(folder: str) -> None:
     """Have the names in a folder on disk, where its file system has such a thing for folders. Raises OSError."""
@@ -69,6 +75,6 @@ def sync_names(folder: str) -> None:
 
 
 def _close(fds: dict[int, int]) -> None:
-    for fd in fds.values():
+    while fds:
         with contextlib.suppress(OSError):
-            os.close(fd)
+            os.close(fds.popitem()[1])

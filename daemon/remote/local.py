@@ -155,7 +155,7 @@ class LocalBackend(Base):
         self._staging.sync()
 
     def close(self) -> None:
-        """Nothing is open."""
+        self._staging.close()
 
     def _stat(self, key: str, path: str) -> os.stat_result | None:
         """What is known of an object's file, None if there is none."""

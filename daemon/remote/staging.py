@@ -129,6 +129,10 @@ class Staging:
             for folder in {os.path.dirname(each.path) for each in files}:
                 self._sync_up(folder)
 
+    def close(self) -> None:
+        """Nothing is written any more."""
+        self._disks.close()
+
     def drop(self, files: Iterable[Staged]) -> None:
         """They are not wanted any more; those that have their names keep them."""
         for each in files:

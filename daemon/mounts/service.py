@@ -314,13 +314,13 @@ class MountService:
         """{id, ending} -> {}: the caller's worker is about to unmount (or could not): its end is wanted."""
         mount = self._mine(call, params)
         mount.ending = bool(params.get("ending", True))
-        if mount.ending and mount.child is None:
-            await self._abort(mount)
         if mount.ending and mount.state == "mounted":
             await self._heard(mount, (await self._holders.ask(mount)).get("stats") or {})
         with trio.move_on_after(MOUNT_S):  # a worker that mounts it again at this moment has done
             async with mount.mending:
                 pass
+            if mount.ending and mount.child is None:
+                await self._abort(mount)
         return {}
 
     async def detach(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:

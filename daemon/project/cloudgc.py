@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
 # Objects of a plan that are named.
 _SHOWN = 5
+# Temporary files that nobody has touched for so long, in seconds, are left by who was killed: a file waits for its name until the large one
+# behind it is written.
+_LEFT_S = 7 * 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +130,23 @@ class CloudSweep:
                     for count in plan.link.transfer.delete([each.key for each in part], collection.go_on):
                         self._context.progress("removing from the remote", (done + count, total))
                     done += len(part)
+                self._sweep(plan.link, collection)
+
+    def _sweep(self, link: Link, collection: Collection) -> None:
+        """Remove what pushes to a directory left there when they were killed long ago."""
+        staging = link.transfer.backend.staging
+        if staging is None:
+            return
+        count = 0
+        try:
+            for number, prefix in enumerate(PREFIXES, 1):
+                collection.go_on()
+                count += staging.sweep(prefix, collection.now - _LEFT_S)
+                self._context.progress("looking for what killed pushes left", (number, len(PREFIXES)))
+        except OSError as error:
+            self._context.log("warning", f"what killed pushes left on '{link.remote.name}' cannot be removed: {error}")
+        if count:
+            self._context.log("info", f"{count} temporary files of pushes that were killed are removed as well")
 
     def close(self) -> None:
         """End what is said to be under way."""
@@ -189,9 +209,6 @@ class CloudSweep:
                     _count(plan.kept, entry.size)
                 else:
                     found.append(_Garbage(entry.key, root, entry.size, entry.modified))
-        if not self._params.get("dry"):
-            for prefix in PREFIXES:
-                link.transfer.backend.sweep(prefix)
         # What somebody pushes now may name what has been there for long.
         young = {each.root for each in found if each.modified > now - grace_s}
         spared = follower.members(young)

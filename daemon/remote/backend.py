@@ -128,10 +128,6 @@ class Backend(Protocol):
         """Remove objects, at most DELETE_KEYS; when it returns they are gone for good."""
         ...
 
-    def sweep(self, prefix: str) -> None:
-        """Remove what writers that were killed left in a folder a day ago or longer, as far as it can be seen; raises nothing."""
-        ...
-
     def close(self) -> None: ...
 
 
@@ -160,9 +156,6 @@ class Base(ABC):
 
     def forget(self, key: str) -> None:  # noqa: B027 - most kinds keep nothing of what was deleted
         """Nothing is kept of what was deleted."""
-
-    def sweep(self, prefix: str) -> None:  # noqa: B027 - most kinds leave nothing, or nothing that can be seen
-        """There is nothing."""
 
     def absent(self, key: str) -> ObjectMissingError:
         """There is no such object."""

@@ -21,14 +21,14 @@ _EACH = (NETWORK - {"nfs", "nfs4", "ceph"}) | {"fuse", "fuseblk", "vboxsf"}
 
 
 class Disks:
-    """Those that files are written to; used from any thread. Descriptors are closed when nobody has this any more: a thread may be at
-    work when the remote is left."""
+    """Those that files are written to; used from any thread. To be closed."""
 
     def __init__(self, top: str) -> None:
         self._top = top
         # By device: folders below `top` may be links, or mounts.
         self._fds: dict[int, int] = {}
-        self._lock = threading.Lock()
+        # Files are written to new folders while there is a sync under way.
+        self._opening, self._syncing = threading.Lock(), threading.Lock()
         self._failed: OSError | None = None
         # Whether files must be synced one by one, as a sync of all does not reach who keeps them.
         self.one_by_one = False
@@ -37,7 +37,7 @@ class Disks:
     def write_to(self, folder: str) -> None:
         """Files of a folder are about to be written. Raises OSError."""
         device = os.stat(folder).st_dev
-        with self._lock:
+        with self._opening:
             if device not in self._fds:
                 kind = file_system(Path(folder))
                 self.one_by_one = self.one_by_one or kind in _EACH or kind.startswith("fuse.")
@@ -45,17 +45,24 @@ class Disks:
 
     def sync(self) -> None:
         """Have all that was written on the disk. Raises OSError; always, once it did: what was lost then may be anybody's."""
-        with self._lock:
+        with self._syncing:
             if self._failed is not None:
                 raise OSError(self._failed.errno, self._failed.strerror)
             try:
-                for fd in self._fds.values():
+                for fd in list(self._fds.values()):
                     sync_file_system(fd)
                 if not self._fds:
                     sync_file_system(self._top)
             except OSError as error:
                 self._failed = error
                 raise
+
+    def close(self) -> None:
+        """Nothing is synced any more. A sync that is under way is not waited for: descriptors are closed when its thread has done."""
+        if self._syncing.acquire(blocking=False):
+            self._failed = self._failed or OSError(errno.EBADF, os.strerror(errno.EBADF))
+            _close(self._fds)
+            self._syncing.release()
 
 
 def sync_names(folder: str) -> None:
@@ -68,6 +75,6 @@ def sync_names(folder: str) -> None:
 
 
 def _close(fds: dict[int, int]) -> None:
-    for fd in fds.values():
+    while fds:
         with contextlib.suppress(OSError):
-            os.close(fd)
+            os.close(fds.popitem()[1])

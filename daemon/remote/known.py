@@ -33,16 +33,20 @@ class Known:
 
     def __init__(self, where: str, environ: Mapping[str, str]) -> None:
         folder = os.path.join(user_folder(environ), "remotes")
-        os.makedirs(folder, mode=0o700, exist_ok=True)
         hashed = hashlib.blake2b(where.encode(errors="surrogateescape"), digest_size=16).hexdigest()
         self._path = os.path.join(folder, hashed)
         try:
+            os.makedirs(folder, mode=0o700, exist_ok=True)
             self._db = self._open()
+        except (OSError, sqlite3.OperationalError):
+            # A full disk, one that cannot be written, or another process that is making the file at this moment, which must not be taken
+            # away from it: what is noted is forgotten at the end.
+            self._db = self._open(":memory:")
         except sqlite3.DatabaseError:
             self._db = self._anew()
 
-    def _open(self) -> sqlite3.Connection:
-        db = sqlite3.connect(self._path, timeout=10, isolation_level=None)
+    def _open(self, path: str = "") -> sqlite3.Connection:
+        db = sqlite3.connect(path or self._path, timeout=10, isolation_level=None)
         db.execute("PRAGMA journal_mode=WAL")
         db.execute("PRAGMA synchronous=OFF")
         db.execute(_SCHEMA)

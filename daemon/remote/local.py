@@ -16,7 +16,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NoReturn
 
 from millpond.daemon.errors import CredentialsError, RemoteError
-from millpond.daemon.project.scratch import sweep
 from millpond.daemon.remote.backend import FINAL, Base, Data, Entry, Got
 from millpond.daemon.remote.staging import TEMPORARY, Staged, Staging
 
@@ -155,11 +154,8 @@ class LocalBackend(Base):
         super().delete_many(keys)
         self._staging.sync()
 
-    def sweep(self, prefix: str) -> None:
-        sweep(self._path(prefix))
-
     def close(self) -> None:
-        """Nothing is open but what closes itself."""
+        self._staging.close()
 
     def _stat(self, key: str, path: str) -> os.stat_result | None:
         """What is known of an object's file, None if there is none."""

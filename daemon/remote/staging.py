@@ -67,13 +67,13 @@ class Staging:
         source = iter(pieces)
         first = next(source, b"")
         done = alone = len(first)
-        began = time.monotonic()
         path = f"{self._top}/{key}"
         folder = path[: path.rindex("/")]
         staged = Staged(key, path, f"{folder}/{TEMPORARY}{self._token}-{next(self._numbers)}.tmp")
         try:
             if folder not in self._folders:
                 self._make(folder)
+            began = time.monotonic()
             fd = os.open(staged.temporary, _FLAGS, 0o666)
             try:
                 # It may be gone when the next one is asked for.
@@ -129,11 +129,29 @@ class Staging:
             for folder in {os.path.dirname(each.path) for each in files}:
                 self._sync_up(folder)
 
+    def close(self) -> None:
+        """Nothing is written any more."""
+        self._disks.close()
+
     def drop(self, files: Iterable[Staged]) -> None:
         """They are not wanted any more; those that have their names keep them."""
         for each in files:
             with contextlib.suppress(OSError):
                 os.unlink(each.temporary)
+
+    def sweep(self, folder: str, before: float) -> int:
+        """Remove what writers that were killed have left in a folder below the top, if nothing of it was changed since `before` (seconds since
+        1970); how many files."""
+        count = 0
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(f"{self._top}/{folder}") as entries:
+            for each in entries:
+                if not each.name.startswith(TEMPORARY) or not each.is_file(follow_symlinks=False):
+                    continue
+                with contextlib.suppress(OSError):  # another's, or gone
+                    if each.stat(follow_symlinks=False).st_mtime < before:
+                        os.unlink(each.path)
+                        count += 1
+        return count
 
     @contextlib.contextmanager
     def kept(self, files: Sequence[Staged]) -> Iterator[None]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import trio
 
 from millpond.daemon import memfd
-from millpond.daemon.errors import AccessError, BusyError, ObjectMissingError, ProtocolError
+from millpond.daemon.errors import AccessError, BusyError, ObjectMissingError, ProtocolError, StoreDamagedError
 from millpond.daemon.names import ObjectName
 from millpond.daemon.rpc.methods import Call, Handler, Registry, Reply
 from millpond.daemon.store.evict_service import Room
@@ -240,6 +240,7 @@ def gather(
     Raises ObjectMissingError for a name without a content, StoreDamagedError.
     """
     buffers: list[Bytes] = []
+    lengths: list[int] = []
     chunks: list[bytes] = []
     pieces: list[tuple[int, int, bool]] = []
     size = 0
@@ -269,12 +270,15 @@ def gather(
                 # A copy: a small part would keep its whole chunk.
                 buffers.append(bytes(chunk()))
             size += end - start
+            lengths.append(end - start)
         if whole or size > begin:
             pieces.append((index, size - begin, whole))
         if not whole:
             break
         offset = 0
     read_all()
+    if list(map(len, buffers)) != lengths:  # a name's size in the index: what comes behind would be another's bytes
+        raise StoreDamagedError("a content in the store is not as long as the index says", hint="run `millpond fsck`")
     return memfd.from_buffers(buffers), pieces, following
 
 

@@ -55,8 +55,9 @@ class Guard:
         poll.register(self._end, select.POLLIN)
         poll.register(self._holder, select.POLLIN)
         poll.register(self._table, select.POLLPRI)
-        there = self._is_mounted()
-        while there:
+        if not self._is_mounted():
+            self._say("the mount was detached")
+        while True:
             found = dict(poll.poll(int(_LOOK_S * 1000)))
             if self._end in found:
                 return
@@ -64,10 +65,11 @@ class Guard:
                 self._say("the holder is gone")
                 self._answer_all()
                 return
-            there = self._table not in found or self._is_mounted()
+            # A push may be under way still, and then nobody but this thread can see to it that it ends.
+            if not self.why and self._table in found and not self._is_mounted():
+                self._say("the mount was detached")
             if self._has_ended():
                 return
-        self._say("the mount was detached")
 
     def _say(self, why: str) -> None:
         self.why = why

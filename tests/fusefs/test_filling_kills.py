@@ -138,6 +138,21 @@ def test_a_detached_mount_loses_its_filler_and_is_read_to_the_end(mounted: Mount
     assert mounted.ended() == 0
 
 
+def test_the_holder_of_a_detached_mount_is_killed_while_the_filler_waits(mounted: Mounted) -> None:
+    """Nobody else could find its connection: it is at no place any more."""
+    filler, reader = hold_up(mounted.place, mounted.pid, mounted.stats)
+    assert not mounted.umount("-z").returncode
+    time.sleep(1.5)
+    assert state_of(filler) == "D" and reader.poll() is None
+    os.kill(mounted.pid, signal.SIGKILL)
+    mounted.ended()
+    try:
+        assert is_over(told(reader))
+    finally:
+        reader.kill()
+    eventually(lambda: gone(filler), "the filler ends")
+
+
 # Reads files again and again past the kernel's pages, and compares; ends with the first that fails.
 _EPOCH = """
 import hashlib, json, os, random, sys

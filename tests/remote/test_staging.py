@@ -7,12 +7,14 @@ import hashlib
 import os
 import random
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.fusefs.helpers import eventually
 
 from millpond.daemon.errors import CancelledError, RemoteError
 from millpond.daemon.names import ObjectName
@@ -330,3 +332,39 @@ def test_sizes_of_many_are_those_of_each(tmp_path: Path) -> None:
     heads = [backend.head(key) for key in keys]
     assert backend.sizes_of(keys) == [None if each is None else each.size for each in heads]
     assert backend.sizes_of(keys)[-4:] == [None] * 4
+
+
+@pytest.mark.fuse
+def test_on_fuse_each_file_and_folder_is_synced_with_who_keeps_it(tmp_path: Path) -> None:
+    """The kernel does not hand on a sync of all there."""
+    place, folder = tmp_path / "place", tmp_path / "folder"
+    for each in (place, folder):
+        each.mkdir()
+    command = [sys.executable, str(Path(__file__).parent / "keeper.py"), str(place), str(folder)]
+    log = tmp_path / "log"
+    objects = contents(20)
+    with open(log, "wb") as out:
+        server = subprocess.Popen(command, stdout=out)
+    try:
+        eventually(lambda: log.read_bytes() == b"ready\n", "it is mounted")
+        told: list[str] = []
+        synced: list[set[str]] = []
+
+        def created(sent: Sequence[Upload]) -> None:
+            told.extend(each.key for each in sent)
+            synced.append(set(log.read_text().splitlines()))
+
+        with Transfer(LocalBackend("r", f"{place}/remote")) as transfer:
+            transfer.upload(going(objects), created=created)
+    finally:
+        subprocess.run(["fusermount3", "-u", "-z", str(place)], check=True)
+        server.wait(30)
+    assert told == list(as_keys(objects)) and there(folder / "remote") == as_keys(objects)
+    lines = log.read_text().splitlines()
+    renames = [number for number, line in enumerate(lines) if line.startswith("rename")]
+    assert len(renames) == len(objects)
+    for number in renames:
+        _, before, after = lines[number].split(" ")
+        assert f"fsync {before}" in lines[:number], after
+        assert f"fsyncdir {os.path.dirname(after)}" in lines[number:]
+    assert {"fsyncdir .", "fsyncdir remote", "fsyncdir remote/files/md5"} <= synced[-1]

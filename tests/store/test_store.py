@@ -15,10 +15,12 @@ from pathlib import Path
 import pytest
 from tests.store.helpers import SIZES, UID, damage, get, put, sample, settings
 
+from millpond.daemon import memfd
 from millpond.daemon.errors import BusyError, DiskFullError, StoreDamagedError, StoreFormatError
 from millpond.daemon.store.files import Files
 from millpond.daemon.store.local import LocalObjectStore
 from millpond.daemon.store.segments import segment_path
+from millpond.daemon.store.service import gather
 from millpond.daemon.store.store import Store
 
 
@@ -366,4 +368,20 @@ def test_much_is_on_its_way_to_the_disk_before_the_commit(tmp_path: Path) -> Non
         assert ranges[0][0] == 0 and all(end == begin for (_, end), (begin, _) in itertools.pairwise(ranges))
     assert sum(ranges[-1][1] for ranges in files.begun.values()) > len(data) - (33 << 20)
     assert session.commit() == []
+    store.close()
+
+
+@pytest.mark.parametrize("wrong", [-1, 1])
+def test_contents_of_another_length_than_the_index_says_are_not_handed_out(tmp_path: Path, wrong: int) -> None:
+    """Contents go out back to back: what comes behind such a one would be cut at the wrong place."""
+    store = Store.open(settings(tmp_path / "s"))
+    names = [item.name for item in put(store, [sample(1, 1000), sample(2, 2000)])]
+    first, second = store.resolve(names, UID, 0)
+    assert first is not None and second is not None
+    fd, pieces, following = gather(store.reader, names, [first, second], 0)
+    with memfd.mapped(fd) as view:
+        assert bytes(view) == sample(1, 1000) + sample(2, 2000)
+    assert [length for _, length, _ in pieces] == [1000, 2000] and following == (2, 0)
+    with pytest.raises(StoreDamagedError):
+        gather(store.reader, names, [first._replace(size=first.size + wrong), second], 0)
     store.close()

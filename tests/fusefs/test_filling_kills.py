@@ -207,7 +207,7 @@ def test_killed_at_any_moment_of_an_epoch(base: Path, victims: str) -> None:
                 os.kill(pids[name], signal.SIGKILL)
             if "holder" in victims:
                 mounted.ended()
-                connections.abort(place)
+                connections.abort(place, "")
             answers = {told(each) for each in reading}
             assert all(is_over(answer) for answer in answers) and ("holder" in victims or answers == {"right"})
             eventually(lambda pids=pids: gone(pids["filler"]), "the filler ends")  # type: ignore[misc]

@@ -198,7 +198,8 @@ class MountService:
         mount.restored.append(now)
         try:
             async with mount.mending:
-                if not mount.ending and mount.record.id in self._mounts:
+                # A request may have been first.
+                if not mount.ending and mount.child is None and mount.record.id in self._mounts:
                     await self._restore(mount)
         except MillpondError as error:
             log.error("mount %s on '%s' cannot be restored: %s", mount.record.id, mount.record.mountpoint, error)

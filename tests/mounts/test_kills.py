@@ -9,6 +9,7 @@ import signal
 import subprocess
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -167,3 +168,29 @@ def test_a_mount_of_another_store_in_the_place_of_one_that_died_is_left_alone(ho
         finally:
             other.close()
     assert list(place.iterdir()) == []
+
+
+@pytest.mark.long
+@pytest.mark.fuse
+def test_mounts_that_died_are_made_again_once_though_a_request_asks_for_it_too(home: Home) -> None:
+    """Made again twice, one would be detached under who reads it already."""
+    home.run("init", "-q", "--no-scm")
+    new_files(home.repo / "data", 1, 20)
+    home.run("add", "-q", "data")
+    places = [home.path / f"m{number}" for number in range(6)]
+    for place in places:
+        place.mkdir()
+        home.run("mount", "-q", "data", str(place))
+    for _ in range(3):
+        holders = [int(each["pid"]) for each in json.loads(home.run("mounts", "--json").stdout)["mounts"]]
+        home.run("daemon", "stop")
+        for pid in holders:
+            os.kill(pid, signal.SIGKILL)
+        for pid in holders:
+            eventually(partial(gone, pid), "its process is gone")
+        home.run("mounts", "--restore")
+        devices = [os.stat(place).st_dev for place in places]
+        pids = sorted(int(each["pid"]) for each in json.loads(home.run("mounts", "--json").stdout)["mounts"])
+        time.sleep(2.0)
+        assert [os.stat(place).st_dev for place in places] == devices
+        assert sorted(int(each["pid"]) for each in json.loads(home.run("mounts", "--json").stdout)["mounts"]) == pids

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, settings
 from tests.jobs import reach
 
 _QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture]
-settings.register_profile("sample", deadline=None, max_examples=25, suppress_health_check=_QUIET)
+settings.register_profile("sample", deadline=None, max_examples=16, suppress_health_check=_QUIET)
 settings.register_profile("long", deadline=None, max_examples=400, suppress_health_check=_QUIET)
 settings.load_profile(os.environ.get("MILLPOND_TESTS", "sample"))
 

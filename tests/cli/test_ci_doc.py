@@ -138,6 +138,7 @@ def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
         home.close()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("recipe", [github, gitlab])
 def test_a_request_is_run_compared_and_given_back(team: Team, recipe: Callable[[], list[str]]) -> None:
     name = recipe.__name__

@@ -165,6 +165,7 @@ def _ballast(home: Home) -> None:
             pass
 
 
+@pytest.mark.long
 @pytest.mark.root
 def test_a_disk_that_becomes_read_only_under_the_store(home: Home) -> None:
     with small_disk(home.path / "small", "64m"):

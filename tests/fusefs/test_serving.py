@@ -181,6 +181,7 @@ def kill_on(stored: tuple[Path, Totals], base: Path, *, seconds: float, serving:
         share(mounted)
 
 
+@pytest.mark.long
 def test_servers_killed_again_and_again_lose_nothing(stored: tuple[Path, Totals], base: Path) -> None:
     kill_on(stored, base, seconds=3, serving=3, at_work=False)
 

@@ -291,6 +291,7 @@ def test_before_the_first_commit_and_without_plots(home: Home) -> None:
     assert png()[:4] == b"\x89PNG"
 
 
+@pytest.mark.long
 def test_a_report_is_opened_in_the_browser_when_asked(made: Home, tmp_path: Path) -> None:
     tools, said = tmp_path / "tools", tmp_path / "said"
     tools.mkdir()

@@ -121,6 +121,7 @@ def test_each_change_as_dvc(twins: Twins) -> None:
     assert taken == 15
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_random_changes_as_dvc(twins: Twins, seed: int) -> None:
     rnd = random.Random(seed)

@@ -178,7 +178,9 @@ def test_a_web_server_that_is_away_or_strange_is_told_to_who_reads(scene: Scene)
         assert told in said(scene, RemoteError, "status.cloud")
 
 
-@pytest.mark.parametrize("kind", ["s3", "s3-boto", "ssh", "http"])
+@pytest.mark.parametrize(
+    "kind", ["s3", "http", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("s3-boto", "ssh"))]
+)
 def test_a_host_that_does_not_answer_is_not_waited_for_again(kind: str) -> None:
     with nobody() as port:
         values = LOGIN | ({"acl": "private"} if kind == "s3-boto" else {})

@@ -317,6 +317,7 @@ def test_notes_of_what_was_there_are_no_proof(team: Team, collector: str) -> Non
     assert ann.run("push").stdout == "Everything is up to date.\n"
 
 
+@pytest.mark.long
 @locally
 def test_a_push_during_a_collection_looks_again(team: Team) -> None:
     ann = team.begin()
@@ -373,6 +374,7 @@ def garbage(team: Team, directories: int, files: int) -> None:
         team.put(key_of(f"{hashlib.md5(manifest).hexdigest()}.dir"), manifest)
 
 
+@pytest.mark.long
 @locally
 def test_a_collection_that_is_killed_leaves_what_is_whole(team: Team) -> None:
     ann = team.begin()

@@ -116,6 +116,7 @@ def test_an_add_a_fetch_and_a_reader_find_room(team: Team) -> None:
     assert "is clean" in ann.run("fsck", "--deep").stdout
 
 
+@pytest.mark.long
 @local
 @pytest.mark.fuse
 def test_what_a_mount_reads_finds_room_to_be_kept(team: Team) -> None:

@@ -126,6 +126,7 @@ def test_updates_are_as_dvc_s(team: Team, s3: S3Server, bucket: str, pair: tuple
     assert contents(theirs.repo / "d") == contents(ours.repo / "d") and (theirs.repo / "one").read_bytes() == b"first\n"
 
 
+@pytest.mark.long
 def test_urls_that_name_a_version(team: Team, s3: S3Server, bucket: str, pair: tuple[Home, Home]) -> None:
     ours, theirs = pair
     for home in pair:
@@ -153,6 +154,7 @@ def test_urls_that_name_a_version(team: Team, s3: S3Server, bucket: str, pair: t
     assert "names version" in done.stderr
 
 
+@pytest.mark.long
 def test_what_has_no_versions_is_refused(team: Team, s3: S3Server, bucket: str, pair: tuple[Home, Home]) -> None:
     ours, _ = pair
     client = s3.client()

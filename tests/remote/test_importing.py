@@ -116,6 +116,7 @@ def test_to_a_remote_on_s3(team: Team, s3: S3Server, bucket: str) -> None:
     assert contents(ann.repo / "copy") == FILES
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("team", ["local"], indirect=True)
 @pytest.mark.parametrize(
     "victim", ["worker", pytest.param("client", marks=pytest.mark.long), pytest.param("daemon", marks=pytest.mark.long)]
@@ -154,6 +155,7 @@ def test_an_import_that_is_killed_leaves_nothing_half_done(team: Team, s3: S3Ser
     assert all(name.startswith(".millpond-") for name in left), "what is swept"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("team", ["local"], indirect=True)
 def test_imports_at_once(team: Team, s3: S3Server, bucket: str) -> None:
     """Two of one place, one of which is told of the other's, and one beside; two clones of one repository."""

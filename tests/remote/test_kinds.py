@@ -45,6 +45,7 @@ def test_ssh(over_ssh: Team) -> None:
     assert modes == {0o644}, "DVC's and ours alike"
 
 
+@pytest.mark.long
 def test_a_version_that_is_on_an_ssh_server_alone_is_read(over_ssh: Team) -> None:
     bob, expected = begin(over_ssh)
     place = mount(bob)

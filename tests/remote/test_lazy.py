@@ -134,6 +134,7 @@ def some_parts(path: Path, expected: bytes) -> None:
         os.close(fd)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("team", ["s3"], indirect=True)
 @pytest.mark.parametrize(
     "fault",

@@ -270,6 +270,7 @@ def test_who_writes_into_a_mounted_input_is_told_what_to_do(made: Made) -> None:
     assert "output 'm/made' lies in 'm', which is a mount" in said and "umount m" in said and lock(bob) == before
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "victim", ["repro", *(pytest.param(name, marks=pytest.mark.long) for name in ("daemon", "holder"))]
 )
@@ -395,6 +396,7 @@ def test_two_repros_share_a_mount_and_the_last_one_takes_it_away(made: Made) -> 
     assert mounted(bob) == [] and not (bob.repo / "raw").exists()
 
 
+@pytest.mark.long
 def test_stages_at_once_share_figures_and_detached_and_cancelled_ones_leave_nothing(made: Made) -> None:
     bob = made.clone()
     (bob.repo / "dvc.yaml").write_text(

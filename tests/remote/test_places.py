@@ -66,6 +66,7 @@ def test_a_remote_that_is_away_hides_no_other(team: Team) -> None:
     assert "remote 'team'" in refused.stderr, "as with DVC, other remotes are not asked"
 
 
+@pytest.mark.long
 @local
 def test_what_no_other_has_is_the_first_ones_error(team: Team) -> None:
     bob, expected = begin(team)
@@ -215,6 +216,7 @@ def test_the_only_one_that_never_answers_is_told_of_and_given_up(team: Team) -> 
         assert "remote 'team'" in said.stderr.splitlines()[-1]
 
 
+@pytest.mark.long
 @local
 @pytest.mark.parametrize("begun", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_a_listing_that_fails_hides_no_other_remote(team: Team, begun: bool) -> None:

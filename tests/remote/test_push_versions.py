@@ -217,6 +217,7 @@ def test_later_pushes_and_clones_are_as_dvc_s(s3: S3Server, flag: str) -> None:
         assert {path: data for path, data in last.items() if path != "one.csv"} == contents(fay.repo / "got")
 
 
+@pytest.mark.long
 def test_a_cut_push_leaves_pointers_that_are_right_and_is_gone_on_with(s3: S3Server) -> None:
     with team_at(s3, "version_aware") as team:
         ann = person(team, "ann", "version_aware", team.url)

@@ -52,6 +52,7 @@ def unfinished(team: Team) -> list[dict[str, Any]]:
     return list(team.server.client().list_multipart_uploads(Bucket=bucket).get("Uploads", []))
 
 
+@pytest.mark.long
 def test_a_push_that_was_cut_goes_on_with_its_parts(team: Team, far: Proxy) -> None:
     ann, data = with_a_large_file(team)
     through(ann, far)

@@ -52,6 +52,7 @@ def source_of(home: Home) -> int:
     return found[0]
 
 
+@pytest.mark.long
 @s3_if_long
 def test_a_source_that_was_killed_is_followed_by_another(team: Team) -> None:
     bob, expected = begin(team)

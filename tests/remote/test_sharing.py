@@ -218,6 +218,7 @@ def test_a_push_that_is_killed_leaves_whole_objects(team: Team, victim: str) -> 
     assert data_of(bob) == data_of(ann)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "victim", ["worker", pytest.param("client", marks=pytest.mark.long), pytest.param("daemon", marks=pytest.mark.long)]
 )
@@ -435,6 +436,7 @@ def test_what_is_in_dvc_s_cache_needs_no_remote(team: Team) -> None:
     assert "'data'" in done.stderr and "no remote is configured" in done.stderr and "one.csv" not in done.stderr
 
 
+@pytest.mark.long
 @s3_if_long
 def test_what_is_damaged_hides_nothing_that_is_missing(team: Team) -> None:
     ann = team.begin()
@@ -455,6 +457,7 @@ def test_what_is_damaged_hides_nothing_that_is_missing(team: Team) -> None:
     assert "checkout failed for 2 targets" in lost.stderr and "'data'" in lost.stderr and "millpond pull" in lost.stderr
 
 
+@pytest.mark.long
 @s3_if_long
 def test_patterns_find_data_that_is_not_here(team: Team) -> None:
     ann = team.begin()

@@ -320,6 +320,7 @@ def test_who_has_had_enough_does_not_wait_for_a_server(there: There) -> None:
             project.status()
 
 
+@pytest.mark.long
 def test_what_lies_beside_an_output_stays(there: There) -> None:
     project, pipe = there.project, there.pipe
     made = ["made", "made/x", "made/y/z", "made/e"]

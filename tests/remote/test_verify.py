@@ -53,6 +53,7 @@ def test_with_verify_whole_no_byte_of_a_wrong_object_is_given_out(team: Team) ->
     assert contents(by_default) == expected and shown(bob)["verify"] == "blocks"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("team", ["local"], indirect=True)
 def test_what_is_here_in_part_is_counted_until_it_is_checked(team: Team) -> None:
     bob, expected = begin(team)
@@ -67,6 +68,7 @@ def test_what_is_here_in_part_is_counted_until_it_is_checked(team: Team) -> None
     assert min(now["waited_disk_s"], now["waited_unpacking_s"]) >= 0
 
 
+@pytest.mark.long
 @s3_if_long
 def test_objects_of_dvc_2_are_read_lazily(team: Team) -> None:
     """Text is named by what it is without CRs, part by part: it comes whole, is checked, and is kept in DVC's cache."""

@@ -79,7 +79,7 @@ class Lock:
         if document is None:
             return cls(path, text)
         has_schema = isinstance(document, dict) and "schema" in document
-        problem = next(_problems(document), None) if has_schema else None
+        problem = next(_problems(document), None) if isinstance(document, dict) else None
         if problem is not None or not isinstance(document, dict):
             raise yamlio.invalid_at(path, text, *(problem or ((), "it is not a lock file")))
         entries = (document.get("stages") or {}) if has_schema else document
@@ -230,23 +230,30 @@ def _scalar(value: Any) -> str:
 
 
 def _problems(document: dict[str, Any]) -> Iterator[schema.Problem]:
+    if "schema" not in document:
+        yield from _stage_problems(document, ())
+        return
     if document["schema"] != "2.0":
         yield ("schema",), f"its schema is '{document['schema']}', expected '2.0'"
     stages = document.get("stages")
     if stages is not None and not isinstance(stages, dict):
         yield ("stages",), "'stages' is not a mapping"
         return
-    for name, entry in (stages or {}).items():
+    yield from _stage_problems(stages or {}, ("stages",))
+
+
+def _stage_problems(stages: dict[str, Any], at: schema.Keys) -> Iterator[schema.Problem]:
+    for name, entry in stages.items():
         if not isinstance(entry, dict) or not isinstance(entry.get("cmd"), str | list):
-            yield ("stages", name), f"stage '{name}' has no command"
+            yield (*at, name), f"stage '{name}' has no command"
             continue
         for section in ("deps", "outs"):
-            yield from _item_problems(entry.get(section), ("stages", name, section))
+            yield from _item_problems(entry.get(section), (*at, name, section))
         params = entry.get("params")
         if params is not None and not (
             isinstance(params, dict) and all(isinstance(values, dict) for values in params.values())
         ):
-            yield ("stages", name, "params"), "'params' is not a mapping of files to their values"
+            yield (*at, name, "params"), "'params' is not a mapping of files to their values"
 
 
 def _item_problems(items: Any, at: schema.Keys) -> Iterator[schema.Problem]:

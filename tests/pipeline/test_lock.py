@@ -97,6 +97,8 @@ def test_comments_and_what_others_wrote_stay() -> None:
         ("schema: '2.0'\nstages:\n  a:\n    cmd: x\n    outs:\n    - path: p\n      md5: x\n", "is not an MD5"),
         ("<<<<<<< HEAD\nschema: '2.0'\n=======\n>>>>>>> other\n", "conflict markers"),
         ("- 1\n", "not a lock file"),
+        ("a: {cmd: x, outs: 5}\n", "'outs' is not a list"),
+        ("a: 7\n", "has no command"),
     ],
 )
 def test_what_is_no_lock_is_refused(text: str, words: str) -> None:

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.project.realdvc import real_dvc
+
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 TIMEOUT_S = 30.0
@@ -78,10 +80,8 @@ class Home:
 
     def dvc(self, *args: str, code: int | None = 0, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
         """Run real DVC."""
-        command = [str(BIN / "dvc"), *args]
-        done = subprocess.run(
-            command, cwd=cwd or self.repo, env=self.env, capture_output=True, text=True, timeout=TIMEOUT_S
-        )
+        ran = real_dvc().run(*args, cwd=cwd or self.repo, env=self.env)
+        done = subprocess.CompletedProcess(args, ran.code, ran.out, ran.err)
         assert code is None or done.returncode == code, f"dvc {args}: {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
 

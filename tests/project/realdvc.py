@@ -12,7 +12,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -30,6 +31,7 @@ class RealDvc:
     """The fork server's client; `run` is a command line, `ignored` asks DVC's ignore rules."""
 
     def __init__(self) -> None:
+        self._turn = threading.Lock()
         self._site = tempfile.TemporaryDirectory(prefix="realdvc-")
         env = os.environ | {
             "DVC_NO_ANALYTICS": "1",
@@ -50,9 +52,9 @@ class RealDvc:
         self._process.wait()
         self._site.cleanup()
 
-    def run(self, *argv: str, cwd: Path | str) -> Ran:
-        """Run `dvc ARGV` in `cwd`, whatever its exit code."""
-        answer = self._ask({"argv": list(argv), "cwd": os.fspath(cwd)})
+    def run(self, *argv: str, cwd: Path | str, env: Mapping[str, str] | None = None) -> Ran:
+        """Run `dvc ARGV` in `cwd`, whatever its exit code; with `env` as its whole environment, or the tests' own."""
+        answer = self._ask({"argv": list(argv), "cwd": os.fspath(cwd), "env": None if env is None else dict(env)})
         return Ran(answer["code"], answer["out"], answer["err"])
 
     def ok(self, *argv: str, cwd: Path | str) -> str:
@@ -70,9 +72,10 @@ class RealDvc:
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
+        with self._turn:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
         assert line, "the DVC oracle died"
         answer: dict[str, Any] = json.loads(line)
         return answer
@@ -96,8 +99,12 @@ def _ignored(paths: list[str]) -> int:
 def _child(request: dict[str, Any], out: int, err: int) -> None:
     code = 70
     try:
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(out, 1)
         os.dup2(err, 2)
+        if request.get("env") is not None:
+            os.environ.clear()
+            os.environ.update(request["env"])
         os.chdir(request["cwd"])
         os.environ["PWD"] = request["cwd"]
         if "ignored" in request:
@@ -106,6 +113,9 @@ def _child(request: dict[str, Any], out: int, err: int) -> None:
             code = importlib.import_module("dvc.cli").main(request["argv"])
         sys.stdout.flush()
         sys.stderr.flush()
+    except SystemExit as error:  # --help
+        sys.stdout.flush()
+        code = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
     finally:
         os._exit(code & 0xFF)
 

@@ -282,10 +282,15 @@ def test_the_daemon_leaks_neither_descriptors_nor_processes(daemon: Site, client
 def test_the_worker_forked_ahead_may_be_killed(daemon: Site, client: Client) -> None:
     status, _ = client.call("daemon.status", {})
     [zygote] = children_named("millpond-zygote", status["pid"])
+    spares: list[int] = []
+
+    def one() -> bool:
+        spares[:] = children_named("millpond-worker", zygote)
+        return len(spares) == 1
+
     for _ in range(3):
-        until(lambda: len(children_named("millpond-worker", zygote)) == 1)
-        [spare] = children_named("millpond-worker", zygote)
-        kill(spare)
+        until(one)
+        kill(spares[0])
         assert client.call("root", {"context": context()})[0] == {}
 
 

@@ -17,7 +17,7 @@ from tests.cli.helpers import Home
 from tests.fusefs.filling import gone
 from tests.fusefs.helpers import eventually
 
-ROUNDS = 12 if os.environ.get("MILLPOND_TESTS") == "long" else 4
+ROUNDS = 12 if os.environ.get("MILLPOND_TESTS") == "long" else 3
 
 
 def new_files(folder: Path, round_: int, count: int = 300) -> dict[str, bytes]:

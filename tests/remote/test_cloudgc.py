@@ -406,6 +406,7 @@ def test_a_collection_that_is_killed_leaves_what_is_whole(team: Team) -> None:
     assert len(objects(team)) == 10 and "up to date" in ann.run("push", "-A").stdout
 
 
+@pytest.mark.long
 @locally
 @pytest.mark.parametrize("rounds", [3, pytest.param(60, marks=pytest.mark.long)])
 def test_two_people_at_once(team: Team, rounds: int) -> None:

@@ -221,6 +221,7 @@ def test_a_remote_that_does_not_answer_holds_up_nobody_for_long(team: Team) -> N
     assert "have not answered in 10 s" in said and "May be evicted: 0 objects" in said
 
 
+@pytest.mark.long
 @local
 @pytest.mark.fuse
 @pytest.mark.parametrize("victim", ["daemon", pytest.param("worker", marks=pytest.mark.long)])

@@ -33,6 +33,7 @@ def victims(home: Home, kind: str, reader: subprocess.Popen[bytes]) -> list[int]
     return sources + (processes(home, "daemon") if "daemon" in kind else [])
 
 
+@pytest.mark.long
 @pytest.mark.fuse
 @pytest.mark.parametrize(
     "kind",

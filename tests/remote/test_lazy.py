@@ -21,7 +21,7 @@ from tests.mounts.test_kills import processes
 from tests.remote import proxy as proxies
 from tests.remote.proxy import Proxy, proxy
 from tests.remote.servers import KEY, SECRET, S3Server
-from tests.remote.shared import Team, key_of, s3_if_long
+from tests.remote.shared import Team, key_of, local_if_long, s3_if_long
 from tests.store.helpers import sample
 
 pytestmark = pytest.mark.fuse
@@ -69,6 +69,7 @@ def through(home: Home, far: Proxy) -> None:
     config.write_text(config.read_text() + f"    endpointurl = {far.endpoint}\n")
 
 
+@local_if_long
 def test_a_version_that_is_on_a_remote_alone_is_read(team: Team) -> None:
     bob, expected = begin(team)
     place = mount(bob)
@@ -303,6 +304,7 @@ def test_warm_brings_what_a_mount_would_show(team: Team) -> None:
     assert "nowhere" in bob.run("warm", "data@nowhere", code=None).stderr
 
 
+@pytest.mark.long
 @s3_if_long
 def test_whole_revisions_and_all_versions(team: Team) -> None:
     bob, expected = begin(team)

@@ -78,6 +78,7 @@ def test_what_no_other_has_is_the_first_ones_error(team: Team) -> None:
     assert "remote 'team'" in said.stderr
 
 
+@pytest.mark.long
 @local
 def test_what_one_has_not_or_has_damaged_comes_from_another(team: Team) -> None:
     bob, expected = begin(team)

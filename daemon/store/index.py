@@ -282,6 +282,10 @@ class Index:
                 found = [unpack_content(bytes(value)) for value in cursor.iternext_dup()]
         return found
 
+    def is_granted(self, txn: Any, uid: int, content: Content) -> bool:
+        """Whether `uid` may read a content."""
+        return txn.get(grant_key(uid, content.id), db=self.grants) is not None
+
     def granted(self, txn: Any, name: ObjectName, uid: int) -> Content | None:
         """The first content of a name that `uid` may read."""
         first = txn.get(name.key(), db=self.objects)

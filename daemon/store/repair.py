@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from millpond.daemon.errors import StoreDamagedError
 from millpond.daemon.names import ObjectName
 from millpond.daemon.store.fsck import MAX_LISTED, Fsck
-from millpond.daemon.store.index import Content, Index, grant_key
+from millpond.daemon.store.index import Content, Index
 from millpond.daemon.store.journal import NameBatch
 from millpond.daemon.store.records import Kind
 
@@ -29,7 +29,7 @@ def sound_manifest(store: Store, uid: int, name: ObjectName) -> bytes | None:
     index = store.reader.index
     with index.begin() as txn:
         found = index.contents(txn, name) if name.is_dir else []
-        granted = [each for each in found if txn.get(grant_key(uid, each.id), db=index.grants) is not None]
+        granted = [each for each in found if index.is_granted(txn, uid, each)]
     for content in granted if len(found) > 1 else ():
         with contextlib.suppress(StoreDamagedError):
             data = store.reader.read_content(content)
@@ -124,24 +124,21 @@ class Repair:
         read that have the other."""
 
         def work(txn: Any) -> None:
-            has_whole = {uid for uid in owners if self._is_granted(txn, uid, whole)}
+            has_whole = {uid for uid in owners if self._index.is_granted(txn, uid, whole)}
             others = [uid for uid in self._index.uids(txn) if uid not in has_whole]
             for content in self._index.contents(txn, name):
-                is_left = any(self._is_granted(txn, uid, content) for uid in others)
+                is_left = any(self._index.is_granted(txn, uid, content) for uid in others)
                 if content != whole and self._lacking(content) and not is_left:
                     txn.delete(name.key(), content.pack(), db=self._index.objects)
 
         self._store.write(work)
-
-    def _is_granted(self, txn: Any, uid: int, content: Content) -> bool:
-        return txn.get(grant_key(uid, content.id), db=self._index.grants) is not None
 
     def _owners(self, name: ObjectName) -> list[int]:
         """All who may read a hurt content of this name."""
         with self._index.begin() as txn:
             contents = {each.content for each in self._check.hurt if each.name == name}
             uids = self._index.uids(txn)
-            return [uid for uid in uids if any(self._is_granted(txn, uid, each) for each in contents)]
+            return [uid for uid in uids if any(self._index.is_granted(txn, uid, each) for each in contents)]
 
     def _rewrite_journal(self) -> None:
         """A damaged range may have been a journal record; the index still has what it said."""
@@ -150,9 +147,7 @@ class Repair:
         batches = {uid: NameBatch(uid) for uid in uids}
         for named in self._check.names():
             with self._index.begin() as txn:
-                owners = [
-                    uid for uid in uids if txn.get(grant_key(uid, named.content.id), db=self._index.grants) is not None
-                ]
+                owners = [uid for uid in uids if self._index.is_granted(txn, uid, named.content)]
             for uid in owners:
                 batches[uid].add(named.name.key(), named.content)
                 if len(batches[uid]) >= _NAMES:

@@ -25,7 +25,7 @@ from millpond.daemon.store.committer import Committer, Job
 from millpond.daemon.store.files import Files, as_store_error
 from millpond.daemon.store.format import ensure_format
 from millpond.daemon.store.fsck import Fsck, FsckReport, Progress
-from millpond.daemon.store.index import Content, Index, grant_key
+from millpond.daemon.store.index import Content, Index
 from millpond.daemon.store.journal import NameBatch, Names
 from millpond.daemon.store.ledger import root_of
 from millpond.daemon.store.reader import Damage, StoreReader
@@ -293,7 +293,7 @@ class Store:
         def work(txn: Any) -> None:
             left = Names(names.uid)
             for key, content in names:
-                granted = txn.get(grant_key(names.uid, content.id), db=self._index.grants) is not None
+                granted = self._index.is_granted(txn, names.uid, content)
                 if granted and content in self._index.contents(txn, ObjectName.from_key(key)):
                     left.add(key, content)
             if len(left):

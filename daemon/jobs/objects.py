@@ -162,8 +162,6 @@ class DaemonObjectStore:
         # Of a source: what its user's verbs would run with.
         self._context = context
         self._session: tuple[int, bool] | None = None
-        # A former manifest, for the one that is put next.
-        self._like: ObjectName | None = None
         self.new_bytes = 0
 
     def put_files(self, paths: Iterable[str], *, tick: Tick | None = None, store: bool = True) -> Iterator[Put]:
@@ -183,23 +181,23 @@ class DaemonObjectStore:
 
     def put_bytes(self, data: bytes, *, is_dir: bool = False, like: ObjectName | None = None) -> ObjectName:
         """See ObjectStore.put_bytes."""
-        self._like = like if like is not None and like.is_sound_dir else None
+        like = like if like is not None and like.is_sound_dir else None
         if len(data) > memfd.BATCH_BYTES:  # copied here while the daemon works on what came before
-            ((name, _),) = self.put_pieces([(data, True, is_dir)])
+            ((name, _),) = self.put_pieces([(data, True, is_dir)], like=like)
             return name
         session, _ = self._begin()
         with memfd.sent(data) as fd:
-            reply, _ = self._peer.call("store.feed", self._feed(session, [(len(data), True, is_dir)]), fds=[fd])
+            reply, _ = self._peer.call("store.feed", _feed(session, [(len(data), True, is_dir)], like), fds=[fd])
         value, _, new_bytes = reply["stored"][0]
         self.new_bytes += new_bytes
         return ObjectName("md5", value)
 
     def put_pieces(
-        self, pieces: Iterable[tuple[Data, bool, bool]], keep: Keep | None = None
+        self, pieces: Iterable[tuple[Data, bool, bool]], keep: Keep | None = None, *, like: ObjectName | None = None
     ) -> Generator[tuple[ObjectName, int], None, None]:
-        """See ObjectStore.put_pieces."""
+        """See ObjectStore.put_pieces; `like` is that of put_bytes, for the first of them."""
         try:
-            with closing(self._flow(lambda memory: piece_batches(pieces, memory), keep)) as flow:
+            with closing(self._flow(lambda memory: piece_batches(pieces, memory), keep, like)) as flow:
                 for _, stored in flow:
                     for value, _, new_bytes in stored:
                         self.new_bytes += new_bytes
@@ -283,19 +281,16 @@ class DaemonObjectStore:
             self._session = int(reply["session"]), bool(reply["own"])
         return self._session
 
-    def _send(self, session: int, batch: Batch) -> Any:
+    def _send(self, session: int, batch: Batch, like: ObjectName | None) -> Any:
         if batch.view is None:
             memfd.seal(batch.fd)
-        return self._peer.start("store.feed", self._feed(session, batch.pieces), fds=[batch.fd])
-
-    def _feed(self, session: int, pieces: Sequence[tuple[int, bool, bool]]) -> dict[str, Any]:
-        """What `store.feed` is asked; the former manifest is told once."""
-        like, self._like = self._like, None
-        asked: dict[str, Any] = {"session": session, "pieces": pieces}
-        return asked if like is None else {**asked, "like": str(like)}
+        return self._peer.start("store.feed", _feed(session, batch.pieces, like), fds=[batch.fd])
 
     def _flow(
-        self, batches: Callable[[Memory], Iterator[Batch]], keep: Keep | None = None
+        self,
+        batches: Callable[[Memory], Iterator[Batch]],
+        keep: Keep | None = None,
+        like: ObjectName | None = None,
     ) -> Generator[tuple[Batch, list[Any]], None, None]:
         """Send what `batches` fills, a few on their way; each batch with [md5, size, new bytes] of the contents that end in it."""
         session, own = self._begin()
@@ -306,7 +301,8 @@ class DaemonObjectStore:
                 for batch in batches(memory):
                     if len(flying) >= IN_FLIGHT:
                         yield self._landed(*flying.popleft(), keeping)
-                    flying.append((self._send(session, batch), batch))
+                    flying.append((self._send(session, batch, like), batch))
+                    like = None  # it is told once
                 while flying:
                     yield self._landed(*flying.popleft(), keeping)
                 keeping.finish()
@@ -322,6 +318,12 @@ class DaemonObjectStore:
         finally:
             keeping.take(batch, names)
         return batch, reply["stored"]
+
+
+def _feed(session: int, pieces: Sequence[tuple[int, bool, bool]], like: ObjectName | None) -> dict[str, Any]:
+    """What `store.feed` is asked; `like` is a former manifest."""
+    asked: dict[str, Any] = {"session": session, "pieces": pieces}
+    return asked if like is None else {**asked, "like": str(like)}
 
 
 def _pieces(sent: list[ObjectName], pieces: list[list[Any]], fds: list[int]) -> Iterator[Piece]:

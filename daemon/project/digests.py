@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from millpond.daemon.errors import FileChangedError
-from millpond.daemon.jobs.objects import check_unchanged, open_regular
+from millpond.daemon.jobs.reading import check_unchanged, open_regular
 from millpond.daemon.names import ObjectName
 from millpond.daemon.objects import ObjectStore, Put
 from millpond.daemon.project import manifest

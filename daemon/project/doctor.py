@@ -16,6 +16,7 @@ from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.copying import can_clone
 from millpond.daemon.project.hooks import dvc_hooks
 from millpond.daemon.project.repo import Repo, printable
+from millpond.daemon.store.md5.kernels import Kernels
 
 # name, ok, detail, hint
 Check = tuple[str, bool, str, str]
@@ -24,7 +25,7 @@ _EMPTY = ObjectName("md5", "d41d8cd98f00b204e9800998ecf8427e")
 
 def doctor(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
     """Verb. {} -> {checks: [{name, ok, detail, hint}]}; works outside a repository as well."""
-    checks = [_store(context), _fuse(), _fusermount(), _engine(), *_kernel()]
+    checks = [_store(context), _fuse(), _fusermount(), _engine(), *_kernel(), _hashing()]
     try:
         repo = Repo.open(os.getcwd(), os.environ)
     except NotARepoError as error:
@@ -86,6 +87,21 @@ def _kernel() -> list[Check]:
         ),
         ("read-ahead", True, f"the kernel's own: {read_ahead}" if read_ahead else "set for each mount", ""),
     ]
+
+
+def _hashing() -> Check:
+    """Never a failure: without kernels it takes longer."""
+    kernels = Kernels.of_here()
+    if kernels is None:
+        return (
+            "hashing",
+            True,
+            "file by file; several large ones at once with llvmlite: pip install 'millpond[simd]'",
+            "",
+        )
+    if not kernels.are_usable():
+        return "hashing", True, "file by file: this system runs no code that is made as it is needed", ""
+    return "hashing", True, "several large files at once", ""
 
 
 def _git(repo: Repo) -> Check:

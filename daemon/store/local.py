@@ -6,12 +6,16 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 
 from millpond.daemon.errors import BusyError, ObjectMissingError
-from millpond.daemon.jobs.objects import Batch, Memory, hash_files, piece_batches, read_batches, tell_whole
+from millpond.daemon.jobs.batches import Batch, Memory, piece_batches, tell_whole
+from millpond.daemon.jobs.reading import hash_files, in_order, read_batches
 from millpond.daemon.names import ObjectName
 from millpond.daemon.objects import Data, Keep, Piece, Put, Tick
 from millpond.daemon.store.index import Content
-from millpond.daemon.store.session import IngestSession, Stored
+from millpond.daemon.store.session import STRANDS, IngestSession, Stored
 from millpond.daemon.store.store import Store
+
+# Files of so many bytes have a strand of their own.
+_LEAST_BYTES = 1 << 20
 
 
 class LocalObjectStore:
@@ -28,15 +32,19 @@ class LocalObjectStore:
         if not store:
             yield from hash_files(paths, tick)
             return
+        yield from in_order(self._put_files(paths, tick))
+
+    def _put_files(self, paths: Iterable[str], tick: Tick | None) -> Iterator[tuple[int, Put]]:
         files = total = 0
-        with closing(self._flow(lambda memory: read_batches(paths, memory))) as flow:
+        strands = 1 if self._store.kernels is None else STRANDS
+        with closing(self._flow(lambda memory: read_batches(paths, memory, strands, _LEAST_BYTES))) as flow:
             for batch, stored in flow:
                 for file, item in zip(batch.ends, stored, strict=True):
                     files, total = files + 1, total + item.size
                     self.new_bytes += item.new_bytes
                     if tick is not None:
                         tick(files, total)
-                    yield Put(file.path, item.name, item.size, file.stat)
+                    yield file.number, Put(file.path, item.name, item.size, file.stat)
 
     def put_bytes(self, data: bytes, *, is_dir: bool = False, like: ObjectName | None = None) -> ObjectName:
         """See ObjectStore.put_bytes."""

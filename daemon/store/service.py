@@ -26,7 +26,7 @@ from millpond.daemon.store.reader import Bytes, StoreReader
 from millpond.daemon.store.records import Kind
 from millpond.daemon.store.repair import sound_manifest
 from millpond.daemon.store.scrubstate import state_of
-from millpond.daemon.store.session import Feed, IngestSession
+from millpond.daemon.store.session import STRANDS, Feed, IngestSession, Slice
 from millpond.daemon.store.store import Store
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ MAX_THREADS = 16
 MAX_SESSIONS = 4
 # Names in one request.
 MAX_NAMES = 4096
+# Contents of so many bytes are worth a strand of their own; as long as kernels must still be made, of so many.
+_LEAST_BYTES, _LEAST_BYTES_AT_FIRST = 1 << 20, 32 << 20
 
 
 def parse_name(text: str) -> ObjectName:
@@ -53,6 +55,10 @@ def parse_name(text: str) -> ObjectName:
     if not colon:
         raise ProtocolError(f"'{text[:80]}' is not an object name")
     return name
+
+
+def _slice(length: Any, last: Any, is_dir: Any, strand: Any = 0) -> Slice:
+    return int(length), bool(last), bool(is_dir), int(strand)
 
 
 @dataclass(slots=True)
@@ -80,7 +86,7 @@ class StoreService:
         self._sessions: dict[tuple[int, int], _Session] = {}
 
     async def begin(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
-        """{context?} -> {session, own}; `own`: the daemon is this user's, and takes memory files that are used again.
+        """{context?} -> {session, own, strands}; `own`: the daemon is this user's, and takes memory files that are used again.
         `context` is for who is no worker: what a verb of his would run with, to evict what remotes hold when the
         store's limit is reached."""
         owner = call.connection.id
@@ -95,22 +101,30 @@ class StoreService:
         puts = self._store.session(call.uid, owner)
         self._sessions[owner, number] = _Session(puts, mappings, params.get("context"))
         call.connection.on_close(lambda: self._drop((owner, number)))
-        return {"session": number, "own": mappings is not None}
+        return {"session": number, "own": mappings is not None, "strands": self._strands()}
+
+    def _strands(self) -> tuple[int, int]:
+        """(contents that may come beside each other, the least bytes of one): hashed together they take less time, once the kernels
+        for that are made."""
+        kernels = self._store.kernels
+        if kernels is None or kernels.tried is False:
+            return 1, 0
+        return STRANDS, _LEAST_BYTES if kernels.tried else _LEAST_BYTES_AT_FIRST
 
     async def feed(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
-        """{session, pieces: [[length, last, is_dir]...], like?} + memfd -> {stored: [[md5, size, new_bytes]...]}. `like` names a
+        """{session, pieces: [[length, last, is_dir, strand?]...], like?} + memfd -> {stored: [[md5, size, new_bytes]...]}. `like` names a
         manifest of the caller's that the next one that begins is mostly the same as (see parts.py)."""
         session = self._session(call, params)
         like = parse_name(str(params["like"])) if params.get("like") else None
-        pieces = [(int(length), bool(last), bool(is_dir)) for length, last, is_dir in params["pieces"]]
-        total = sum(length for length, _, _ in pieces)
+        pieces = [_slice(*piece) for piece in params["pieces"]]
+        total = sum(piece[0] for piece in pieces)
         mapping = contextlib.ExitStack()
 
         def begin() -> Feed:
             fd = call.take_fd()
             received = memfd.mapped(fd) if session.mappings is None else session.mappings.mapped(fd, total)
             view = mapping.enter_context(received)
-            if any(length < 0 for length, _, _ in pieces) or total != len(view):
+            if any(piece[0] < 0 for piece in pieces) or total != len(view):
                 raise ProtocolError("the pieces of a feed do not add up to its memory file")
             if like is not None:
                 session.puts.follow(self._store.resolve([like], call.uid, call.connection.id)[0])

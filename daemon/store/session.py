@@ -1,7 +1,8 @@
 """Taking contents in: hash, cut, compress, append; then name them in one commit.
 
 MD5 is the floor of this work, because DVC names objects by it; it runs beside cutting, BLAKE3 and compression of the
-same bytes on the store's threads (all of these release the interpreter's lock).
+same bytes on the store's threads (all of these release the interpreter's lock). Contents that come beside each other, each on a
+strand of its own, are hashed together (see md5/kernels.py).
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from millpond.daemon.store import records
 from millpond.daemon.store.chunking import MIN_BYTES, Cutter
 from millpond.daemon.store.index import Content
 from millpond.daemon.store.journal import NameBatch
+from millpond.daemon.store.md5.digests import Digest, Lanes, SingleDigest
+from millpond.daemon.store.md5.kernels import WIDEST, Kernels
 from millpond.daemon.store.parts import Follower, PartReader, is_worth_following
 from millpond.daemon.store.reader import StoreReader
 from millpond.daemon.store.recipes import PartsBuilder, RecipeBuilder
@@ -32,6 +35,10 @@ T = TypeVar("T")
 _TASK_BYTES = 1 << 20
 _TASK_ITEMS = 64
 _MANIFESTS = 16
+# (length, last, is_dir, strand): a part of a content, and whether it ends it. Contents may come beside each other, each on a strand,
+# from 1 to STRANDS; those without one come one after the other.
+Slice = tuple[int, bool, bool] | tuple[int, bool, bool, int]
+STRANDS = WIDEST
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,68 +76,11 @@ class Sink(Protocol):
         ...
 
 
-class _Digest:
-    """The MD5 of a stream: parts come faster than they can be hashed, and their order matters, so one thread at a time works
-    off what has come. `also` is given each part behind that."""
-
-    def __init__(
-        self, submit: Callable[[Callable[[], None]], object], also: Callable[[memoryview], None] | None = None
-    ) -> None:
-        self._submit = submit
-        self._also = also
-        self._md5 = hashlib.md5(usedforsecurity=False)
-        self._lock = threading.Lock()
-        self._parts: deque[tuple[memoryview, Future[None]]] = deque()
-        self._working = False
-
-    def add(self, part: memoryview) -> Future[None]:
-        """Hash one more part; done when nobody looks at it any more."""
-        done: Future[None] = Future()
-        with self._lock:
-            self._parts.append((part, done))
-            starts, self._working = not self._working, True
-        if starts:
-            try:
-                self._submit(self._work)
-            except BaseException:
-                self._drop()
-                raise
-        return done
-
-    def hexdigest(self) -> str:
-        """Of the parts that are done."""
-        return self._md5.hexdigest()
-
-    def _work(self) -> None:
-        while True:
-            with self._lock:
-                if not self._parts:
-                    self._working = False
-                    return
-                part, done = self._parts.popleft()
-            try:
-                if done.set_running_or_notify_cancel():
-                    self._md5.update(part)
-                    if self._also is not None:
-                        self._also(part)
-                    done.set_result(None)
-            except Exception as error:  # told to who waits for it
-                done.set_exception(error)
-            del part
-
-    def _drop(self) -> None:
-        with self._lock:
-            self._working = False
-            for _, done in self._parts:
-                done.cancel()
-            self._parts.clear()
-
-
 class _Stream:
     """A content that is larger than a chunk, or comes in several parts; with a `follower` it is a manifest that is described by
     another one."""
 
-    def __init__(self, is_dir: bool, digest: _Digest, follower: Follower | None = None) -> None:
+    def __init__(self, is_dir: bool, digest: Digest, follower: Follower | None = None) -> None:
         self.is_dir = is_dir
         self.digest = digest
         self.follower = follower
@@ -166,12 +116,22 @@ class IngestSession:
     """One caller's contents on their way in. `begin` is called by one thread at a time, and so is `finish`; the work is done by
     the store's threads, so that the next feed is cut while the one before is hashed, packed and written."""
 
-    def __init__(self, sink: Sink, pool: ThreadPoolExecutor, names: NameBatch, owner: int | None = None) -> None:
+    def __init__(
+        self,
+        sink: Sink,
+        pool: ThreadPoolExecutor,
+        names: NameBatch,
+        owner: int | None = None,
+        kernels: Kernels | None = None,
+        hashing: int = 1,
+    ) -> None:
+        """`hashing`: threads that may hash strands by `kernels`."""
         self._sink = sink
         self._owner = owner
         self._pool = pool
         self._names = names
-        self._stream: _Stream | None = None
+        self._streams: dict[int, _Stream] = {}
+        self._lanes = None if kernels is None else Lanes(kernels, self._submit, hashing)
         self._former: Content | None = None
         self._failed = False
         # Chunks that threads are storing now.
@@ -180,7 +140,7 @@ class IngestSession:
         # Manifests taken in, the last of them: a caller may want their folders soon.
         self.manifests: deque[ObjectName] = deque(maxlen=_MANIFESTS)
 
-    def feed(self, data: memoryview, pieces: Sequence[tuple[int, bool, bool]]) -> list[Stored]:
+    def feed(self, data: memoryview, pieces: Sequence[Slice]) -> list[Stored]:
         """`begin` and `finish` in one."""
         return self.finish(self.begin(data, pieces))
 
@@ -188,11 +148,11 @@ class IngestSession:
         """The next manifest that begins is mostly the same as this content, which its caller may read. Called as `begin`."""
         self._former = former
 
-    def begin(self, data: memoryview, pieces: Sequence[tuple[int, bool, bool]]) -> Feed:
-        """Take in `data`, the concatenation of pieces (length, last, is_dir). It must stay as it is until `finish`.
+    def begin(self, data: memoryview, pieces: Sequence[Slice]) -> Feed:
+        """Take in `data`, the concatenation of pieces. It must stay as it is until `finish`.
 
-        A content runs on over pieces until one that is `last`, also from one feed to the next. Raises BusyError when the
-        store closes, ProtocolError behind a feed that failed: what came of its contents is not known.
+        A content runs on over pieces of its strand until one that is `last`, also from one feed to the next. Raises BusyError when
+        the store closes, ProtocolError behind a feed that failed: what came of its contents is not known.
         """
         self._check()
         feed = Feed()
@@ -206,21 +166,26 @@ class IngestSession:
                 group, size = [], 0
 
         try:
-            for length, last, is_dir in pieces:
+            for length, last, is_dir, *strands in pieces:
                 part = data[position : position + length]
                 position += length
-                if self._stream is None and last and length <= MIN_BYTES:
+                strand = strands[0] if strands else 0
+                stream = self._streams.get(strand)
+                if stream is None and last and length <= MIN_BYTES:
                     group.append((part, is_dir))
                     size += length
                     if size >= _TASK_BYTES or len(group) >= _TASK_ITEMS:
                         flush()
                     continue
                 flush()
-                self._stream = self._stream or self._begin_stream(is_dir, length)
-                self._begin_part(feed, self._stream, part, last)
+                if stream is None:
+                    stream = self._streams[strand] = self._begin_stream(is_dir, length, strand)
+                self._begin_part(feed, stream, part, last)
                 if last:
-                    self._stream = None
+                    del self._streams[strand]
             flush()
+            if self._lanes is not None:
+                self._lanes.start()
             return feed
         except BaseException:
             self.fail(feed)
@@ -257,7 +222,7 @@ class IngestSession:
     def abort(self) -> None:
         """Give up: nothing is named. What was written is without names, and garbage."""
         self._names = NameBatch(self._names.uid)
-        self._stream = None
+        self._streams.clear()
 
     def _submit(self, work: Callable[..., T], *args: Any) -> Future[T]:
         try:
@@ -303,21 +268,25 @@ class IngestSession:
                 self._storing -= mine
         return ids, added
 
-    def _begin_stream(self, is_dir: bool, length: int) -> _Stream:
+    def _begin_stream(self, is_dir: bool, length: int, strand: int) -> _Stream:
         """A stream whose first part has `length` bytes."""
+        if not 0 <= strand <= STRANDS:
+            raise ProtocolError(f"there is no strand {strand}")
+        if strand and self._lanes is not None and self._lanes.kernels.are_usable():
+            return _Stream(is_dir, self._lanes.digest())
         former, self._former = self._former, None
         if not (is_dir and former is not None and former.kind == Kind.RECIPE and length > MIN_BYTES):
-            return _Stream(is_dir, _Digest(self._submit))
+            return _Stream(is_dir, SingleDigest(self._submit))
         try:
             layout = self._sink.reader.layout(former)
         except StoreDamagedError:  # who reads it is told; this one is stored whole
-            return _Stream(is_dir, _Digest(self._submit))
+            return _Stream(is_dir, SingleDigest(self._submit))
         needed = layout.needed()
         # Claimed before they are read, as whatever is found here.
         if not is_worth_following(layout) or len(self._sink.known(needed, self._owner)) < len(needed):
-            return _Stream(is_dir, _Digest(self._submit))
+            return _Stream(is_dir, SingleDigest(self._submit))
         follower = Follower(layout, PartReader(self._sink.reader, layout).pieces(), self._store_fresh)
-        return _Stream(is_dir, _Digest(self._submit, follower.feed), follower)
+        return _Stream(is_dir, SingleDigest(self._submit, follower.feed), follower)
 
     def _store_fresh(self, data: bytes) -> tuple[bytes, int]:
         """(id, bytes added) of a chunk."""

@@ -28,6 +28,7 @@ from millpond.daemon.store.fsck import Fsck, FsckReport, Progress
 from millpond.daemon.store.index import Content, Index
 from millpond.daemon.store.journal import NameBatch, Names
 from millpond.daemon.store.ledger import root_of
+from millpond.daemon.store.md5.kernels import Kernels
 from millpond.daemon.store.reader import Damage, StoreReader
 from millpond.daemon.store.records import Kind
 from millpond.daemon.store.repair import Repair, Source
@@ -41,6 +42,8 @@ log = logging.getLogger("millpond.store")
 
 # Manifests remembered as complete.
 _MAX_COMPLETE = 10_000
+# Of the store's threads one of so many may hash what comes beside each other: it does the work of several.
+_THREADS_A_HASHER = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +99,8 @@ class Store:
             self._segments.limit = ledger.limit_of(index, txn)
         self.ledger = ledger.Ledger(self)
         self._pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="store")
+        # For contents that come beside each other; None where they cannot be.
+        self.kernels = Kernels.of_here()
         # Checks and rewriting keep out of each other's way.
         self.maintenance = threading.Lock()
         self._complete: set[tuple[int, ObjectName]] = set()
@@ -135,7 +140,8 @@ class Store:
 
     def session(self, uid: int, owner: int | None = None) -> IngestSession:
         """Begin to take in contents for a caller; what is found here is claimed for `owner` (see claims.py)."""
-        return IngestSession(self, self._pool, NameBatch(uid, self.path / "tmp"), owner)
+        names, threads = NameBatch(uid, self.path / "tmp"), self._settings.threads
+        return IngestSession(self, self._pool, names, owner, self.kernels, max(1, threads // _THREADS_A_HASHER))
 
     def write(self, work: Callable[[Any], T]) -> T:
         """Run `work` with a write transaction of the index, on the commit thread; it may run again when the map grows.

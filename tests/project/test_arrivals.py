@@ -16,7 +16,7 @@ from tests.project.verbhelp import Project, random_tree
 from tests.store.helpers import sample
 
 from millpond.daemon.errors import CancelledError, RemoteError
-from millpond.daemon.jobs import objects
+from millpond.daemon.jobs import batches
 
 FILES = {
     "data/empty": b"",
@@ -202,12 +202,12 @@ def test_what_is_new_has_the_group_and_the_acl_of_the_folder_that_it_is_in(proje
 
 
 def test_batches_cut_no_small_content() -> None:
-    memory = objects.Memory(reuse=True)
+    memory = batches.Memory(reuse=True)
     data = sample(5, 700_000)
     told: list[bytes] = []
-    for batch in objects.piece_batches(((data, True, False) for _ in range(60)), memory):
-        names = [None for _, last, _ in batch.pieces if last]
-        objects.tell_whole(batch, names, lambda _, view: told.append(bytes(view)))  # type: ignore[arg-type]
+    for batch in batches.piece_batches(((data, True, False) for _ in range(60)), memory):
+        names = [None for piece in batch.pieces if piece[1]]
+        batches.tell_whole(batch, names, lambda _, view: told.append(bytes(view)))  # type: ignore[arg-type]
         memory.give_back(batch)
     memory.close()
     assert told == [data] * 60

@@ -65,6 +65,51 @@ def _feeds(contents: list[bytes], cuts: list[int]) -> Iterator[tuple[memoryview,
         yield memoryview(view), pieces
 
 
+@given(st.lists(st.integers(0, 400_000), min_size=2, max_size=8), st.randoms(use_true_random=False), st.booleans())
+@hypothesis.settings(max_examples=20, deadline=None)
+def test_contents_that_come_beside_each_other(sizes: list[int], chance: random.Random, with_kernels: bool) -> None:
+    """Each on a strand, small ones between them; with kernels and, where those are not to be had, without."""
+    contents = [sample(number, size) for number, size in enumerate(sizes)]
+    offsets = dict.fromkeys(range(len(contents)), 0)
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store.open(settings(Path(folder) / "s"))
+        if not with_kernels:
+            store.kernels = None
+        session = store.session(UID)
+        found: list[Stored] = []
+        ended: list[bytes] = []
+        while offsets:
+            view = b""
+            pieces: list[tuple[int, bool, bool, int]] = []
+            for _ in range(chance.randrange(1, 9)):
+                number = chance.choice(list(offsets)) if offsets else -1
+                content = contents[number] if offsets else b"between them"
+                start = offsets.get(number, 0)
+                part = content[start : start + chance.choice([0, 1, 64, 65_536, 300_000])] if offsets else content
+                last = start + len(part) == len(content)
+                view += part
+                pieces.append((len(part), last, False, number + 1))
+                if last:
+                    ended.append(content)
+                    offsets.pop(number, None)
+                else:
+                    offsets[number] = start + len(part)
+            found += session.feed(memoryview(view), pieces)
+        assert [item.name.value for item in found] == [hashlib.md5(each).hexdigest() for each in ended]
+        assert session.commit() == []
+        assert [get(store, item) for item in found] == ended
+        assert store.fsck(deep=True).ok
+        store.close()
+
+
+@pytest.mark.parametrize("strand", [-1, 17, 1 << 40])
+def test_there_are_so_many_strands_and_no_more(tmp_path: Path, strand: int) -> None:
+    store = Store.open(settings(tmp_path / "s"))
+    with pytest.raises(ProtocolError, match="strand"):
+        store.session(UID).feed(memoryview(bytes(70_000)), [(70_000, False, False, strand)])
+    store.close()
+
+
 def test_behind_a_feed_that_failed_nothing_more_is_taken(tmp_path: Path) -> None:
     Store.open(settings(tmp_path / "s"), (counting := FaultyFiles(1 << 30))).close()
     Store.open(settings(tmp_path / "s"), (counting := FaultyFiles(1 << 30))).close()

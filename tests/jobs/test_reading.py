@@ -1,0 +1,107 @@
+"""Files on their way into batches: one after the other, or beside each other on strands."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import hypothesis
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.store.helpers import sample
+
+from millpond.daemon import memfd
+from millpond.daemon.errors import FileChangedError, TargetError
+from millpond.daemon.jobs.batches import Batch, Memory
+from millpond.daemon.jobs.reading import in_order, read_batches
+
+LEAST = 700_000
+
+
+@given(
+    st.lists(st.one_of(st.integers(0, 2000), st.integers(LEAST - 1, 3 * LEAST)), max_size=9),
+    st.sampled_from([1, 2, 3, 16]),
+    st.booleans(),
+)
+@hypothesis.settings(deadline=None)
+def test_what_is_sent_is_what_the_files_hold(sizes: list[int], strands: int, reuse: bool) -> None:
+    contents = [sample(number, size) for number, size in enumerate(sizes)]
+    with tempfile.TemporaryDirectory() as folder:
+        paths = _written(Path(folder), contents)
+        ended = _sent(paths, Memory(reuse=reuse), strands)
+    assert sorted(number for number, _ in ended) == list(range(len(contents)))
+    assert list(in_order(ended)) == contents
+    if strands == 1:
+        assert [number for number, _ in ended] == list(range(len(contents)))
+
+
+def test_large_files_share_each_batch(tmp_path: Path) -> None:
+    paths = _written(tmp_path, [sample(number, 20_000_000) for number in range(3)])
+    memory = Memory(reuse=False)
+    batches = read_batches(paths, memory, 3, LEAST)
+    first = next(batches)
+    assert {piece[3] for piece in first.pieces if len(piece) == 4} == {1, 2, 3}
+    assert first.size == memfd.BATCH_BYTES
+    memory.give_back(first)
+    batches.close()
+
+
+def test_a_large_file_with_nothing_beside_it_has_no_strand(tmp_path: Path) -> None:
+    paths = _written(tmp_path, [b"small", sample(1, 2 * LEAST), b"small"])
+    memory = Memory(reuse=False)
+    for batch in read_batches(paths, memory, 16, LEAST):
+        assert [len(piece) for piece in batch.pieces] == [3, 3, 3]
+        memory.give_back(batch)
+
+
+@pytest.mark.parametrize("what", ["gone", "cut"])
+def test_a_file_that_goes_while_others_wait_for_it_leaves_nothing_open(tmp_path: Path, what: str) -> None:
+    paths = _written(tmp_path, [sample(number, 9_000_000) for number in range(3)])
+    before = len(os.listdir("/proc/self/fd"))
+    memory = Memory(reuse=False)
+    batches = read_batches(paths, memory, 16 if what == "cut" else 2, LEAST)
+    if what == "gone":
+        os.unlink(paths[2])
+    with pytest.raises((TargetError, FileChangedError), match=os.path.basename(paths[2])):
+        for batch in batches:
+            memory.give_back(batch)
+            if what == "cut":
+                os.truncate(paths[2], 100)
+    memory.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def _written(folder: Path, contents: list[bytes]) -> list[str]:
+    paths = [folder / f"{number:02d}" for number in range(len(contents))]
+    for path, content in zip(paths, contents, strict=True):
+        path.write_bytes(content)
+    return [str(path) for path in paths]
+
+
+def _sent(paths: list[str], memory: Memory, strands: int) -> list[tuple[int, bytes]]:
+    """Each file's number and what was sent of it, in the order in which they ended."""
+    begun: dict[int, bytes] = {}
+    ended: list[tuple[int, bytes]] = []
+    for batch in read_batches(paths, memory, strands, LEAST):
+        data = os.pread(batch.fd, batch.size, 0)
+        assert batch.size <= memfd.BATCH_BYTES
+        ended += zip((file.number for file in batch.ends), _ended(batch, data, begun), strict=True)
+        memory.give_back(batch)
+    memory.close()
+    assert not begun
+    return ended
+
+
+def _ended(batch: Batch, data: bytes, begun: dict[int, bytes]) -> list[bytes]:
+    whole: list[bytes] = []
+    offset = 0
+    for length, last, _, *strands in batch.pieces:
+        strand = strands[0] if strands else 0
+        begun[strand] = begun.get(strand, b"") + data[offset : offset + length]
+        offset += length
+        if last:
+            whole.append(begun.pop(strand))
+    assert offset == len(data)
+    return whole

@@ -1,0 +1,114 @@
+"""MD5 of several streams at once, beside hashlib's."""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import hypothesis
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from millpond.daemon.store.md5.digests import LaneDigest, Lanes, update
+from millpond.daemon.store.md5.kernels import WIDEST, Kernels
+
+KERNELS = Kernels.of_here()
+needs_kernels = pytest.mark.skipif(KERNELS is None, reason="llvmlite is not installed")
+# Sizes at which padding and blocks end.
+EDGES = (0, 1, 55, 56, 57, 63, 64, 65, 119, 120, 127, 128, 129)
+
+
+def kernels() -> Kernels:
+    assert KERNELS is not None
+    return KERNELS
+
+
+@needs_kernels
+@pytest.mark.parametrize("count", range(1, WIDEST + 1))
+def test_so_many_streams_at_once(count: int) -> None:
+    # Enough for each width to be made, and of different lengths, so that narrower ones take over.
+    contents = [random.Random(number).randbytes((1 << 20) + 64 * 1000 * number + number) for number in range(count)]
+    lanes = Lanes(kernels(), _at_once, 1)
+    streams = [lanes.digest() for _ in contents]
+    update(kernels(), streams, [memoryview(content) for content in contents])
+    assert [stream.hexdigest() for stream in streams] == [hashlib.md5(content).hexdigest() for content in contents]
+
+
+@needs_kernels
+@given(
+    st.lists(
+        st.lists(st.one_of(st.sampled_from(EDGES), st.integers(0, 5000)), max_size=5), min_size=1, max_size=WIDEST + 3
+    ),
+    st.integers(1, 3),
+    st.randoms(use_true_random=False),
+)
+@hypothesis.settings(deadline=None)
+def test_parts_that_come_in_any_pieces_and_turns(lengths: list[list[int]], threads: int, chance: random.Random) -> None:
+    """Each stream's parts in order, the streams in any, hashed whenever somebody says so by several threads."""
+    parts = [[chance.randbytes(length) for length in stream] for stream in lengths]
+    turns = [number for number, stream in enumerate(parts) for _ in stream]
+    chance.shuffle(turns)
+    with ThreadPoolExecutor(threads) as pool:
+        lanes = Lanes(kernels(), pool.submit, threads)
+        streams: list[LaneDigest] = [lanes.digest() for _ in parts]
+        waiting = [iter(stream) for stream in parts]
+        done: list[Future[None]] = []
+        for number in turns:
+            done.append(streams[number].add(memoryview(next(waiting[number]))))
+            if chance.random() < 0.3:
+                lanes.start()
+        lanes.start()
+        for each in done:
+            each.result(10)
+    found = [stream.hexdigest() for stream in streams]
+    assert found == [hashlib.md5(b"".join(stream)).hexdigest() for stream in parts]
+
+
+@needs_kernels
+def test_memory_that_cannot_be_written_is_hashed() -> None:
+    with mmap.mmap(-1, 1 << 16) as memory:
+        memory.write(b"written once")
+        view = memoryview(memory).toreadonly()
+        stream = Lanes(kernels(), _at_once, 1).digest()
+        update(kernels(), [stream], [view])
+        assert stream.hexdigest() == hashlib.md5(view).hexdigest()
+        view.release()
+
+
+@needs_kernels
+def test_a_pool_that_takes_no_more_leaves_nobody_waiting() -> None:
+    pool = ThreadPoolExecutor(1)
+    pool.shutdown()
+    lanes = Lanes(kernels(), pool.submit, 1)
+    done = [lanes.digest().add(memoryview(b"abc")) for _ in range(3)]
+    with pytest.raises(RuntimeError):
+        lanes.start()
+    assert all(each.cancelled() for each in done)
+
+
+@needs_kernels
+def test_where_new_code_may_not_run_there_are_no_kernels() -> None:
+    """The kernel's own refusal of memory that was written and becomes executable, as hardened services have it."""
+    text = """
+import ctypes, sys
+from millpond.daemon.store.md5.kernels import Kernels
+if ctypes.CDLL(None).prctl(65, 1, 0, 0, 0):
+    sys.exit(77)
+found = Kernels.of_here()
+assert found is not None and found.tried is None
+assert not found.are_usable() and found.tried is False
+"""
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True)
+    if done.returncode == 77:
+        pytest.skip("this system cannot forbid it")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def _at_once(work: Callable[[], None]) -> None:
+    work()

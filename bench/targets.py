@@ -11,6 +11,8 @@ from bench.sections import access, lazy, pipelines, reads, share, versions
 COLD = ("squashfuse", "squashfs (kernel)", "EROFS (kernel)", "borg", "restic")
 # What answers nothing but FUSE: warm, no server can be faster, so a figure is held against it with a margin for noise.
 BARE, CEILING = "bare FUSE", 0.93
+# The disk's file system without large folios, which FUSE has not either.
+PAGES = "ext4, single pages"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,9 @@ def targets(disk: str) -> list[Target]:
         Target("status, small files", 6, "dvc"),
         Target("status, small files", 0.12),
         *(Target(f"{work}, warm", 0.7, disk) for work in streams),
+        *(Target(f"{work}, warm", 0.7, PAGES) for work in streams),
         *(Target(f"{work}, warm, handed over", 0.95, disk) for work in streams),
+        *(Target(f"{work}, cold, handed over", 0.8, disk) for work in streams),
         Target("small files in order, warm", 0.95, disk),
         *(Target(f"{work}, warm", CEILING, BARE) for work in (*streams, *small)),
         *(Target(f"{work}, cold", 1.5, "squashfs (kernel)") for work in streams),

@@ -140,7 +140,7 @@ def _listed(context: Context, tools: list[Peer], made: DataSet) -> None:
 
 
 def _handed_over(context: Context, tool: Peer, made: DataSet) -> None:
-    """Warm, once the kernel reads the files by itself; the disk's own files again beside it."""
+    """Warm and cold, once the kernel reads the files by itself; the disk's own files again beside it."""
     place = context.place(tool.name)
     if isinstance(tool, Millpond):
         mounted = tool.mount(made.name, place, "--materialize", f"{2 * made.size}B")
@@ -156,6 +156,11 @@ def _handed_over(context: Context, tool: Peer, made: DataSet) -> None:
                 got = reading(mounted.root)
             context.figures.tell(
                 SECTION, f"{label}, warm, handed over", tool.name, got.seconds, checked=got.checked, volume=made.size
+            )
+            context.host.forget(*tool.backing())
+            got = reading(mounted.root)
+            context.figures.tell(
+                SECTION, f"{label}, cold, handed over", tool.name, got.seconds, checked=got.checked, volume=made.size
             )
     finally:
         mounted.close()

@@ -69,11 +69,14 @@ class Kernels:
 
     def compress(self, states: Sequence[array[int]], addresses: Sequence[int], blocks: int) -> bool:
         """Take `blocks` blocks (at least 1) at each address into the state beside it, at most WIDEST of them; the bytes must stay
-        where they are meanwhile. False, and nothing done, where the kernel cannot be made."""
+        where they are meanwhile. False, and nothing done, where there is no kernel for so many; for one there is, if they are usable."""
         width = next(width for width in WIDTHS if width >= len(states))
         if width < _FIRST and blocks < _WORTH_BLOCKS:
             width = _FIRST
         kernel = self._kernel(width)
+        if kernel is None and width < _FIRST:
+            width = _FIRST
+            kernel = self._kernel(width)
         if kernel is None:
             return False
         idle = width - len(states)

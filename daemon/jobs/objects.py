@@ -18,7 +18,8 @@ from typing import Any, Protocol
 from millpond.daemon import memfd
 from millpond.daemon.errors import BusyError, MillpondError, ProtocolError
 from millpond.daemon.jobs.batches import Batch, Keeping, Memory, Slice, piece_batches
-from millpond.daemon.jobs.reading import Counter, hash_files, in_order, read_batches
+from millpond.daemon.jobs.hashing import hash_files
+from millpond.daemon.jobs.reading import Counter, in_order, read_batches
 from millpond.daemon.names import ObjectName
 from millpond.daemon.objects import Data, Keep, Piece, Put, Tick
 

@@ -1,13 +1,12 @@
 """Files of a workspace on their way to the daemon: opened without ever blocking, read once, and looked at again behind that.
 
 Files come one after the other, back to back in batches. Those that are worth it come beside each other, each on a strand of its
-own, because MD5 of several contents takes far less time than of one after the other (see store/md5/kernels.py).
+own, because MD5 of several contents takes far less time than of one after the other (see md5/kernels.py).
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import stat
 from collections.abc import Generator, Iterable, Iterator
@@ -17,13 +16,10 @@ from typing import TypeVar
 from millpond.daemon import memfd
 from millpond.daemon.errors import DiskFullError, FileChangedError, TargetError
 from millpond.daemon.jobs.batches import MAX_PIECES, Batch, Memory, OpenFile
-from millpond.daemon.names import ObjectName
-from millpond.daemon.objects import Put, Tick
+from millpond.daemon.objects import Tick
 
 T = TypeVar("T")
 
-# What is read at once to be hashed here; progress is told after each.
-HASH_BYTES = 1 << 20
 # What a strand puts into a batch at least, before the next one has its turn.
 _TURN_BYTES = 1 << 20
 _NOT_REGULAR = {
@@ -212,19 +208,3 @@ def _copy(path: str, source: int, batch: Batch, offset: int, length: int) -> Non
         if got == 0:
             raise FileChangedError(f"'{path}' became shorter while it was read; nothing of it was stored", path=path)
         done += got
-
-
-def hash_files(paths: Iterable[str], tick: Tick | None) -> Iterator[Put]:
-    """`put_files` without storing."""
-    counter = Counter(tick)
-    buffer = memoryview(bytearray(HASH_BYTES))
-    for path in paths:
-        fd, before = open_regular(path)
-        with os.fdopen(fd, "rb", buffering=0) as file:
-            digest = hashlib.md5()
-            while length := file.readinto(buffer):
-                digest.update(buffer[:length])
-                counter.add(0, length)
-            check_unchanged(path, fd, before)
-        counter.add(1, 0)
-        yield Put(path, ObjectName("md5", digest.hexdigest()), before.st_size, before)

@@ -10,13 +10,13 @@ from typing import Any
 
 from millpond.daemon import wirepath
 from millpond.daemon.errors import MillpondError, NotARepoError
+from millpond.daemon.md5.kernels import Kernels
 from millpond.daemon.mounts import engines, kernel
 from millpond.daemon.names import ObjectName
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.copying import can_clone
 from millpond.daemon.project.hooks import dvc_hooks
 from millpond.daemon.project.repo import Repo, printable
-from millpond.daemon.store.md5.kernels import Kernels
 
 # name, ok, detail, hint
 Check = tuple[str, bool, str, str]

@@ -7,7 +7,8 @@ from contextlib import closing
 
 from millpond.daemon.errors import BusyError, ObjectMissingError
 from millpond.daemon.jobs.batches import Batch, Memory, piece_batches, tell_whole
-from millpond.daemon.jobs.reading import hash_files, in_order, read_batches
+from millpond.daemon.jobs.hashing import hash_files
+from millpond.daemon.jobs.reading import in_order, read_batches
 from millpond.daemon.names import ObjectName
 from millpond.daemon.objects import Data, Keep, Piece, Put, Tick
 from millpond.daemon.store.index import Content

@@ -16,13 +16,13 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from millpond.daemon.errors import BusyError, ProtocolError, StoreDamagedError
+from millpond.daemon.md5.digests import Digest, Lanes, SingleDigest
+from millpond.daemon.md5.kernels import WIDEST, Kernels
 from millpond.daemon.names import DIR_SUFFIX, ObjectName
 from millpond.daemon.store import records
 from millpond.daemon.store.chunking import MIN_BYTES, Cutter
 from millpond.daemon.store.index import Content
 from millpond.daemon.store.journal import NameBatch
-from millpond.daemon.store.md5.digests import Digest, Lanes, SingleDigest
-from millpond.daemon.store.md5.kernels import WIDEST, Kernels
 from millpond.daemon.store.parts import Follower, PartReader, is_worth_following
 from millpond.daemon.store.reader import StoreReader
 from millpond.daemon.store.recipes import PartsBuilder, RecipeBuilder

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from millpond.daemon.errors import BusyError, MillpondError
+from millpond.daemon.md5.kernels import Kernels
 from millpond.daemon.names import ObjectName
 from millpond.daemon.store import layout, ledger, manifests, records, recovery, scrub
 from millpond.daemon.store.claims import Claims
@@ -28,7 +29,6 @@ from millpond.daemon.store.fsck import Fsck, FsckReport, Progress
 from millpond.daemon.store.index import Content, Index
 from millpond.daemon.store.journal import NameBatch, Names
 from millpond.daemon.store.ledger import root_of
-from millpond.daemon.store.md5.kernels import Kernels
 from millpond.daemon.store.reader import Damage, StoreReader
 from millpond.daemon.store.records import Kind
 from millpond.daemon.store.repair import Repair, Source

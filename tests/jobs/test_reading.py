@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from pathlib import Path
@@ -15,6 +16,7 @@ from tests.store.helpers import sample
 from millpond.daemon import memfd
 from millpond.daemon.errors import FileChangedError, TargetError
 from millpond.daemon.jobs.batches import Batch, Memory
+from millpond.daemon.jobs.hashing import hash_files
 from millpond.daemon.jobs.reading import in_order, read_batches
 
 LEAST = 700_000
@@ -70,6 +72,34 @@ def test_a_file_that_goes_while_others_wait_for_it_leaves_nothing_open(tmp_path:
             if what == "cut":
                 os.truncate(paths[2], 100)
     memory.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_large_files_hashed_together_and_small_ones_between_them(tmp_path: Path) -> None:
+    sizes = [number if number % 3 else (17 << 20) + number for number in range(60)]
+    paths = []
+    for number, size in enumerate(sizes):
+        paths.append(str(tmp_path / f"{number:02d}"))
+        with open(paths[-1], "wb") as file:
+            file.write(sample(number, min(size, 100_000)))
+            file.truncate(size)
+    told: list[tuple[int, int]] = []
+    found = list(hash_files(paths, lambda files, size: told.append((files, size))))
+    assert [(put.path, put.size) for put in found] == list(zip(paths, sizes, strict=True))
+    for put in found:
+        with open(put.path, "rb") as file:
+            assert put.name.value == hashlib.file_digest(file, "md5").hexdigest(), put.path
+    assert told == sorted(told) and told[-1] == (len(sizes), sum(sizes)) and len(told) > 100
+
+
+def test_a_file_that_is_cut_while_others_are_hashed_with_it_is_an_error(tmp_path: Path) -> None:
+    paths = [str(tmp_path / f"{number}") for number in range(16)]
+    for path in paths:
+        with open(path, "wb") as file:
+            file.truncate(17 << 20)
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(FileChangedError, match=paths[7]):
+        list(hash_files(paths, lambda _, size: os.truncate(paths[7], 5) if size > 20 << 20 else None))
     assert len(os.listdir("/proc/self/fd")) == before
 
 

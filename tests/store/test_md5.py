@@ -7,7 +7,6 @@ import mmap
 import random
 import subprocess
 import sys
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import hypothesis
@@ -15,8 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from millpond.daemon.store.md5.digests import LaneDigest, Lanes, update
-from millpond.daemon.store.md5.kernels import WIDEST, Kernels
+from millpond.daemon.md5.digests import LaneDigest, Lanes
+from millpond.daemon.md5.kernels import WIDEST, Kernels
+from millpond.daemon.md5.streams import Stream, update
 
 KERNELS = Kernels.of_here()
 needs_kernels = pytest.mark.skipif(KERNELS is None, reason="llvmlite is not installed")
@@ -34,9 +34,8 @@ def kernels() -> Kernels:
 def test_so_many_streams_at_once(count: int) -> None:
     # Enough for each width to be made, and of different lengths, so that narrower ones take over.
     contents = [random.Random(number).randbytes((1 << 20) + 64 * 1000 * number + number) for number in range(count)]
-    lanes = Lanes(kernels(), _at_once, 1)
-    streams = [lanes.digest() for _ in contents]
-    update(kernels(), streams, [memoryview(content) for content in contents])
+    streams = [Stream(kernels()) for _ in contents]
+    update(streams, [memoryview(content) for content in contents])
     assert [stream.hexdigest() for stream in streams] == [hashlib.md5(content).hexdigest() for content in contents]
 
 
@@ -75,8 +74,8 @@ def test_memory_that_cannot_be_written_is_hashed() -> None:
     with mmap.mmap(-1, 1 << 16) as memory:
         memory.write(b"written once")
         view = memoryview(memory).toreadonly()
-        stream = Lanes(kernels(), _at_once, 1).digest()
-        update(kernels(), [stream], [view])
+        stream = Stream(kernels())
+        update([stream], [view])
         assert stream.hexdigest() == hashlib.md5(view).hexdigest()
         view.release()
 
@@ -97,7 +96,7 @@ def test_where_new_code_may_not_run_there_are_no_kernels() -> None:
     """The kernel's own refusal of memory that was written and becomes executable, as hardened services have it."""
     text = """
 import ctypes, sys
-from millpond.daemon.store.md5.kernels import Kernels
+from millpond.daemon.md5.kernels import Kernels
 if ctypes.CDLL(None).prctl(65, 1, 0, 0, 0):
     sys.exit(77)
 found = Kernels.of_here()
@@ -108,7 +107,3 @@ assert not found.are_usable() and found.tried is False
     if done.returncode == 77:
         pytest.skip("this system cannot forbid it")
     assert (done.returncode, done.stderr) == (0, "")
-
-
-def _at_once(work: Callable[[], None]) -> None:
-    work()

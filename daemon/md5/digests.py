@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import threading
-from array import array
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import contextmanager
 from typing import Protocol
 
-from millpond.daemon.store.md5.kernels import BLOCK_BYTES, START, WIDEST, Kernels, padding
+from millpond.daemon.md5.kernels import WIDEST, Kernels
+from millpond.daemon.md5.streams import Stream, update
 
 Submit = Callable[[Callable[[], None]], object]
 _Waiting = deque[tuple[memoryview, "Future[None]"]]
@@ -82,25 +80,17 @@ class SingleDigest:
             _cancel(self._parts)
 
 
-class LaneDigest:
+class LaneDigest(Stream):
     """A stream beside others; made by `Lanes.digest`."""
 
     def __init__(self, lanes: Lanes) -> None:
+        super().__init__(lanes.kernels)
         self._lanes = lanes
-        self.state = array("I", START)
-        self.length = 0
-        # What is left of a block.
-        self.tail = b""
         self.parts: _Waiting = deque()
 
     def add(self, part: memoryview) -> Future[None]:
         """See Digest. Not begun before `Lanes.start`."""
         return self._lanes.add(self, part)
-
-    def hexdigest(self) -> str:
-        """See Digest."""
-        update(self._lanes.kernels, [self], [memoryview(padding(self.length))])
-        return self.state.tobytes().hex()
 
 
 class Lanes:
@@ -148,7 +138,7 @@ class Lanes:
         while group := self._take():
             wanted = [(stream, part, done) for stream, part, done in group if done.set_running_or_notify_cancel()]
             try:
-                update(self.kernels, [stream for stream, _, _ in wanted], [part for _, part, _ in wanted])
+                update([stream for stream, _, _ in wanted], [part for _, part, _ in wanted])
             except Exception as error:  # told to who waits for it
                 for _, _, done in wanted:
                     done.set_exception(error)
@@ -174,78 +164,7 @@ class Lanes:
             _cancel(self._ready.popleft().parts)
 
 
-def update(kernels: Kernels, streams: Sequence[LaneDigest], parts: Sequence[memoryview]) -> None:
-    """Hash one more part of each stream. Raises RuntimeError where no kernel can be made."""
-    with _addresses(parts) as addresses:
-        places = []
-        for stream, part, address in zip(streams, parts, addresses, strict=True):
-            stream.length += len(part)
-            lacking = -len(stream.tail) % BLOCK_BYTES
-            stream.tail += bytes(part[:lacking])
-            if stream.tail and len(stream.tail) == BLOCK_BYTES:
-                with _addresses([memoryview(stream.tail)]) as (tail,):
-                    _compress(kernels, [stream], [tail], 1)
-                stream.tail = b""
-            rest = len(part) - lacking
-            if rest > 0:
-                places.append((stream, address + lacking, rest // BLOCK_BYTES))
-                stream.tail = bytes(part[len(part) - rest % BLOCK_BYTES :]) if rest % BLOCK_BYTES else b""
-        while places := [place for place in places if place[2]]:
-            blocks = min(left for _, _, left in places)
-            _compress(kernels, [stream for stream, _, _ in places], [address for _, address, _ in places], blocks)
-            places = [(stream, address + blocks * BLOCK_BYTES, left - blocks) for stream, address, left in places]
-
-
-def _compress(kernels: Kernels, streams: Sequence[LaneDigest], addresses: Sequence[int], blocks: int) -> None:
-    """By the kernel for so many; one after the other where it cannot be made."""
-    if kernels.compress([stream.state for stream in streams], addresses, blocks):
-        return
-    for stream, address in zip(streams, addresses, strict=True):
-        if not kernels.compress([stream.state], [address], blocks):
-            raise RuntimeError("this processor's MD5 cannot be made")
-
-
 def _cancel(parts: _Waiting) -> None:
     for _, done in parts:
         done.cancel()
     parts.clear()
-
-
-class _View(ctypes.Structure):
-    """Py_buffer, as CPython's documentation of the buffer protocol has it."""
-
-    _fields_ = [
-        ("buf", ctypes.c_void_p),
-        ("obj", ctypes.py_object),
-        ("len", ctypes.c_ssize_t),
-        ("itemsize", ctypes.c_ssize_t),
-        ("readonly", ctypes.c_int),
-        ("ndim", ctypes.c_int),
-        ("format", ctypes.c_char_p),
-        ("shape", ctypes.c_void_p),
-        ("strides", ctypes.c_void_p),
-        ("suboffsets", ctypes.c_void_p),
-        ("internal", ctypes.c_void_p),
-    ]
-
-
-_get = ctypes.pythonapi.PyObject_GetBuffer
-_get.argtypes = [ctypes.py_object, ctypes.POINTER(_View), ctypes.c_int]
-_release = ctypes.pythonapi.PyBuffer_Release
-_release.argtypes = [ctypes.POINTER(_View)]
-_release.restype = None
-
-
-@contextmanager
-def _addresses(parts: Sequence[memoryview]) -> Iterator[list[int]]:
-    """Where the bytes of views lie, read-only ones too; they stay there within the block."""
-    views: list[_View] = []
-    try:
-        for part in parts:
-            view = _View()
-            _get(part, ctypes.byref(view), 0)
-            views.append(view)
-        yield [view.buf or 0 for view in views]
-    finally:
-        for view in views:
-            _release(ctypes.byref(view))

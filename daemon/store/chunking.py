@@ -14,6 +14,8 @@ ALGORITHM = "fastcdc-2020-pyfastcdc0.3-nc2"
 MIN_BYTES = 64 << 10
 AVERAGE_BYTES = 256 << 10
 MAX_BYTES = 1 << 20
+# What is put together at first of a chunk that began in the part before: most end within, and it stays in memory until it is stored.
+_HEAD_BYTES = 2 * AVERAGE_BYTES
 
 
 def parameters() -> dict[str, str | int]:
@@ -34,7 +36,7 @@ class Cutter:
 
     def feed(self, part: memoryview, last: bool) -> Iterator[memoryview]:
         """The chunks that are final now; with `last`, all of the rest. Views are valid as long as `part` is."""
-        if self._carry:
+        while self._carry:
             begin = yield from self._finish_carry(part, last)
             if begin < 0:
                 return
@@ -52,19 +54,29 @@ class Cutter:
     def _finish_carry(self, part: memoryview, last: bool) -> Generator[memoryview, None, int]:
         """The chunk that begins in what was carried over; where in `part` it ends, or -1 when `part` is used up.
 
-        Only as much as a chunk can have is put together: copying whole parts would cost more than cutting them.
+        Only as much as a chunk needs is put together: copying whole parts would cost more than cutting them.
         """
         carried = len(self._carry)
-        head = memoryview(self._carry + bytes(part[: MAX_BYTES - carried]))
-        whole = len(part) <= MAX_BYTES - carried
-        end = self._ends(head)[0]
+        for most in (_HEAD_BYTES, MAX_BYTES):
+            room = max(0, most - carried)
+            head = memoryview(self._carry + bytes(part[:room]))
+            whole = len(part) <= room
+            end = self._first_end(head)
+            if whole or end < len(head):
+                break
         if whole and end == len(head) and not last:
             self._carry = bytes(head)
             return -1
-        self._carry = b""
+        # What was carried over has no boundary inside, but for one right before its last byte: FastCDC takes bytes by twos, so that
+        # one was not seen.
+        self._carry = bytes(head[end:carried])
         yield head[:end]
-        # A carried piece has no boundary inside, so the chunk ends in (or right before) this part.
-        return -1 if whole and end == len(head) else end - carried
+        return -1 if whole and end == len(head) else max(0, end - carried)
+
+    def _first_end(self, data: memoryview) -> int:
+        """Where the first chunk ends."""
+        length: int = next(iter(self._fastcdc.cut_buf(data))).length
+        return length
 
     def _ends(self, data: memoryview) -> list[int]:
         """Where chunks end."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import random
 from pathlib import Path
@@ -38,6 +39,40 @@ def test_chunk_boundaries_have_not_moved() -> None:
     assert sum(found) == len(data)
     assert hashlib.sha256(repr(found).encode()).hexdigest() == GOLDEN_BOUNDARIES
     assert found[:4] == GOLDEN_FIRST
+
+
+@pytest.mark.parametrize("part", [997, 60_000, 1 << 20, (1 << 20) + 77, 3 << 20])
+def test_chunk_boundaries_do_not_depend_on_parts(part: int) -> None:
+    """Bytes that are alike have no boundary before a chunk is as long as it may be."""
+    noise = random.Random(8).randbytes(4 << 20)
+    data = noise + bytes(3 << 20) + noise[:100_000]
+    assert lengths(data, part) == lengths(data, len(data))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_part_that_ends_beside_a_boundary_loses_nothing(seed: int) -> None:
+    data = random.Random(seed).randbytes(1_500_000)
+    whole = lengths(data, len(data))
+    for boundary in itertools.accumulate(whole[:-1]):
+        for cut in range(boundary - 3, boundary + 4):
+            cutter = chunking.Cutter()
+            parts = [(memoryview(data)[:cut], False), (memoryview(data)[cut:], True)]
+            assert [len(chunk) for part in parts for chunk in cutter.feed(*part)] == whole, cut
+
+
+def test_what_is_put_together_of_parts_is_little() -> None:
+    """It stays in memory until it is stored, for each part of sixteen contents that come beside each other."""
+    data = memoryview(random.Random(9).randbytes(32 << 20))
+    cutter = chunking.Cutter()
+    kept: list[memoryview] = []
+    held: dict[int, int] = {}
+    for start in range(0, len(data), 1 << 20):
+        for chunk in cutter.feed(data[start : start + (1 << 20)], start + (1 << 20) == len(data)):
+            if chunk.obj is not data.obj:
+                held[id(chunk.obj)] = memoryview(chunk.obj).nbytes
+                kept.append(chunk)
+    assert 16 < len(held) < 32
+    assert sum(held.values()) < 0.6 * len(data)
 
 
 GOLDEN_BOUNDARIES = "2ff479eada39abb1a3e1a9267218c0fb27534dbb85f2d20931700b60f08ddd7d"

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from millpond.daemon import memfd
-from millpond.daemon.errors import BusyError, MillpondError, ProtocolError
+from millpond.daemon.errors import BusyError, CancelledError, MillpondError, ProtocolError
 from millpond.daemon.jobs.batches import Batch, Keeping, Memory, Slice, piece_batches
 from millpond.daemon.jobs.hashing import hash_files
 from millpond.daemon.jobs.reading import Counter, in_order, read_batches
@@ -59,14 +59,22 @@ class DaemonObjectStore:
         # Of a source: what its user's verbs would run with.
         self._context = context
         self._session: _Session | None = None
+        # After files that could not be put: requests whose answers nobody took yet, and whether contents were begun that will not end.
+        self._unanswered: list[Any] = []
+        self._is_broken_off = False
         self.new_bytes = 0
 
     def put_files(self, paths: Iterable[str], *, tick: Tick | None = None, store: bool = True) -> Iterator[Put]:
-        """See ObjectStore.put_files; files are read with sendfile, never mapped."""
+        """See ObjectStore.put_files; files are read with sendfile, never mapped. After an error, or when it is closed early, others
+        may be put, and what was put before it is named by `commit`."""
         if not store:
             yield from hash_files(paths, tick)
             return
-        yield from in_order(self._put_files(paths, Counter(tick)))
+        try:
+            yield from in_order(self._put_files(paths, Counter(tick)))
+        except BaseException:
+            self._is_broken_off = True
+            raise
 
     def _put_files(self, paths: Iterable[str], counter: Counter) -> Iterator[tuple[int, Put]]:
         """Each file with its place among `paths`, as they end."""
@@ -92,7 +100,7 @@ class DaemonObjectStore:
             return name
         session = self._begin()
         with memfd.sent(data) as fd:
-            reply, _ = self._peer.call("store.feed", _feed(session, [(len(data), True, is_dir)], like), fds=[fd])
+            reply, _ = self._peer.call("store.feed", self._feed(session, [(len(data), True, is_dir)], like), fds=[fd])
         value, _, new_bytes = reply["stored"][0]
         self.new_bytes += new_bytes
         return ObjectName("md5", value)
@@ -114,6 +122,7 @@ class DaemonObjectStore:
     def forget(self) -> None:
         """The daemon of this session is gone: the next put begins another."""
         self._session = None
+        self._unanswered.clear()
 
     def commit(self) -> None:
         """See ObjectStore.commit. Without puts it does nothing."""
@@ -180,7 +189,16 @@ class DaemonObjectStore:
         return self._peer.start("store.fetch", {"names": list(map(str, wanted)), "offset": offset})
 
     def _begin(self) -> _Session:
+        while self._unanswered:
+            request = self._unanswered.pop()
+            try:
+                self._peer.wait(request)
+            except CancelledError:
+                raise
+            except MillpondError:  # what comes next is told as well
+                pass
         if self._session is None:
+            self._is_broken_off = False
             reply, _ = self._peer.call("store.begin", {} if self._context is None else {"context": self._context})
             strands, least = reply["strands"]
             self._session = _Session(int(reply["session"]), bool(reply["own"]), int(strands), int(least))
@@ -189,7 +207,16 @@ class DaemonObjectStore:
     def _send(self, session: _Session, batch: Batch, like: ObjectName | None) -> Any:
         if batch.view is None:
             memfd.seal(batch.fd)
-        return self._peer.start("store.feed", _feed(session, batch.pieces, like), fds=[batch.fd])
+        return self._peer.start("store.feed", self._feed(session, batch.pieces, like), fds=[batch.fd])
+
+    def _feed(self, session: _Session, pieces: Sequence[Slice], like: ObjectName | None) -> dict[str, Any]:
+        """What `store.feed` is asked; `like` is a former manifest."""
+        asked: dict[str, Any] = {"session": session.number, "pieces": pieces}
+        if like is not None:
+            asked["like"] = str(like)
+        if self._is_broken_off:
+            self._is_broken_off, asked["anew"] = False, True
+        return asked
 
     def _flow(
         self,
@@ -201,18 +228,22 @@ class DaemonObjectStore:
         session = self._begin()
         memory = Memory(reuse=session.own)
         flying: deque[tuple[Any, Batch]] = deque()
+        waiting: Batch | None = None
         with closing(memory), closing(Keeping(memory, keep)) as keeping:
             try:
-                for batch in batches(memory):
+                for waiting in batches(memory):
                     if len(flying) >= IN_FLIGHT:
                         yield self._landed(*flying.popleft(), keeping)
-                    flying.append((self._send(session, batch, like), batch))
-                    like = None  # it is told once
+                    flying.append((self._send(session, waiting, like), waiting))
+                    like = waiting = None  # it is told once
                 while flying:
                     yield self._landed(*flying.popleft(), keeping)
                 keeping.finish()
             finally:
-                for _, batch in flying:  # after a failure; the daemon has these files open itself
+                if waiting is not None:
+                    memory.give_back(waiting)
+                for request, batch in flying:  # after a failure; the daemon has these files open itself
+                    self._unanswered.append(request)
                     memory.give_back(batch)
 
     def _landed(self, request: Any, batch: Batch, keeping: Keeping) -> tuple[Batch, list[Any]]:
@@ -223,12 +254,6 @@ class DaemonObjectStore:
         finally:
             keeping.take(batch, names)
         return batch, reply["stored"]
-
-
-def _feed(session: _Session, pieces: Sequence[Slice], like: ObjectName | None) -> dict[str, Any]:
-    """What `store.feed` is asked; `like` is a former manifest."""
-    asked: dict[str, Any] = {"session": session.number, "pieces": pieces}
-    return asked if like is None else {**asked, "like": str(like)}
 
 
 def _pieces(sent: list[ObjectName], pieces: list[list[Any]], fds: list[int]) -> Iterator[Piece]:

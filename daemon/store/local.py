@@ -107,10 +107,12 @@ class LocalObjectStore:
         try:
             for batch in batches(memory):
                 assert batch.view is not None  # as memory is used again
-                stored = self._begin().feed(batch.view[: batch.size], batch.pieces)
-                if keep is not None:
-                    tell_whole(batch, [item.name for item in stored], keep)
-                memory.give_back(batch)
+                try:
+                    stored = self._begin().feed(batch.view[: batch.size], batch.pieces)
+                    if keep is not None:
+                        tell_whole(batch, [item.name for item in stored], keep)
+                finally:
+                    memory.give_back(batch)
                 yield batch, stored
         except BaseException:
             # A content may have been begun and never ended: nothing more can be put behind it.

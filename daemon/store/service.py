@@ -112,8 +112,9 @@ class StoreService:
         return STRANDS, _LEAST_BYTES if kernels.tried else _LEAST_BYTES_AT_FIRST
 
     async def feed(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
-        """{session, pieces: [[length, last, is_dir, strand?]...], like?} + memfd -> {stored: [[md5, size, new_bytes]...]}. `like` names a
-        manifest of the caller's that the next one that begins is mostly the same as (see parts.py)."""
+        """{session, pieces: [[length, last, is_dir, strand?]...], like?, anew?} + memfd -> {stored: [[md5, size, new_bytes]...]}. `like`
+        names a manifest of the caller's that the next one that begins is mostly the same as (see parts.py); `anew`: contents that
+        were begun before will not end."""
         session = self._session(call, params)
         like = parse_name(str(params["like"])) if params.get("like") else None
         pieces = [_slice(*piece) for piece in params["pieces"]]
@@ -126,6 +127,8 @@ class StoreService:
             view = mapping.enter_context(received)
             if any(piece[0] < 0 for piece in pieces) or total != len(view):
                 raise ProtocolError("the pieces of a feed do not add up to its memory file")
+            if params.get("anew"):
+                session.puts.break_off()
             if like is not None:
                 session.puts.follow(self._store.resolve([like], call.uid, call.connection.id)[0])
             return session.puts.begin(view, pieces)

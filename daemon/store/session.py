@@ -148,6 +148,10 @@ class IngestSession:
         """The next manifest that begins is mostly the same as this content, which its caller may read. Called as `begin`."""
         self._former = former
 
+    def break_off(self) -> None:
+        """Contents that were begun will not end: what comes next is no part of them. Called as `begin`."""
+        self._streams.clear()
+
     def begin(self, data: memoryview, pieces: Sequence[Slice]) -> Feed:
         """Take in `data`, the concatenation of pieces. It must stay as it is until `finish`.
 
@@ -182,7 +186,7 @@ class IngestSession:
                     stream = self._streams[strand] = self._begin_stream(is_dir, length, strand)
                 self._begin_part(feed, stream, part, last)
                 if last:
-                    del self._streams[strand]
+                    self._streams.pop(strand, None)  # gone, when this was given up meanwhile
             flush()
             if self._lanes is not None:
                 self._lanes.start()

@@ -1,0 +1,92 @@
+"""A worker's store when files could not be put: what comes behind that is whole, and what came before it is not lost."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.jobs.helpers import Site, running
+
+from millpond.daemon.jobs.objects import DaemonObjectStore
+from millpond.daemon.names import ObjectName
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[Site]:
+    with tempfile.TemporaryDirectory(prefix="mp-puts-") as folder, running(Path(folder)) as found:
+        yield found
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "times"),
+    [(1, 96 << 20, 2), (4, 33 << 20, 1), pytest.param(1, 96 << 20, 13, marks=pytest.mark.long)],
+)
+def test_what_was_begun_is_no_part_of_what_comes_next(
+    site: Site, tmp_path: Path, count: int, size: int, times: int
+) -> None:
+    """One file alone, and several beside each other; so often that unanswered requests would be too many."""
+    early, late = tmp_path / "early", tmp_path / "late"
+    early.write_bytes(b"early" * 5000)
+    late.write_bytes(b"late" * 100_000)
+    large = _sparse(tmp_path, count, size)
+    with site.start() as client:
+        store = DaemonObjectStore(client)
+        [first] = store.put_files([str(early)])
+        for _ in range(times):
+            with pytest.raises(Stop):
+                list(store.put_files(large, tick=_stop))
+        assert not _memory_files()
+        names = [first.name, store.put_bytes(b"{}" * 50_000)]
+        puts = list(store.put_files([str(late), *large]))
+        store.commit()
+        assert [put.name.value for put in puts] == [_md5(put.path) for put in puts]
+        names += [put.name for put in puts]
+        assert names[1] == ObjectName("md5", hashlib.md5(b"{}" * 50_000).hexdigest())
+        assert store.sizes(names) == [25_000, 100_000, 400_000, *[size] * count]
+        assert store.read(puts[0].name) == late.read_bytes()
+
+
+def test_a_consumer_that_ends_early_is_no_harm(site: Site, tmp_path: Path) -> None:
+    files = [tmp_path / "small", *map(Path, _sparse(tmp_path, 2, 60 << 20))]
+    files[0].write_bytes(b"small")
+    with site.start() as client:
+        store = DaemonObjectStore(client)
+        puts = store.put_files(map(str, files))
+        assert next(iter(puts)).name.value == _md5(str(files[0]))
+        puts.close()  # type: ignore[attr-defined]
+        assert not _memory_files()
+        found = list(store.put_files(map(str, files[1:])))
+        store.commit()
+        assert [put.name.value for put in found] == [_md5(put.path) for put in found]
+
+
+def _sparse(folder: Path, count: int, size: int) -> list[str]:
+    paths = []
+    for number in range(count):
+        with open(folder / f"large{number}", "wb") as file:
+            file.write(b"%d" % number)
+            file.truncate(size)
+        paths.append(file.name)
+    return paths
+
+
+def _memory_files() -> list[str]:
+    names = [f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd")]
+    return [name for name in names if os.path.lexists(name) and "memfd:millpond" in os.readlink(name)]
+
+
+def _stop(_files: int, _bytes: int) -> None:
+    raise Stop
+
+
+def _md5(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()

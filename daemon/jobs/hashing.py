@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from millpond.daemon.jobs.reading import Counter, check_unchanged, in_order, open_regular
+from millpond.daemon.jobs.reading import MOST_BEHIND, Counter, check_unchanged, in_order, open_regular
 from millpond.daemon.md5.kernels import WIDEST, Kernels
 from millpond.daemon.md5.streams import Stream, update
 from millpond.daemon.names import ObjectName
@@ -51,7 +51,7 @@ def _hashed(paths: Iterable[str], counter: Counter) -> Iterator[tuple[int, Put]]
             waiting.append(_Waiting(number, path, fd, before))
             if kernels is None or before.st_size < _LEAST_BYTES:
                 yield _alone(waiting, buffer, counter)
-            elif len(waiting) == WIDEST:
+            if len(waiting) == WIDEST or (waiting and number - waiting[0].number >= MOST_BEHIND):
                 yield from _waited(kernels, waiting, buffer, counter)
         yield from _waited(kernels, waiting, buffer, counter)
     finally:
@@ -63,6 +63,8 @@ def _waited(
     kernels: Kernels | None, waiting: list[_Waiting], buffer: memoryview, counter: Counter
 ) -> Iterator[tuple[int, Put]]:
     """All that waits: together, where that is worth it."""
+    for file in waiting:  # it may have changed meanwhile
+        file.before = os.fstat(file.fd)
     size = sum(file.before.st_size for file in waiting)
     is_worth_it = kernels is not None and len(waiting) > 1 and (size >= _WORTH_BYTES or kernels.tried)
     if kernels is not None and is_worth_it and kernels.are_usable():

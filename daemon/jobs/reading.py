@@ -22,6 +22,8 @@ T = TypeVar("T")
 
 # What a strand puts into a batch at least, before the next one has its turn.
 _TURN_BYTES = 1 << 20
+# Files that go by, at most, while one before them waits for others or is read beside them: what is known of each is kept until then.
+MOST_BEHIND = 10_000
 _NOT_REGULAR = {
     stat.S_IFDIR: "a directory",
     stat.S_IFSOCK: "a socket",
@@ -142,7 +144,7 @@ def read_batches(
     TargetError, FileChangedError, DiskFullError.
     """
     filler = _Filler(memory)
-    # By strand. Several of them wait here until there are enough of them, however many small files come between.
+    # By strand, the one that came first at the head. They wait here until there are enough of them, small files going by.
     beside: dict[int, _Source] = {}
     try:
         for number, path in enumerate(paths):
@@ -153,13 +155,13 @@ def read_batches(
                 beside[file.strand] = file
                 if len(beside) == strands:
                     yield from _side_by_side(filler, beside, until=strands - 1)
-                continue
-            try:
-                yield from filler.take(file, file.size)
-            finally:
-                os.close(fd)
-        if len(beside) == 1 and not (file := next(iter(beside.values()))).offset:
-            file.strand = 0  # nothing is beside it
+            else:
+                try:
+                    yield from filler.take(file, file.size)
+                finally:
+                    os.close(fd)
+            if beside and number - next(iter(beside.values())).number >= MOST_BEHIND:
+                yield from _side_by_side(filler, beside, until=0)
         yield from _side_by_side(filler, beside, until=0)
         yield from filler.finish()
     finally:
@@ -170,6 +172,10 @@ def read_batches(
 
 def _side_by_side(filler: _Filler, beside: dict[int, _Source], until: int) -> Iterator[Batch]:
     """Read files in turns until only so many are left."""
+    for file in beside.values():
+        if not file.offset:  # it may have changed while it waited
+            file.before = os.fstat(file.fd)
+            file.strand = file.strand if len(beside) > 1 else 0
     while len(beside) > until:
         turn = max(_TURN_BYTES, memfd.BATCH_BYTES // len(beside))
         for strand, file in list(beside.items()):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -48,6 +49,53 @@ def test_large_files_share_each_batch(tmp_path: Path) -> None:
     assert first.size == memfd.BATCH_BYTES
     memory.give_back(first)
     batches.close()
+
+
+def test_large_files_wait_for_others_behind_so_many_small_ones_and_no_more(tmp_path: Path) -> None:
+    """What is known of those must be kept until the large one that they come behind has ended."""
+    small, *large = _written(tmp_path, [b"", *(sample(number, 9 << 20) for number in range(3))])
+    paths = [large[0], *[small] * 25_000, *large[1:], *[small] * 12_000]
+    memory = Memory(reuse=True)
+    ended = []
+    for batch in read_batches(paths, memory, 3, LEAST):
+        ended += [file.number for file in batch.ends]
+        memory.give_back(batch)
+    memory.close()
+    assert list(in_order((number, number) for number in ended)) == list(range(len(paths)))
+    assert _most_waiting(ended) < 16_000
+    told: list[int] = []
+    for number, _ in enumerate(hash_files(paths, lambda files, _: told.append(files))):
+        assert told[-1] - number < 16_000
+    assert number == len(paths) - 1
+
+
+def _most_waiting(numbers: list[int]) -> int:
+    """How many come before one of a lower number, at most."""
+    most = 0
+    seen: set[int] = set()
+    wanted = 0
+    for number in numbers:
+        seen.add(number)
+        while wanted in seen:
+            seen.remove(wanted)
+            wanted += 1
+        most = max(most, len(seen))
+    return most
+
+
+def test_a_file_that_changes_while_it_waits_for_others_is_read_as_it_is_then(tmp_path: Path) -> None:
+    large, small = _written(tmp_path, [sample(1, 9 << 20), b"small"])
+
+    def paths() -> Iterator[str]:
+        yield large
+        yield small
+        with open(large, "ab") as file:
+            file.write(b"more")
+
+    expected = [hashlib.md5(sample(1, 9 << 20) + b"more").hexdigest(), hashlib.md5(b"small").hexdigest()]
+    assert [hashlib.md5(data).hexdigest() for data in in_order(_sent(paths(), Memory(reuse=True), 16))] == expected
+    os.truncate(large, 9 << 20)
+    assert [put.name.value for put in hash_files(paths(), None)] == expected
 
 
 def test_a_large_file_with_nothing_beside_it_has_no_strand(tmp_path: Path) -> None:
@@ -110,7 +158,7 @@ def _written(folder: Path, contents: list[bytes]) -> list[str]:
     return [str(path) for path in paths]
 
 
-def _sent(paths: list[str], memory: Memory, strands: int) -> list[tuple[int, bytes]]:
+def _sent(paths: Iterable[str], memory: Memory, strands: int) -> list[tuple[int, bytes]]:
     """Each file's number and what was sent of it, in the order in which they ended."""
     begun: dict[int, bytes] = {}
     ended: list[tuple[int, bytes]] = []

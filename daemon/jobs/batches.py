@@ -45,6 +45,11 @@ class Batch:
     ends: list[OpenFile] = field(default_factory=list)
     goes_on: bool = False
 
+    @property
+    def has_strands(self) -> bool:
+        """Whether it ends with a content that comes beside others."""
+        return bool(self.pieces) and len(self.pieces[-1]) == 4
+
 
 class Memory:
     """The memory files that batches are read into: sealed ones, each made anew, or with `reuse` the same ones again."""

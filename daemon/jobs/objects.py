@@ -25,6 +25,8 @@ from millpond.daemon.objects import Data, Keep, Piece, Put, Tick
 
 # Feeds of 16 MiB on their way. MD5 of one file is one thread's work: with so many of them the next file's begins beside it.
 IN_FLIGHT = 5
+# Of contents that are hashed beside each other anyway: more of them would take memory alone, here and in the daemon.
+IN_FLIGHT_BESIDE = 3
 # Names in one request; those of contents that are fetched: at first, and beside twice as many as were answered.
 MAX_NAMES = 2000
 _FIRST_NAMES, _LEAST_NAMES = 1000, 100
@@ -232,7 +234,7 @@ class DaemonObjectStore:
         with closing(memory), closing(Keeping(memory, keep)) as keeping:
             try:
                 for waiting in batches(memory):
-                    if len(flying) >= IN_FLIGHT:
+                    while len(flying) >= (IN_FLIGHT_BESIDE if waiting.has_strands else IN_FLIGHT):
                         yield self._landed(*flying.popleft(), keeping)
                     flying.append((self._send(session, waiting, like), waiting))
                     like = waiting = None  # it is told once

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from tests.jobs.helpers import Site, running
 
-from millpond.daemon.jobs.objects import DaemonObjectStore
+from millpond.daemon.jobs.objects import IN_FLIGHT_BESIDE, DaemonObjectStore
 from millpond.daemon.names import ObjectName
 
 
@@ -52,6 +52,29 @@ def test_what_was_begun_is_no_part_of_what_comes_next(
         assert names[1] == ObjectName("md5", hashlib.md5(b"{}" * 50_000).hexdigest())
         assert store.sizes(names) == [25_000, 100_000, 400_000, *[size] * count]
         assert store.read(puts[0].name) == late.read_bytes()
+
+
+def test_sixteen_large_files_take_little_memory(site: Site, tmp_path: Path) -> None:
+    noise = os.urandom(34 << 20)
+    paths = [tmp_path / f"{number}" for number in range(16)]
+    for number, path in enumerate(paths):
+        path.write_bytes(memoryview(noise)[number << 16 :])
+    most = 0
+
+    def tick(_files: int, _bytes: int) -> None:
+        nonlocal most
+        most = max(most, len(_memory_files()))
+
+    with site.start() as client:
+        store = DaemonObjectStore(client)
+        puts = list(store.put_files(map(str, paths), tick=tick))
+        store.commit()
+        pid = client.call("daemon.status", {})[0]["pid"]
+    assert [put.name.value for put in puts] == [_md5(put.path) for put in puts]
+    status = Path(f"/proc/{pid}/status").read_text()
+    assert int(status.partition("VmHWM:")[2].split()[0]) < 300 << 10
+    # Each is open twice, for its bytes as well.
+    assert most <= 2 * (IN_FLIGHT_BESIDE + 2)
 
 
 def test_a_consumer_that_ends_early_is_no_harm(site: Site, tmp_path: Path) -> None:

@@ -202,7 +202,7 @@ class DaemonObjectStore:
         if self._session is None:
             self._is_broken_off = False
             reply, _ = self._peer.call("store.begin", {} if self._context is None else {"context": self._context})
-            strands, least = reply["strands"]
+            strands, least = reply.get("strands", (1, 0))  # a daemon from before them says none
             self._session = _Session(int(reply["session"]), bool(reply["own"]), int(strands), int(least))
         return self._session
 

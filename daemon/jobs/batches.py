@@ -47,8 +47,8 @@ class Batch:
 
     @property
     def has_strands(self) -> bool:
-        """Whether it ends with a content that comes beside others."""
-        return bool(self.pieces) and len(self.pieces[-1]) == 4
+        """Whether any of it is of contents that come beside each other."""
+        return any(len(piece) == 4 for piece in self.pieces)
 
 
 class Memory:

@@ -153,7 +153,7 @@ class Lanes:
     def _take(self) -> list[tuple[LaneDigest, memoryview, Future[None]]]:
         """A part of each of some streams, which are busy then; at the end the thread is done with, in the same moment."""
         with self._lock:
-            share = min(WIDEST, -(-len(self._ready) // self._threads))
+            share = min(WIDEST, -(-len(self._ready) // self._working))
             streams = [self._ready.popleft() for _ in range(share)]
             self._busy.update(streams)
             self._working -= not streams

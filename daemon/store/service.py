@@ -57,8 +57,15 @@ def parse_name(text: str) -> ObjectName:
     return name
 
 
-def _slice(length: Any, last: Any, is_dir: Any, strand: Any = 0) -> Slice:
-    return int(length), bool(last), bool(is_dir), int(strand)
+def _slices(pieces: Any) -> list[Slice]:
+    """Pieces of their wire form, [length, last, is_dir, strand?] each. Raises ProtocolError."""
+    try:
+        return [
+            (int(length), bool(last), bool(is_dir), int(strand[0]) if strand else 0)
+            for length, last, is_dir, *strand in pieces
+        ]
+    except (TypeError, ValueError) as error:
+        raise ProtocolError("the pieces of a feed are lists of a length, two truths and a strand") from error
 
 
 @dataclass(slots=True)
@@ -117,7 +124,7 @@ class StoreService:
         were begun before will not end."""
         session = self._session(call, params)
         like = parse_name(str(params["like"])) if params.get("like") else None
-        pieces = [_slice(*piece) for piece in params["pieces"]]
+        pieces = _slices(params["pieces"])
         total = sum(piece[0] for piece in pieces)
         mapping = contextlib.ExitStack()
 

@@ -87,6 +87,8 @@ class _Stream:
         self.cutter = Cutter()
         self.recipe = RecipeBuilder()
         self.first = b""
+        # Bytes that came.
+        self.length = 0
         self.new_bytes = 0
 
 
@@ -299,6 +301,7 @@ class IngestSession:
 
     def _begin_part(self, feed: Feed, stream: _Stream, part: memoryview, last: bool) -> None:
         """One part of a large content: MD5 in one thread, the chunks' work in the others."""
+        stream.length += len(part)
         started = _Part(stream, last, stream.digest.add(part), [])
         feed.tasks.append(started)
         if stream.follower is not None:
@@ -327,6 +330,11 @@ class IngestSession:
             recipe = stream.follower.finish()
             stream.new_bytes = stream.follower.new_bytes
         size = recipe.size
+        if size != stream.length:
+            raise StoreDamagedError(
+                f"of a content of {stream.length} bytes {size} would be stored: nothing of it was",
+                hint="this is a fault of millpond's own: please report it",
+            )
         name = ObjectName("md5", stream.digest.hexdigest() + (DIR_SUFFIX if stream.is_dir else ""))
         if size <= MIN_BYTES:
             if not size:

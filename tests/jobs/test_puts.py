@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from tests.jobs.helpers import Site, running
 
+from millpond.daemon import memfd
+from millpond.daemon.errors import ProtocolError
 from millpond.daemon.jobs.objects import IN_FLIGHT, IN_FLIGHT_BESIDE, DaemonObjectStore
 from millpond.daemon.md5.kernels import Kernels
 from millpond.daemon.names import ObjectName
@@ -53,6 +55,14 @@ def test_what_was_begun_is_no_part_of_what_comes_next(
         assert names[1] == ObjectName("md5", hashlib.md5(b"{}" * 50_000).hexdigest())
         assert store.sizes(names) == [25_000, 100_000, 400_000, *[size] * count]
         assert store.read(puts[0].name) == late.read_bytes()
+
+
+@pytest.mark.parametrize("pieces", [[[1, True]], [["x", True, False]], [7], 7, [[1, True, False, None]]], ids=str)
+def test_pieces_that_are_none(site: Site, pieces: object) -> None:
+    with site.start() as client:
+        session = client.call("store.begin", {})[0]["session"]
+        with memfd.sent(b"x") as fd, pytest.raises(ProtocolError, match="pieces"):
+            client.call("store.feed", {"session": session, "pieces": pieces}, fds=[fd])
 
 
 def test_sixteen_large_files_take_little_memory(site: Site, tmp_path: Path) -> None:

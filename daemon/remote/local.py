@@ -1,7 +1,7 @@
 """A remote that is a directory: of this machine or of a mounted network file system.
 
 An object is written under a name of its own, synced, and renamed (staging.py). So two writers of one key both end with a whole object,
-and one that is killed leaves a `.millpond-*.tmp`.
+and one that is killed leaves a `.millpond-*.tmp`, a file or a folder of files.
 """
 
 from __future__ import annotations
@@ -133,7 +133,8 @@ class LocalBackend(Base):
             if error.errno not in _ABSENT:
                 self._fail(error, "list", prefix)
 
-        for folder, _, files in os.walk(top, onerror=failed):
+        for folder, folders, files in os.walk(top, onerror=failed):
+            folders[:] = [each for each in folders if not each.startswith(TEMPORARY)]
             for file in files:
                 path = os.path.join(folder, file)
                 if file.startswith(TEMPORARY):

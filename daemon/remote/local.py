@@ -46,16 +46,16 @@ class LocalBackend(Base):
         return None if found is None else _entry(key, found)
 
     def sizes_of(self, keys: Sequence[str]) -> builtins.list[int | None]:
-        """A folder that is not there is looked for once, not once for each of its objects."""
+        """A folder that is not there is looked for once, not once for each of its objects; nor are those in it."""
         there: dict[str, bool] = {}
         found: builtins.list[int | None] = []
         for key in keys:
-            path = f"{self.url}/{key}"
-            folder = path[: path.rindex("/")]
-            if folder not in there:
-                there[folder] = self._has_folder(folder, key)
-            entry = self._stat(key, path) if there[folder] else None
-            found.append(None if entry is None else entry.st_size)
+            folder = key[: max(0, key.rfind("/"))]
+            if there.get(folder) or (folder not in there and self._has_folder(folder, key, there)):
+                entry = self._stat(key, f"{self.url}/{key}")
+                found.append(None if entry is None else entry.st_size)
+            else:
+                found.append(None)
         if not all(there.values()):
             self._check_there()
         return found
@@ -169,14 +169,18 @@ class LocalBackend(Base):
             self._fail(error, "look at", key)
         return found if stat.S_ISREG(found.st_mode) else None
 
-    def _has_folder(self, folder: str, key: str) -> bool:
-        """Whether objects can be in a folder. One that cannot be looked at is no absent one."""
-        try:
-            return stat.S_ISDIR(os.stat(folder).st_mode)
-        except OSError as error:
-            if error.errno not in _ABSENT:
-                self._fail(error, "look at", key)
-            return False
+    def _has_folder(self, folder: str, key: str, there: dict[str, bool]) -> bool:
+        """Whether objects can be in a folder ("" for the remote's own); noted in `there`, as of those above it. One that cannot be looked at is
+        no absent one."""
+        if folder not in there:
+            there[folder] = False
+            if not folder or self._has_folder(folder[: max(0, folder.rfind("/"))], key, there):
+                try:
+                    there[folder] = stat.S_ISDIR(os.stat(f"{self.url}/{folder}").st_mode)
+                except OSError as error:
+                    if error.errno not in _ABSENT:
+                        self._fail(error, "look at", key)
+        return there[folder]
 
     def _path(self, key: str) -> str:
         return os.path.join(self.url, key)

@@ -15,8 +15,9 @@ from millpond.daemon.remote.staging import Staged, Staging
 
 # Files that share a sync: so many, or those of so many seconds, which who waits hears of.
 STAGED_FILES, STAGED_BYTES, STAGED_S = 4096, 64 << 20, 1.0
-# So many times that wait for their names, where new folders get theirs with all that is in them.
-_GATHERED = 5
+# So many times that wait for their names, where new folders get theirs with all that is in them; then their bytes are on their way to the
+# disk after each half of it: little is left for the sync that is waited for.
+_GATHERED, _FLUSHED = 5, 0.5
 # Told of objects that are there for good.
 Created = Callable[["Sequence[Upload]"], None]
 
@@ -48,9 +49,9 @@ class Landing:
         self._size = 0
         # New folders that these are in (see Staging.stage).
         self._new: dict[str, str] = {}
-        # When the first of these was begun, and which part of what may wait was reached.
+        # When the first of these was begun, and which share of a group was reached when their bytes were last sent on their way.
         self._began = 0.0
-        self._parts = 0
+        self._flushed = 0.0
         # A sync that has their bytes on the way to the disk, before the one that counts.
         self._flushing: Future[None] | None = None
         # Those that are getting their names, and those that have them, perhaps not durably.
@@ -75,17 +76,16 @@ class Landing:
         self._files.append(self._staging.stage(each.key, self._flow.paid(each.pieces), each.size, self._new))
         self._objects.append(each)
         self._size += each.size
-        part = max(
-            self._size // STAGED_BYTES,
-            len(self._files) // STAGED_FILES,
-            int((time.monotonic() - self._began) / STAGED_S),
+        share = max(
+            self._size / STAGED_BYTES,
+            len(self._files) / STAGED_FILES,
+            (time.monotonic() - self._began) / STAGED_S,
         )
-        if part > self._parts:
-            if self._new and part < _GATHERED:
-                self._parts = part
-                self._flush()
-            else:
-                self._turn()
+        if share >= (_GATHERED if self._new else 1):
+            self._turn()
+        elif self._new and share >= self._flushed + _FLUSHED:
+            self._flushed = share
+            self._flush()
 
     def _flush(self) -> None:
         """Begin to have their bytes on the disk. What fails then fails again in the sync that counts (see disks.py)."""
@@ -99,7 +99,7 @@ class Landing:
         task = self._flow.submit(lambda: self._staging.settle(files), tries=1)
         self._flying = task, files, self._objects
         # Nothing more is written into folders that are about to get their names.
-        self._files, self._objects, self._size, self._new, self._parts = [], [], 0, {}, 0
+        self._files, self._objects, self._size, self._new, self._flushed = [], [], 0, {}, 0.0
 
     def _land(self) -> None:
         if self._flying is not None:

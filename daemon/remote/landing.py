@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from millpond.daemon.names import ObjectName
 from millpond.daemon.remote.backend import Data
-from millpond.daemon.remote.flow import Flow
+from millpond.daemon.remote.flow import RANGE_BYTES, Flow
+from millpond.daemon.remote.going import Going
 from millpond.daemon.remote.layout import key_of
 from millpond.daemon.remote.staging import Staged, Staging
 
@@ -40,10 +41,13 @@ class Landing:
     """Objects on their way into a directory: while some are made durable and get their names, the next ones are written. `created` is
     told of them when their names are durable, too, which takes the sync of those after them, or one of their own at the end."""
 
-    def __init__(self, staging: Staging, flow: Flow, created: Created) -> None:
+    def __init__(self, staging: Staging, flow: Flow, created: Created, going: Going) -> None:
         self._staging = staging
         self._flow = flow
         self._created = created
+        self._going = going
+        # Bytes of small ones that were written since they were told of.
+        self._untold = 0
         self._files: list[Staged] = []
         self._objects: list[Upload] = []
         self._size = 0
@@ -73,7 +77,12 @@ class Landing:
         """Write one; at times, wait for those before it."""
         if not self._files:
             self._began = time.monotonic()
-        self._files.append(self._staging.stage(each.key, self._flow.paid(each.pieces), each.size, self._new))
+        pieces = self._flow.paid(each.pieces)
+        if each.size > RANGE_BYTES:
+            pieces = self._going.telling(pieces)
+        else:
+            self._untold += each.size
+        self._files.append(self._staging.stage(each.key, pieces, each.size, self._new))
         self._objects.append(each)
         self._size += each.size
         share = max(
@@ -87,13 +96,20 @@ class Landing:
             self._flushed = share
             self._flush()
 
+    def _tell_bytes(self) -> None:
+        self._going.add(self._untold)
+        self._untold = 0
+        self._going.tell()
+
     def _flush(self) -> None:
         """Begin to have their bytes on the disk. What fails then fails again in the sync that counts (see disks.py)."""
+        self._tell_bytes()
         if self._flushing is None or self._flushing.done():
             self._flushing = self._flow.submit(self._staging.sync, tries=1)
 
     def _turn(self) -> None:
         """Begin to name what was written, when what was before has its names."""
+        self._tell_bytes()
         self._land()
         files = self._files
         task = self._flow.submit(lambda: self._staging.settle(files), tries=1)
@@ -109,6 +125,7 @@ class Landing:
             self._tell(named)
 
     def _finish(self) -> None:
+        self._tell_bytes()
         if self._flying is None and not self._named:
             self._staging.commit(self._files)
             named, self._files = self._objects, []

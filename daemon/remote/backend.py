@@ -95,7 +95,7 @@ class Backend(Protocol):
         ...
 
     def put_stream(self, key: str, pieces: Iterable[Data], size: int, sent: Sent | None = None) -> None:
-        """Write an object of `size` bytes; `sent` is told, in this thread, of bytes that came there, perhaps not of all. Raises RemoteError when
+        """Write an object of `size` bytes; `sent` is told, from any thread, of bytes that came there, perhaps not of all. Raises RemoteError when
         the pieces are not that many."""
         ...
 

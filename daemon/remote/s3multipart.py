@@ -60,7 +60,7 @@ class Uploads:
 
     def put(self, key: str, pieces: Iterable[Data], size: int, sent: Sent | None = None) -> Mapping[str, Any]:
         """Write an object of `size` bytes, more than one part; the service's answer, with ETag and VersionId. `sent` is told of each part that
-        it has. Raises botocore's errors, and what `pieces` raises."""
+        it has, from any thread. Raises botocore's errors, and what `pieces` raises."""
         self._sweep()
         note = (
             None if self._folder is None else _Note.open(self._folder, f"{self._where}\0{self._bucket}\0{key}\0{size}")
@@ -126,12 +126,12 @@ class Uploads:
                 number, length, task = flying.popleft()
                 tags[number] = task.result()
                 pace.done(length)
-                sent(length)
 
         def send(number: int, data: bytes, digest: str) -> str:
             answer = self._client().upload_part(**at, UploadId=upload, PartNumber=number, Body=data, **self._reading)
             if note is not None:
                 note.add(number, digest, str(answer["ETag"]))
+            sent(len(data))
             return str(answer["ETag"])
 
         pool = ThreadPoolExecutor(_MOST, thread_name_prefix="s3-part")

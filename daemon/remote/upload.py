@@ -119,11 +119,10 @@ class Uploads:
     def _stream(self, each: Upload, going: Going) -> None:
         """Write one large object while its bytes are read; a few pieces wait between the two, and what came there is told meanwhile. When
         that fails here nobody waits for what is on its way."""
-        told = 0
+        told: list[int] = []
 
         def sent(size: int) -> None:
-            nonlocal told
-            told += size
+            told.append(size)
             going.add(size)
 
         pieces: queue.Queue[bytes | None] = queue.Queue(4)
@@ -155,7 +154,7 @@ class Uploads:
                 pieces.put_nowait(b"")  # it may wait for one
             raise
         self._flow.count(1 + each.size // PART_BYTES, each.size, pause=False)
-        going.add(each.size - told)
+        going.add(each.size - sum(told))
         going.tell()
 
     def _put(self, pieces: queue.Queue[bytes | None], piece: bytes | None, task: Future[None], going: Going) -> None:

@@ -94,7 +94,7 @@ def test_a_push_shows_its_way_through_one_large_object(team: Team) -> None:
     size = 70 << 20
     (ann.repo / "data/large").write_bytes(random.Random(1).randbytes(size))
     ann.run("add", "-q", "data")
-    env = ann.env | {"MILLPOND_RATE": "40M"}
+    env = ann.env | {"MILLPOND_RATE": "30M"}
     shown: list[tuple[int, int]] = []
 
     def note(method: str, params: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 
 from millpond.daemon.errors import ProtocolError
 
+Data = bytes | bytearray | memoryview
 _LENGTH_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 SEALS = fcntl.F_SEAL_WRITE | _LENGTH_SEALS
 # Bytes a sender puts into one memfd; with a few in flight this bounds both sides' memory.
@@ -56,22 +57,59 @@ def from_bytes(data: bytes | bytearray | memoryview) -> int:
     return from_buffers([data])
 
 
-def from_buffers(buffers: Sequence[bytes | bytearray | memoryview]) -> int:
+def from_buffers(buffers: Sequence[Data]) -> int:
     """A sealed memory file with all of these, one after the other; the caller closes it."""
-    fd = create()
-    try:
+    with Filling(None) as filling:
+        filling.write(buffers)
+        (fd,) = filling.sealed()
+        return fd
+
+
+class Filling:
+    """A memory file that is filled from its beginning on: a new one, or one of this user's that was received and is used again. That one
+    is refused unless its length is sealed, and is closed at the end. Raises ProtocolError."""
+
+    def __init__(self, received: int | None) -> None:
+        self._fd = create() if received is None else received
+        self._is_new = received is None
+        self._room: int | None = None
+        self._done = 0
+
+    def __enter__(self) -> Filling:
+        if not self._is_new:
+            try:
+                self._room = _sealed_size(self._fd, _LENGTH_SEALS)
+            except BaseException:
+                os.close(self._fd)
+                raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+
+    def write(self, buffers: Sequence[Data]) -> None:
+        """All of these, behind what is there. Raises ProtocolError when they do not fit."""
         for start in range(0, len(buffers), _VECTOR):
             part = buffers[start : start + _VECTOR]
-            done = os.writev(fd, part)
-            if done < sum(map(len, part)):
-                view = memoryview(b"".join(part))[done:]
+            end = self._done + sum(map(len, part))
+            if self._room is not None and end > self._room:
+                raise ProtocolError(f"{end} bytes do not fit into a memory file of {self._room}")
+            # Where it is read and written next is shared with whoever has it open.
+            self._done += os.pwritev(self._fd, part, self._done)
+            if self._done < end:
+                view = memoryview(b"".join(part))[self._done - end :]
                 while view:
-                    view = view[os.write(fd, view) :]
-        seal(fd)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
+                    done = os.pwrite(self._fd, view, self._done)
+                    view, self._done = view[done:], self._done + done
+
+    def sealed(self) -> list[int]:
+        """The new one, sealed, which is the caller's now; none if it is one that was received."""
+        if not self._is_new:
+            return []
+        seal(self._fd)
+        fd, self._fd = self._fd, -1
+        return [fd]
 
 
 @contextlib.contextmanager

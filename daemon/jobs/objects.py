@@ -1,6 +1,6 @@
 """The daemon's store as a worker sees it: the ObjectStore protocol over the worker's socket.
 
-Bytes travel in sealed memory files (`millpond.daemon.memfd`), a few requests in flight, so that this process reads files
+Bytes travel in memory files (`millpond.daemon.memfd`), a few requests in flight, so that this process reads files
 while the daemon hashes, compresses and writes the ones before.
 """
 
@@ -166,29 +166,45 @@ class DaemonObjectStore:
         source = iter(names)
         wanted: list[ObjectName] = list(itertools.islice(source, _FIRST_NAMES))
         rest: list[ObjectName] = []
-        request = self._ask(wanted, 0)
-        try:
-            while request is not None:
-                current, request = request, None
-                reply, fds = self._peer.wait(current)
-                sent = wanted
-                done, offset = reply["next"]
-                # About as many as will be answered: the daemon looks each of them up.
-                most = min(MAX_NAMES, _LEAST_NAMES + 2 * done)
-                rest = [*sent[done:], *rest]
-                rest += itertools.islice(source, max(0, most - len(rest)))
-                wanted, rest = rest[:most], rest[most:]
-                request = self._ask(wanted, offset)
-                yield from _pieces(sent, reply["pieces"], fds)
-        finally:
-            if request is not None:  # the reader stopped early: take the answer under way off the wire
-                for fd in self._peer.wait(request)[1]:
-                    os.close(fd)
+        with closing(Memory(reuse=True)) as memory:
+            request = self._ask(wanted, 0, None)
+            try:
+                while request is not None:
+                    (current, batch), request = request, None
+                    try:
+                        reply, fds = self._peer.wait(current)
+                        sent = wanted
+                        done, offset = reply["next"]
+                        # About as many as will be answered: the daemon looks each of them up.
+                        most = min(MAX_NAMES, _LEAST_NAMES + 2 * done)
+                        rest = [*sent[done:], *rest]
+                        rest += itertools.islice(source, max(0, most - len(rest)))
+                        wanted, rest = rest[:most], rest[most:]
+                        request = self._ask(wanted, offset, memory if reply.get("own") else None)
+                        yield from _pieces(sent, reply["pieces"], fds, batch)
+                    finally:
+                        if batch is not None:
+                            memory.give_back(batch)
+            finally:
+                if request is not None:  # the reader stopped early: take the answer under way off the wire
+                    for fd in self._peer.wait(request[0])[1]:
+                        os.close(fd)
+                    if request[1] is not None:
+                        memory.give_back(request[1])
 
-    def _ask(self, wanted: Sequence[ObjectName], offset: int) -> Any:
+    def _ask(self, wanted: Sequence[ObjectName], offset: int, memory: Memory | None) -> tuple[Any, Batch | None] | None:
+        """Ask for contents, to be put into a batch of `memory`; the request and the batch, or None where nothing is wanted any more."""
         if not wanted:
             return None
-        return self._peer.start("store.fetch", {"names": list(map(str, wanted)), "offset": offset})
+        asked = {"names": list(map(str, wanted)), "offset": offset}
+        if memory is None:
+            return self._peer.start("store.fetch", asked), None
+        batch = memory.take()
+        try:
+            return self._peer.start("store.fetch", asked, fds=[batch.fd]), batch
+        except BaseException:
+            memory.give_back(batch)
+            raise
 
     def _begin(self) -> _Session:
         while self._unanswered:
@@ -258,12 +274,23 @@ class DaemonObjectStore:
         return batch, reply["stored"]
 
 
-def _pieces(sent: list[ObjectName], pieces: list[list[Any]], fds: list[int]) -> Iterator[Piece]:
-    if len(fds) != 1:
+def _pieces(sent: list[ObjectName], pieces: list[list[Any]], fds: list[int], batch: Batch | None) -> Iterator[Piece]:
+    """What was answered: in `batch`, or in a memory file that came."""
+    if len(fds) != (batch is None):
+        for fd in fds:
+            os.close(fd)
         raise ProtocolError("the daemon answered a fetch without its memory file")
+    if batch is not None:
+        assert batch.view is not None
+        yield from _cut(batch.view, sent, pieces)
+        return
     with memfd.mapped(fds[0]) as view:
-        start = 0
-        for index, length, last in pieces:
-            with view[start : start + length] as data:
-                yield Piece(sent[index], data, last)
-            start += length
+        yield from _cut(view, sent, pieces)
+
+
+def _cut(view: memoryview, sent: list[ObjectName], pieces: list[list[Any]]) -> Iterator[Piece]:
+    start = 0
+    for index, length, last in pieces:
+        with view[start : start + length] as data:
+            yield Piece(sent[index], data, last)
+        start += length

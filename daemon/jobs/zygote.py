@@ -39,6 +39,8 @@ from millpond.daemon.jobs import process
 from millpond.daemon.rpc import framing
 
 MAX_MESSAGE = 64 << 10
+# Objects made in a child, and not freed by their last reference, until cycles are looked for.
+_COLLECT_AFTER = 20_000
 # Ended children whose status is remembered.
 MAX_ENDED = 256
 # Workers have this long to clean up once the daemon is gone.
@@ -235,6 +237,8 @@ def preload(module: str) -> None:
     # Objects made so far are the same in all children: leave them out of collections, and of copied pages.
     gc.collect()
     gc.freeze()
+    # What children do with many files makes as many objects that stay, and hardly a cycle.
+    gc.set_threshold(_COLLECT_AFTER)
 
 
 def _require_all(flags: int) -> None:

@@ -27,7 +27,7 @@ from millpond.daemon.project.sharing import Link, Links, groups, place_of
 from millpond.daemon.remote import remotes
 from millpond.daemon.remote.collecting import Collection
 from millpond.daemon.remote.layout import digest_of
-from millpond.daemon.remote.presence import PREFIXES
+from millpond.daemon.remote.presence import PARENTS, PREFIXES
 from millpond.daemon.remote.remotes import Remote
 from millpond.daemon.store.ledger import MANIFEST, root_of, unpacked
 
@@ -139,10 +139,11 @@ class CloudSweep:
             return
         count = 0
         try:
-            for number, prefix in enumerate(PREFIXES, 1):
+            folders = (*PARENTS, *PREFIXES)
+            for number, folder in enumerate(folders, 1):
                 collection.go_on()
-                count += staging.sweep(prefix, collection.now - _LEFT_S)
-                self._context.progress("looking for what killed pushes left", (number, len(PREFIXES)))
+                count += staging.sweep(folder, collection.now - _LEFT_S)
+                self._context.progress("looking for what killed pushes left", (number, len(folders)))
         except OSError as error:
             self._context.log("warning", f"what killed pushes left on '{link.remote.name}' cannot be removed: {error}")
         if count:

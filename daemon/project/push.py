@@ -234,14 +234,22 @@ class _Pushing:
                 lacking -= named
 
     def _send(self, todo: Sequence[tuple[ObjectName, Place]]) -> None:
+        before, gone = self._done.bytes, 0
+
+        def went(size: int) -> None:
+            """What is under way counts among the bytes, not yet among the objects."""
+            nonlocal gone
+            gone = size
+            self._context.progress("pushing", (self._done.objects, self._total[0]), (before + gone, self._total[1]))
+
         def created(sent: Sequence[Upload]) -> None:
             self._done.objects += len(sent)
             self._done.bytes += sum(each.size for each in sent)
             self._there.update(each.name for each in sent)
-            self._context.progress("pushing", (self._done.objects, self._total[0]), (self._done.bytes, self._total[1]))
+            went(gone)
 
         sending = uploads(self._objects, [(name, place, None) for name, place in todo])
-        self._link.transfer.upload(sending, created=created)
+        self._link.transfer.upload(sending, created=created, went=went)
 
     def _send_manifests(self, manifests: Sequence[ObjectName]) -> None:
         """Those whose files are all there now."""

@@ -150,6 +150,12 @@ class PushingVersions:
         self._backend.refuse_unversioned()
         by_key = {file.key: file for file, _ in todo}
         count, size = len(todo), sum(place.size for _, place in todo)
+        before, gone = self.done.bytes, 0
+
+        def went(size_gone: int) -> None:
+            nonlocal gone
+            gone = size_gone
+            self._context.progress("pushing", (self.done.objects, count), (before + gone, size))
 
         def created(sent: Sequence[Upload]) -> None:
             done = self.done
@@ -157,10 +163,10 @@ class PushingVersions:
                 done.note(by_key[each.key], self._version(self._backend.written.pop(each.key)))
                 done.objects += 1
                 done.bytes += each.size
-            self._context.progress("pushing", (done.objects, count), (done.bytes, size))
+            went(gone)
 
         items = [(file.about.name, place, file.key) for file, place in todo]
-        self._link.transfer.upload(uploads(self._objects, items), created=created)
+        self._link.transfer.upload(uploads(self._objects, items), created=created, went=went)
 
 
 def files_of(output: Output, objects: Objects) -> Sequence[FileVersions] | None:

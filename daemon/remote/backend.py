@@ -30,6 +30,8 @@ FINAL = {"again": False}
 # Objects that are removed by one call.
 DELETE_KEYS = 500
 Data = bytes | bytearray | memoryview
+# Told of so many bytes more.
+Sent = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +94,9 @@ class Backend(Protocol):
         """Write a small object whole; with `create` only where there is none: False if there was one."""
         ...
 
-    def put_stream(self, key: str, pieces: Iterable[Data], size: int) -> None:
-        """Write an object of `size` bytes. Raises RemoteError when the pieces are not that many."""
+    def put_stream(self, key: str, pieces: Iterable[Data], size: int, sent: Sent | None = None) -> None:
+        """Write an object of `size` bytes; `sent` is told, from any thread, of bytes that came there, perhaps not of all. Raises RemoteError when
+        the pieces are not that many."""
         ...
 
     def put_many(self, items: Sequence[tuple[str, Data]]) -> None:
@@ -195,7 +198,7 @@ class ReadOnly(Base):
     def put(self, key: str, data: Data, *, create: bool = False) -> bool:
         self._refuse()
 
-    def put_stream(self, key: str, pieces: Iterable[Data], size: int) -> None:
+    def put_stream(self, key: str, pieces: Iterable[Data], size: int, sent: Sent | None = None) -> None:
         self._refuse()
 
     def put_many(self, items: Sequence[tuple[str, Data]]) -> None:

@@ -32,6 +32,8 @@ class Disks:
         self._failed: OSError | None = None
         # Whether files must be synced one by one, as a sync of all does not reach who keeps them.
         self.one_by_one = False
+        # Whether no other machine keeps any of them, as far as is known.
+        self.is_local = True
         weakref.finalize(self, _close, self._fds)
 
     def write_to(self, folder: str) -> None:
@@ -41,6 +43,7 @@ class Disks:
             if device not in self._fds:
                 kind = file_system(Path(folder))
                 self.one_by_one = self.one_by_one or kind in _EACH or kind.startswith("fuse.")
+                self.is_local = self.is_local and kind not in NETWORK and not self.one_by_one
                 self._fds[device] = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def sync(self) -> None:

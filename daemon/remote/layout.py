@@ -11,14 +11,14 @@ _HEX = frozenset("0123456789abcdef")
 
 def key_of(name: ObjectName) -> str:
     """Where an object is written."""
-    top = "" if name.algo == LEGACY else f"{MODERN}/"
-    return f"{top}{name.value[:2]}/{name.value[2:]}"
+    return keys_of(name)[0]
 
 
 def keys_of(name: ObjectName) -> tuple[str, str]:
     """Where an object is looked for, the likelier place first: a migrated project names by MD5 what lies where DVC 2 put it, and
     the bytes are checked against the name in any case."""
-    modern, legacy = key_of(ObjectName("md5", name.value)), key_of(ObjectName(LEGACY, name.value))
+    legacy = f"{name.value[:2]}/{name.value[2:]}"
+    modern = f"{MODERN}/{legacy}"
     return (legacy, modern) if name.algo == LEGACY else (modern, legacy)
 
 

@@ -1,7 +1,7 @@
 """A remote that is a directory: of this machine or of a mounted network file system.
 
 An object is written under a name of its own, synced, and renamed (staging.py). So two writers of one key both end with a whole object,
-and one that is killed leaves a `.millpond-*.tmp`.
+and one that is killed leaves a `.millpond-*.tmp`, a file or a folder of files.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NoReturn
 
 from millpond.daemon.errors import CredentialsError, RemoteError
-from millpond.daemon.remote.backend import FINAL, Base, Data, Entry, Got
+from millpond.daemon.remote.backend import FINAL, Base, Data, Entry, Got, Sent
 from millpond.daemon.remote.staging import TEMPORARY, Staged, Staging
 
 _DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
@@ -46,16 +46,16 @@ class LocalBackend(Base):
         return None if found is None else _entry(key, found)
 
     def sizes_of(self, keys: Sequence[str]) -> builtins.list[int | None]:
-        """A folder that is not there is looked for once, not once for each of its objects."""
+        """A folder that is not there is looked for once, not once for each of its objects; nor are those in it."""
         there: dict[str, bool] = {}
         found: builtins.list[int | None] = []
         for key in keys:
-            path = f"{self.url}/{key}"
-            folder = path[: path.rindex("/")]
-            if folder not in there:
-                there[folder] = self._has_folder(folder, key)
-            entry = self._stat(key, path) if there[folder] else None
-            found.append(None if entry is None else entry.st_size)
+            folder = key[: max(0, key.rfind("/"))]
+            if there.get(folder) or (folder not in there and self._has_folder(folder, key, there)):
+                entry = self._stat(key, f"{self.url}/{key}")
+                found.append(None if entry is None else entry.st_size)
+            else:
+                found.append(None)
         if not all(there.values()):
             self._check_there()
         return found
@@ -113,7 +113,8 @@ class LocalBackend(Base):
         self._staging.drop([staged])
         return won
 
-    def put_stream(self, key: str, pieces: Iterable[Data], size: int) -> None:
+    def put_stream(self, key: str, pieces: Iterable[Data], size: int, sent: Sent | None = None) -> None:
+        pieces = pieces if sent is None else _told(pieces, sent)
         self._staging.commit([self._staging.stage(key, pieces, size)])
 
     def put_many(self, items: Sequence[tuple[str, Data]]) -> None:
@@ -133,7 +134,8 @@ class LocalBackend(Base):
             if error.errno not in _ABSENT:
                 self._fail(error, "list", prefix)
 
-        for folder, _, files in os.walk(top, onerror=failed):
+        for folder, folders, files in os.walk(top, onerror=failed):
+            folders[:] = [each for each in folders if not each.startswith(TEMPORARY)]
             for file in files:
                 path = os.path.join(folder, file)
                 if file.startswith(TEMPORARY):
@@ -168,14 +170,18 @@ class LocalBackend(Base):
             self._fail(error, "look at", key)
         return found if stat.S_ISREG(found.st_mode) else None
 
-    def _has_folder(self, folder: str, key: str) -> bool:
-        """Whether objects can be in a folder. One that cannot be looked at is no absent one."""
-        try:
-            return stat.S_ISDIR(os.stat(folder).st_mode)
-        except OSError as error:
-            if error.errno not in _ABSENT:
-                self._fail(error, "look at", key)
-            return False
+    def _has_folder(self, folder: str, key: str, there: dict[str, bool]) -> bool:
+        """Whether objects can be in a folder ("" for the remote's own); noted in `there`, as of those above it. One that cannot be looked at is
+        no absent one."""
+        if folder not in there:
+            there[folder] = False
+            if not folder or self._has_folder(folder[: max(0, folder.rfind("/"))], key, there):
+                try:
+                    there[folder] = stat.S_ISDIR(os.stat(f"{self.url}/{folder}").st_mode)
+                except OSError as error:
+                    if error.errno not in _ABSENT:
+                        self._fail(error, "look at", key)
+        return there[folder]
 
     def _path(self, key: str) -> str:
         return os.path.join(self.url, key)
@@ -205,6 +211,14 @@ class LocalBackend(Base):
             "make room there, then do it again" if error.errno in _FULL else "see that it is mounted, then do it again"
         )
         raise RemoteError(message, path=key, hint=hint, details=FINAL) from error
+
+
+def _told(pieces: Iterable[Data], sent: Sent) -> Iterator[Data]:
+    """The same pieces; `sent` is told of each when the next one is asked for."""
+    for piece in pieces:
+        size = len(piece)
+        yield piece
+        sent(size)
 
 
 def _entry(key: str, found: os.stat_result) -> Entry | None:

@@ -15,6 +15,8 @@ _PREFIXES = tuple(f"{MODERN}/{number:02x}" for number in range(256))
 _OLDER = tuple(f"{number:02x}" for number in range(256))
 # All places where objects are: DVC 3's and those of DVC 1 and 2.
 PREFIXES = (*_PREFIXES, *_OLDER)
+# The folders that these are in.
+PARENTS = (MODERN, "")
 # Names in one page of a listing.
 _PAGE = 1000
 # Objects of a listing that is kept, about 130 bytes each.

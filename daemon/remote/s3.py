@@ -20,7 +20,7 @@ from obstore import exceptions
 from obstore.store import S3Store
 
 from millpond.daemon.errors import CredentialsError, RemoteError
-from millpond.daemon.remote.backend import PART_BYTES, Counted, Data, Entry, Got
+from millpond.daemon.remote.backend import PART_BYTES, Counted, Data, Entry, Got, Sent
 from millpond.daemon.remote.s3base import S3Base
 from millpond.daemon.remote.s3boto import BotoBackend
 from millpond.daemon.remote.s3settings import S3Settings
@@ -162,18 +162,18 @@ class S3Backend(S3Base):
         self._answered()
         return Entry(key, len(data), made["e_tag"], made["version"])
 
-    def put_stream(self, key: str, pieces: Iterable[Data], size: int) -> None:
+    def put_stream(self, key: str, pieces: Iterable[Data], size: int, sent: Sent | None = None) -> None:
         counted = Counted(pieces, size, key)
         if size <= PART_BYTES:
             self.put(key, b"".join(bytes(piece) for piece in counted))
             return
-        self._by_boto().put_stream(key, counted, size)
+        self._by_boto().put_stream(key, counted, size, sent)
 
-    def put_version(self, key: str, pieces: Iterable[Data], size: int) -> Entry:
+    def put_version(self, key: str, pieces: Iterable[Data], size: int, sent: Sent | None = None) -> Entry:
         """As `put_stream`; what was made, with its version."""
         counted = Counted(pieces, size, key)
         if size > PART_BYTES:
-            return self._by_boto().put_version(key, counted, size)
+            return self._by_boto().put_version(key, counted, size, sent)
         try:
             return self._put(key, b"".join(bytes(piece) for piece in counted), "overwrite")
         except Exception as error:

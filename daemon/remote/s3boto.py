@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn
 
 from millpond.daemon.errors import RemoteError
-from millpond.daemon.remote.backend import PART_BYTES, Counted, Data, Entry, Got, why
+from millpond.daemon.remote.backend import PART_BYTES, Counted, Data, Entry, Got, Sent, why
 from millpond.daemon.remote.s3base import S3Base
 from millpond.daemon.remote.s3multipart import Uploads, code_of
 from millpond.daemon.remote.s3settings import S3Settings, key_md5
@@ -120,24 +120,24 @@ class BotoBackend(S3Base):
                 return False
             self._fail(error, "write", key)
 
-    def put_stream(self, key: str, pieces: Iterable[Data], size: int) -> None:
+    def put_stream(self, key: str, pieces: Iterable[Data], size: int, sent: Sent | None = None) -> None:
         counted = Counted(pieces, size, key)
         if size <= PART_BYTES:
             self.put(key, b"".join(bytes(piece) for piece in counted))
             return
         try:
-            self._uploads.put(self._prefix + key, counted, size)
+            self._uploads.put(self._prefix + key, counted, size, sent)
         except Exception as error:
             if counted.error is not None:
                 raise counted.error from error
             self._fail(error, "write", key)
 
-    def put_version(self, key: str, pieces: Iterable[Data], size: int) -> Entry:
+    def put_version(self, key: str, pieces: Iterable[Data], size: int, sent: Sent | None = None) -> Entry:
         """As `put_stream`; what was made, with its version."""
         counted = Counted(pieces, size, key)
         try:
             if size > PART_BYTES:
-                made = self._uploads.put(self._prefix + key, counted, size)
+                made = self._uploads.put(self._prefix + key, counted, size, sent)
             else:
                 data = b"".join(bytes(piece) for piece in counted)
                 made = self._client.put_object(**self._at(key), Body=data, **self._writing)

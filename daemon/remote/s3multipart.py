@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from millpond.daemon.remote.backend import PART_BYTES, Data, parts
+from millpond.daemon.remote.backend import PART_BYTES, Data, Sent, parts
 from millpond.daemon.remote.pace import Pace
 
 # Parts under way at once, each in memory.
@@ -58,9 +58,9 @@ class Uploads:
         self._writing = writing
         self._swept = False
 
-    def put(self, key: str, pieces: Iterable[Data], size: int) -> Mapping[str, Any]:
-        """Write an object of `size` bytes, more than one part; the service's answer, with ETag and VersionId. Raises botocore's errors, and
-        what `pieces` raises."""
+    def put(self, key: str, pieces: Iterable[Data], size: int, sent: Sent | None = None) -> Mapping[str, Any]:
+        """Write an object of `size` bytes, more than one part; the service's answer, with ETag and VersionId. `sent` is told of each part that
+        it has, from any thread. Raises botocore's errors, and what `pieces` raises."""
         self._sweep()
         note = (
             None if self._folder is None else _Note.open(self._folder, f"{self._where}\0{self._bucket}\0{key}\0{size}")
@@ -69,7 +69,7 @@ class Uploads:
         try:
             upload, known = self._begun(note, at)
             try:
-                tags = self._send(note, at, upload, known, pieces, part_bytes(size))
+                tags = self._send(note, at, upload, known, parts(pieces, part_bytes(size)), sent or (lambda _: None))
                 made = self._complete(at, upload, tags, size)
             except BaseException:
                 if note is None:
@@ -113,8 +113,8 @@ class Uploads:
         at: dict[str, str],
         upload: str,
         known: dict[int, tuple[str, str]],
-        pieces: Iterable[Data],
-        size: int,
+        pieces: Iterable[bytes],
+        sent: Sent,
     ) -> list[dict[str, Any]]:
         """Send what is not there; as many parts at once as still bring more."""
         pace = Pace(_MOST, least=1, first=3)
@@ -131,14 +131,16 @@ class Uploads:
             answer = self._client().upload_part(**at, UploadId=upload, PartNumber=number, Body=data, **self._reading)
             if note is not None:
                 note.add(number, digest, str(answer["ETag"]))
+            sent(len(data))
             return str(answer["ETag"])
 
         pool = ThreadPoolExecutor(_MOST, thread_name_prefix="s3-part")
         try:
-            for number, part in enumerate(parts(pieces, size), 1):
+            for number, part in enumerate(pieces, 1):
                 digest = hashlib.md5(part, usedforsecurity=False).hexdigest()
                 if known.get(number, ("", ""))[0] == digest:
                     tags[number] = known[number][1]
+                    sent(len(part))
                     continue
                 land(pace.limit - 1)
                 flying.append((number, len(part), pool.submit(send, number, part, digest)))

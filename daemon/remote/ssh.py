@@ -22,7 +22,7 @@ import asyncssh
 from asyncssh import SFTPAttrs, SFTPClient, SFTPClientFile
 
 from millpond.daemon.errors import CredentialsError, MillpondError, RemoteError
-from millpond.daemon.remote.backend import FINAL, Base, Counted, Data, Entry, Got, parts
+from millpond.daemon.remote.backend import FINAL, Base, Counted, Data, Entry, Got, Sent, parts
 from millpond.daemon.remote.sshlink import LOST, Session, SSHLink
 from millpond.daemon.remote.sshsettings import SSHSettings
 
@@ -103,7 +103,7 @@ class SSHBackend(Base):
 
         return self._link.run(write)
 
-    def put_stream(self, key: str, pieces: Iterable[Data], size: int) -> None:
+    def put_stream(self, key: str, pieces: Iterable[Data], size: int, sent: Sent | None = None) -> None:
         session, file, temporary = self._link.run(lambda: self._open(key))
 
         async def write(piece: bytes, at: int) -> None:
@@ -115,16 +115,22 @@ class SSHBackend(Base):
                 await self._finish(client, file, temporary, key, size, await _stat(client, self._path(key)))
             await self._sync([key])
 
-        flying: deque[Future[None]] = deque()
+        flying: deque[tuple[Future[None], int]] = deque()
         done = 0
+
+        def land(limit: int) -> None:
+            while len(flying) > limit:
+                task, length = flying.popleft()
+                self._link.wait(task)
+                if sent is not None:
+                    sent(length)
+
         try:
             for piece in parts(Counted(pieces, size, key), _PIECE_BYTES):
-                flying.append(self._link.submit(partial(write, piece, done)))
+                flying.append((self._link.submit(partial(write, piece, done)), len(piece)))
                 done += len(piece)
-                if len(flying) >= _PIECES:
-                    self._link.wait(flying.popleft())
-            while flying:
-                self._link.wait(flying.popleft())
+                land(_PIECES - 1)
+            land(0)
             self._link.run(finish)
         except BaseException:
             with contextlib.suppress(MillpondError):  # why it failed is told, not why it cannot be tidied

@@ -3,6 +3,9 @@
 It asks for no links, no locks and no nameless files, which NFS and SMB lack. Many files share the syncs of the file system: one sync has
 the bytes of some, and the names of those before them, on the disk. A few are synced one by one, which waits for nobody else's writing; and
 many, too, where the file system does not hand on a sync of all (disks.py).
+
+Files of a folder that is not there yet can be written, by their own names, into one with a temporary name: then one rename names all of
+them. Where somebody else makes the folder meanwhile they are renamed into his, one by one.
 """
 
 from __future__ import annotations
@@ -28,11 +31,12 @@ _SLOW_S, _JUDGED = 2e-3, 32
 
 
 class Staged(NamedTuple):
-    """A file that waits for its name, `path`, and has a temporary one."""
+    """A file that waits for its name, `path`, and has a temporary one; `new` is the temporary folder that it is in, if it is in one."""
 
     key: str
     path: str
     temporary: str
+    new: str | None
 
 
 class Staging:
@@ -61,18 +65,25 @@ class Staging:
         """Whether the making of files is waited for, so that many should be made at once."""
         return self._timed >= _JUDGED and self._took_s > _SLOW_S * self._timed
 
-    def stage(self, key: str, pieces: Iterable[Data], size: int) -> Staged:
+    def stage(self, key: str, pieces: Iterable[Data], size: int, new_folders: dict[str, str] | None = None) -> Staged:
         """Write `size` bytes under a temporary name. Raises RemoteError when the pieces are not that many, and what they raise;
-        nothing is left then."""
+        nothing is left then. `new_folders`: those that are not there yet, each with a temporary one that its files are in, and to which
+        more may be added; all that is in them is settled together, and nothing is added then."""
         source = iter(pieces)
         first = next(source, b"")
         done = alone = len(first)
         path = f"{self._top}/{key}"
-        folder = path[: path.rindex("/")]
-        staged = Staged(key, path, f"{folder}/{TEMPORARY}{self._token}-{next(self._numbers)}.tmp")
+        cut = path.rindex("/")
+        folder = path[:cut]
+        new = None if new_folders is None else new_folders.get(folder)
         try:
-            if folder not in self._folders:
-                self._make(folder)
+            if new is None and folder not in self._folders:
+                new = self._make(folder, new_folders)
+        except OSError as error:
+            self._fail(error, "write", key)
+        temporary = f"{folder}/{self._temporary()}" if new is None else f"{new}{path[cut:]}"
+        staged = Staged(key, path, temporary, new)
+        try:
             began = time.monotonic()
             fd = os.open(staged.temporary, _FLAGS, 0o666)
             try:
@@ -108,8 +119,7 @@ class Staging:
             return
         with self.kept(files):
             self.sync()
-            for each in files:
-                os.rename(each.temporary, each.path)
+            self._name(files, os.rename)
 
     def sync(self) -> None:
         """Have all that was settled on the disk."""
@@ -120,12 +130,37 @@ class Staging:
             self._fail(error, "sync", "")
         self._made -= made
 
+    def _name(self, files: Iterable[Staged], rename: Callable[[str, str], None]) -> None:
+        """Give files their names. Raises OSError."""
+        new: dict[str, list[Staged]] = {}
+        for each in files:
+            if each.new is None:
+                rename(each.temporary, each.path)
+            else:
+                new.setdefault(each.new, []).append(each)
+        for folder, inside in new.items():
+            self._name_folder(folder, inside)
+
+    def _name_folder(self, new: str, files: Sequence[Staged]) -> None:
+        """Give a folder its name, and so all of its files; or these theirs, where there is a folder by now. Raises OSError."""
+        folder = os.path.dirname(files[0].path)
+        try:
+            os.rename(new, folder)
+            self._made.add(folder)
+        except OSError:
+            # If anything else is wrong it is met again.
+            self._made.update(make_folders(folder))
+            for each in files:
+                os.rename(each.temporary, each.path)
+            with contextlib.suppress(OSError):
+                os.rmdir(new)
+        self._folders.add(folder)
+
     def _commit_each(self, files: Sequence[Staged], rename: Callable[[str, str], None]) -> None:
         with self.kept(files):
             for each in files:
                 sync_file(each.temporary)
-            for each in files:
-                rename(each.temporary, each.path)
+            self._name(files, rename)
             for folder in {os.path.dirname(each.path) for each in files}:
                 self._sync_up(folder)
 
@@ -135,9 +170,15 @@ class Staging:
 
     def drop(self, files: Iterable[Staged]) -> None:
         """They are not wanted any more; those that have their names keep them."""
+        new = set()
         for each in files:
+            if each.new is not None:
+                new.add(each.new)
             with contextlib.suppress(OSError):
                 os.unlink(each.temporary)
+        for folder in new:
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)
 
     def sweep(self, folder: str, before: float) -> int:
         """Remove what writers that were killed have left in a folder below the top, if nothing of it was changed since `before` (seconds since
@@ -145,10 +186,14 @@ class Staging:
         count = 0
         with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(f"{self._top}/{folder}") as entries:
             for each in entries:
-                if not each.name.startswith(TEMPORARY) or not each.is_file(follow_symlinks=False):
+                if not (each.name.startswith(TEMPORARY) and each.name.endswith(".tmp")):
                     continue
                 with contextlib.suppress(OSError):  # another's, or gone
-                    if each.stat(follow_symlinks=False).st_mtime < before:
+                    if each.stat(follow_symlinks=False).st_mtime >= before:
+                        continue
+                    if each.is_dir(follow_symlinks=False):
+                        count += _sweep_folder(each.path, before)
+                    elif each.is_file(follow_symlinks=False):
                         os.unlink(each.path)
                         count += 1
         return count
@@ -169,12 +214,24 @@ class Staging:
             about = next((each for each in files if each.temporary in paths), files[-1])
             self._fail(error, "write", about.key)
 
-    def _make(self, folder: str) -> None:
-        """Make a file's folder if it is not there."""
+    def _make(self, folder: str, new_folders: dict[str, str] | None = None) -> str | None:
+        """Make a file's folder if it is not there; or a temporary one in its place, among `new_folders`. Raises OSError."""
         self._check_there()
+        if new_folders is not None and folder != self._top and not os.path.isdir(folder):
+            above = os.path.dirname(folder)
+            if above not in self._folders:
+                self._make(above)
+            if self._disks.is_local:
+                new = new_folders[folder] = f"{above}/{self._temporary()}"
+                os.mkdir(new)
+                return new
         self._made.update(make_folders(folder))
         self._disks.write_to(folder)
         self._folders.add(folder)
+        return None
+
+    def _temporary(self) -> str:
+        return f"{TEMPORARY}{self._token}-{next(self._numbers)}.tmp"
 
     def _sync_up(self, folder: str) -> None:
         """Have a folder's new names on the disk, and where it was made here its own name too, and so on."""
@@ -182,3 +239,15 @@ class Staging:
         if folder in self._made:
             self._sync_up(os.path.dirname(folder))
             self._made.discard(folder)
+
+
+def _sweep_folder(new: str, before: float) -> int:
+    """Remove a temporary folder, and its files, if none of them was changed since `before`; how many. Raises OSError."""
+    with os.scandir(new) as entries:
+        inside = list(entries)
+    if any(each.stat(follow_symlinks=False).st_mtime >= before for each in inside):
+        return 0
+    for each in inside:
+        os.unlink(each.path)
+    os.rmdir(new)
+    return len(inside)

@@ -8,7 +8,7 @@ from itertools import islice
 from typing import TypeVar
 
 from millpond.daemon.names import ObjectName
-from millpond.daemon.remote.backend import DELETE_KEYS, Backend, Data, Entry, Got
+from millpond.daemon.remote.backend import DELETE_KEYS, Backend, Data, Entry, Got, Sent
 from millpond.daemon.remote.download import Downloads, Part
 from millpond.daemon.remote.flow import DEADLINE_S, Flow
 from millpond.daemon.remote.layout import keys_of
@@ -160,9 +160,10 @@ class Transfer:
         Raises ObjectMissingError, RemoteChangedError for what is not as its entry says."""
         return self._downloads.contents(entries)
 
-    def upload(self, objects: Iterable[Upload], *, created: Created) -> None:
-        """Write objects; `created` is told of those that are there for good, in order."""
-        self._uploads.send(objects, created)
+    def upload(self, objects: Iterable[Upload], *, created: Created, went: Sent | None = None) -> None:
+        """Write objects, no two with one key; `created` is told of those that are there for good, in order, `went` meanwhile of the bytes that
+        went so far in all."""
+        self._uploads.send(objects, created, went)
 
     def _list(self, prefix: str) -> list[Entry]:
         return list(self.backend.list(prefix))

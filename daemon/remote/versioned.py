@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from millpond.daemon.errors import RemoteChangedError, RemoteConfigError
 from millpond.daemon.project.fileversions import manifest_of
-from millpond.daemon.remote.backend import Data, Entry, Got, ReadOnly
+from millpond.daemon.remote.backend import Data, Entry, Got, ReadOnly, Sent
 from millpond.daemon.remote.layout import digest_of
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class VersionStore(Protocol):
 
     def get_version(self, key: str, version: str, start: int = 0, size: int | None = None) -> Got: ...
 
-    def put_version(self, key: str, pieces: Iterable[Data], size: int) -> Entry: ...
+    def put_version(self, key: str, pieces: Iterable[Data], size: int, sent: Sent | None = None) -> Entry: ...
 
     def list_latest(self, prefix: str) -> Iterator[Entry]: ...
 
@@ -115,8 +115,8 @@ class VersionedBackend(ReadOnly):
         self.put_stream(key, [data], len(data))
         return True
 
-    def put_stream(self, key: str, pieces: Iterable[Data], size: int) -> None:
-        made = self._inner.put_version(key, pieces, size)
+    def put_stream(self, key: str, pieces: Iterable[Data], size: int, sent: Sent | None = None) -> None:
+        made = self._inner.put_version(key, pieces, size, sent)
         if made.version in NO_VERSION:
             raise self._unversioned()
         self.written[key] = made

@@ -38,6 +38,8 @@ T = TypeVar("T")
 MAX_THREADS = 16
 # Sessions of puts that one connection may have open.
 MAX_SESSIONS = 4
+# Contents that are read at once, and copied to a memory file while the processor has them at hand.
+_PART_BYTES = 2 << 20
 # Names in one request.
 MAX_NAMES = 4096
 # Contents of so many bytes are worth a strand of their own; as long as kernels must still be made, of so many.
@@ -187,16 +189,26 @@ class StoreService:
         return {"complete": await self._in_thread(lambda: self._store.claim_complete(name, call.uid, owner))}
 
     async def fetch(self, call: Call, params: dict[str, Any]) -> Reply:
-        """{names, offset} -> {pieces: [[index, length, last]...], next: [names done, offset in the next]} + memfd.
+        """{names, offset} (+ memfd) -> {pieces: [[index, length, last]...], next: [names done, offset in the next], own} (+ memfd).
 
-        Stateless: as many of the contents as fit into one memory file, beginning `offset` bytes into the first.
+        Stateless: as many of the contents as fit into one memory file, beginning `offset` bytes into the first. `own`: the daemon is
+        this user's, and fills a memory file that is used again, if one comes with the request; else it answers with one.
         """
         names, offset = _names(params), int(params.get("offset", 0))
         store, uid, owner = self._store, call.uid, self._claims(call)
-        data, pieces, following = await self._in_thread(
-            lambda: gather(store.reader, names, store.resolve(names, uid, owner), offset)
-        )
-        return Reply({"pieces": pieces, "next": following}, fds=[data])
+        own = call.uid == os.geteuid()
+        if call.fds and not own:
+            raise ProtocolError("another user's memory file is not filled")
+        into = call.take_fd() if call.fds else None
+
+        def work() -> tuple[list[int], list[tuple[int, int, bool]], tuple[int, int]]:
+            with memfd.Filling(into) as filling:
+                contents = store.resolve(names, uid, owner)
+                pieces, following = gather(store.reader, names, contents, offset, filling.write)
+                return filling.sealed(), pieces, following
+
+        fds, pieces, following = await self._in_thread(work)
+        return Reply({"pieces": pieces, "next": following, "own": own}, fds=fds)
 
     async def read(self, call: Call, params: dict[str, Any]) -> Reply:
         """{name, offset, length} -> {size} of the object + memfd with that range of it, shorter at its end only.
@@ -257,23 +269,35 @@ class StoreService:
 
 
 def gather(
-    reader: StoreReader, names: Sequence[ObjectName], contents: Sequence[Content | None], offset: int
-) -> tuple[int, list[tuple[int, int, bool]], tuple[int, int]]:
-    """Fill one sealed memory file with contents; (descriptor, pieces, (names done, offset in the next one)).
+    reader: StoreReader,
+    names: Sequence[ObjectName],
+    contents: Sequence[Content | None],
+    offset: int,
+    write: Callable[[Sequence[Bytes]], None],
+) -> tuple[list[tuple[int, int, bool]], tuple[int, int]]:
+    """Give `write` as many contents as one memory file takes, in parts; (pieces, (names done, offset in the next one)).
 
     Raises ObjectMissingError for a name without a content, StoreDamagedError.
     """
-    buffers: list[Bytes] = []
     lengths: list[int] = []
     chunks: list[bytes] = []
     pieces: list[tuple[int, int, bool]] = []
-    size = 0
+    size = waiting = 0
     following = len(names), 0
 
-    def read_all() -> None:
-        """All at once: what was stored together lies side by side."""
-        buffers.extend(reader.read_chunks(chunks))
-        chunks.clear()
+    def put(buffers: Sequence[Bytes]) -> None:
+        if list(map(len, buffers)) != lengths:  # a name's size in the index: what comes behind would be another's bytes
+            raise StoreDamagedError(
+                "a content in the store is not as long as the index says", hint="run `millpond fsck`"
+            )
+        write(buffers)
+        lengths.clear()
+
+    def put_chunks() -> None:
+        """Many at once: what was stored together lies side by side."""
+        if chunks:
+            put(reader.read_chunks(chunks))
+            chunks.clear()
 
     for index, (name, content) in enumerate(zip(names, contents, strict=True)):
         if content is None:
@@ -287,23 +311,25 @@ def gather(
                 whole = False
                 following = index, start
                 break
+            if not isinstance(chunk, bytes):
+                put_chunks()
+            lengths.append(end - start)
+            size += end - start
+            waiting += end - start
             if isinstance(chunk, bytes):
                 chunks.append(chunk)
+                if waiting >= _PART_BYTES:
+                    put_chunks()
+                    waiting = 0
             else:
-                read_all()
-                # A copy: a small part would keep its whole chunk.
-                buffers.append(bytes(chunk()))
-            size += end - start
-            lengths.append(end - start)
+                put([chunk()])
         if whole or size > begin:
             pieces.append((index, size - begin, whole))
         if not whole:
             break
         offset = 0
-    read_all()
-    if list(map(len, buffers)) != lengths:  # a name's size in the index: what comes behind would be another's bytes
-        raise StoreDamagedError("a content in the store is not as long as the index says", hint="run `millpond fsck`")
-    return memfd.from_buffers(buffers), pieces, following
+    put_chunks()
+    return pieces, following
 
 
 def _chunks(reader: StoreReader, content: Content) -> Iterator[tuple[bytes | Callable[[], Bytes], int, int]]:

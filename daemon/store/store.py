@@ -40,6 +40,8 @@ T = TypeVar("T")
 
 log = logging.getLogger("millpond.store")
 
+# Memory that is kept for reading: what is read at once for a fetch, of a few callers.
+_BUFFER_BYTES = 8 << 20
 # Manifests remembered as complete.
 _MAX_COMPLETE = 10_000
 # Of the store's threads one of so many may hash what comes beside each other: it does the work of several.
@@ -94,7 +96,9 @@ class Store:
             reserve=reserve,
             mode=layout.file_mode(settings.group),
         )
-        self.reader = StoreReader(index, self._folder, records.key_of(uuid), self._note_damage)
+        self.reader = StoreReader(
+            index, self._folder, records.key_of(uuid), self._note_damage, buffer_bytes=_BUFFER_BYTES
+        )
         with index.begin() as txn:
             self._segments.limit = ledger.limit_of(index, txn)
         self.ledger = ledger.Ledger(self)

@@ -77,6 +77,19 @@ def test_the_store_is_closed_to_callers(machine: System) -> None:
     assert done.returncode != 0
 
 
+def test_what_a_caller_reads_comes_in_memory_files_of_the_daemons(machine: System) -> None:
+    """Those of another user it does not write to."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        paths = [f"{folder}/{number}" for number in range(40)]
+        for number, path in enumerate(paths):
+            Path(path).write_bytes(bytes([number]) * (1 << 20))
+        [answer] = ask(machine, ALICE, ("fetch", {"paths": paths, "after": 1, "context": context("/")}))
+    found = answer["result"]
+    assert found["digests"] == found["names"] * 2 and found["left open"] == 0
+    assert len(found["refusals"]) == 2 and all("another user's" in each for each in found["refusals"])
+
+
 def test_root_is_not_served_by_workers(machine: System) -> None:
     [answer] = ask(machine, 0, ("init", {"context": context("/")}))
     assert answer["error"]["data"]["kind"] == "permission"

@@ -133,6 +133,18 @@ def test_memory_that_is_used_again_mixes_nothing_up(client: Client, tmp_path: Pa
     assert report["ok"]
 
 
+@pytest.mark.parametrize("after", [0, 1, 30])
+def test_what_is_read_into_memory_that_is_used_again_is_whole(client: Client, tmp_path: Path, after: int) -> None:
+    sizes = (20 << 20, 0, 10, *[300_000] * 30, 33 << 20, 16 << 20, 70_000)
+    for number, size in enumerate(sizes):
+        (tmp_path / str(number)).write_bytes(random.Random(number).randbytes(size))
+    paths = [str(tmp_path / str(number)) for number in range(len(sizes))]
+    found, _ = client.call("fetch", {"paths": paths, "after": after, "context": context()})
+    assert found["digests"] == found["names"] * 2 and found["left open"] == 0
+    unsealed, full = found["refusals"]
+    assert "not a sealed memory file" in unsealed and "do not fit" in full
+
+
 def test_a_cancelled_worker_keeps_its_lock_until_it_has_cleaned_up(client: Client, tmp_path: Path) -> None:
     mark, go = tmp_path / "mark", tmp_path / "go"
     params = {"project": str(tmp_path), "context": context()}

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import hashlib
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
-from millpond.daemon.errors import CancelledError, TargetError
+from millpond.daemon.errors import CancelledError, MillpondError, TargetError
 from millpond.daemon.jobs.jobverbs import VERBS as JOB_VERBS
 from millpond.daemon.jobs.runner import CommandRunner, Sink, Task
 from millpond.daemon.jobs.worker import WorkerContext
@@ -143,6 +145,39 @@ def _put(context: WorkerContext, paths: list[str]) -> list[str]:
     return [str(put.name) for put in puts]
 
 
+def fetch(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
+    """Stores files and reads them back, twice: each one's MD5. First it breaks off midway, and asks for them into a memory file of its own."""
+    names = [put.name for put in context.store.put_files(params["paths"])]
+    context.store.commit()
+    refusals = []
+    for seals in (0, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW):
+        fd = os.memfd_create("test", os.MFD_ALLOW_SEALING)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+        try:
+            context.client.call("store.fetch", {"names": [str(names[0])]}, fds=[fd])
+        except MillpondError as error:
+            refusals.append(str(error))
+        os.close(fd)
+    before = len(os.listdir("/proc/self/fd"))
+    broken_off = context.store.fetch(names * 2)
+    assert isinstance(broken_off, Generator)
+    for _ in range(params["after"]):
+        next(broken_off)
+    broken_off.close()
+    digests, digest = [], hashlib.md5()
+    for piece in context.store.fetch(names * 2):
+        digest.update(piece.data)
+        if piece.last:
+            digests.append(f"md5:{digest.hexdigest()}")
+            digest = hashlib.md5()
+    return {
+        "names": list(map(str, names)),
+        "digests": digests,
+        "refusals": refusals,
+        "left open": len(os.listdir("/proc/self/fd")) - before,
+    }
+
+
 VERBS: dict[str, Callable[[WorkerContext, dict[str, Any]], dict[str, Any]]] = {
     "init": init,
     "add": add,
@@ -152,5 +187,6 @@ VERBS: dict[str, Callable[[WorkerContext, dict[str, Any]], dict[str, Any]]] = {
     "fsck": fsck,
     "steps": steps,
     "stages": stages,
+    "fetch": fetch,
     **JOB_VERBS,
 }

@@ -168,8 +168,16 @@ def test_listing(backend: Backend) -> None:
 @pytest.mark.parametrize("size", [0, 1, PART_BYTES, PART_BYTES + 1, 2 * PART_BYTES + 12345])
 def test_streams(backend: Backend, size: int) -> None:
     data = random.Random(size).randbytes(size)
-    backend.put_stream("big", (data[at : at + 3_000_000] for at in range(0, size, 3_000_000)), size)
+    told: list[int] = []
+    backend.put_stream(
+        "big",
+        (data[at : at + 3_000_000] for at in range(0, size, 3_000_000)),
+        size,
+        told.append,
+    )
     assert bytes(backend.get("big").data) == data
+    # All of what came in parts.
+    assert sum(told) == size and len(told) > 1 if size > PART_BYTES else sum(told) in (0, size)
     middle = size // 2
     assert bytes(backend.get("big", middle, 1000).data) == data[middle : middle + 1000]
 

@@ -129,14 +129,17 @@ def test_what_killed_pushes_left_goes_after_a_week(team: Team) -> None:
     ann.run("push", "-A")
     before, week = objects(team), 7 * 86_400.0
     made = {"files/md5/00/.millpond-a-1.tmp": 2.0, "ab/.millpond-b-2.tmp": 2.0, "files/md5/00/.millpond-c-3.tmp": 0.9}
+    # One that was to be a folder of objects.
+    made |= {f"files/md5/.millpond-d-4.tmp/{name}": 2.0 for name in ("x", "y")} | {"files/md5/.millpond-d-4.tmp": 2.0}
     for key, weeks in made.items():
         path = Path(team.url) / key
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"half")
+        if not path.is_dir():
+            path.write_bytes(b"half")
         os.utime(path, (time.time() - weeks * week,) * 2)
     collect(ann, "-A", "--dry")
     assert all((Path(team.url) / key).exists() for key in made)
-    assert "2 temporary files" in ann.run("-v", "gc", "-cAf", "--grace", "0").stderr
+    assert "4 temporary files" in ann.run("-v", "gc", "-cAf", "--grace", "0").stderr
     assert [key for key in made if (Path(team.url) / key).exists()] == ["files/md5/00/.millpond-c-3.tmp"]
     assert before.items() <= objects(team).items()
 

@@ -19,7 +19,7 @@ from tests.fusefs.helpers import eventually
 from millpond.daemon.errors import CancelledError, RemoteError
 from millpond.daemon.names import ObjectName
 from millpond.daemon.project.durable import sync_file_system
-from millpond.daemon.remote import disks, staging, upload
+from millpond.daemon.remote import disks, landing, staging, upload
 from millpond.daemon.remote.flow import RANGE_BYTES
 from millpond.daemon.remote.layout import key_of
 from millpond.daemon.remote.local import LocalBackend
@@ -82,14 +82,14 @@ class Disk:
         def close(fd: int) -> None:
             path = os.readlink(f"/proc/self/fd/{fd}")
             real["close"](fd)
-            if path.endswith(".tmp"):
+            if "/.millpond-" in path:
                 self.written.add(path)
 
         def rename(old: str, new: str) -> None:
-            if old not in self.durable:
-                self.early.append(new)
+            inside = [f"/{each}" for each in os.listdir(old)] if os.path.isdir(old) else [""]
+            self.early += [new + each for each in inside if old + each not in self.durable]
             real["rename"](old, new)
-            self.named.add(new)
+            self.named.update((new, *(new + each for each in inside)))
 
         def sync_file_system(place: int) -> None:
             self.synced(self.written | self.named if whole else set(), lambda: real["sync_file_system"](place))
@@ -106,6 +106,11 @@ class Disk:
             for each in made:
                 patch.setattr(module, each.__name__, each)
 
+    def keeps(self, key: str) -> bool:
+        """Whether a file has its name on the disk, and its folder, if that was renamed."""
+        path = str(self.remote / key)
+        return path in self.durable and ((folder := os.path.dirname(path)) not in self.named or folder in self.durable)
+
     def synced(self, what: set[str], sync: Any) -> None:
         before = set(what)
         sync()
@@ -116,14 +121,14 @@ class Disk:
 def test_no_name_before_the_bytes_and_nothing_told_before_the_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: int
 ) -> None:
-    monkeypatch.setattr(upload, "STAGED_FILES", files)
+    monkeypatch.setattr(landing, "STAGED_FILES", files)
     disk = Disk(tmp_path / "remote", monkeypatch)
     objects = contents(40)
     told: list[ObjectName] = []
 
     def created(sent: Sequence[Upload]) -> None:
         told.extend(each.name for each in sent)
-        disk.early += [each.key for each in sent if str(disk.remote / each.key) not in disk.durable]
+        disk.early += [each.key for each in sent if not disk.keeps(each.key)]
 
     with Transfer(LocalBackend("r", str(disk.remote))) as transfer:
         transfer.upload(going(objects), created=created)
@@ -139,14 +144,14 @@ def test_no_name_before_the_bytes_and_nothing_told_before_the_name(
 def test_where_a_sync_of_all_is_not_handed_on_files_are_synced_one_by_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: int
 ) -> None:
-    monkeypatch.setattr(upload, "STAGED_FILES", files)
+    monkeypatch.setattr(landing, "STAGED_FILES", files)
     disk = Disk(tmp_path / "remote", monkeypatch, whole=False)
     objects = contents(40)
     told: list[ObjectName] = []
 
     def created(sent: Sequence[Upload]) -> None:
         told.extend(each.name for each in sent)
-        disk.early += [each.key for each in sent if str(disk.remote / each.key) not in disk.durable]
+        disk.early += [each.key for each in sent if not disk.keeps(each.key)]
 
     backend = LocalBackend("r", str(disk.remote))
     backend.staging._disks.one_by_one = True
@@ -174,7 +179,7 @@ def test_bytes_that_the_disk_lost_while_another_program_synced_get_no_name(
     """The kernel tells of a write that failed once to each who was there, and not to who comes later."""
     if os.geteuid():
         pytest.skip("only root may mount")
-    monkeypatch.setattr(upload, "_STAGED_S", 600.0)
+    monkeypatch.setattr(landing, "STAGED_S", 600.0)
     small, mounted = tmp_path / "small", tmp_path / "mounted"
     for folder in (small, mounted):
         folder.mkdir()
@@ -235,7 +240,7 @@ def test_a_folder_that_cannot_be_looked_at_is_not_an_absent_one(tmp_path: Path) 
 
 @pytest.mark.parametrize("call", ["open", "write", "rename", "sync_file_system"])
 def test_the_nth_call_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
-    monkeypatch.setattr(upload, "STAGED_FILES", 8)
+    monkeypatch.setattr(landing, "STAGED_FILES", 8)
     objects = contents(30)
     module = disks if call == "sync_file_system" else os
     real = getattr(module, call)
@@ -245,7 +250,8 @@ def test_the_nth_call_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cal
         nonlocal calls
         if "remote" in str(args[0]) or call in ("write", "sync_file_system"):
             calls += 1
-            if calls == fails:
+            # A folder that gets no name is tried file by file.
+            if calls == fails or (call == "rename" and calls > fails):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return real(*args, **more)
 
@@ -274,7 +280,7 @@ def test_the_nth_call_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cal
 def test_what_fails_midway_leaves_no_temporary_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str
 ) -> None:
-    monkeypatch.setattr(upload, "STAGED_FILES", 8)
+    monkeypatch.setattr(landing, "STAGED_FILES", 8)
     objects = contents(30)
     name = ObjectName("md5", "f" * 32)
 

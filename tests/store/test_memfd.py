@@ -95,3 +95,45 @@ def test_a_file_on_a_disk_is_refused_even_of_ones_own(tmp_path: Path) -> None:
         pass
     with pytest.raises(OSError):
         os.fstat(fd)
+
+
+def test_a_received_one_is_filled_from_its_beginning_on_whoever_wrote_to_it_before() -> None:
+    fd, view = memfd.create_reusable()
+    os.lseek(fd, 1000, os.SEEK_SET)
+    for number in (1, 2):
+        parts = [bytes([number + each % 7]) * 3 for each in range(2500)]
+        with memfd.Filling(os.dup(fd)) as filling:
+            filling.write(parts[:1200])
+            filling.write([])
+            filling.write(parts[1200:])
+            assert filling.sealed() == []
+        assert view[:7500] == b"".join(parts)
+    received = os.dup(fd)
+    with pytest.raises(ProtocolError, match="do not fit"), memfd.Filling(received) as filling:
+        filling.write([b"x" * memfd.BATCH_BYTES])
+        filling.write([b"y"])
+    with pytest.raises(OSError):
+        os.fstat(received)
+    assert view[0] == view[memfd.BATCH_BYTES - 1] == ord("x")
+    os.close(fd)
+
+
+def test_one_whose_length_may_change_is_not_filled() -> None:
+    for received in (os.memfd_create("test", os.MFD_ALLOW_SEALING), os.open("/dev/null", os.O_RDWR)):
+        with pytest.raises(ProtocolError, match="not a sealed"), memfd.Filling(received):
+            pass
+        with pytest.raises(OSError):
+            os.fstat(received)
+
+
+def test_a_new_one_is_sealed_and_handed_over_or_closed() -> None:
+    with memfd.Filling(None) as filling:
+        filling.write([b"a", b"b" * 5000])
+        [fd] = filling.sealed()
+    with memfd.mapped(fd) as view:
+        assert bytes(view) == b"a" + b"b" * 5000
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(ZeroDivisionError), memfd.Filling(None) as filling:
+        filling.write([b"a"])
+        _ = 1 / 0
+    assert len(os.listdir("/proc/self/fd")) == before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from concurrent.futures import Future
 
@@ -41,6 +42,8 @@ class Presence:
         self._older: dict[str, int] | None = None
         # A listing that was begun.
         self._coming: Future[dict[str, int] | None] | None = None
+        # What came of a listing that is kept, folder by folder, until `came` takes it.
+        self._came: deque[list[tuple[str, int]]] = deque()
 
     def begin(self, count: int) -> None:
         """So many names are asked for soon, with `more`: list the remote meanwhile, if that pays."""
@@ -50,11 +53,18 @@ class Presence:
 
         def work() -> None:
             try:
-                coming.set_result(self._list_all(count, frozenset(), True))
+                coming.set_result(self._list_all(count, frozenset(), True, self._came))
             except BaseException as error:  # told to who asks
                 coming.set_exception(error)
 
         threading.Thread(target=work, name="listing", daemon=True).start()
+
+    def came(self) -> list[tuple[str, int]]:
+        """Digests and bytes of objects, as far as a listing that was begun has come, each told once. From any thread."""
+        rows: list[tuple[str, int]] = []
+        while self._came:
+            rows += self._came.popleft()
+        return rows
 
     def listed(self, values: Sequence[str]) -> list[int | None]:
         """Sizes of objects that a listing which was begun tells; None for what it has not, or where there is none. Raises what the
@@ -103,9 +113,11 @@ class Presence:
             there |= {name: size for name, size in zip(rest, self._each(rest), strict=True) if size is not None}
         return there
 
-    def _list_all(self, count: int, wanted: Set[str], more: bool) -> dict[str, int] | None:
+    def _list_all(
+        self, count: int, wanted: Set[str], more: bool, came: deque[list[tuple[str, int]]] | None = None
+    ) -> dict[str, int] | None:
         """Sizes by digest of what is wanted; with `more` of all that is listed, kept unless that is too much. None where asking for
-        each of `count` takes fewer requests."""
+        each of `count` takes fewer requests. `came` is given what is kept, folder by folder."""
         # Digests are spread evenly: one folder of 256 tells how many objects there are.
         first = list(self._sizes(_PREFIXES[:1], None))
         there = len(first[0]) * len(_PREFIXES)
@@ -115,7 +127,7 @@ class Presence:
         more = more and there < _MAX_LISTED
         if not (more or wanted):
             return None
-        listed = self._list_folders(_PREFIXES, wanted, more, first)
+        listed = self._list_folders(_PREFIXES, wanted, more, first, came)
         if more and len(listed) < _MAX_LISTED:
             self._listed, self._older = listed, None
         return listed
@@ -130,7 +142,12 @@ class Presence:
         return listed
 
     def _list_folders(
-        self, prefixes: Sequence[str], wanted: Set[str], more: bool, begun: list[list[tuple[str, int]]]
+        self,
+        prefixes: Sequence[str],
+        wanted: Set[str],
+        more: bool,
+        begun: list[list[tuple[str, int]]],
+        came: deque[list[tuple[str, int]]] | None = None,
     ) -> dict[str, int]:
         """`begun`: the listings of the first prefixes, which were made already."""
         listed: dict[str, int] = {}
@@ -138,10 +155,11 @@ class Presence:
         keep = None if more else lambda prefix, key: _value(prefix, key) in wanted
         pages = (page for part in (begun, self._sizes(prefixes[len(begun) :], keep)) for page in part)
         for prefix, page in zip(prefixes, pages, strict=True):
-            for key, size in page:
-                value = _value(prefix, key)
-                if value in wanted or (more and len(listed) < _MAX_LISTED):
-                    listed[value] = size
+            rows = [(_value(prefix, key), size) for key, size in page]
+            whole = more and len(listed) < _MAX_LISTED
+            listed.update(rows if whole else (row for row in rows if row[0] in wanted))
+            if came is not None and whole:
+                came.append(rows)
         return listed
 
 

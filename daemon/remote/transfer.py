@@ -88,6 +88,10 @@ class Transfer:
         """So many names are asked for soon, with `more`."""
         self._presence.begin(count)
 
+    def came(self) -> list[tuple[str, int]]:
+        """Values of objects and their sizes, as they come of a listing since `expect`; each once."""
+        return self._presence.came()
+
     def listed(self, values: Sequence[str]) -> list[int | None]:
         """Sizes of the objects with these values, as far as a listing since `expect` tells them."""
         return self._presence.listed(values)

@@ -108,6 +108,7 @@ class Reporter:
         self._began = time.monotonic()
         self._bar: Progress | None = None
         self._task: TaskID | None = None
+        self._waited_for = ""
 
     def __enter__(self) -> Reporter:
         return self
@@ -123,12 +124,20 @@ class Reporter:
             self._meter.update(params, time.monotonic())
             self._show(self._meter.phase, self._meter.detail())
         elif method == "$/waiting":
-            if self._console.live:
-                self._show(waiting_text(params), "", at_once=True)
-            else:
-                self._console.note(waiting_text({"for": params.get("for")}))
+            self._wait(params)
         elif method == "$/log":
             self._log(str(params.get("level", "info")), str(params.get("text", "")))
+
+    def _wait(self, params: dict[str, Any]) -> None:
+        """On a terminal in the line that changes, and with -v in one that stays; elsewhere in that alone."""
+        if not self._console.live:
+            self._console.note(waiting_text({"for": params.get("for")}))
+            return
+        self._show(waiting_text(params), "", at_once=True)
+        whom = str(params.get("for")).partition(",")[0]  # behind it may stand for how long
+        if self._console.verbose and whom != self._waited_for:
+            self._waited_for = whom
+            self._console.note(waiting_text({"for": params.get("for")}))
 
     def cancelling(self) -> None:
         """Ctrl-C was pressed."""

@@ -28,7 +28,7 @@ from millpond.daemon.project.portions import put_all
 from millpond.daemon.project.repo import Repo
 from millpond.daemon.project.runcache import fetch_runs
 from millpond.daemon.project.select import Choice
-from millpond.daemon.project.sharing import Group, Link, Links, choices, groups, in_parts, partial
+from millpond.daemon.project.sharing import Group, Link, Links, choices, groups, in_parts, partial, waiting
 from millpond.daemon.project.targets import expand
 from millpond.daemon.remote.download import Part
 
@@ -126,7 +126,8 @@ def fetch_chosen(
     """Bring what is chosen and lacking into the store, from {remote, jobs, max_size}. Answers and raises as `fetch`."""
     done, used = Fetched(), list[str]()
     objects = Objects(context.store, repo.cache)
-    with Links(repo, params.get("remote"), params.get("jobs"), os.environ, versioned=True) as links:
+    told = waiting(context, "fetch")
+    with Links(repo, params.get("remote"), params.get("jobs"), os.environ, versioned=True, tell=told) as links:
         if params.get("remote") is not None:
             links.of(links.remote_of(None))  # one that cannot be used is told of, though nothing may be lacking
         runs = fetch_runs(context, repo, links) if params.get("run_cache") else 0

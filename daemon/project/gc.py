@@ -18,7 +18,7 @@ from millpond.daemon.project.outputs import GitTree, Output, WorkTree
 from millpond.daemon.project.repo import Repo, find_root
 from millpond.daemon.project.roots import ProjectRoots, scope_of
 from millpond.daemon.project.select import select
-from millpond.daemon.project.sharing import Links
+from millpond.daemon.project.sharing import Links, waiting
 
 if TYPE_CHECKING:
     from millpond.daemon.jobs.worker import WorkerContext
@@ -53,7 +53,9 @@ def gc(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
             if elsewhere:
                 repo = Repo.open(here, os.environ)
                 outs = {path: list(roots.outputs(scope)) for path, roots in opened.items()}
-                links = stack.enter_context(Links(repo, params.get("remote"), params.get("jobs"), os.environ))
+                links = stack.enter_context(
+                    Links(repo, params.get("remote"), params.get("jobs"), os.environ, tell=waiting(context, "gc"))
+                )
                 if params.get("cloud"):
                     cloud = CloudSweep(context, repo, links, params)
                     stack.callback(cloud.close)

@@ -15,6 +15,7 @@ from millpond.daemon.remote.layout import keys_of
 from millpond.daemon.remote.pace import Budget, Turns
 from millpond.daemon.remote.partial import Partials
 from millpond.daemon.remote.presence import Presence
+from millpond.daemon.remote.silence import Silence, Tell
 from millpond.daemon.remote.upload import Created, Upload, Uploads
 
 T = TypeVar("T")
@@ -37,13 +38,15 @@ class Transfer:
         partials: Partials | None = None,
         budget: Budget | None = None,
         patience_s: float = DEADLINE_S,
+        tell: Tell | None = None,
     ) -> None:
-        """`budget`: one that several share, in place of a `rate` of its own. After `patience_s` a request is not tried again."""
+        """`budget`: one that several share, in place of a `rate` of its own. After `patience_s` a request is not tried again. `tell` is told, by
+        who waits for what comes or goes, when the remote is silent."""
         self.backend = backend
         if jobs is not None:
             backend.many = min(backend.many, jobs)
         budget = Budget(rate) if rate is not None else budget
-        self._flow = Flow(jobs, budget, patience_s)
+        self._flow = Flow(jobs, budget, patience_s, Silence(backend.name, tell))
         self._turns = Turns(jobs, budget)
         self._downloads = Downloads(backend, self._flow, partials)
         self._uploads = Uploads(backend, self._flow, jobs)

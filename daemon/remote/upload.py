@@ -89,7 +89,7 @@ class _Landing:
     def _land(self) -> None:
         if self._flying is not None:
             task, _, objects = self._flying
-            task.result()
+            self._flow.wait(task)
             named, self._named, self._flying = self._named, objects, None
             self._tell(named)
 
@@ -144,7 +144,7 @@ class Uploads:
             nonlocal held
             while len(flying) > limit or (flying and held > most_bytes):
                 task, sent = flying.popleft()
-                task.result()
+                self._flow.wait(task)
                 held -= sent.size
                 self._flow.count(1, sent.size)
                 landed.append(sent)
@@ -182,7 +182,7 @@ class Uploads:
                 group, size = [], 0
             while len(flying) > limit:
                 task, sent = flying.popleft()
-                task.result()
+                self._flow.wait(task)
                 self._flow.count(len(sent), sum(each.size for each in sent))
                 created(sent)
 
@@ -219,7 +219,7 @@ class Uploads:
                     break
             # Too few pieces are an error of the stream.
             self._put(pieces, None, task)
-            task.result()
+            self._flow.wait(task)
         except BaseException:
             given_up.set()
             with contextlib.suppress(queue.Empty):
@@ -235,4 +235,4 @@ class Uploads:
                 pieces.put(piece, timeout=0.2)
                 return
             except queue.Full:
-                continue
+                self._flow.look()

@@ -139,19 +139,24 @@ class Staging:
             with contextlib.suppress(OSError):
                 os.unlink(each.temporary)
 
-    def sweep(self, folder: str, before: float) -> int:
-        """Remove what writers that were killed have left in a folder below the top, if nothing of it was changed since `before` (seconds since
-        1970); how many files."""
-        count = 0
+    def left(self, folder: str, before: float) -> Iterator[tuple[str, int]]:
+        """(path, bytes) of what writers that were killed have left in a folder below the top, if nothing of it was changed since `before`
+        (seconds since 1970). Raises OSError."""
         with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(f"{self._top}/{folder}") as entries:
             for each in entries:
                 if not each.name.startswith(TEMPORARY) or not each.is_file(follow_symlinks=False):
                     continue
                 with contextlib.suppress(OSError):  # another's, or gone
-                    if each.stat(follow_symlinks=False).st_mtime < before:
-                        os.unlink(each.path)
-                        count += 1
-        return count
+                    found = each.stat(follow_symlinks=False)
+                    if found.st_mtime < before:
+                        yield each.path, found.st_size
+
+    def sweep(self, folder: str, before: float) -> Iterator[int]:
+        """Remove that; the bytes of each file that is gone. Raises OSError."""
+        for path, size in list(self.left(folder, before)):
+            with contextlib.suppress(OSError):  # another's, or gone
+                os.unlink(path)
+                yield size
 
     @contextlib.contextmanager
     def kept(self, files: Sequence[Staged]) -> Iterator[None]:

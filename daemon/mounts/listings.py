@@ -73,11 +73,10 @@ class Listings:
 
     async def foretell(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
         """{} + memfd of names' keys, then as many sizes, u64 -> {}: of objects that the tree which is being made may ask for."""
-        fd = call.take_fd()
         build = self._own(call)
 
         def work() -> None:
-            with memfd.mapped(fd) as view:
+            with memfd.mapped(call.take_fd()) as view:
                 build.building.foretell(listing.told_in(view))
 
         await self._locked(build, work)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import struct
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from itertools import chain, islice
 from typing import Any
 
@@ -32,8 +33,10 @@ class Inodes:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._index = store.reader.index
-        # Rows that are not written.
+        # Rows that are not written, and those that are on their way.
         self._rows: dict[int, bytes] = {}
+        self._writing: dict[int, bytes] = {}
+        self._task: Future[None] | None = None
         # Of objects, by key, that were told before a tree wanted them: their bytes, and the numbers that go with these.
         self._ahead: dict[bytes, int] = {}
         self._numbers: dict[bytes, int] = {}
@@ -60,9 +63,17 @@ class Inodes:
         self._ahead.update(sizes)
         # Rows that nothing names yet harm nobody, and the tree's last transaction, which somebody waits for, has the fewer.
         if len(self._rows) >= _WRITTEN_AHEAD:
-            self._store.write(self.write)
-            self.written()
+            self.settle()
+            rows, self._writing, self._rows = self._rows, self._rows, {}
+            self._task = self._store.write_behind(lambda txn: self._put(txn, rows))
         return sizes
+
+    def settle(self) -> None:
+        """Wait for what is on its way. Raises DiskFullError."""
+        if self._task is not None:
+            task, self._task = self._task, None
+            task.result()
+        self._writing = {}
 
     def numbers(self, sizes: Mapping[bytes, int]) -> Mapping[bytes, int]:
         """A number for each object's key at least, none of them executable."""
@@ -81,7 +92,7 @@ class Inodes:
         [number] = _hashed([value])
         with self._index.begin() as txn:
             while True:
-                there = self._rows.get(number) or txn.get(number.to_bytes(8, "big"), db=self._index.inodes)
+                there = self._gathered(number) or txn.get(number.to_bytes(8, "big"), db=self._index.inodes)
                 if there is None or there == value:
                     break
                 number = (number + 1) & _BITS | FILE_INODE_BIT
@@ -90,9 +101,12 @@ class Inodes:
         return number
 
     def write(self, txn: Any) -> None:
-        """Write what is gathered; it may be called again, until `written` is."""
-        numbers = sorted(self._rows)
-        items = list(zip(_keys(numbers), map(self._rows.__getitem__, numbers), strict=True))
+        """Write what is gathered, behind `settle`; it may be called again, until `written` is."""
+        self._put(txn, self._rows)
+
+    def _put(self, txn: Any, rows: Mapping[int, bytes]) -> None:
+        numbers = sorted(rows)
+        items = list(zip(_keys(numbers), map(rows.__getitem__, numbers), strict=True))
         with txn.cursor(db=self._index.inodes) as cursor:
             _, added = cursor.putmulti(items, overwrite=False)
             if added < len(items) and any(bytes(cursor.get(key)) != value for key, value in items):
@@ -107,12 +121,16 @@ class Inodes:
         pack = INODE.pack
         values = [pack(0, size) + key for key, size in sizes.items()]
         numbers = _hashed(values)
-        there, rows = self._there(numbers), self._rows
+        # What is on its way is looked for first: what it was before it is in the index, too.
+        there, rows = self._writing | self._there(numbers), self._rows
         for index, (number, value) in enumerate(zip(numbers, values, strict=True)):
             known = rows.setdefault(number, value) if number not in there else there[number]
             if known is not value and known != value:
                 numbers[index] = self.number(value)
         return numbers
+
+    def _gathered(self, number: int) -> bytes | None:
+        return self._rows.get(number) or self._writing.get(number)
 
     def _there(self, numbers: Sequence[int]) -> dict[int, bytes]:
         """Those of the numbers that are in the index, with their values."""

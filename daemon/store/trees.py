@@ -259,6 +259,7 @@ class TreeBuilder:
             with txn.cursor(db=self._store.reader.index.folders) as cursor:
                 cursor.putmulti(sorted(folders.items()))
 
+        inodes.settle()
         if folders or inodes.unwritten:
             self._store.write(work)
         self._folders, self._unwritten = {}, 0

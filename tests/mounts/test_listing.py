@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -183,15 +184,17 @@ def test_what_is_foretold_is_a_claim_and_not_asked_for_again(store: Store) -> No
 def test_a_disk_that_is_full_while_sizes_are_foretold_is_told_by_the_next_step(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(work: object) -> None:
-        raise DiskFullError("the disk is full")
+    def full(work: object) -> Future[None]:
+        failed = Future[None]()
+        failed.set_exception(DiskFullError("the disk is full"))
+        return failed
 
     monkeypatch.setattr(inodes, "_WRITTEN_AHEAD", 1)
     key = ObjectName("md5", "f1" * 16).key()
     building = listing.Building(store, UID, put_manifest(store, [("a", "f1" * 16)]))
     assert building.step() == key
     with monkeypatch.context() as patch:
-        patch.setattr(store, "write", full)
+        patch.setattr(store, "write_behind", full)
         building.foretell({key: 1})
     with pytest.raises(DiskFullError):
         building.step(None)

@@ -108,7 +108,6 @@ class Reporter:
         self._began = time.monotonic()
         self._bar: Progress | None = None
         self._task: TaskID | None = None
-        self._waited_for = ""
 
     def __enter__(self) -> Reporter:
         return self
@@ -129,14 +128,10 @@ class Reporter:
             self._log(str(params.get("level", "info")), str(params.get("text", "")))
 
     def _wait(self, params: dict[str, Any]) -> None:
-        """On a terminal in the line that changes, and with -v in one that stays; elsewhere in that alone."""
-        if not self._console.live:
-            self._console.note(waiting_text({"for": params.get("for")}))
-            return
-        self._show(waiting_text(params), "", at_once=True)
-        whom = str(params.get("for")).partition(",")[0]  # behind it may stand for how long
-        if self._console.verbose and whom != self._waited_for:
-            self._waited_for = whom
+        """On a terminal in the line that changes, and with -v in one that stays; elsewhere in that alone, once."""
+        if self._console.live:
+            self._show(waiting_text(params), "", at_once=True)
+        if self._console.verbose or not self._console.live:
             self._console.note(waiting_text({"for": params.get("for")}))
 
     def cancelling(self) -> None:

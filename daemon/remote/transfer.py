@@ -14,7 +14,7 @@ from millpond.daemon.remote.flow import DEADLINE_S, Flow
 from millpond.daemon.remote.layout import keys_of
 from millpond.daemon.remote.pace import Budget, Turns
 from millpond.daemon.remote.partial import Partials
-from millpond.daemon.remote.presence import Presence
+from millpond.daemon.remote.presence import Heard, Presence, Wanted
 from millpond.daemon.remote.silence import Silence, Tell
 from millpond.daemon.remote.upload import Created, Upload, Uploads
 
@@ -108,11 +108,17 @@ class Transfer:
         return self._flow.in_order((partial(self._list, prefix) for prefix in prefixes), pace=self._flow.listing)
 
     def _sizes(
-        self, prefixes: Iterable[str], wanted: Callable[[str, str], bool] | None = None
+        self, prefixes: Iterable[str], wanted: Wanted | None, heard: Heard | None
     ) -> Iterator[list[tuple[str, int]]]:
+        def sizes(prefix: str) -> list[tuple[str, int]]:
+            rows = self.backend.sizes(prefix, None if wanted is None else partial(wanted, prefix))
+            if heard is not None:
+                heard(prefix, rows)
+            return rows
+
         def calls() -> Iterator[Callable[[], list[tuple[str, int]]]]:
             for prefix in prefixes:
-                yield partial(self.backend.sizes, prefix, None if wanted is None else partial(wanted, prefix))
+                yield partial(sizes, prefix)
 
         return self._flow.in_order(calls(), pace=self._flow.listing)
 

@@ -123,12 +123,16 @@ class Reporter:
             self._meter.update(params, time.monotonic())
             self._show(self._meter.phase, self._meter.detail())
         elif method == "$/waiting":
-            if self._console.live:
-                self._show(waiting_text(params), "", at_once=True)
-            else:
-                self._console.note(waiting_text({"for": params.get("for")}))
+            self._wait(params)
         elif method == "$/log":
             self._log(str(params.get("level", "info")), str(params.get("text", "")))
+
+    def _wait(self, params: dict[str, Any]) -> None:
+        """On a terminal in the line that changes, and with -v in one that stays; elsewhere in that alone, once."""
+        if self._console.live:
+            self._show(waiting_text(params), "", at_once=True)
+        if self._console.verbose or not self._console.live:
+            self._console.note(waiting_text({"for": params.get("for")}))
 
     def cancelling(self) -> None:
         """Ctrl-C was pressed."""

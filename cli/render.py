@@ -306,10 +306,17 @@ def _gc_remote_lines(remote: dict[str, Any]) -> Iterator[str]:
         if removed["objects"] > len(remote["shown"]):
             yield f"\tand {removed['objects'] - len(remote['shown']):,} more"
         yield "\tProjects of other people and machines are not known here: what only they need of these goes, too."
+    if remote["left"]["files"]:
+        yield f"What killed pushes left there more than a week ago goes: {_left(remote)}."
     if remote["young"]["objects"]:
         yield f"{_objects(remote['young'])} stay there only because they came a short while ago (--grace)."
     for place in remote["shared"]:
         yield f"{path(place)} uses this remote, too, and keeps all that it needs there."
+
+
+def _left(remote: dict[str, Any]) -> str:
+    left = remote["left"]
+    return f"{text.plural(left['files'], 'temporary file')} ({text.size(left['bytes'])})"
 
 
 def _days(first: float, last: float) -> str:
@@ -330,7 +337,10 @@ def gc_done_lines(report: dict[str, Any]) -> Iterator[str]:
         yield f"{text.plural(report['granted'], 'object')} of them stay for other users."
     for remote in report["remotes"]:
         gone = remote["removed"]
-        yield f"{'Removed ' + _objects(gone) if gone['objects'] else 'Nothing to remove'} on remote '{text.printable(remote['name'])}'."
+        where = f"on remote '{text.printable(remote['name'])}'"
+        yield f"{'Removed ' + _objects(gone) if gone['objects'] else 'Nothing to remove'} {where}."
+        if remote["left"]["files"]:
+            yield f"Removed {_left(remote)} that killed pushes had left there."
 
 
 def unreadable_lines(report: dict[str, Any]) -> Iterator[str]:

@@ -27,6 +27,7 @@ import trio
 
 from millpond.daemon import wirepath
 from millpond.daemon.errors import BusyError, InternalError, MillpondError, MountError, ProtocolError, from_system
+from millpond.daemon.mounts import filling
 from millpond.daemon.mounts.engines import AUTO, DIRECT, PYFUSE3, choose
 from millpond.daemon.mounts.place import SOURCE
 from millpond.daemon.rpc import framing
@@ -87,7 +88,7 @@ class HolderSettings:
 class Holder:
     """One mount being served. Raises MountError when its engine is not there."""
 
-    def __init__(self, settings: HolderSettings, source: Sources | None, filler: Forked | str = keeper.OFF) -> None:
+    def __init__(self, settings: HolderSettings, source: Sources | None, filler: Forked | str = filling.OFF) -> None:
         self._settings = settings
         self._filler = filler
         self._choice = choose(settings.engine)
@@ -297,11 +298,11 @@ def run(request: dict[str, Any], fds: list[int]) -> int:
 def _fork_filler(settings: HolderSettings) -> Forked | str:
     """While there are no threads, and nothing of the store is open. Else why the mount has none."""
     if not settings.fill:
-        return keeper.OFF
+        return filling.OFF
     if settings.device >= 0:
-        return "not in system mode"
+        return filling.IN_SYSTEM_MODE
     if settings.engine == PYFUSE3:
-        return "not with this engine"
+        return filling.BY_ENGINE
     told = FillerSettings(settings.store, settings.uid, settings.mountpoint)
     try:
         return keeper.fork(told, lambda: _log_to(settings.log))

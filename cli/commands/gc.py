@@ -68,18 +68,23 @@ def gc(console: Console, /, grace: float, dry: bool, force: bool, as_json: bool,
     revisions, and so do pins, mounts, other users, and what was stored a moment ago. DVC's own cache is not touched.
 
     With --cloud the same goes from the remote. Projects that are not on this machine are not known: what only they need there goes
-    too.
+    too. What pushes to a directory that were killed more than a week ago left half-written there goes without a question.
     """
     params = _parameters(options, grace)
-    if not dry and not force:
+    if dry or force:
+        report = verb(console, "gc", {**params, "dry": dry})
+    else:
         plan = verb(console, "gc", {**params, "dry": True})
         for line in render.gc_lines(plan):
             console.say(line)
-        if not plan["removed"]["objects"] and not plan["records"] and not any(_goes(each) for each in plan["remotes"]):
+        goes = plan["removed"]["objects"] or plan["records"] or any(_goes(each) for each in plan["remotes"])
+        if not goes and not any(each["left"]["files"] for each in plan["remotes"]):
             return
-        if not _agreed(console):
+        if goes and not _agreed(console):
             raise ConflictError("nothing was removed", hint="say yes, or use --force")
-    report = verb(console, "gc", {**params, "dry": dry})
+        report = verb(console, "gc", {**params, "dry": False, "left_only": not goes})
+        if not goes:  # what only killed pushes left is nobody's, and nobody is asked; nothing else was removed
+            report = {**plan, "remotes": report["remotes"]}
     if as_json:
         console.write(json.dumps(_decoded(report)))
         return

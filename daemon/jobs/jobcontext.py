@@ -159,6 +159,10 @@ class JobContext(WorkerContext):
         with contextlib.suppress(DaemonUnavailableError, OSError):
             super().tell_progress()
 
+    def waiting(self, for_whom: str, since_s: float) -> None:
+        """See WorkerContext.waiting; a line of the log, once."""
+        self._heard("$/waiting", {"for": for_whom})
+
     def _heard(self, method: str, params: dict[str, Any]) -> None:
         """The daemon says whom this job waits for: a line of the log, not one a second."""
         if method == "$/waiting":

@@ -127,6 +127,10 @@ class WorkerContext:
             latest, self._latest, self._told = self._latest, None, time.monotonic()
             self.client.notify("$/progress", latest)
 
+    def waiting(self, for_whom: str, since_s: float) -> None:
+        """Tell the caller for whom it waits."""
+        self.client.notify("$/waiting", {"for": for_whom, "since_s": round(since_s, 1)})
+
     def log(self, level: str, text: str) -> None:
         """A line for the person: `level` is info or warning."""
         self.client.notify("$/log", {"level": level, "text": text})

@@ -15,6 +15,7 @@ from millpond.daemon.mounts.place import MountEntry, is_of, mounted_at
 
 # fusectl: a folder a connection, with files of the user who mounted.
 CONTROL = Path("/sys/fs/fuse/connections")
+NO_CONTROL = f"only root could end the mount if its processes were killed, as {CONTROL} is not mounted"
 
 
 def why_not(entry: MountEntry) -> str:
@@ -24,7 +25,7 @@ def why_not(entry: MountEntry) -> str:
     # umount2(MNT_FORCE) is for who is root outside of all containers.
     if is_privileged() and is_machines("user"):
         return ""
-    return f"only root could end the mount if its processes were killed, as {CONTROL} is not mounted"
+    return NO_CONTROL
 
 
 def abort(mountpoint: str, record: str) -> bool:

@@ -10,7 +10,7 @@ import os
 import struct
 from array import array
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from itertools import chain
 from typing import NamedTuple, cast
@@ -25,9 +25,10 @@ from millpond.daemon.project import manifest
 from millpond.daemon.store import manifests
 from millpond.daemon.store.files import as_store_error
 from millpond.daemon.store.folders import FolderReader, Totals, save_listing
+from millpond.daemon.store.inodes import Inodes
 from millpond.daemon.store.service import parse_name
 from millpond.daemon.store.store import Store
-from millpond.daemon.store.trees import Files, OutOfOrder, TreeBuilder, TreeEntry
+from millpond.daemon.store.trees import Files, OutOfOrder, Run, TreeBuilder, TreeEntry, runs
 
 # Names resolved in one read transaction.
 _BATCH = 20_000
@@ -59,9 +60,10 @@ _ENTRIES = msgspec.msgpack.Decoder(list[WireEntry])
 class _Batch(NamedTuple):
     """Files side by side in a manifest, and what is known of their objects' sizes."""
 
-    paths: list[str]
+    paths: list[bytes]
     keys: list[bytes]
     sizes: dict[bytes, int | None]
+    runs: list[Run]
 
     @property
     def lacking(self) -> list[bytes]:
@@ -91,6 +93,7 @@ class Building:
         # Holds the sorter's files.
         self._stack = ExitStack()
         self._sorter: RowSorter | None = None
+        self._inodes = Inodes(store)
         self._begin()
         # Sizes that the next step brings; what waits for them, if it has not begun again since; what waits to be built.
         self._wanted = 0
@@ -103,9 +106,9 @@ class Building:
         self.is_wanted = False
         self._closed = False
 
-    def step(self, sizes: Sequence[int] = ()) -> Totals | bytes:
+    def step(self, sizes: Sequence[int] | None = ()) -> Totals | bytes:
         """The tree; or the names' keys (KEY_BYTES each, back to back) of objects whose sizes the next step must bring, in
-        this order, UNKNOWN for those that nobody has. The first error is the end.
+        this order, UNKNOWN for those that nobody has; None: those that were foretold. The first error is the end.
 
         Raises ObjectMissingError (the manifest, or files that nobody has), InvalidFileError, ProtocolError.
         """
@@ -122,6 +125,18 @@ class Building:
         if isinstance(answer, Totals):
             self.close()
         return answer
+
+    def foretell(self, sizes: Mapping[bytes, int]) -> None:
+        """Sizes of objects, by key, that may be asked for: what they are needed for is done as far as it can be. An error is told by the
+        next step."""
+        if self._closed or self._error is not None:
+            return
+        try:
+            taken = self._inodes.prepare(sizes)
+            for batch in self._ahead:
+                self._inform(batch, taken)
+        except Exception as error:
+            self._error = error
 
     def catch_up(self) -> None:
         """Do what the last step left, and read on, while its caller looks for sizes. An error is told by the next step."""
@@ -143,21 +158,24 @@ class Building:
 
     def _begin(self) -> None:
         self._missing = _Missing()
-        self._builder = TreeBuilder(self._store)
+        self._builder = TreeBuilder(self._store, self._inodes)
         self._batches = _named(self._store, self._uid, self._name)
         self._ahead: deque[_Batch] = deque()
 
-    def _step(self, sizes: Sequence[int]) -> Totals | bytes:
+    def _step(self, sizes: Sequence[int] | None) -> Totals | bytes:
         if self._closed:  # for want of room, while this step was on its way
             raise BusyError("other versions are being mounted for the first time", hint="run the command again")
         if self._error is not None:
             raise self._error
-        if len(sizes) != self._wanted:
+        if sizes is not None and len(sizes) != self._wanted:
             raise ProtocolError(f"{len(sizes)} sizes were sent for {self._wanted} objects")
-        self._claimed = self._claimed or bool(sizes)
         if self._build() and self._asked is not None:
-            self._asked.sizes.update(zip(self._asked.lacking, sizes, strict=True))
-            self._ready = self._asked
+            if sizes is None:
+                self._inform(self._asked, self._inodes.ahead)
+            else:
+                self._asked.sizes.update(zip(self._asked.lacking, sizes, strict=True))
+                self._claimed = True
+            self._ahead.appendleft(self._asked)
         self._wanted, self._asked = 0, None
         while True:
             batch = self._read()
@@ -171,17 +189,26 @@ class Building:
                 self._ready = batch
 
     def _read(self) -> _Batch | None:
-        """The next files, with the sizes that the store knows."""
+        """The next files, with the sizes that are known."""
         return self._ahead.popleft() if self._ahead else self._read_next()
 
     def _read_next(self) -> _Batch | None:
         found = next(self._batches, None)
         if found is None:
             return None
-        objects = list(dict.fromkeys(found[1]))
-        return _Batch(
-            *found, dict(zip(objects, self._store.reader.sizes(objects, self._uid, evicted=True), strict=True))
-        )
+        paths, keys = os.fsencode("\0".join(found[0])).split(b"\0"), found[1]
+        objects = list(dict.fromkeys(keys))
+        sizes = self._store.reader.sizes(objects, self._uid, evicted=True)
+        batch = _Batch(paths, keys, dict(zip(objects, sizes, strict=True)), runs(paths))
+        self._inform(batch, self._inodes.ahead)
+        return batch
+
+    def _inform(self, batch: _Batch, told: Mapping[bytes, int]) -> None:
+        """Add sizes that were foretold and that the store does not know."""
+        found = {key: told[key] for key in batch.sizes.keys() & told.keys() if batch.sizes[key] is None}
+        if found:
+            batch.sizes.update(found)
+            self._claimed = True
 
     def _build(self) -> bool:
         """Build what is ready; False when all has to begin again, to be sorted."""
@@ -192,10 +219,10 @@ class Building:
         if UNKNOWN in sizes.values():
             for path, key in zip(batch.paths, batch.keys, strict=True):
                 if sizes[key] == UNKNOWN:
-                    self._missing.add(path)
+                    self._missing.add(os.fsdecode(path))
         if self._missing.count:
             return True
-        files = Files(os.fsencode("\0".join(batch.paths)).split(b"\0"), batch.keys, sizes)
+        files = Files(batch.paths, batch.keys, sizes, batch.runs)
         try:
             if self._sorter is None:
                 self._builder.add_files(files)
@@ -289,6 +316,15 @@ def sizes_from(view: memoryview) -> array[int]:
         raise ProtocolError("a list of sizes was sent that is none")
     found.frombytes(view)
     return found
+
+
+def told_in(view: memoryview) -> dict[bytes, int]:
+    """Sizes by key as a worker foretells them: n keys (KEY_BYTES each), then n sizes, u64. Raises ProtocolError."""
+    count, rest = divmod(len(view), KEY_BYTES + 8)
+    if rest:
+        raise ProtocolError("sizes were foretold that are none")
+    keys = chain.from_iterable(_KEY.iter_unpack(view[: count * KEY_BYTES]))
+    return dict(zip(keys, sizes_from(view[count * KEY_BYTES :]), strict=True))
 
 
 class _Missing:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -71,14 +71,29 @@ class Listings:
         call.connection.on_close(lambda: self._end_build(owner, build))
         return await self._step(call, build)
 
+    async def foretell(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
+        """{} + memfd of names' keys, then as many sizes, u64 -> {}: of objects that the tree which is being made may ask for."""
+        build = self._own(call)
+
+        def work() -> None:
+            with memfd.mapped(call.take_fd()) as view:
+                build.building.foretell(listing.told_in(view))
+
+        await self._locked(build, work)
+        return {}
+
     async def sizes(self, call: Call, params: dict[str, Any]) -> dict[str, Any] | Reply:
-        """{} + memfd of the sizes that were asked for -> as `listing.ensure`."""
+        """{} + memfd of the sizes that were asked for, or without: they are foretold -> as `listing.ensure`."""
+        return await self._step(call, self._own(call), None)
+
+    def _own(self, call: Call) -> _Build:
+        """The tree that is being made for this connection, whose turn it is now. Raises BusyError."""
         owner = call.connection.id
         build = self._builds.get(owner)
         if build is None:
             raise BusyError("other versions are being mounted for the first time", hint="run the command again")
         self._builds[owner] = self._builds.pop(owner)
-        return await self._step(call, build)
+        return build
 
     async def _room(self, call: Call) -> None:
         """Wait until one more tree may be made. One whose worker has done nothing for long is given up."""
@@ -92,10 +107,12 @@ class Listings:
             if stalled is not None:
                 self._end_build(stalled)
 
-    async def _step(self, call: Call, build: _Build) -> dict[str, Any] | Reply:
+    async def _step(self, call: Call, build: _Build, sizes: Sequence[int] | None = ()) -> dict[str, Any] | Reply:
+        """`sizes`: where none come with the call."""
+
         def work() -> Totals | bytes:
             if not call.fds:
-                return build.building.step()
+                return build.building.step(sizes)
             with memfd.mapped(call.take_fd()) as view:
                 return build.building.step(listing.sizes_from(view))
 
@@ -202,5 +219,6 @@ def register(registry: Registry, daemon: Daemon) -> None:
     service = Listings(daemon)
     registry.register("listing.ensure", service.ensure, who="worker")
     registry.register("listing.sizes", service.sizes, who="worker")
+    registry.register("listing.foretell", service.foretell, who="worker")
     registry.register("listing.tree", service.tree, who="worker")
     daemon.on_manifest.append(service.list_ahead)

@@ -20,6 +20,7 @@ from millpond.daemon.errors import (
     RevisionError,
     TargetError,
 )
+from millpond.daemon.mounts.foretelling import Foretelling
 from millpond.daemon.mounts.listing import KEY_BYTES, UNKNOWN, WireEntry, pack_entries
 from millpond.daemon.names import ALGORITHMS, ObjectName
 from millpond.daemon.objects import ObjectStore
@@ -281,6 +282,7 @@ class Planner:
 
     def _listing(self, name: ObjectName, inner: str, shown: str, files: int | None) -> dict[str, Any]:
         """The tree of a manifest, helped out with what only this user has; `files`: how many it names, as its pointer says."""
+        data: bytes | None = None
         if self._store.sizes([name])[0] is None:
             if name.algo != "md5":
                 data = self._project.read(name)
@@ -301,10 +303,23 @@ class Planner:
                 raise misnamed(path, stored.hex)
             self._store.commit()
         result, fds = self._peer.call("listing.ensure", {"name": str(name), "path": inner})
+        if "unknown" in result and data is not None and self._foretell(data):
+            os.close(fds[0])
+            result, fds = self._peer.call("listing.sizes", {})
         while "unknown" in result:
             with memfd.sent(self._sizes(fds[0], shown).tobytes()) as sizes:
                 result, fds = self._peer.call("listing.sizes", {}, fds=[sizes])
         return result
+
+    def _foretell(self, data: bytes) -> bool:
+        """Tell the daemon of the objects of a manifest what a listing that was begun tells, while it comes; whether anything was told."""
+        if not self._project.is_listing:
+            return False
+        places, foretelling = self._project.places, Foretelling(self._peer, data)
+        places.listed([], lambda: foretelling.tell(places.came()))
+        foretelling.tell(places.came(), last=True)
+        self._is_far = self._is_far or foretelling.has_told
+        return foretelling.has_told
 
     def _legacy(self, name: ObjectName, data: bytes, inner: str, shown: str) -> dict[str, Any]:
         """A manifest of DVC 1 or 2: its entries have another algorithm than its bytes, so it is sent as a tree."""

@@ -275,13 +275,14 @@ class MountService:
         return {"restored": restored, "failed": failed}
 
     async def find(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
-        """{mountpoint | null, all} -> {mounts: [record], system} for the caller's worker. Raises NotMountedError."""
+        """{mountpoint | null, all} -> {mounts: [record], system, fill} for the caller's worker. Raises NotMountedError."""
         where = wirepath.decode(params["mountpoint"]) if params.get("mountpoint") else None
         found = [mount.record for mount in self._of(call) if params.get("all") or mount.record.mountpoint == where]
         if not found and not params.get("all"):
             raise NotMountedError(f"'{where}' is not a mount of yours", path=where, hint="see `millpond mounts`")
         system = self._daemon.system is not None
-        return {"mounts": [record.to_json() for record in found], "system": system}
+        fill = self._daemon.settings.fill
+        return {"mounts": [record.to_json() for record in found], "system": system, "fill": fill}
 
     def refused(self, uid: int) -> list[tuple[str, str, str]]:
         """Id, project and wanted object of this user's mounts that need other credentials."""

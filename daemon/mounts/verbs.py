@@ -21,7 +21,7 @@ from millpond.daemon.errors import (
     RemoteError,
     RevisionError,
 )
-from millpond.daemon.mounts import busy, place
+from millpond.daemon.mounts import busy, filling, place
 from millpond.daemon.mounts.differences import DiffPlanner
 from millpond.daemon.mounts.plan import Plan, Planner, Project
 from millpond.daemon.mounts.records import MountRecord
@@ -29,6 +29,7 @@ from millpond.daemon.mounts.revival import login
 from millpond.daemon.names import ObjectName
 from millpond.daemon.project import running
 from millpond.daemon.project.destroy import destroy as project_destroy
+from millpond.daemon.project.doctor import doctor as project_doctor
 from millpond.daemon.project.importing.fetching import bring_lacking
 from millpond.daemon.project.repo import Repo, find_root
 from millpond.daemon.rpc import framing
@@ -245,6 +246,17 @@ def destroy(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
     return project_destroy(context, params)
 
 
+def doctor(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
+    """As project/doctor.py, with what the daemon's settings have mounts go without."""
+    report = project_doctor(context, params)
+    found, _ = context.client.call("mounts.find", {"all": True})
+    why = filling.why_not(fill=bool(found["fill"]), system=bool(found["system"]))
+    detail = f"off: {why}" if why else "on: small files are brought ahead of who reads many"
+    check = {"name": "page cache", "ok": True, "detail": wirepath.encode(detail), "hint": ""}
+    at = 1 + max(number for number, each in enumerate(report["checks"]) if each["name"] == "read-ahead")
+    return {"checks": [*report["checks"][:at], check, *report["checks"][at:]]}
+
+
 def _caches(project: Project) -> list[str]:
     return [wirepath.encode(cache.folder) for cache in project.caches]
 
@@ -332,6 +344,7 @@ VERBS: dict[str, Callable[[Any, dict[str, Any]], dict[str, Any]]] = {
     "umount": umount,
     "remount": remount,
     "destroy": destroy,
+    "doctor": doctor,
     "tree": tree,
     "remote.login": login,
 }

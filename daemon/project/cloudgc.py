@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from millpond.daemon import memfd, wirepath
@@ -59,13 +60,15 @@ class _Plan:
     kept: list[int] = field(default_factory=lambda: [0, 0])
     young: list[int] = field(default_factory=lambda: [0, 0])
     garbage: list[_Garbage] = field(default_factory=list)
+    # Temporary files of pushes that were killed: how many, and their bytes; when it is done, of those that were removed.
+    left: list[int] = field(default_factory=lambda: [0, 0])
 
 
 class CloudSweep:
     """A collection on all remotes in question. Made while the store's lock is held; `plan`, then `remove`."""
 
     def __init__(self, context: WorkerContext, repo: Repo, links: Links, params: Mapping[str, Any]) -> None:
-        """params: {remote, grace_s, skip_failed, dry}."""
+        """params: {remote, grace_s, skip_failed, dry, left_only}."""
         self._context = context
         self._repo = repo
         self._links = links
@@ -110,8 +113,8 @@ class CloudSweep:
             self._plans.append(self._look(link, keep, follower, grace_s))
 
     def report(self, roots: ProjectRoots) -> list[dict[str, Any]]:
-        """[{name, url, kept, young, removed: {objects, bytes}, directories, oldest, newest, shown: [[name, path]], shared: [path]}]; times in
-        seconds since 1970, None where nothing goes; paths in wire form."""
+        """[{name, url, kept, young, removed: {objects, bytes}, left: {files, bytes}, directories, oldest, newest, shown: [[name, path]],
+        shared: [path]}]; times in seconds since 1970, None where nothing goes; paths in wire form."""
         wanted = {each.root for plan in self._plans for each in plan.garbage}
         paths = roots.paths(wanted) if wanted else {}
         return [self._report(plan, paths) for plan in self._plans]
@@ -130,24 +133,25 @@ class CloudSweep:
                     for count in plan.link.transfer.delete([each.key for each in part], collection.go_on):
                         self._context.progress("removing from the remote", (done + count, total))
                     done += len(part)
-                self._sweep(plan.link, collection)
+                self._sweep(plan, collection)
 
-    def _sweep(self, link: Link, collection: Collection) -> None:
+    def _sweep(self, plan: _Plan, collection: Collection) -> None:
         """Remove what pushes to a directory left there when they were killed long ago."""
-        staging = link.transfer.backend.staging
+        staging = plan.link.transfer.backend.staging
         if staging is None:
             return
-        count = 0
+        plan.left = [0, 0]
         try:
             folders = (*PARENTS, *PREFIXES)
             for number, folder in enumerate(folders, 1):
                 collection.go_on()
-                count += staging.sweep(folder, collection.now - _LEFT_S)
-                self._context.progress("looking for what killed pushes left", (number, len(folders)))
+                for size in staging.sweep(folder, collection.now - _LEFT_S):
+                    _count(plan.left, size)
+                self._context.progress("removing what killed pushes left", (number, len(folders)))
         except OSError as error:
-            self._context.log("warning", f"what killed pushes left on '{link.remote.name}' cannot be removed: {error}")
-        if count:
-            self._context.log("info", f"{count} temporary files of pushes that were killed are removed as well")
+            self._context.log(
+                "warning", f"what killed pushes left on '{plan.link.remote.name}' cannot be removed: {error}"
+            )
 
     def close(self) -> None:
         """End what is said to be under way."""
@@ -217,8 +221,15 @@ class CloudSweep:
             if each.root in spared or each.root in young:
                 _count(plan.kept, each.size)
                 _count(plan.young, each.size)
-            else:
+            elif not self._params.get("left_only"):
                 plan.garbage.append(each)
+        staging = link.transfer.backend.staging
+        if staging is not None:
+            with contextlib.suppress(OSError):  # who removes them is told
+                for _, size in chain.from_iterable(
+                    staging.left(prefix, now - _LEFT_S) for prefix in (*PARENTS, *PREFIXES)
+                ):
+                    _count(plan.left, size)
         return plan
 
     def _report(self, plan: _Plan, paths: Mapping[bytes, str]) -> dict[str, Any]:
@@ -236,6 +247,7 @@ class CloudSweep:
             "kept": {"objects": plan.kept[0], "bytes": plan.kept[1]},
             "young": {"objects": plan.young[0], "bytes": plan.young[1]},
             "removed": {"objects": len(garbage), "bytes": sum(each.size for each in garbage)},
+            "left": {"files": plan.left[0], "bytes": plan.left[1]},
             "directories": len(manifests),
             "oldest": min((each.modified for each in garbage), default=None),
             "newest": max((each.modified for each in garbage), default=None),

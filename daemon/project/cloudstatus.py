@@ -11,7 +11,7 @@ from millpond.daemon.names import ObjectName
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.digests import Objects
 from millpond.daemon.project.repo import Repo
-from millpond.daemon.project.sharing import Group, Link, Links, choices, groups
+from millpond.daemon.project.sharing import Group, Link, Links, choices, groups, waiting
 from millpond.daemon.remote.places import check
 
 # DVC's words: of the cache, seen from the remote.
@@ -26,7 +26,8 @@ def cloud_status(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]
     """
     repo = Repo.open(os.getcwd(), os.environ)
     found: dict[str, str] = {}
-    linked = Links(repo, params.get("remote"), params.get("jobs"), os.environ, versioned=True)
+    told = waiting(context, "status -c")
+    linked = Links(repo, params.get("remote"), params.get("jobs"), os.environ, versioned=True, tell=told)
     with context.lock(repo.root, "read"), linked as links:
         default = links.remote_of(None)
         objects = Objects(context.store, repo.cache)

@@ -46,6 +46,10 @@ class VerbContext(Protocol):
         """Tell the last one now: nothing more comes for a while."""
         ...
 
+    def waiting(self, for_whom: str, since_s: float) -> None:
+        """The verb waits for somebody, for so many seconds already; may raise CancelledError."""
+        ...
+
     def log(self, level: str, text: str) -> None:
         """A line for the person: `level` is info or warning."""
         ...
@@ -74,6 +78,9 @@ class LocalContext:
 
     def tell_progress(self) -> None:
         """Every progress is told at once."""
+
+    def waiting(self, for_whom: str, since_s: float) -> None:
+        """There is nobody to tell."""
 
     def log(self, level: str, text: str) -> None:
         """Results carry the warnings as well."""

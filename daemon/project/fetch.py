@@ -7,7 +7,7 @@ What came in is durable in parts of a few hundred MB: a fetch that was cut goes 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from millpond.daemon.project.cacheimport import rows
 from millpond.daemon.project.copying import Staged, Staging
 from millpond.daemon.project.digests import LEGACY, Objects
 from millpond.daemon.project.durable import write_error
+from millpond.daemon.project.formers import Formers
 from millpond.daemon.project.hashing import digest_of, is_md5
 from millpond.daemon.project.importing.fetching import Imports, place_partial
 from millpond.daemon.project.outputs import Output
@@ -28,7 +29,7 @@ from millpond.daemon.project.portions import put_all
 from millpond.daemon.project.repo import Repo
 from millpond.daemon.project.runcache import fetch_runs
 from millpond.daemon.project.select import Choice
-from millpond.daemon.project.sharing import Group, Link, Links, choices, groups, in_parts, partial
+from millpond.daemon.project.sharing import Group, Link, Links, choices, groups, in_parts, partial, waiting
 from millpond.daemon.project.targets import expand
 from millpond.daemon.remote.download import Part
 
@@ -126,17 +127,21 @@ def fetch_chosen(
     """Bring what is chosen and lacking into the store, from {remote, jobs, max_size}. Answers and raises as `fetch`."""
     done, used = Fetched(), list[str]()
     objects = Objects(context.store, repo.cache)
-    with Links(repo, params.get("remote"), params.get("jobs"), os.environ, versioned=True) as links:
+    told = waiting(context, "fetch")
+    with Links(repo, params.get("remote"), params.get("jobs"), os.environ, versioned=True, tell=told) as links:
         if params.get("remote") is not None:
             links.of(links.remote_of(None))  # one that cannot be used is told of, though nothing may be lacking
         runs = fetch_runs(context, repo, links) if params.get("run_cache") else 0
         lacking = [each for each in chosen if each.output.name and (each.inner or not objects.whole(each.output.name))]
         shared = [each for each in lacking if _is_shared(links, each.output)]
         if shared:
+            formers = Formers(repo, context.store)
+            pointers = {each.output.path: each.output.pointer for each in shared}
             for group in _by_remote(links, objects, shared, done):
                 used.append(group.remote.name)
                 link, most = links.of(group.remote), params.get("max_size")
-                _Fetching(context, repo, objects, link, group, done, most, arrivals).run()
+                fetching = _Fetching(context, repo, objects, link, group, done, most, arrivals)
+                fetching.run(formers, pointers)
         # What one remote lacks may have come from another.
         came = [
             name for name, size in zip(done.missing, objects.sizes(list(done.missing)), strict=True) if size is not None
@@ -252,11 +257,12 @@ class _Fetching:
         self._arrivals = arrivals
         self._total = 0
 
-    def run(self) -> None:
+    def run(self, formers: Formers, pointers: Mapping[str, str]) -> None:
+        """`pointers`: of each output, by its path."""
         group = self._group
         before = self._link.transfer.requests
         lacking = [name for name, entries in group.manifests.items() if entries is None]
-        self._manifests(lacking)
+        self._manifests(lacking, formers, pointers)
         names = list(group.files)
         todo = [name for name, size in zip(names, self._objects.sizes(names), strict=True) if size is None]
         if self._max_size is not None:
@@ -269,7 +275,7 @@ class _Fetching:
         self._link.lacks(group, self._done.missing.keys() | self._done.damaged.keys())
         self._done.requests += self._link.transfer.requests - before
 
-    def _manifests(self, names: Sequence[ObjectName]) -> None:
+    def _manifests(self, names: Sequence[ObjectName], formers: Formers, pointers: Mapping[str, str]) -> None:
         """Bring manifests that are lacking, then note what they name."""
         for part in in_parts(names, 256):
             raw: dict[ObjectName, bytearray] = {name: bytearray() for name in part}
@@ -283,7 +289,8 @@ class _Fetching:
                 if not is_md5(data, name.hex):
                     self._done.damaged[name] = self._group.paths[name]
                     continue
-                self._context.store.put_bytes(bytes(data), is_dir=True)
+                path = self._group.paths[name]
+                formers.put(bytes(data), path, pointers[path])
                 self._done.objects += 1
                 self._done.bytes += len(data)
                 self._group.take(name, bytes(data))

@@ -18,7 +18,7 @@ from millpond.daemon.project.outputs import GitTree, Output, WorkTree
 from millpond.daemon.project.repo import Repo, find_root
 from millpond.daemon.project.roots import ProjectRoots, scope_of
 from millpond.daemon.project.select import select
-from millpond.daemon.project.sharing import Links
+from millpond.daemon.project.sharing import Links, waiting
 
 if TYPE_CHECKING:
     from millpond.daemon.jobs.worker import WorkerContext
@@ -31,8 +31,8 @@ GRACE_S = 86_400.0
 
 def gc(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
     """Verb. {workspace, all_branches, all_tags, all_commits, all_experiments, revs, num, since, projects, grace_s, dry, skip_failed, cloud,
-    not_in_remote, remote, jobs} -> the sweep's report (store/gc.py), `unreadable` [{path, reason}], and `remotes`
-    (CloudSweep.report), empty without `cloud`.
+    left_only, not_in_remote, remote, jobs} -> the sweep's report (store/gc.py), `unreadable` [{path, reason}], and `remotes`
+    (CloudSweep.report), empty without `cloud`. With `left_only` nothing goes but what killed pushes left on remotes.
 
     The scope holds for the project that the caller is in and for `projects`; of all other projects that he has registered
     everything is kept. One that cannot be read keeps what it was last known to name; after the index was made anew that
@@ -43,7 +43,11 @@ def gc(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
     here = find_root(os.getcwd())
     asked = [find_root(os.path.join(os.getcwd(), wirepath.decode(path))) for path in params.get("projects") or ()]
     scoped = list(dict.fromkeys([here, *asked]))
-    dry, elsewhere = bool(params.get("dry")), bool(params.get("cloud") or params.get("not_in_remote"))
+    dry, left_only, elsewhere = (
+        bool(params.get("dry")),
+        bool(params.get("left_only")),
+        bool(params.get("cloud") or params.get("not_in_remote")),
+    )
     grace_s = GRACE_S if params.get("grace_s") is None else float(params["grace_s"])
     skipped: list[str] | None = [] if params.get("skip_failed") else None
     with contextlib.ExitStack() as stack:
@@ -53,17 +57,19 @@ def gc(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
             if elsewhere:
                 repo = Repo.open(here, os.environ)
                 outs = {path: list(roots.outputs(scope)) for path, roots in opened.items()}
-                links = stack.enter_context(Links(repo, params.get("remote"), params.get("jobs"), os.environ))
+                links = stack.enter_context(
+                    Links(repo, params.get("remote"), params.get("jobs"), os.environ, tell=waiting(context, "gc"))
+                )
                 if params.get("cloud"):
                     cloud = CloudSweep(context, repo, links, params)
                     stack.callback(cloud.close)
                     cloud.plan(keep, outs, opened, others(context, scoped), grace_s)
                 else:
                     keep = not_in_remote(context, repo, links, keep, outs)
-            report = sweep(context, scoped, keep, grace_s=grace_s, dry=dry)
-        on_remotes = [] if cloud is None else cloud.report(opened[here])
+            report = sweep(context, scoped, keep, grace_s=grace_s, dry=dry or left_only)
         if cloud is not None and not dry:
             cloud.remove()
+        on_remotes = [] if cloud is None else cloud.report(opened[here])
     if skipped:
         context.log("warning", f"{len(set(skipped))} commits that cannot be read whole were passed over")
     return {**report, "unreadable": unreadable, "remotes": on_remotes}

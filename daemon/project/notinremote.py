@@ -16,7 +16,7 @@ from millpond.daemon.project.manifest import ManifestEntry
 from millpond.daemon.project.outputs import Output
 from millpond.daemon.project.repo import Repo
 from millpond.daemon.project.select import Choice
-from millpond.daemon.project.sharing import Group, Link, Links, groups
+from millpond.daemon.project.sharing import Group, Link, Links, groups, waiting
 from millpond.daemon.project.sides import Wanted
 from millpond.daemon.remote.places import check
 
@@ -33,7 +33,7 @@ def not_in_remote(
     ]
     homeless = remote is None and repo.config.get("core", "remote") is None
     found: list[str] = []
-    with Links(repo, remote, None, os.environ, versioned=True) as links:
+    with Links(repo, remote, None, os.environ, versioned=True, tell=waiting(context, "data status")) as links:
         if not homeless:
             links.remote_of(None)
         for out in [out for out in outs if homeless and out.remote is None]:

@@ -23,7 +23,7 @@ from millpond.daemon.project.recordversions import record
 from millpond.daemon.project.repo import Repo
 from millpond.daemon.project.runcache import push_runs
 from millpond.daemon.project.select import Choice
-from millpond.daemon.project.sharing import Group, Link, Links, choices, groups, is_pushed
+from millpond.daemon.project.sharing import Group, Link, Links, choices, groups, is_pushed, waiting
 from millpond.daemon.remote.collecting import Marks, marks, settled
 from millpond.daemon.remote.remotes import Remote
 from millpond.daemon.remote.upload import Upload
@@ -62,7 +62,9 @@ def push(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
     done, objects = Pushed(), Objects(context.store, repo.cache)
     versions: list[Versions] = []
     told: list[str] = []
-    linked = Links(repo, params.get("remote"), params.get("jobs"), os.environ, versioned=True)
+    linked = Links(
+        repo, params.get("remote"), params.get("jobs"), os.environ, versioned=True, tell=waiting(context, "push")
+    )
     try:
         with context.lock(repo.root, "read"), linked as links:
             kind = links.remote_of(None).versioned

@@ -11,6 +11,7 @@ from typing import Any
 from millpond.daemon.errors import RemoteConfigError
 from millpond.daemon.names import ObjectName
 from millpond.daemon.project import export, manifest
+from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.digests import Objects
 from millpond.daemon.project.manifest import ManifestEntry
 from millpond.daemon.project.outputs import Output
@@ -22,6 +23,7 @@ from millpond.daemon.remote.known import Known
 from millpond.daemon.remote.pace import rate
 from millpond.daemon.remote.partial import Partials
 from millpond.daemon.remote.remotes import Remote
+from millpond.daemon.remote.silence import Tell
 from millpond.daemon.remote.transfer import Transfer
 from millpond.daemon.remote.versioned import Catalog, no_objects
 
@@ -55,15 +57,24 @@ class Links:
     """The remotes that a verb uses, each connected once; `default` is the one of -r, or of the config."""
 
     def __init__(
-        self, repo: Repo, default: str | None, jobs: int | None, environ: Mapping[str, str], *, versioned: bool = False
+        self,
+        repo: Repo,
+        default: str | None,
+        jobs: int | None,
+        environ: Mapping[str, str],
+        *,
+        versioned: bool = False,
+        tell: Tell | None = None,
     ) -> None:
-        """With `versioned` remotes that keep versions themselves will do, too; `catalog` is to know the outputs then."""
+        """With `versioned` remotes that keep versions themselves will do, too; `catalog` is to know the outputs then. `tell` is told of remotes
+        that are silent, see `waiting`."""
         self.catalog = Catalog()
         self._versioned = versioned
         self._repo = repo
         self._default = default
         self._jobs = jobs
         self._environ = environ
+        self._tell = tell
         self._links: dict[str, Link] = {}
         self._checked: set[str] = set()
         self._stack = contextlib.ExitStack()
@@ -90,7 +101,7 @@ class Links:
             backend = remotes.connect(remote, self._environ, self.catalog)
             jobs = self._jobs or remote.count("jobs")
             partials = Partials(os.path.join(user_folder(self._environ), "partial"), "fetch")
-            made = Transfer(backend, jobs=jobs, rate=rate(self._environ), partials=partials)
+            made = Transfer(backend, jobs=jobs, rate=rate(self._environ), partials=partials, tell=self._tell)
             transfer = self._stack.enter_context(made)
             known = Known(place_of(remote), self._environ)
             self._stack.callback(known.close)
@@ -113,6 +124,11 @@ class Links:
             if place == folder or place.startswith(f"{folder}/"):
                 raise _misplaced(remote, f"{'is' if place == folder else 'lies in'} {what}")
         self._checked.add(place)
+
+
+def waiting(context: VerbContext, doing: str) -> Tell:
+    """Tells who asked for a verb for which remote it waits, and what for."""
+    return lambda who, since_s: context.waiting(f"{who} ({doing})", since_s)
 
 
 def _misplaced(remote: Remote, where: str) -> RemoteConfigError:

@@ -33,7 +33,6 @@ from millpond.daemon.project.configedit import cache_dir, config_verb
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.datastatus import data_status
 from millpond.daemon.project.diff import diff
-from millpond.daemon.project.doctor import doctor
 from millpond.daemon.project.evict import evict, make_room
 from millpond.daemon.project.export import export
 from millpond.daemon.project.fetch import fetch, pull, warm
@@ -91,7 +90,6 @@ VERBS: dict[str, Verb] = {
     "cache.verify": verify,
     "cache.make-room": make_room,
     "cache.migrate": migrate,
-    "doctor": doctor,
     "list": list_,
     "look": look,
     "url": url,

@@ -26,6 +26,10 @@ PART_BYTES = 16 << 20
 FIRST_CONNECT_S = 2.5
 # Of an error's details: the same will happen at the next try.
 FINAL = {"again": False}
+# And of one that says that nothing came for as long as is waited for (silence.py).
+SILENT = {"silent": True}
+# Why, in its message.
+NO_ANSWER = "it does not answer"
 
 # Objects that are removed by one call.
 DELETE_KEYS = 500
@@ -272,5 +276,5 @@ def why(error: BaseException) -> str:
     if isinstance(error, ssl.SSLError):
         return f"it speaks no TLS that is known here ({error.reason})"
     if isinstance(error, TimeoutError):
-        return "it does not answer"
+        return NO_ANSWER
     return (error.strerror if isinstance(error, OSError) else None) or type(error).__name__

@@ -11,12 +11,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 from millpond.daemon.errors import CancelledError, RemoteError
 from millpond.daemon.remote.backend import Data, Got
 from millpond.daemon.remote.pace import Budget, Pace
+from millpond.daemon.remote.silence import Silence
 
 T = TypeVar("T")
 # Bytes asked for at once, and so held for each request under way; whole blocks of partial.py.
@@ -29,13 +30,15 @@ _TRIES = 4
 _PAUSE_S = 0.3
 # Time for all tries of one request.
 DEADLINE_S = 120.0
+# How often who waits looks whether the remote is silent.
+_TICK_S = 0.5
 
 
 class Flow:
     """Threads for one remote's calls, and how many of them may be under way. `requests` were answered and brought or
     took `moved` bytes; `stop` is set when nobody waits any more."""
 
-    def __init__(self, jobs: int | None, budget: Budget | None, patience_s: float) -> None:
+    def __init__(self, jobs: int | None, budget: Budget | None, patience_s: float, silence: Silence) -> None:
         self.pace = Pace(min(jobs or MOST, MOST), least=min(jobs or 2, 2))
         # A page of a listing is small, and who lists waits for the last one: all at once, unless the remote asks for less.
         self.listing = Pace(self.pace.most, least=min(jobs or 2, 2), first=self.pace.most)
@@ -45,6 +48,7 @@ class Flow:
         self._pool = ThreadPoolExecutor(self.pace.most, thread_name_prefix="transfer")
         self._budget = budget
         self._patience_s = patience_s
+        self._silence = silence
         self._lock = threading.Lock()
 
     def close(self) -> None:
@@ -67,13 +71,24 @@ class Flow:
                 else:
                     flying.append(self.submit(call))
             if flying:
-                result = flying.popleft().result()
+                result = self.wait(flying.popleft())
                 self.count(*_moved(result), pace=pace)
                 yield result
 
     def submit(self, call: Callable[[], T], tries: int = _TRIES) -> Future[T]:
         """Run a call in a thread."""
         return self._pool.submit(lambda: self.attempt(call, tries, patience_s=self._patience_s))
+
+    def wait(self, task: Future[T]) -> T:
+        """What a call gave that was submitted; who waits is told where the remote is silent. Raises what the call raised."""
+        while self._silence.is_told and not task.done():
+            wait([task], timeout=_TICK_S)
+            self._silence.tell()
+        return task.result()
+
+    def look(self) -> None:
+        """Tell who waits otherwise than by `wait`, where the remote is silent."""
+        self._silence.tell()
 
     def count(self, requests: int, size: int, *, pause: bool = True, pace: Pace | None = None) -> None:
         """`took` for the pace, too; in one thread. Unless told not to, it waits until what was moved is paid for."""
@@ -112,10 +127,12 @@ class Flow:
             if self.stop.is_set():
                 raise CancelledError("the transfer was cancelled")
             try:
-                return call()
+                with self._silence.asked():
+                    return call()
             except RemoteError as error:
                 pause = _PAUSE_S * 2**number * random.uniform(0.5, 1.0)
-                if number == tries or time.monotonic() + pause > deadline or error.details.get("again") is False:
+                final = error.details.get("again") is False or self._silence.is_too_long(error)
+                if number == tries or time.monotonic() + pause > deadline or final:
                     raise
                 self.pace.refused()
                 self.listing.refused()

@@ -19,7 +19,7 @@ import urllib3
 from urllib3 import BaseHTTPResponse, exceptions
 
 from millpond.daemon.errors import CredentialsError, MillpondError, RemoteConfigError, RemoteError
-from millpond.daemon.remote.backend import FINAL, Entry, Got, ReadOnly, why
+from millpond.daemon.remote.backend import FINAL, NO_ANSWER, SILENT, Entry, Got, ReadOnly, why
 from millpond.daemon.remote.httpsettings import HttpSettings
 from millpond.daemon.remote.httpspool import Spool, Spools
 
@@ -246,7 +246,7 @@ class HttpBackend(ReadOnly):
             message,
             path=key,
             hint=hint,
-            details=FINAL if final else None,
+            details=FINAL if final else SILENT if reason == NO_ANSWER else None,
         ) from error
 
 

@@ -16,7 +16,8 @@ from millpond.daemon.remote.transfer import Transfer
 
 # A remote of which nothing came for so long is silent, and so often it is said.
 SILENT_S, _TELL_S = 3.0, 5.0
-_TICK_S = 0.25
+# How often that is looked at; and who has something to do meanwhile.
+_TICK_S, _BUSY_TICK_S = 0.25, 0.03
 # For whom somebody waits, and how long already, in seconds.
 Tell = Callable[[str, float], None]
 
@@ -43,11 +44,16 @@ class _Asked:
 
 
 def in_turn(
-    transfers: Iterable[Transfer], ask: Callable[[Transfer], bool], tell: Tell, *, give_up: bool = False
+    transfers: Iterable[Transfer],
+    ask: Callable[[Transfer], bool],
+    tell: Tell,
+    *,
+    give_up: bool = False,
+    meanwhile: Callable[[], None] | None = None,
 ) -> list[Transfer]:
     """Call `ask`, in threads, with one remote after the other until one call says that no further one is needed; the next one also while
     all before it are silent. Those that had not answered by then, nor for as long as all were silent with `give_up`: what they say
-    does not count any more. Raises what `ask` and `tell` raise."""
+    does not count any more. `meanwhile` is called again and again until then. Raises what `ask`, `tell` and `meanwhile` raise."""
     waiting = deque(transfers)
     asked: list[_Asked] = []
     while waiting or asked:
@@ -57,13 +63,16 @@ def in_turn(
             asked.append(_begin(waiting.popleft(), ask))
         elif silent and give_up:
             break
-        done, _ = wait([each.answer for each in asked], timeout=_TICK_S, return_when=FIRST_COMPLETED)
+        tick_s = _TICK_S if meanwhile is None else _BUSY_TICK_S
+        done, _ = wait([each.answer for each in asked], timeout=tick_s, return_when=FIRST_COMPLETED)
         for answer in done:
             asked = [each for each in asked if each.answer is not answer]
             if answer.result():
                 return [each.transfer for each in asked]
         for each in asked:
             each.tell(time.monotonic(), tell)
+        if meanwhile is not None:
+            meanwhile()
     return [each.transfer for each in asked]
 
 

@@ -120,7 +120,7 @@ class Landing:
     def _land(self) -> None:
         if self._flying is not None:
             task, _, objects = self._flying
-            task.result()
+            self._flow.wait(task)
             named, self._named, self._flying = self._named, objects, None
             self._tell(named)
 

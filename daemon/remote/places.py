@@ -61,7 +61,7 @@ class Limits(NamedTuple):
 
 
 class Places:
-    """Used from any number of threads, but for `sizes`, `expect` and `listed`. Connected when first asked; credentials are looked for again after a
+    """Used from any number of threads, but for `sizes`, `expect`, `came` and `listed`. Connected when first asked; credentials are looked for again after a
     refusal, so who renews them need not mount again."""
 
     def __init__(
@@ -190,9 +190,13 @@ class Places:
         self._listing = next((each for each in ordered if each.backend.name == giver), ordered[0])
         self._listing.expect(count)
 
-    def listed(self, values: Sequence[str]) -> list[int | None]:
+    def came(self) -> list[tuple[str, int]]:
+        """Values of objects and their sizes, as they come of a listing that was begun; each once."""
+        return [] if self._listing is None else self._listing.came()
+
+    def listed(self, values: Sequence[str], meanwhile: Callable[[], None] | None = None) -> list[int | None]:
         """Sizes of the objects with these values as the listing tells them, if one was begun and came to its end; where it did not, or is
-        silent while there are other remotes, `sizes` asks the others, and says why."""
+        silent while there are other remotes, `sizes` asks the others, and says why. `meanwhile` is called again and again while it comes."""
         transfer = self._listing
         found: list[int | None] = [None] * len(values)
         if transfer is None:
@@ -205,7 +209,7 @@ class Places:
             return True
 
         try:
-            silent = in_turn([transfer], ask, self.tell, give_up=len(self.transfers()) > 1)
+            silent = in_turn([transfer], ask, self.tell, give_up=len(self.transfers()) > 1, meanwhile=meanwhile)
         except (RemoteError, CredentialsError) as error:
             self._failed(transfer, error)
             silent = [transfer]

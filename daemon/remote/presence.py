@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from concurrent.futures import Future
 
@@ -26,8 +27,12 @@ _MAX_LISTED = 1_000_000
 Each = Callable[[Sequence[ObjectName]], Iterator[int | None]]
 # Whether a key below a prefix is wanted.
 Wanted = Callable[[str, str], bool]
+# Keys of objects, or what is made of them, and bytes.
+Rows = list[tuple[str, int]]
+# Told of a prefix what lies below it, in whatever thread and order it comes.
+Heard = Callable[[str, Rows], None]
 # (key, size in bytes) of what is wanted, or of all, below each prefix, in order.
-Sizes = Callable[[Iterable[str], Wanted | None], Iterator[list[tuple[str, int]]]]
+Sizes = Callable[[Iterable[str], Wanted | None, Heard | None], Iterator[Rows]]
 
 
 class Presence:
@@ -43,6 +48,8 @@ class Presence:
         self._older: dict[str, int] | None = None
         # A listing that was begun.
         self._coming: Future[dict[str, int] | None] | None = None
+        # What came of a listing that is kept, folder by folder, until `came` takes it.
+        self._came: deque[tuple[str, Rows]] = deque()
 
     def begin(self, count: int) -> None:
         """So many names are asked for soon, with `more`: list the remote meanwhile, if that pays."""
@@ -52,11 +59,19 @@ class Presence:
 
         def work() -> None:
             try:
-                coming.set_result(self._list_all(count, frozenset(), True))
+                coming.set_result(self._list_all(count, frozenset(), True, self._hear))
             except BaseException as error:  # told to who asks
                 coming.set_exception(error)
 
         threading.Thread(target=work, name="listing", daemon=True).start()
+
+    def came(self) -> Rows:
+        """Digests and bytes of objects, as far as a listing that was begun has come, each told once. From any thread."""
+        rows: Rows = []
+        while self._came:
+            prefix, page = self._came.popleft()
+            rows += [(_value(prefix, key), size) for key, size in page]
+        return rows
 
     def listed(self, values: Sequence[str]) -> list[int | None]:
         """Sizes of objects that a listing which was begun tells; None for what it has not, or where there is none. Raises what the
@@ -105,11 +120,11 @@ class Presence:
             there |= {name: size for name, size in zip(rest, self._each(rest), strict=True) if size is not None}
         return there
 
-    def _list_all(self, count: int, wanted: Set[str], more: bool) -> dict[str, int] | None:
+    def _list_all(self, count: int, wanted: Set[str], more: bool, heard: Heard | None = None) -> dict[str, int] | None:
         """Sizes by digest of what is wanted; with `more` of all that is listed, kept unless that is too much. None where asking for
-        each of `count` takes fewer requests."""
+        each of `count` takes fewer requests. `heard` is told of all that is kept, as it comes."""
         # Digests are spread evenly: one folder of 256 tells how many objects there are.
-        first = list(self._sizes(_PREFIXES[:1], None))
+        first = list(self._sizes(_PREFIXES[:1], None, None))
         there = len(first[0]) * len(_PREFIXES)
         if there / _PAGE + len(_PREFIXES) > count:
             return None
@@ -117,10 +132,13 @@ class Presence:
         more = more and there < _MAX_LISTED
         if not (more or wanted):
             return None
-        listed = self._list_folders(_PREFIXES, wanted, more, first)
+        listed = self._list_folders(_PREFIXES, wanted, more, first, heard)
         if more and len(listed) < _MAX_LISTED:
             self._listed, self._older = listed, None
         return listed
+
+    def _hear(self, prefix: str, page: Rows) -> None:
+        self._came.append((prefix, page))
 
     def _list_older(self, names: Sequence[ObjectName], more: bool) -> dict[str, int]:
         """As `_list_all`, of what lies where DVC 2 put it."""
@@ -132,18 +150,25 @@ class Presence:
         return listed
 
     def _list_folders(
-        self, prefixes: Sequence[str], wanted: Set[str], more: bool, begun: list[list[tuple[str, int]]]
+        self,
+        prefixes: Sequence[str],
+        wanted: Set[str],
+        more: bool,
+        begun: list[list[tuple[str, int]]],
+        heard: Heard | None = None,
     ) -> dict[str, int]:
         """`begun`: the listings of the first prefixes, which were made already."""
         listed: dict[str, int] = {}
         # Of a bucket of many million objects, many folders of which are listed at once, the others are never held together.
         keep = None if more else lambda prefix, key: _value(prefix, key) in wanted
-        pages = (page for part in (begun, self._sizes(prefixes[len(begun) :], keep)) for page in part)
+        if heard is not None:
+            for prefix, page in zip(prefixes, begun, strict=False):
+                heard(prefix, page)
+        pages = (page for part in (begun, self._sizes(prefixes[len(begun) :], keep, heard)) for page in part)
         for prefix, page in zip(prefixes, pages, strict=True):
-            for key, size in page:
-                value = _value(prefix, key)
-                if value in wanted or (more and len(listed) < _MAX_LISTED):
-                    listed[value] = size
+            rows = [(_value(prefix, key), size) for key, size in page]
+            whole = more and len(listed) < _MAX_LISTED
+            listed.update(rows if whole else (row for row in rows if row[0] in wanted))
         return listed
 
 

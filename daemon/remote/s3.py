@@ -20,7 +20,7 @@ from obstore import exceptions
 from obstore.store import S3Store
 
 from millpond.daemon.errors import CredentialsError, RemoteError
-from millpond.daemon.remote.backend import PART_BYTES, Counted, Data, Entry, Got, Sent
+from millpond.daemon.remote.backend import NO_ANSWER, PART_BYTES, Counted, Data, Entry, Got, Sent
 from millpond.daemon.remote.s3base import S3Base
 from millpond.daemon.remote.s3boto import BotoBackend
 from millpond.daemon.remote.s3settings import S3Settings
@@ -47,6 +47,8 @@ _CERTIFICATES = {
     "Expired": "it has expired",
     "ExpiredContext": "it has expired",
 }
+# Nothing came for as long as `read_timeout` says, or not all of it in the whole time that a request has.
+_TIMED_OUT = re.compile(r"kind: Timeout\b|TimedOut\b")
 _STATUS = re.compile(r"status: (\d{3})")
 
 
@@ -85,7 +87,7 @@ class S3Backend(S3Base):
         with self._lock:
             if self._full is None:
                 settings = self._settings
-                self._full = self._make(settings.connect_timeout, settings.retries, settings.deadline)
+                self._full = self._make(settings.connect_timeout, settings.retries, settings.retry_s)
 
     def head(self, key: str) -> Entry | None:
         try:
@@ -265,6 +267,9 @@ class S3Backend(S3Base):
             if self._full is None:
                 raise self.unreached(doing, key, _reason(text)) from error
             raise self.failed(doing, key, _reason(text)) from error
+        reason = _reason(text)
+        if reason == NO_ANSWER:  # that a connection was taken is no answer
+            raise self.failed(doing, key, reason) from error
         self._answered()
         if "NoSuchBucket" in text:
             raise self.no_bucket() from error
@@ -272,7 +277,7 @@ class S3Backend(S3Base):
             expired = "ExpiredToken" in text or "TokenRefreshRequired" in text
             reason = "its credentials have expired" if expired else _code(text) or "access is denied"
             raise self.refused(doing, key, reason) from error
-        raise self.failed(doing, key, _reason(text)) from error
+        raise self.failed(doing, key, reason) from error
 
 
 class _Credentials:
@@ -382,4 +387,4 @@ def _reason(text: str) -> str:
         return str(found[-1])[:200]
     if status := _status(text):
         return f"HTTP status {status}"
-    return "it did not answer in time" if "imed" in text and "out" in text else "the request failed"
+    return NO_ANSWER if _TIMED_OUT.search(text) else "the request failed"

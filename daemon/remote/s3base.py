@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from millpond.daemon.errors import CredentialsError, RemoteConfigError, RemoteError
-from millpond.daemon.remote.backend import FINAL, Base, Entry
+from millpond.daemon.remote.backend import FINAL, NO_ANSWER, SILENT, Base, Entry
 from millpond.daemon.remote.s3multipart import code_of
 from millpond.daemon.remote.s3settings import S3Settings
 
@@ -95,7 +95,8 @@ class S3Base(Base):
         )
 
     def failed(self, doing: str, key: str, reason: str) -> RemoteError:
-        return RemoteError(self._what(doing, key, reason), path=key, hint=_HINT)
+        silent = SILENT if reason == NO_ANSWER else None
+        return RemoteError(self._what(doing, key, reason), path=key, hint=_HINT, details=silent)
 
     def unreached(self, doing: str, key: str, reason: str) -> RemoteError:
         """No connection has ever been made: the url is wrong, or the network is away. Not tried again."""

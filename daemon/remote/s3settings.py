@@ -53,7 +53,9 @@ class S3Settings:
     connect_timeout: float = 10.0
     first_timeout: float = FIRST_CONNECT_S
     read_timeout: float = 20.0
+    # All of a request, however slowly it comes; and its tries: one that begins later is not made.
     deadline: float = 180.0
+    retry_s: float = 45.0
     retries: int = 6
     notes: str | None = None
 

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import asyncssh
 
 from millpond.daemon.errors import CredentialsError, RemoteError
-from millpond.daemon.remote.backend import FINAL, why
+from millpond.daemon.remote.backend import FINAL, SILENT, why
 from millpond.daemon.remote.sshsettings import SSHSettings
 
 T = TypeVar("T")
@@ -81,7 +81,8 @@ class SSHLink:
         except TimeoutError as error:
             self._drop(sessions)
             raise RemoteError(
-                f"remote '{self._name}' ({self._settings.url}) did not answer in {self._settings.answer_s:g} s"
+                f"remote '{self._name}' ({self._settings.url}) did not answer in {self._settings.answer_s:g} s",
+                details=SILENT,
             ) from error
 
     def close(self) -> None:

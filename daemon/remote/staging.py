@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count
@@ -180,23 +181,34 @@ class Staging:
             with contextlib.suppress(OSError):
                 os.rmdir(folder)
 
-    def sweep(self, folder: str, before: float) -> int:
-        """Remove what writers that were killed have left in a folder below the top, if nothing of it was changed since `before` (seconds since
-        1970); how many files."""
-        count = 0
+    def left(self, folder: str, before: float) -> Iterator[tuple[str, int]]:
+        """(path, bytes) of what writers that were killed have left in a folder below the top, if nothing of it was changed since `before`
+        (seconds since 1970). Raises OSError."""
+        for path, found in self._old(folder, before):
+            if stat.S_ISDIR(found.st_mode):
+                yield from _left_in(path, before)
+            elif stat.S_ISREG(found.st_mode):
+                yield path, found.st_size
+
+    def sweep(self, folder: str, before: float) -> Iterator[int]:
+        """Remove that; the bytes of each file that is gone. Raises OSError."""
+        new = [path for path, found in self._old(folder, before) if stat.S_ISDIR(found.st_mode)]
+        for path, size in list(self.left(folder, before)):
+            with contextlib.suppress(OSError):  # another's, or gone
+                os.unlink(path)
+                yield size
+        for path in new:
+            with contextlib.suppress(OSError):
+                os.rmdir(path)
+
+    def _old(self, folder: str, before: float) -> Iterator[tuple[str, os.stat_result]]:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(f"{self._top}/{folder}") as entries:
             for each in entries:
-                if not (each.name.startswith(TEMPORARY) and each.name.endswith(".tmp")):
-                    continue
-                with contextlib.suppress(OSError):  # another's, or gone
-                    if each.stat(follow_symlinks=False).st_mtime >= before:
-                        continue
-                    if each.is_dir(follow_symlinks=False):
-                        count += _sweep_folder(each.path, before)
-                    elif each.is_file(follow_symlinks=False):
-                        os.unlink(each.path)
-                        count += 1
-        return count
+                if each.name.startswith(TEMPORARY) and each.name.endswith(".tmp"):
+                    with contextlib.suppress(OSError):  # another's, or gone
+                        found = each.stat(follow_symlinks=False)
+                        if found.st_mtime < before:
+                            yield each.path, found
 
     @contextlib.contextmanager
     def kept(self, files: Sequence[Staged]) -> Iterator[None]:
@@ -241,13 +253,9 @@ class Staging:
             self._made.discard(folder)
 
 
-def _sweep_folder(new: str, before: float) -> int:
-    """Remove a temporary folder, and its files, if none of them was changed since `before`; how many. Raises OSError."""
-    with os.scandir(new) as entries:
-        inside = list(entries)
-    if any(each.stat(follow_symlinks=False).st_mtime >= before for each in inside):
-        return 0
-    for each in inside:
-        os.unlink(each.path)
-    os.rmdir(new)
-    return len(inside)
+def _left_in(new: str, before: float) -> Iterator[tuple[str, int]]:
+    """(path, bytes) of the files of a temporary folder, if none of them was changed since `before`."""
+    with contextlib.suppress(OSError), os.scandir(new) as entries:  # another's, or gone
+        inside = [(each.path, each.stat(follow_symlinks=False)) for each in entries]
+        if all(found.st_mtime < before for _, found in inside):
+            yield from ((path, found.st_size) for path, found in inside)

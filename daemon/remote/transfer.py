@@ -14,7 +14,8 @@ from millpond.daemon.remote.flow import DEADLINE_S, Flow
 from millpond.daemon.remote.layout import keys_of
 from millpond.daemon.remote.pace import Budget, Turns
 from millpond.daemon.remote.partial import Partials
-from millpond.daemon.remote.presence import Presence
+from millpond.daemon.remote.presence import Heard, Presence, Wanted
+from millpond.daemon.remote.silence import Silence, Tell
 from millpond.daemon.remote.upload import Created, Upload, Uploads
 
 T = TypeVar("T")
@@ -37,13 +38,15 @@ class Transfer:
         partials: Partials | None = None,
         budget: Budget | None = None,
         patience_s: float = DEADLINE_S,
+        tell: Tell | None = None,
     ) -> None:
-        """`budget`: one that several share, in place of a `rate` of its own. After `patience_s` a request is not tried again."""
+        """`budget`: one that several share, in place of a `rate` of its own. After `patience_s` a request is not tried again. `tell` is told, by
+        who waits for what comes or goes, when the remote is silent."""
         self.backend = backend
         if jobs is not None:
             backend.many = min(backend.many, jobs)
         budget = Budget(rate) if rate is not None else budget
-        self._flow = Flow(jobs, budget, patience_s)
+        self._flow = Flow(jobs, budget, patience_s, Silence(backend.name, tell))
         self._turns = Turns(jobs, budget)
         self._downloads = Downloads(backend, self._flow, partials)
         self._uploads = Uploads(backend, self._flow, jobs)
@@ -88,6 +91,10 @@ class Transfer:
         """So many names are asked for soon, with `more`."""
         self._presence.begin(count)
 
+    def came(self) -> list[tuple[str, int]]:
+        """Values of objects and their sizes, as they come of a listing since `expect`; each once."""
+        return self._presence.came()
+
     def listed(self, values: Sequence[str]) -> list[int | None]:
         """Sizes of the objects with these values, as far as a listing since `expect` tells them."""
         return self._presence.listed(values)
@@ -101,11 +108,17 @@ class Transfer:
         return self._flow.in_order((partial(self._list, prefix) for prefix in prefixes), pace=self._flow.listing)
 
     def _sizes(
-        self, prefixes: Iterable[str], wanted: Callable[[str, str], bool] | None = None
+        self, prefixes: Iterable[str], wanted: Wanted | None, heard: Heard | None
     ) -> Iterator[list[tuple[str, int]]]:
+        def sizes(prefix: str) -> list[tuple[str, int]]:
+            rows = self.backend.sizes(prefix, None if wanted is None else partial(wanted, prefix))
+            if heard is not None:
+                heard(prefix, rows)
+            return rows
+
         def calls() -> Iterator[Callable[[], list[tuple[str, int]]]]:
             for prefix in prefixes:
-                yield partial(self.backend.sizes, prefix, None if wanted is None else partial(wanted, prefix))
+                yield partial(sizes, prefix)
 
         return self._flow.in_order(calls(), pace=self._flow.listing)
 

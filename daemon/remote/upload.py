@@ -57,7 +57,7 @@ class Uploads:
             nonlocal held
             while len(flying) > limit or (flying and held > most_bytes):
                 task, sent = flying.popleft()
-                task.result()
+                self._flow.wait(task)
                 held -= sent.size
                 self._flow.count(1, sent.size)
                 going.add(sent.size)
@@ -97,7 +97,7 @@ class Uploads:
                 group, size = [], 0
             while len(flying) > limit:
                 task, sent = flying.popleft()
-                task.result()
+                self._flow.wait(task)
                 size_sent = sum(each.size for each in sent)
                 self._flow.count(len(sent), size_sent)
                 going.add(size_sent)
@@ -145,6 +145,7 @@ class Uploads:
             self._put(pieces, None, task, going)
             while not wait([task], _TOLD_S).done:
                 going.tell()
+                self._flow.look()
             task.result()
         except BaseException:
             given_up.set()
@@ -164,4 +165,4 @@ class Uploads:
                 pieces.put(piece, timeout=_TOLD_S)
                 return
             except queue.Full:
-                continue
+                self._flow.look()

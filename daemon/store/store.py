@@ -12,7 +12,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -152,7 +152,11 @@ class Store:
 
         Raises DiskFullError, StoreDamagedError and what `work` raises.
         """
-        return self._commits.submit(Job(work=work)).result()  # type: ignore[no-any-return]
+        return self.write_behind(work).result()
+
+    def write_behind(self, work: Callable[[Any], T]) -> Future[T]:
+        """`write`, without waiting for it; what is written next is written behind it."""
+        return self._commits.submit(Job(work=work))
 
     def write_unclaimed(self, work: Callable[[Any], T]) -> T:
         """`write`, with nobody claiming anything meanwhile."""

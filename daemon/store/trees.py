@@ -11,7 +11,7 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, groupby, islice, repeat
+from itertools import accumulate, groupby, islice
 from operator import lt
 from typing import Any, NamedTuple
 
@@ -23,7 +23,6 @@ from millpond.daemon.store.folders import (
     ENTRY,
     EXECUTABLE,
     FILE,
-    FILE_INODE_BIT,
     FOLDER,
     HEAD,
     ID_BYTES,
@@ -34,13 +33,15 @@ from millpond.daemon.store.folders import (
     MAX_NAME,
     Totals,
 )
+from millpond.daemon.store.inodes import Inodes
 from millpond.daemon.store.store import Store
 
 # Inodes (150 bytes each) and bytes of folders gathered for one transaction. Numbers are hashes, so each transaction
 # writes most pages of `inodes` anew: few large ones are much less to write.
 _INODES, _BLOBS = 200_000, 32 << 20
-# Where an entry has its type.
+# Where an entry has its type; what a file has there, in the first of the entry's three words of 8 bytes: offset, length, type.
 _TYPE = 6
+_FILE_WORD = FILE << 8 * _TYPE
 # Names that no entry has.
 _NO_NAMES = frozenset((b"", b".", b".."))
 
@@ -63,12 +64,26 @@ def _check_name(name: bytes, path: bytes) -> None:
         raise TargetError(f"{os.fsdecode(path)!r} cannot be a path in a mount")
 
 
+class Run(NamedTuple):
+    """Files that lie side by side in one folder, as far as its rows can be made without their objects: the folder's path, with a slash
+    behind it if it is not the root; their names, and these back to back; the first 8 bytes of each row, offsets from the first name on;
+    whether the names ascend."""
+
+    prefix: bytes
+    names: Sequence[bytes]
+    joined: bytes
+    words: array[int]
+    ascending: bool
+
+
 class Files(NamedTuple):
-    """Files of a tree, none executable: their paths; the keys of their objects' names, as many; each key's size in bytes."""
+    """Files of a tree, none executable: their paths; the keys of their objects' names, as many; each key's size in bytes; their runs,
+    where `runs` has made them already."""
 
     paths: Sequence[bytes]
     keys: Sequence[bytes]
     sizes: Mapping[bytes, int]
+    runs: Sequence[Run] | None = None
 
 
 class OutOfOrder(Exception):
@@ -106,17 +121,19 @@ class _Open:
         self.add(name, FOLDER, False, 0, len(self.children) // ID_BYTES)
         self.children += child
 
-    def add_files(self, names: Sequence[bytes], inodes: Sequence[int], sizes: Sequence[int]) -> None:
+    def add_files(self, run: Run, inodes: Sequence[int], sizes: Sequence[int]) -> None:
         """`add` for many files that are not executable."""
-        joined = b"".join(names)
-        if names[0] > self.last and all(map(lt, names, islice(names, 1, None))):
-            lengths = list(map(len, names))
-            offsets = accumulate(lengths, initial=len(self.names))
-            self.rows += b"".join(map(ENTRY.pack, offsets, lengths, repeat(FILE), repeat(0), inodes, sizes))
-            self.names += joined
-            self.last = names[-1]
+        if run.ascending and run.names[0] > self.last:
+            start = len(self.names)
+            rows = array("Q", bytes(ENTRY.size * len(run.names)))
+            rows[0::3] = array("Q", [word + start for word in run.words]) if start else run.words
+            rows[1::3] = array("Q", inodes)
+            rows[2::3] = array("Q", sizes)
+            self.rows += rows.tobytes()
+            self.names += run.joined
+            self.last = run.names[-1]
         else:
-            for name, inode, size in zip(names, inodes, sizes, strict=True):
+            for name, inode, size in zip(run.names, inodes, sizes, strict=True):
                 self.add(name, FILE, False, inode, size)
 
     def blob(self) -> bytes:
@@ -132,14 +149,14 @@ class _Open:
 class TreeBuilder:
     """Builds folders from paths sorted by their parts; memory holds the folders on the way to the current path."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, inodes: Inodes | None = None) -> None:
+        """`inodes`: those that were made ahead for this tree."""
         self._store = store
-        self._index = store.reader.index
+        self._inodes = inodes or Inodes(store)
         self._stack = [_Open(b"")]
         # The path of the top folder, with a slash behind it if it is not the root.
         self._prefix = b""
         self._folders: dict[bytes, bytes] = {}
-        self._inodes: dict[int, bytes] = {}
         self._unwritten = 0
 
     def add(self, entry: TreeEntry, totals: Totals | None = None) -> None:
@@ -162,18 +179,14 @@ class TreeBuilder:
 
     def add_files(self, files: Files) -> None:
         """Add files. Raises as `add`."""
-        numbers = self._numbers(files.sizes)
-        for prefix, start, end in _folders(files.paths):
-            skip = len(prefix)
-            paths, keys = files.paths[start:end], files.keys[start:end]
-            names = [path[skip:] for path in paths] if skip else paths
-            if not _are_names(names):
-                for name, path in zip(names, paths, strict=True):
-                    _check_name(name, path)
-            self._open(prefix, paths[0])
+        numbers, start = self._inodes.numbers(files.sizes), 0
+        for run in runs(files.paths) if files.runs is None else files.runs:
+            keys = files.keys[start : start + len(run.names)]
+            start += len(keys)
+            self._open(run.prefix, run.prefix + run.names[0])
             top, sizes = self._stack[-1], [files.sizes[key] for key in keys]
-            top.add_files(names, [numbers[key] for key in keys], sizes)
-            top.files += len(paths)
+            top.add_files(run, [numbers[key] for key in keys], sizes)
+            top.files += len(keys)
             top.bytes += sum(sizes)
         self._flush_some()
 
@@ -192,7 +205,7 @@ class TreeBuilder:
 
     def _put(self, path: bytes, kind: int, executable: bool, size: int, value: bytes) -> None:
         top, name = self._enter(path)
-        top.add(name, kind, executable, self._inode(value), size)
+        top.add(name, kind, executable, self._inodes.number(value), size)
         top.files += 1
         top.bytes += size
 
@@ -234,62 +247,40 @@ class TreeBuilder:
         self._unwritten += len(blob)
         return folder_id
 
-    def _numbers(self, sizes: Mapping[bytes, int]) -> dict[bytes, int]:
-        """An inode number for each object's key."""
-        values = [INODE.pack(0, size) + key for key, size in sizes.items()]
-        hashed = list(map(_hashed, values))
-        there = self._there(hashed)
-        found: dict[bytes, int] = {}
-        for key, value, number in zip(sizes, values, hashed, strict=True):
-            known = self._inodes.get(number) or there.get(number)
-            if known is None:
-                self._inodes[number] = value
-            found[key] = number if known is None or known == value else self._inode(value)
-        return found
-
-    def _there(self, numbers: Sequence[int]) -> dict[int, bytes]:
-        """Those of the numbers that are in the index, with their values."""
-        keys = [number.to_bytes(8, "big") for number in sorted(numbers)]
-        with self._index.begin() as txn, txn.cursor(db=self._index.inodes) as cursor:
-            return {int.from_bytes(key, "big"): bytes(value) for key, value in cursor.getmulti(keys)}
-
-    def _inode(self, value: bytes) -> int:
-        """The number of what is not there yet, or is: the first from its hash on that is free or its own."""
-        number = _hashed(value)
-        with self._index.begin() as txn:
-            while True:
-                there = self._inodes.get(number) or txn.get(number.to_bytes(8, "big"), db=self._index.inodes)
-                if there is None or there == value:
-                    break
-                number = (number + 1) & (FILE_INODE_BIT - 1) | FILE_INODE_BIT
-        if there is None:
-            self._inodes[number] = value
-        return number
-
     def _flush_some(self) -> None:
-        if len(self._inodes) > _INODES or self._unwritten > _BLOBS:
+        if self._inodes.unwritten > _INODES or self._unwritten > _BLOBS:
             self._flush()
 
     def _flush(self) -> None:
-        folders, inodes, index = self._folders, self._inodes, self._index
+        folders, inodes = self._folders, self._inodes
 
         def work(txn: Any) -> None:
-            items = [(number.to_bytes(8, "big"), inodes[number]) for number in sorted(inodes)]
-            with txn.cursor(db=index.inodes) as cursor:
-                _, added = cursor.putmulti(items, overwrite=False)
-                if added < len(items) and any(bytes(cursor.get(key)) != value for key, value in items):
-                    raise InternalError("two builds chose the same inode number", hint="run the command again")
-            with txn.cursor(db=index.folders) as cursor:
+            inodes.write(txn)
+            with txn.cursor(db=self._store.reader.index.folders) as cursor:
                 cursor.putmulti(sorted(folders.items()))
 
-        if folders or inodes:
+        inodes.settle()
+        if folders or inodes.unwritten:
             self._store.write(work)
-        self._folders, self._inodes, self._unwritten = {}, {}, 0
+        self._folders, self._unwritten = {}, 0
+        inodes.written()
 
 
-def _hashed(value: bytes) -> int:
-    """Where the search for an inode's number begins."""
-    return int.from_bytes(blake3(value).digest()[:8], "little") & (FILE_INODE_BIT - 1) | FILE_INODE_BIT
+def runs(paths: Sequence[bytes]) -> list[Run]:
+    """The runs of a tree's paths, in their order. Raises TargetError for names no folder can have."""
+    found = []
+    for prefix, start, end in _folders(paths):
+        skip, part = len(prefix), paths[start:end]
+        names = [path[skip:] for path in part] if skip else part
+        if not _are_names(names):
+            for name, path in zip(names, part, strict=True):
+                _check_name(name, path)
+        lengths = list(map(len, names))
+        offsets = accumulate(lengths, initial=0)
+        words = array("Q", [at | length << 32 | _FILE_WORD for at, length in zip(offsets, lengths, strict=False)])
+        ascending = all(map(lt, names, islice(names, 1, None)))
+        found.append(Run(prefix, names, b"".join(names), words, ascending))
+    return found
 
 
 def _folders(paths: Sequence[bytes]) -> Iterator[tuple[bytes, int, int]]:

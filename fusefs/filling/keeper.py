@@ -14,6 +14,7 @@ import trio
 
 from millpond.daemon.jobs import process
 from millpond.daemon.mounts import connections
+from millpond.daemon.mounts.filling import IN_CONTAINER
 from millpond.daemon.mounts.kernel import is_machines
 from millpond.daemon.mounts.place import mounted_at
 from millpond.daemon.rpc import framing
@@ -26,8 +27,6 @@ from millpond.fusefs.filling.tally import Tally
 from millpond.fusefs.serving.messages import USED, segments_of
 
 log = logging.getLogger("millpond.filler")
-
-OFF = "MILLPOND_FILL is 0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +71,7 @@ def why_not(place: str, *, recorded: bool) -> str:
     if recorded:
         return "what is read is recorded"
     if not is_machines("pid"):
-        return "not in a container, where nobody might be left to end the mount if all is killed"
+        return IN_CONTAINER
     entry = mounted_at(place)
     return "the mount is not in the kernel's table" if entry is None else connections.why_not(entry)
 

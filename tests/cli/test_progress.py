@@ -131,3 +131,13 @@ def test_on_a_terminal_the_line_is_drawn_and_taken_away() -> None:
     drawn = err.getvalue()
     assert "waiting for add by [bold]alice[/] (pid 12), 3 s" in drawn
     assert drawn.endswith("\x1b[2K"), "the line is erased at the end"
+
+
+@pytest.mark.parametrize("verbose", [0, 1])
+def test_on_a_terminal_with_v_a_line_that_stays_says_once_for_whom_is_waited(verbose: int) -> None:
+    made, err = console(terminal=True)
+    made.verbose = verbose
+    with Reporter(made) as reporter:
+        for since in (3, 8):
+            reporter.notified("$/waiting", {"for": "remote 'team' to answer (push)", "since_s": since})
+    assert err.getvalue().count("waiting for remote 'team' to answer (push)\n") == verbose

@@ -27,13 +27,14 @@ from tests.fusefs.helpers import PYTHONPATH, File, Mounted, Node, eventually, mo
 from tests.fusefs.test_damage import flip
 
 from millpond.daemon.mounts import connections
+from millpond.daemon.mounts.filling import OFF
 from millpond.daemon.mounts.place import mounted_at
 from millpond.daemon.rpc import framing
 from millpond.daemon.store.folders import FolderReader
 from millpond.fusefs.engines import mounting
 from millpond.fusefs.filling import filler, messages, plan
 from millpond.fusefs.filling.feed import MANY, MAX_BYTES, TOGETHER, Feed
-from millpond.fusefs.filling.keeper import OFF, why_not
+from millpond.fusefs.filling.keeper import why_not
 from millpond.fusefs.filling.plan import FIRST_BYTES, PAUSE_S, QUIET_S, TIMES, Plan
 from millpond.fusefs.filling.tally import Tally, available_bytes
 

@@ -17,8 +17,8 @@ from tests.fusefs.helpers import ROOT, File, eventually, mixed, mount, open_stor
 from tests.jobs.reach import for_everyone
 
 from millpond.daemon.mounts import connections, kernel
+from millpond.daemon.mounts.filling import OFF
 from millpond.daemon.mounts.place import mounted_at
-from millpond.fusefs.filling.keeper import OFF
 
 pytestmark = pytest.mark.fuse
 DATA = mixed(3 << 20, 7)

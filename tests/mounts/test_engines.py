@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from typing import Any, NamedTuple
 
 import pytest
@@ -12,7 +14,7 @@ from tests.mounts.conftest import DvcRepo, contents
 from tests.mounts.test_mounts import eventually, mounts
 
 from millpond.daemon.errors import MountError
-from millpond.daemon.mounts import engines
+from millpond.daemon.mounts import engines, filling
 from millpond.daemon.mounts.engines import DIRECT, PYFUSE3
 
 
@@ -90,8 +92,39 @@ def test_doctor_says_which_engine_and_a_name_that_is_none_is_a_usage_error(repo:
     assert told["engine"]["ok"] and told["engine"]["detail"].startswith("direct: it is the fastest")
     assert told["passthrough"]["ok"] and told["passthrough"]["detail"] == "large files, with mount --materialize"
     assert told["read-ahead"]["ok"] and told["read-ahead"]["detail"] == "set for each mount"
+    why = filling.why_not(fill=True, system=False)
+    assert told["page cache"]["ok"]
+    assert told["page cache"]["detail"] == (
+        f"off: {why}" if why else "on: small files are brought ahead of who reads many"
+    )
     refused = repo.home.run("mount", "--engine", "fast", "data", str(repo.place("m")), code=254)
     assert "'fast' is not one of 'auto', 'direct', 'pyfuse3'" in refused.stderr
+
+
+def test_doctor_says_why_nothing_is_brought_ahead(repo: DvcRepo) -> None:
+    repo.home.run("daemon", "stop")
+    told = repo.home.run("doctor", code=None, env={"MILLPOND_FILL": "0"}).stdout
+    assert "off: MILLPOND_FILL is 0" in told
+    assert filling.why_not(fill=True, system=True) == "not in system mode"
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("inside", "why"),
+    [
+        (["--pid", "--fork", "--mount-proc"], filling.IN_CONTAINER),
+        (
+            ["--user", "--map-root-user", "--mount", "sh", "-c", 'umount -q /sys/fs/fuse/connections; exec "$@"', "sh"],
+            None,
+        ),
+    ],
+)
+def test_nothing_is_brought_ahead_where_nobody_could_end_a_mount(inside: list[str], why: str | None) -> None:
+    program = "from millpond.daemon.mounts.filling import why_not; print(why_not(fill=True, system=False))"
+    command = ["unshare", *inside, sys.executable, "-c", program]
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    said = subprocess.run(command, env=environ, capture_output=True, text=True, check=True, timeout=60).stdout
+    assert said.strip() == why if why else "fuse/connections is not mounted" in said
 
 
 @pytest.mark.fuse

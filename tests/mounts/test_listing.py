@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from millpond.daemon.mounts import listing, sorting
 from millpond.daemon.mounts.sorting import FileRow, RowSorter
 from millpond.daemon.names import ObjectName
 from millpond.daemon.project import manifest
+from millpond.daemon.store import inodes
 from millpond.daemon.store.folders import FolderReader, Totals
 from millpond.daemon.store.store import Store
 from millpond.daemon.store.trees import Files
@@ -55,10 +57,21 @@ def put_manifest(store: Store, rows: list[tuple[str, str]]) -> ObjectName:
     return stored[0].name
 
 
-def build(store: Store, name: ObjectName, size_of: Callable[[bytes], int] | None = None) -> Totals:
-    """What a worker gets who brings sizes when he is asked."""
+def build(
+    store: Store,
+    name: ObjectName,
+    size_of: Callable[[bytes], int] | None = None,
+    foretold: Sequence[dict[bytes, int]] = (),
+) -> Totals:
+    """What a worker gets who brings sizes when he is asked, and tells some before."""
     with contextlib.closing(listing.Building(store, UID, name)) as building:
         answer = building.step()
+        for number, part in enumerate(foretold if isinstance(answer, bytes) else ()):
+            if number == 1:
+                building.catch_up()
+            building.foretell(part)
+        if foretold and isinstance(answer, bytes):
+            answer = building.step(None)
         while isinstance(answer, bytes):
             assert size_of is not None and answer
             building.catch_up()
@@ -85,6 +98,7 @@ def listed(store: Store, root: bytes, prefix: bytes = b"") -> Iterator[tuple[str
 def test_a_tree_is_its_manifest(
     store: Store, files: dict[str, int], shuffled: bool, batch: int, data: st.DataObject
 ) -> None:
+    """Whatever of the sizes is told before they are asked for; and what is said of objects that the store has is not believed."""
     folders = {path[:end] for path in files for end in range(len(path)) if path[end] == "/"}
     assume(not folders & files.keys())
     have = data.draw(st.sets(st.sampled_from(sorted(set(files.values()) or {0}))))
@@ -92,9 +106,15 @@ def test_a_tree_is_its_manifest(
     paths = data.draw(st.permutations(sorted(files))) if shuffled else sorted(files)
     name = put_manifest(store, [(path, name_of(content(files[path])).value) for path in paths])
     sizes = {name_of(content(number)).key(): len(content(number)) for number in range(31)}
+    told = data.draw(st.lists(st.dictionaries(st.integers(0, 30), st.integers(0, 5), max_size=9), max_size=3))
+    has = {number for number in range(31) if store.reader.sizes([name_of(content(number)).key()], UID)[0] is not None}
+    wrong = {number: size if number in has else len(content(number)) for part in told for number, size in part.items()}
+    foretold = [{name_of(content(number)).key(): wrong[number] for number in part} for part in told]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(listing, "_BATCH", batch)
-        totals = build(store, name, sizes.__getitem__)
+        patch.setattr(inodes, "MOST_AHEAD", 12)
+        patch.setattr(inodes, "_WRITTEN_AHEAD", 3)
+        totals = build(store, name, sizes.__getitem__, foretold)
     expected = {f"{path} {name_of(content(number)).value}": len(content(number)) for path, number in files.items()}
     assert dict(listed(store, totals.root)) == expected
     assert (totals.files, totals.bytes) == (len(expected), sum(expected.values()))
@@ -145,6 +165,39 @@ def test_files_that_nobody_has_are_named(store: Store) -> None:
         build(store, name, sizes)
     assert asked == [ObjectName("md5", digest).key() for _, digest in rows[:2]]
     assert listing.remembered(store, UID, name) is None
+
+
+def test_what_is_foretold_is_a_claim_and_not_asked_for_again(store: Store) -> None:
+    put(store, [b"known"])
+    rows = [("a", "a1" * 16), ("b", "b1" * 16), ("known", name_of(b"known").value)]
+    name = put_manifest(store, rows)
+    keys = [ObjectName("md5", digest).key() for _, digest in rows]
+    building = listing.Building(store, UID, name)
+    assert building.step() == keys[0] + keys[1]
+    building.foretell({keys[1]: 8, keys[2]: 99})
+    assert building.step(None) == keys[0], "what nobody told"
+    totals = building.step([7])
+    assert isinstance(totals, Totals) and totals.bytes == 7 + 8 + len(b"known")
+    assert FolderReader(store.reader.index).is_claimed(UID, name)
+
+
+def test_a_disk_that_is_full_while_sizes_are_foretold_is_told_by_the_next_step(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(work: object) -> Future[None]:
+        failed = Future[None]()
+        failed.set_exception(DiskFullError("the disk is full"))
+        return failed
+
+    monkeypatch.setattr(inodes, "_WRITTEN_AHEAD", 1)
+    key = ObjectName("md5", "f1" * 16).key()
+    building = listing.Building(store, UID, put_manifest(store, [("a", "f1" * 16)]))
+    assert building.step() == key
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "write_behind", full)
+        building.foretell({key: 1})
+    with pytest.raises(DiskFullError):
+        building.step(None)
 
 
 @pytest.mark.parametrize("sizes", [[], [1, 2]])
@@ -210,12 +263,15 @@ from pathlib import Path
 from tests.fusefs.helpers import UID, open_store
 from tests.mounts.test_listing import many, put_manifest
 from millpond.daemon.mounts import listing, sorting
-from millpond.daemon.store import trees
+from millpond.daemon.store import inodes, trees
 
-trees._INODES = trees._BLOBS = listing._BATCH = 1
+trees._INODES = trees._BLOBS = listing._BATCH = inodes._WRITTEN_AHEAD = 1
 store = open_store(Path(sys.argv[1]))
 building = listing.Building(store, UID, put_manifest(store, many()))
 answer = building.step()
+if sys.argv[3:]:
+    keys = [answer[start : start + listing.KEY_BYTES] for start in range(0, len(answer), listing.KEY_BYTES)]
+    building.foretell(dict.fromkeys(keys, 1))
 for _ in range(int(sys.argv[2])):
     building.catch_up()
     answer = building.step([1] * (len(answer) // listing.KEY_BYTES))
@@ -229,9 +285,9 @@ def many() -> list[tuple[str, str]]:
     return sorted(rows)
 
 
-@pytest.mark.parametrize("steps", [0, 1, 3])
-def test_a_tree_that_a_kill_broke_off_is_made_by_the_next_try(tmp_path: Path, steps: int) -> None:
-    command = [sys.executable, "-c", KILLED, str(tmp_path / "store"), str(steps)]
+@pytest.mark.parametrize("steps", ["0", "0 foretold", "1", "3"])
+def test_a_tree_that_a_kill_broke_off_is_made_by_the_next_try(tmp_path: Path, steps: str) -> None:
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "store"), *steps.split()]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     ran = subprocess.run(command, env=env, capture_output=True, timeout=60, check=False)
     assert ran.returncode == -signal.SIGKILL, ran.stderr.decode()

@@ -112,6 +112,25 @@ def test_sizes_are_asked_for_and_the_tree_is_remembered(store: Store) -> None:
     run(store, scenario)
 
 
+def test_sizes_that_are_foretold_need_not_be_brought(store: Store) -> None:
+    name = put_manifest(store, "foretold")
+    key = ObjectName("md5", hashlib.md5(b"foretold").hexdigest()).key()
+
+    async def scenario(workers: Workers) -> None:
+        connection, _ = workers.connect()
+        with pytest.raises(BusyError):
+            await workers.ask(connection, "foretell", {}, [memfd.from_bytes(b"")])
+        assert await workers.begin(connection, name) == {"unknown": 1}
+        with pytest.raises(ProtocolError):
+            await workers.ask(connection, "foretell", {}, [memfd.from_bytes(key)])
+        assert await workers.ask(connection, "sizes", {}, []) == {"unknown": 1}
+        told = key + (9).to_bytes(8, "little")
+        assert await workers.ask(connection, "foretell", {}, [memfd.from_bytes(told)]) == {}
+        assert (await workers.ask(connection, "sizes", {}, []))["bytes"] == 9
+
+    run(store, scenario)
+
+
 def test_a_wrong_answer_ends_the_tree(store: Store) -> None:
     name = put_manifest(store, "wrong")
 

@@ -18,6 +18,7 @@ from millpond.daemon.project import manifest
 from millpond.daemon.project.checkout import checkout
 from millpond.daemon.project.context import LocalContext
 from millpond.daemon.project.destroy import destroy
+from millpond.daemon.project.doctor import doctor
 from millpond.daemon.project.repo import Repo
 from millpond.daemon.project.statcache import Moment
 from millpond.daemon.project.verbs import VERBS
@@ -52,7 +53,7 @@ class Project:
         os.environ.update(self.environ)
         try:
             # The table's checkout and destroy belong to the mounts, and pass on what is not theirs.
-            return {**VERBS, "checkout": checkout, "destroy": destroy}[verb](self.context, params)
+            return {**VERBS, "checkout": checkout, "destroy": destroy, "doctor": doctor}[verb](self.context, params)
         finally:
             os.chdir(before)
             os.environ.clear()

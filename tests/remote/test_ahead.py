@@ -147,6 +147,9 @@ def test_a_listing_that_was_begun_answers_all(tmp_path: Path, jobs: int | None) 
         transfer.expect(1500)
         sizes = [len(str(number)) for number in range(1500)]
         assert transfer.listed([*(name.value for name in names), "f" * 32]) == [*sizes, None]
+        came = transfer.came()
+        assert len(came) == 1502 and dict(came).items() > {(names[0].value, 1), (names[-1].value, 4)}
+        assert transfer.came() == []
         assert transfer.present(names, more=True) == dict(zip(names, sizes, strict=True))
         assert len(backend.prefixes) == 256
 

@@ -124,7 +124,9 @@ def test_it_shows_and_asks_first(team: Team) -> None:
 
 
 @locally
-def test_what_killed_pushes_left_goes_after_a_week(team: Team) -> None:
+@pytest.mark.parametrize("garbage", [False, True])
+def test_what_killed_pushes_left_goes_after_a_week(team: Team, garbage: bool) -> None:
+    """Where nothing else goes nobody is asked; what else may go waits for a yes."""
     ann = team.begin()
     ann.run("push", "-A")
     before, week = objects(team), 7 * 86_400.0
@@ -137,11 +139,22 @@ def test_what_killed_pushes_left_goes_after_a_week(team: Team) -> None:
         if not path.is_dir():
             path.write_bytes(b"half")
         os.utime(path, (time.time() - weeks * week,) * 2)
-    collect(ann, "-A", "--dry")
+    assert collect(ann, "-A", "--dry")["remotes"][0]["left"] == {"files": 4, "bytes": 16}
+    goes = "What killed pushes left there more than a week ago goes: 4 temporary files (16 B).\n"
+    assert goes in ann.run("gc", "-cA", "--dry").stdout
     assert all((Path(team.url) / key).exists() for key in made)
-    assert "4 temporary files" in ann.run("-v", "gc", "-cAf", "--grace", "0").stderr
+    if garbage:
+        assert goes in ann.run("gc", "-cw", "--grace", "0", code=1).stdout
+        assert all((Path(team.url) / key).exists() for key in made)
+        said = ann.run("gc", "-cwf", "--grace", "0").stdout
+        assert "Removed 3 objects (367 B) on remote 'team'.\n" in said and len(objects(team)) == 7 + 1
+    else:
+        said = ann.run("gc", "-cA", "--grace", "0").stdout
+        assert "Nothing to remove on remote 'team'.\n" in said and before.items() <= objects(team).items()
+    assert said.endswith("Removed 4 temporary files (16 B) that killed pushes had left there.\n")
     assert [key for key in made if (Path(team.url) / key).exists()] == ["files/md5/00/.millpond-c-3.tmp"]
-    assert before.items() <= objects(team).items()
+    said = ann.run("gc", "-cw" if garbage else "-cA", "--grace", "0").stdout
+    assert said.count("\n") == 2, "nothing more goes, and nothing is run"
 
 
 @locally

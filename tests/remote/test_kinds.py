@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -12,8 +13,11 @@ from tests.cli.helpers import Home
 from tests.mounts.conftest import contents
 from tests.remote.conftest import ended
 from tests.remote.servers import SSHServer, WebServer
-from tests.remote.shared import Team, data_of
+from tests.remote.shared import Team, data_of, key_of
 from tests.remote.test_lazy import LARGE, begin, mount, stats
+
+from millpond.daemon.project.manifest import serialise
+from millpond.daemon.remote.presence import ASK_EACH
 
 pytestmark = pytest.mark.fuse
 
@@ -96,3 +100,32 @@ def test_http(web: WebServer, kind: str) -> None:
 
 def _config(home: Home, url: str) -> None:
     (home.repo / ".dvc/config.local").write_text(f"['remote \"team\"']\n    url = {url}\n")
+
+
+def test_a_version_whose_sizes_come_of_a_listing_is_as_the_remote_has_it(over_ssh: Team) -> None:
+    """More files than are asked for one by one; two of them are one object, and the remote has others."""
+    remote = over_ssh.folder / "remote"
+    names = {
+        f"{number // 100:02}/{number:04}": b"x" * (number % 900) + b"%d" % number for number in range(ASK_EACH + 150)
+    }
+    names |= {"again": names["00/0007"], "more than it.txt": b"others"}
+    rows = []
+    for path, data in [*names.items(), (None, b"of no version")]:
+        value = hashlib.md5(data).hexdigest()
+        place = remote / key_of(value)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(data)
+        if path is not None:
+            rows.append((path, value))
+    manifest = serialise(sorted(rows))
+    value = hashlib.md5(manifest).hexdigest() + ".dir"
+    (remote / key_of(value)).parent.mkdir(exist_ok=True)
+    (remote / key_of(value)).write_bytes(manifest)
+    bob = over_ssh.person("bob")
+    (bob.repo / "data.dvc").write_text(f"outs:\n- md5: {value}\n  nfiles: {len(rows)}\n  hash: md5\n  path: data\n")
+    mounted = mount(bob)
+    found = {path.relative_to(mounted).as_posix(): path.stat().st_size for path in mounted.rglob("*") if path.is_file()}
+    found = {path: size for path, size in found.items() if not path.startswith(".millpond")}
+    assert found == {path: len(data) for path, data in names.items()}
+    for path in ("again", "00/0007", "11/1149"):
+        assert (mounted / path).read_bytes() == names[path]

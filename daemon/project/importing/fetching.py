@@ -13,6 +13,7 @@ from typing import Any
 from millpond.daemon.errors import ObjectMissingError, TargetError, UsageError
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.digests import Objects
+from millpond.daemon.project.formers import Formers
 from millpond.daemon.project.importing import external, repofiles, source, versions
 from millpond.daemon.project.importing.external import Settings
 from millpond.daemon.project.importing.keep import Placing, keep, keep_repo
@@ -31,6 +32,7 @@ class Imports:
         self._context = context
         self._repo = repo
         self._objects = Objects(context.store, repo.cache)
+        self._formers = Formers(repo, context.store)
         self._jobs = jobs
         self.sources: list[str] = []
 
@@ -54,7 +56,7 @@ class Imports:
             external.opened(self._context, str(repo["url"]), rev, settings, os.environ, folders=folders) as other,
             repofiles.opened(other, str(entry["path"]), self._context.store, jobs=self._jobs) as files,
         ):
-            return keep_repo(self._context, files, self._objects)
+            return keep_repo(self._context, files, self._objects, self._formers.of(output.path, output.pointer))
 
     def _of_url(self, output: Output, entry: Mapping[str, Any]) -> Found:
         refuse_others(output)
@@ -73,7 +75,8 @@ class Imports:
             ) as found:
                 token = found.token()
                 is_other = not pins and token is not None and not source.same(entry, token)
-                content = None if is_other else keep(self._context, found)
+                former = self._formers.of(output.path, output.pointer)
+                content = None if is_other else keep(self._context, found, like=former)
         except (TargetError, ObjectMissingError) as error:
             raise self._gone(output, f"cannot be read: {error.message}") from error
         if content is not None and token is None and content.name is not None:

@@ -8,6 +8,7 @@ from typing import Any
 from millpond.daemon import wirepath
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.digests import Objects
+from millpond.daemon.project.formers import Formers
 from millpond.daemon.project.importing import external, repofiles, source, target
 from millpond.daemon.project.importing.external import Settings
 from millpond.daemon.project.importing.importurl import How, finish
@@ -43,6 +44,7 @@ def import_(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
             with repofiles.opened(other, path, context.store, jobs=how.jobs) as files:
                 told = source.warnings(files)
                 if not how.no_download:
-                    content = keep_repo(context, files, Objects(context.store, repo.cache))
+                    former = Formers(repo, context.store).of(goal.path, goal.pointer)
+                    content = keep_repo(context, files, Objects(context.store, repo.cache), former)
             dep = {"path": path, "repo": {**entry, "rev_lock": other.commit, **settings.entry()}}
         return finish(context, repo, goal, dep, content, how, shown=f"{path} ({url})", warnings=told)

@@ -9,9 +9,11 @@ from typing import Any
 
 from millpond.daemon import wirepath
 from millpond.daemon.errors import UsageError
+from millpond.daemon.names import ObjectName
 from millpond.daemon.project import dvcfile, pointers
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.export import export_after
+from millpond.daemon.project.formers import Formers
 from millpond.daemon.project.importing import pointer, source, target, versions
 from millpond.daemon.project.importing.keep import Placing, keep
 from millpond.daemon.project.importing.pointer import Found
@@ -115,7 +117,8 @@ def import_url(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
             rate=rate(os.environ),
         ) as found:
             _refuse_itself(repo, found, goal)
-            content, dep = bring(context, repo, found, recorded, fs_config, how)
+            former = Formers(repo, context.store).of(goal.path, goal.pointer)
+            content, dep = bring(context, repo, found, recorded, fs_config, how, former)
         shown, told = shown_source(repo, found), source.warnings(found)
         return finish(context, repo, goal, dep, content, how, shown=shown, warnings=told)
 
@@ -127,8 +130,9 @@ def bring(
     recorded: str,
     fs_config: Mapping[str, Any],
     how: How,
+    like: ObjectName | None,
 ) -> tuple[Found, dict[str, Any]]:
-    """Have a source's content where it is to be, in the store or on a remote; it, and the pointer's entry for the source."""
+    """Have a source's content where it is to be, in the store or on a remote; it, and the pointer's entry for the source. `like`: as `keep`."""
     token = found.token()
     if how.no_download and token is not None:
         return Found(), source.dependency(found, recorded, None, fs_config)
@@ -136,7 +140,7 @@ def bring(
         with Links(repo, how.remote, how.jobs, os.environ) as links:
             content = Uploading(context, links.of(links.remote_of(None))).run(found)
     else:
-        content = keep(context, found, store=not how.no_download)
+        content = keep(context, found, store=not how.no_download, like=like)
     dep = source.dependency(found, recorded, content.name, fs_config)
     return (Found() if how.no_download else content), dep
 

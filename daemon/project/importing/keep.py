@@ -22,20 +22,20 @@ from millpond.daemon.project.repo import Repo, printable
 from millpond.daemon.project.workspace import Workspace
 
 
-def keep(context: VerbContext, source: Source, *, store: bool = True) -> Found:
+def keep(context: VerbContext, source: Source, *, store: bool = True, like: ObjectName | None = None) -> Found:
     """Have a source's content in the store, durable; its name. With `store` False what lies on this machine is only hashed; what comes
-    over a network is stored in any case. Raises as the source's `read`, DiskFullError, FileChangedError."""
+    over a network is stored in any case. `like`: the manifest that was there before, if the store has it. Raises as the source's `read`, DiskFullError, FileChangedError."""
     names = _local(context, source, store) if isinstance(source, LocalSource) else _remote(context, source)
     found = found_of(source, names)
     if store:
         if found.name is not None and found.name.is_dir:
-            context.store.put_bytes(manifest_of(source.paths, names), is_dir=True)
+            context.store.put_bytes(manifest_of(source.paths, names), is_dir=True, like=like)
         context.progress("committing")
         context.store.commit()
     return found
 
 
-def keep_repo(context: VerbContext, files: RepoFiles, own: Objects) -> Found:
+def keep_repo(context: VerbContext, files: RepoFiles, own: Objects, like: ObjectName | None = None) -> Found:
     """As `keep`, of another repository's files; those that are at hand in the store or in the project's own cache are not read. Raises
     as RepoFiles.read, DiskFullError."""
     names = dict(enumerate(files.names))
@@ -55,7 +55,7 @@ def keep_repo(context: VerbContext, files: RepoFiles, own: Objects) -> Found:
     ordered = [name for name in names.values() if name is not None]
     found = found_of(files, ordered)
     if files.is_dir:
-        context.store.put_bytes(manifest_of(files.paths, ordered), is_dir=True)
+        context.store.put_bytes(manifest_of(files.paths, ordered), is_dir=True, like=like)
         context.store.commit()
     return found
 

@@ -131,7 +131,9 @@ class Updating:
             if self._is_whole() and self._is_same(entry, found):
                 return self._bring_back()
             self._shown = shown_source(self._repo, found)
-            content, dep = bring(self._context, self._repo, found, url, entry.get("fs_config") or {}, self._how)
+            settings = entry.get("fs_config") or {}
+            former = self._output.name
+            content, dep = bring(self._context, self._repo, found, url, settings, self._how, former)
         self._finish(dep, content)
         return True
 
@@ -156,7 +158,8 @@ class Updating:
             content = Found()
             with repofiles.opened(other, str(entry["path"]), self._context.store, jobs=self._how.jobs) as files:
                 if not self._how.no_download:
-                    content = keep_repo(self._context, files, Objects(self._context.store, self._repo.cache))
+                    objects = Objects(self._context.store, self._repo.cache)
+                    content = keep_repo(self._context, files, objects, self._output.name)
         self._finish(dep, content)
         return True
 

@@ -111,7 +111,7 @@ class Following:
         content = found_of(found, names)
         assert content.name is not None
         if found.is_dir:
-            self._context.store.put_bytes(manifest_of(found.paths, names), is_dir=True)
+            self._context.store.put_bytes(manifest_of(found.paths, names), is_dir=True, like=self._output.name)
         self._context.progress("committing")
         self._context.store.commit()
         files = list(zip(found.paths, names, found.sizes, strict=True)) if found.is_dir else None

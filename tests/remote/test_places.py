@@ -180,6 +180,7 @@ def with_silent(team: Team, home: Home, port: int) -> None:
 
 
 @local
+@pytest.mark.long
 @pytest.mark.parametrize("known", [False, True])
 def test_a_mount_waits_for_one_that_never_answers_only_as_long_as_it_takes_to_ask_the_others(
     team: Team, known: bool

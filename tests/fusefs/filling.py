@@ -98,7 +98,7 @@ def hold_up(place: Path, holder: int, stats: Callable[[], dict[str, Any]]) -> tu
     wake(place)
     first = TINY - 14 + (4 << 20) // LARGE
     eventually(lambda: int(stats()["filled_files"]) >= first, "the first budget is used up")
-    filler = int(stats()["filler"])
+    (filler,) = stats()["fillers"]
     stopped(filler)
     try:
         for number in range(LARGE_FILES - 140, LARGE_FILES - 2, 9):

@@ -66,7 +66,9 @@ def test_mounts_say_what_was_brought_or_why_nothing_is(home: Home, place: Path) 
     eventually(lambda: bool(shown(home)["filled_files"]), "something was brought")
     assert "brought ahead: " in home.run("mounts", "-v").stdout
     os.kill(stats(place)["fillers"][0], signal.SIGKILL)
-    eventually(lambda: "; 1 process that did so killed, and replaced" in home.run("mounts", "-v").stdout, "it says so")
+    eventually(
+        lambda: "; 1 process that did so was killed and replaced" in home.run("mounts", "-v").stdout, "it says so"
+    )
     home.run("umount", str(place))
     home.run("daemon", "stop")
     home.run("mount", "-q", "data", str(place), env={"MILLPOND_FILL": "0"})

@@ -67,7 +67,7 @@ def stopped(pid: int) -> None:
 _READER = """
 import hashlib, sys
 try:
-    data = open(sys.argv[1], "rb", buffering=0).read(1 << 20)
+    data = open(sys.argv[1], "rb", buffering=0).read()
 except OSError as error:
     print("errno", error.errno)
 else:

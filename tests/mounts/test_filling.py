@@ -84,6 +84,7 @@ def test_mounts_say_what_was_brought_or_why_nothing_is(home: Home, place: Path) 
     [pytest.param("holder", marks=pytest.mark.long), pytest.param("holder and filler", marks=pytest.mark.long), "all"],
 )
 def test_what_was_killed_while_a_reader_and_the_filler_wait_is_made_again(home: Home, place: Path, killed: str) -> None:
+    home.run("daemon", "stop")
     home.run("mount", "-q", "data", str(place), env=ONE)
     daemon = int(json.loads(home.run("daemon", "status", "--json").stdout)["pid"])
     holder = int(shown(home)["pid"])
@@ -116,6 +117,7 @@ def test_what_was_killed_while_a_reader_and_the_filler_wait_is_made_again(home: 
 @pytest.mark.root
 def test_umount_of_what_nobody_can_end(home: Home, place: Path) -> None:
     """The daemon is not there to see it; the first command is umount."""
+    home.run("daemon", "stop")
     home.run("mount", "-q", "data", str(place), env=ONE)
     daemon = int(json.loads(home.run("daemon", "status", "--json").stdout)["pid"])
     holder = int(shown(home)["pid"])

@@ -301,8 +301,6 @@ def _fork_fillers(settings: HolderSettings) -> list[Forked] | str:
     """While there are no threads, and nothing of the store is open. Else why the mount has none."""
     if settings.fill == 0:
         return keeper.OFF
-    if settings.device >= 0:
-        return "not in system mode"
     if settings.engine == PYFUSE3:
         return "not with this engine"
     forked: list[Forked] = []

@@ -178,15 +178,18 @@ class MountService:
     async def _abort(self, mount: Mount) -> None:
         """The holder has ended: see that who waits for it gets an error. A connection that nobody answers may be left
         (fusefs/filling/)."""
-        if self._daemon.system is not None:
-            return  # there are no fillers, so none is left
+        record, system = mount.record, self._daemon.system
         try:
             async with mount.mending:
-                if mount.child is None and mount.record.id in self._mounts:
-                    await self._in_thread(lambda: connections.abort(mount.record.mountpoint, mount.record.id))
-        except OSError as error:
+                if mount.child is not None or record.id not in self._mounts:
+                    return
+                if system is not None:
+                    await system.abort(record.uid, record.mountpoint, record.id)
+                else:
+                    await self._in_thread(lambda: connections.abort(record.mountpoint, record.id))
+        except (OSError, MountError) as error:
             # Then it had no filler, and its connection ended with its holder.
-            log.info("mount %s is not aborted: %s", mount.record.id, error)
+            log.info("mount %s is not aborted: %s", record.id, error)
 
     async def _restore_quietly(self, mount: Mount) -> None:
         now = time.monotonic()

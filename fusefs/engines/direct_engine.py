@@ -33,7 +33,7 @@ async def serve(filesystem: Filesystem, settings: EngineSettings, mounted: Calla
             if settings.materialize:
                 reader, folder = filesystem.reader, Path(settings.scratch)
                 passthrough = Passthrough(fd, filesystem, reader, nursery, folder=folder, budget=settings.materialize)
-            why = why_not(settings.place, recorded=settings.on_open is not None)
+            why = why_not(settings.place, recorded=settings.on_open is not None, system=given)
             keeper = Keeper(settings.fillers, filesystem, device=fd, place=settings.place, why_not=why)
             session = Session(filesystem, fd, nursery, ahead, settings.on_open, passthrough, keeper.feed)
 

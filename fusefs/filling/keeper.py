@@ -29,14 +29,14 @@ _FIRST_PAUSE_S, MOST_REPLACED = 1.0, 3
 KILLED = f"its process was killed {MOST_REPLACED + 1} times"
 
 
-def why_not(place: str, *, recorded: bool) -> str:
-    """Why the mount at a place may have no filler; "" when it may. `recorded`: its opens are asked for."""
+def why_not(place: str, *, recorded: bool, system: bool = False) -> str:
+    """Why the mount at a place may have no filler; "" when it may. `recorded`: its opens are asked for; `system`: it was made in system mode."""
     if recorded:
         return "what is read is recorded"
     if not is_machines("pid"):
         return "not in a container, where nobody might be left to end the mount if all is killed"
     entry = mounted_at(place)
-    return "the mount is not in the kernel's table" if entry is None else connections.why_not(entry)
+    return "the mount is not in the kernel's table" if entry is None else connections.why_not(entry, system=system)
 
 
 class Keeper:

@@ -75,11 +75,14 @@ else:
 """
 
 
-def read_apart(path: Path, content: bytes) -> subprocess.Popen[str]:
-    """A program that reads a file and tells how that went."""
+def read_apart(
+    path: Path, content: bytes, *, uid: int | None = None, python: str = sys.executable
+) -> subprocess.Popen[str]:
+    """A program, perhaps another user's, that reads a file and tells how that went."""
     expected = hashlib.sha256(content).hexdigest()
+    rights: dict[str, Any] = {} if uid is None else {"user": uid, "group": uid, "extra_groups": []}
     return subprocess.Popen(
-        [sys.executable, "-c", _READER, os.fspath(path), expected], stdout=subprocess.PIPE, text=True
+        [python, "-c", _READER, os.fspath(path), expected], stdout=subprocess.PIPE, text=True, cwd="/", **rights
     )
 
 

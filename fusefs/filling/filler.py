@@ -32,7 +32,7 @@ log = logging.getLogger("millpond.filler")
 
 # Memory that is used again for reading, in bytes; files brought in one go; the part of the memory that is filled (one in so many).
 _BUFFER_BYTES = 8 << 20
-_FILES = 2048
+_FILES = 512
 _PART = 4
 # Fillers of one mount at most.
 MOST = 4

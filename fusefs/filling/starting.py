@@ -39,6 +39,8 @@ class Forked:
     tally: Tally
     # Why it ended; "" for as long as it has not said so.
     why: str = ""
+    # When it is not the first one. Kept, as a Popen that is dropped would have its process waited for by whoever starts the next.
+    program: subprocess.Popen[bytes] | None = None
 
     def close(self) -> None:
         """Let it end."""
@@ -48,8 +50,10 @@ class Forked:
 
 def how_many(wanted: int | None) -> int:
     """How many fillers a mount has: `wanted`, else as the cores allow, of which readers need some, too."""
-    cores = len(os.sched_getaffinity(0))
-    return min(wanted if wanted is not None else cores // 2 + 1 if cores > 1 else 1, filler.MOST)
+    if wanted is None:
+        cores = len(os.sched_getaffinity(0))
+        wanted = 1 if cores < 2 else cores // 2 + 1
+    return min(wanted, filler.MOST)
 
 
 def fork(settings: FillerSettings) -> Forked:
@@ -77,13 +81,13 @@ def replace(forked: Forked) -> None:
     given = (forked.theirs.fileno(), forked.tally.fd)
     told = asdict(forked.settings)
     settings = json.dumps(told | {key: wirepath.encode(told[key]) for key in _PATHS})
-    begun = subprocess.Popen(
+    forked.program = subprocess.Popen(
         [sys.executable, "-P", "-m", "millpond.fusefs.filling.starting", *map(str, given), str(os.getpid()), settings],
         pass_fds=given,
         stdin=subprocess.DEVNULL,
         cwd="/",
     )
-    forked.pid = begun.pid
+    forked.pid = forked.program.pid
 
 
 def _fill(settings: FillerSettings, sock: socket.socket, holder: int, tally: Tally) -> None:

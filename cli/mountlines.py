@@ -115,6 +115,9 @@ def _filling_line(mount: dict[str, Any]) -> str:
     why = mount.get("filling_why")
     if why and not mount["filled_files"]:
         return f"small files are not brought ahead: {text.printable(str(why))}"
+    if not why and (killed := mount.get("fillers_killed")):
+        those = "1 process that did so was" if killed == 1 else f"{killed} processes that did so were"
+        return f"brought ahead: {files}, {size}; {those} killed and replaced"
     return f"brought ahead: {files}, {size}" + (f"; no more: {text.printable(str(why))}" if why else "")
 
 

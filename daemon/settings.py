@@ -26,8 +26,8 @@ JOBS_AT_ONCE = 64
 class Settings:
     """Paths are absolute. `idle_exit_s` is the time without requests and mounts after which the daemon ends; 0: never. `scrub_after_s`: that
     before it reads its segments again to find damage; 0: never. `jobs_at_once` of one user's jobs run, others wait.
-    `serving_most` processes serve one mount; None: as many as its cores allow. `fill`: mounts bring neighbours of small files that are
-    read into the page cache.
+    `serving_most` processes serve one mount; None: as many as its cores allow. `fill` processes of a mount bring neighbours of small files that are
+    read into the page cache; None: as its cores allow; 0: none.
 
     `verbs` names the table of verbs, `module:NAME`, that workers import.
     """
@@ -42,7 +42,7 @@ class Settings:
     verbs: str = VERBS
     jobs_at_once: int = JOBS_AT_ONCE
     serving_most: int | None = None
-    fill: bool = True
+    fill: int | None = None
 
     @property
     def log(self) -> Path:
@@ -59,7 +59,7 @@ def from_env(environ: Mapping[str, str], uid: int) -> Settings:
     """Settings of a user's daemon, or of the system's when MILLPOND_SYSTEM_USER is set. Raises UsageError.
 
     MILLPOND_STORE, MILLPOND_STATE, MILLPOND_SOCKET, MILLPOND_IDLE_EXIT and MILLPOND_SCRUB (seconds), MILLPOND_FSYNC (0:
-    measuring only), MILLPOND_FILL (0: not), MILLPOND_VERBS, MILLPOND_JOBS and MILLPOND_SERVING (numbers); then the XDG base directories, then HOME. Another store than the usual one has a socket, a log and
+    measuring only), MILLPOND_FILL, MILLPOND_VERBS, MILLPOND_JOBS and MILLPOND_SERVING (numbers); then the XDG base directories, then HOME. Another store than the usual one has a socket, a log and
     records of its own; what else belongs to the running daemon lies beside its socket.
     """
     base = _Base.of_system() if environ.get("MILLPOND_SYSTEM_USER") else _Base.of_user(environ, uid)
@@ -92,7 +92,7 @@ def from_env(environ: Mapping[str, str], uid: int) -> Settings:
         serving_most=_count("MILLPOND_SERVING", most, "processes")
         if (most := environ.get("MILLPOND_SERVING"))
         else None,
-        fill=environ.get("MILLPOND_FILL", "1") != "0",
+        fill=None if (fill := environ.get("MILLPOND_FILL")) is None else _fill(fill),
     )
 
 
@@ -158,6 +158,10 @@ def _seconds(name: str, text: str) -> float:
     if not 0 <= seconds < 1e9:
         raise UsageError(f"{name} is '{text}', which is not a number of seconds")
     return seconds
+
+
+def _fill(text: str) -> int:
+    return 0 if text == "0" else _count("MILLPOND_FILL", text, "processes")
 
 
 def _count(name: str, text: str, what: str) -> int:

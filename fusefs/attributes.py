@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import stat
-from dataclasses import dataclass
+from typing import NamedTuple
 
 FOREVER_S = 365 * 86400.0
 # Modification times are spread over these years, by content: rsync and make then see another content as another time.
@@ -19,8 +19,7 @@ class FileError(Exception):
         self.errno = number
 
 
-@dataclass(frozen=True, slots=True)
-class Attributes:
+class Attributes(NamedTuple):
     """What stat shows; `forever` when the kernel may keep entry and attributes, else it asks again after `ttl_s`."""
 
     inode: int
@@ -30,9 +29,12 @@ class Attributes:
     ttl_s: float = FOREVER_S
 
 
+_FILE_MODES = stat.S_IFREG | 0o444, stat.S_IFREG | 0o555
+
+
 def of_file(inode: int, size: int, *, executable: bool) -> Attributes:
     """Of a file of the data."""
-    return Attributes(inode, stat.S_IFREG | (0o555 if executable else 0o444), size, spread(inode))
+    return Attributes(inode, _FILE_MODES[executable], size, spread(inode))
 
 
 def of_link(inode: int, size: int) -> Attributes:

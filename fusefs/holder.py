@@ -19,6 +19,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,16 +36,16 @@ from millpond.daemon.store.reader import StoreReader
 from millpond.fusefs import engines
 from millpond.fusefs.engines import EngineSettings, direct_engine
 from millpond.fusefs.filesystem import Filesystem
-from millpond.fusefs.filling import keeper
+from millpond.fusefs.filling import starting
 from millpond.fusefs.filling.filler import FillerSettings
-from millpond.fusefs.filling.keeper import Forked
+from millpond.fusefs.filling.starting import Forked
+from millpond.fusefs.logfile import log_to
 from millpond.fusefs.reader import BUFFER_BYTES, ChunkCache
 from millpond.fusefs.sources import Sources
 from millpond.fusefs.versions import VersionsFilesystem
 
 log = logging.getLogger("millpond.holder")
 
-_LOG_BYTES = 4 << 20
 # Who connects to the control socket must ask, and take the answer, in this time.
 _CONTROL_S = 5.0
 # How often a holder looks for segments that were removed.
@@ -58,8 +59,8 @@ class HolderSettings:
     """What a holder is told. `root` is hex, None with `versions`; `uid` the caller's; `control` the socket's path; `device`
     a /dev/fuse descriptor that is mounted already (system mode), else -1; `serving` processes serve the mount (0: as load
     has it, `serving_most` at most, or as the cores allow); `successor_s` how long a reader waits for another
-    source when the one there was has died (0: none comes); `fill`: neighbours of small files that are
-    read may be brought into the page cache; `verify` is told on; `name` is what the kernel's table calls it."""
+    source when the one there was has died (0: none comes); `fill`: so many processes (None: as the cores allow, 0: none)
+    may bring neighbours of small files that are read into the page cache; `verify` is told on; `name` is what the kernel's table calls it."""
 
     id: str
     store: str
@@ -78,7 +79,7 @@ class HolderSettings:
     materialize: int = 0
     serving: int = 0
     serving_most: int = 0
-    fill: bool = False
+    fill: int | None = 0
     device: int = -1
     successor_s: float = 0.0
     verify: str = "blocks"
@@ -88,9 +89,11 @@ class HolderSettings:
 class Holder:
     """One mount being served. Raises MountError when its engine is not there."""
 
-    def __init__(self, settings: HolderSettings, source: Sources | None, filler: Forked | str = filling.OFF) -> None:
+    def __init__(
+        self, settings: HolderSettings, source: Sources | None, fillers: Sequence[Forked] | str = filling.OFF
+    ) -> None:
         self._settings = settings
-        self._filler = filler
+        self._fillers = fillers
         self._choice = choose(settings.engine)
         if self._choice.engine != DIRECT and settings.serving > 1:
             raise MountError(
@@ -152,7 +155,7 @@ class Holder:
             store=wirepath.encode(settings.store),
             serving=settings.serving,
             serving_most=settings.serving_most,
-            filler=self._filler,
+            fillers=self._fillers,
         )
 
     async def _control(self, listener: trio.SocketListener) -> None:
@@ -270,14 +273,14 @@ def run(request: dict[str, Any], fds: list[int]) -> int:
         values["device"] = fds[2]
         os.set_inheritable(fds[2], True)
     settings = HolderSettings(**values)
-    filler = _fork_filler(settings)
-    _log_to(settings.log)
+    fillers = _fork_fillers(settings)
+    log_to(settings.log)
     ready = socket.socket(fileno=fds[0])
     source = Sources(socket.socket(fileno=fds[1]), successor_s=settings.successor_s)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):  # only an unmount ends it
         signal.signal(number, signal.SIG_IGN)
     try:
-        trio.run(Holder(settings, source, filler).serve, ready)
+        trio.run(Holder(settings, source, fillers).serve, ready)
         return 0
     except MillpondError as error:
         return _report(ready, error)
@@ -295,19 +298,23 @@ def run(request: dict[str, Any], fds: list[int]) -> int:
         )
 
 
-def _fork_filler(settings: HolderSettings) -> Forked | str:
+def _fork_fillers(settings: HolderSettings) -> list[Forked] | str:
     """While there are no threads, and nothing of the store is open. Else why the mount has none."""
-    if not settings.fill:
+    if settings.fill == 0:
         return filling.OFF
-    if settings.device >= 0:
-        return filling.IN_SYSTEM_MODE
     if settings.engine == PYFUSE3:
         return filling.BY_ENGINE
-    told = FillerSettings(settings.store, settings.uid, settings.mountpoint)
-    try:
-        return keeper.fork(told, lambda: _log_to(settings.log))
-    except OSError as error:
-        return f"another process cannot be started: {error.strerror}"
+    forked: list[Forked] = []
+    count = starting.how_many(settings.fill)
+    for number in range(count):
+        told = FillerSettings(settings.store, settings.uid, settings.mountpoint, settings.log, (number, count))
+        try:
+            forked.append(starting.fork(told))
+        except OSError as error:
+            for each in forked:
+                each.close()  # each brings its share alone
+            return f"another process cannot be started: {error.strerror}"
+    return forked
 
 
 def _report(ready: socket.socket, error: MillpondError) -> int:
@@ -315,24 +322,6 @@ def _report(ready: socket.socket, error: MillpondError) -> int:
     with contextlib.suppress(OSError):
         ready.sendall(json.dumps(error.to_wire()).encode() + b"\n")
     return 1
-
-
-def _log_to(path: str) -> None:
-    """A file of the holder's own, begun anew when it is large."""
-    with contextlib.suppress(OSError):
-        if os.path.getsize(path) > _LOG_BYTES:
-            os.unlink(path)
-    # Open from the beginning: what is to be said may be that there are no descriptors left. In system mode the folder is the daemon's,
-    # and what is said goes where the zygote's own words go.
-    handler: logging.Handler
-    try:
-        handler = logging.FileHandler(path)
-    except OSError:
-        handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
-    logger = logging.getLogger("millpond")
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
 
 
 def _rss_bytes() -> int:

@@ -47,7 +47,10 @@ ENVIRONMENT = (
         "MILLPOND_SERVING",
         "How many processes serve one mount at most; more than one are started as load has it. By default half the cores, 8 at most.",
     ),
-    ("MILLPOND_FILL", "0: mounts bring nothing into the page cache ahead of who reads many small files."),
+    (
+        "MILLPOND_FILL",
+        "How many processes of a mount bring files into the page cache ahead of who reads many small ones; 0: none. By default half the cores and one, 4 at most.",
+    ),
     ("XDG_CACHE_HOME", "By default ~/.cache: the store."),
     ("XDG_STATE_HOME", "By default ~/.local/state; jobs' output, too."),
     ("XDG_RUNTIME_DIR", "By default /run/user/UID if it is there, else a folder below the state directory."),

@@ -9,6 +9,7 @@ Messages are JSON over SOCK_SEQPACKET, one request and one answer at a time:
     {"op": "zygote", "uid", "role"}                    -> {} + the zygote's socket
     {"op": "mount", "uid", "name"} + directory         -> {} + a /dev/fuse descriptor, mounted there
     {"op": "umount", "uid", "name", "lazy"} + parent   -> {}
+    {"op": "abort", "uid", "place", "record"}          -> {}
     any of them                                        -> {"error", "errno" | null}
 """
 
@@ -29,8 +30,8 @@ from typing import Any
 
 from millpond.daemon.jobs import process
 from millpond.daemon.jobs.start import start_zygote
-from millpond.daemon.mounts import syscalls
-from millpond.daemon.mounts.place import FSTYPE
+from millpond.daemon.mounts import connections, syscalls
+from millpond.daemon.mounts.place import FSTYPE, is_of, mounted_at
 from millpond.daemon.mounts.syscalls import MountFlag
 from millpond.daemon.rpc import framing
 
@@ -99,6 +100,8 @@ class Spawner:
             given.append(self._mount(uid, fds[0], str(request["name"])))
         elif request["op"] == "umount":
             _umount(uid, fds[0], os.fsencode(request["name"]), bool(request["lazy"]))
+        elif request["op"] == "abort":
+            _abort(uid, str(request["place"]), str(request["record"]))
         else:
             raise Refused(f"no operation '{request['op']}'")
 
@@ -164,6 +167,15 @@ def _umount(uid: int, parent: int, name: bytes, lazy: bool) -> None:
     finally:
         os.fchdir(before)
         os.close(before)
+
+
+def _abort(uid: int, place: str, record: str) -> None:
+    """Have the requests of the mount that was made at a place for this user, and for the record with this id, end with an error, for ever. The place is
+    looked up in the table alone: on the way there may be a file system of the user's that never answers."""
+    entry = mounted_at(place)
+    if entry is None or not is_of(entry, record) or not _is_ours(uid, os.fsencode(place)):
+        raise Refused("there is no mount of this user there")
+    connections.abort_by_number(entry)
 
 
 def _is_ours(uid: int, path: bytes) -> bool:

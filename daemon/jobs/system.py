@@ -88,6 +88,13 @@ class SystemMode:
             raise MountError(f"cannot unmount: {answer['error']}")
         return None
 
+    async def abort(self, uid: int, place: str, record: str) -> None:
+        """End the mount at a place that was made for a user's record, and whose holder is gone. Raises MountError when it is not there, or cannot be."""
+        answer, fds = await self._ask({"op": "abort", "uid": uid, "place": place, "record": record}, [])
+        framing.close_all(fds)
+        if answer.get("error"):
+            raise MountError(f"cannot end the mount: {answer['error']}", path=place)
+
     async def _ask(self, request: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any], list[int]]:
         async with self._lock:
             if self._sock is None:

@@ -17,9 +17,13 @@ from millpond.daemon.mounts.place import MountEntry, is_of, mounted_at
 CONTROL = Path("/sys/fs/fuse/connections")
 NO_CONTROL = f"only root could end the mount if its processes were killed, as {CONTROL} is not mounted"
 
+NO_CONTROL_IN_SYSTEM_MODE = f"in system mode only where {CONTROL} is mounted"
 
-def why_not(entry: MountEntry) -> str:
-    """Why this process's user could not abort the connection of a mount; "" when he can."""
+
+def why_not(entry: MountEntry, *, system: bool = False) -> str:
+    """Why this process's user could not abort the connection of a mount; "" when he can. In system mode the spawner would, by fusectl alone."""
+    if system:
+        return "" if _abort_file(entry).parent.is_dir() else NO_CONTROL_IN_SYSTEM_MODE
     if os.access(_abort_file(entry), os.W_OK):
         return ""
     # umount2(MNT_FORCE) is for who is root outside of all containers.
@@ -35,10 +39,15 @@ def abort(mountpoint: str, record: str) -> bool:
     if entry is None or not is_of(entry, record):
         return False
     try:
-        _abort_file(entry).write_bytes(b"1")
+        abort_by_number(entry)
     except OSError:
         syscalls.abort(os.fsencode(mountpoint))
     return True
+
+
+def abort_by_number(entry: MountEntry) -> None:
+    """End a mount without a look at its path, which may lead through file systems that never answer. Raises OSError where it may not be done."""
+    _abort_file(entry).write_bytes(b"1")
 
 
 def _abort_file(entry: MountEntry) -> Path:

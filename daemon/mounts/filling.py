@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 
 from millpond.daemon.mounts import engines
-from millpond.daemon.mounts.connections import CONTROL, NO_CONTROL
+from millpond.daemon.mounts.connections import CONTROL, NO_CONTROL, NO_CONTROL_IN_SYSTEM_MODE
 from millpond.daemon.mounts.kernel import is_machines, is_privileged
 
 OFF = "MILLPOND_FILL is 0"
-IN_SYSTEM_MODE = "not in system mode"
 BY_ENGINE = "not with this engine"
 IN_CONTAINER = "not in a container, where nobody might be left to end the mount if all is killed"
 
@@ -19,12 +18,13 @@ def why_not(*, fill: bool, system: bool) -> str:
     MILLPOND_FILL says; `system`: whether it serves many users."""
     if not fill:
         return OFF
-    if system:
-        return IN_SYSTEM_MODE
     if engines.choose(None).engine != engines.DIRECT:
         return BY_ENGINE
     if not is_machines("pid"):
         return IN_CONTAINER
-    # Each connection has its files there, which are its user's.
-    may_end = os.path.ismount(CONTROL) or (is_privileged() and is_machines("user"))
-    return "" if may_end else NO_CONTROL
+    # Each connection has its files there, which are its user's; in system mode the spawner may use them.
+    if os.path.ismount(CONTROL):
+        return ""
+    if system:
+        return NO_CONTROL_IN_SYSTEM_MODE
+    return "" if is_privileged() and is_machines("user") else NO_CONTROL

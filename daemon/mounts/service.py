@@ -51,7 +51,7 @@ _PASSTHROUGH = ("passthrough", "passthrough_files", "passthrough_bytes")
 # What it tells of its processes, and of the kernel's read-ahead.
 _SERVING = ("serving", "serving_most", "serving_why", "servers_ended", "read_ahead_kb", "read_ahead_why")
 # And of what was brought ahead of readers.
-_FILLING = ("filling_why", "filled_files", "filled_bytes")
+_FILLING = ("filling_why", "fillers_killed", "filled_files", "filled_bytes")
 # What a holder tells of files that were not here.
 _REMOTE = (
     *("errors", "opens", "hit_rate", "waits", "waited_s", "waited_unpacking_s", "waited_disk_s"),
@@ -178,15 +178,18 @@ class MountService:
     async def _abort(self, mount: Mount) -> None:
         """The holder has ended: see that who waits for it gets an error. A connection that nobody answers may be left
         (fusefs/filling/)."""
-        if self._daemon.system is not None:
-            return  # there are no fillers, so none is left
+        record, system = mount.record, self._daemon.system
         try:
             async with mount.mending:
-                if mount.child is None and mount.record.id in self._mounts:
-                    await self._in_thread(lambda: connections.abort(mount.record.mountpoint, mount.record.id))
-        except OSError as error:
+                if mount.child is not None or record.id not in self._mounts:
+                    return
+                if system is not None:
+                    await system.abort(record.uid, record.mountpoint, record.id)
+                else:
+                    await self._in_thread(lambda: connections.abort(record.mountpoint, record.id))
+        except (OSError, MountError) as error:
             # Then it had no filler, and its connection ended with its holder.
-            log.info("mount %s is not aborted: %s", mount.record.id, error)
+            log.info("mount %s is not aborted: %s", record.id, error)
 
     async def _restore_quietly(self, mount: Mount) -> None:
         now = time.monotonic()
@@ -281,7 +284,7 @@ class MountService:
         if not found and not params.get("all"):
             raise NotMountedError(f"'{where}' is not a mount of yours", path=where, hint="see `millpond mounts`")
         system = self._daemon.system is not None
-        fill = self._daemon.settings.fill
+        fill = self._daemon.settings.fill != 0
         return {"mounts": [record.to_json() for record in found], "system": system, "fill": fill}
 
     def refused(self, uid: int) -> list[tuple[str, str, str]]:

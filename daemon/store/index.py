@@ -67,7 +67,7 @@ class Content(NamedTuple):
         return _CONTENT.pack(*self)
 
 
-def unpack_content(value: bytes) -> Content:
+def unpack_content(value: bytes | memoryview) -> Content:
     return Content(*_CONTENT.unpack(value))
 
 

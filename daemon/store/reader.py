@@ -172,6 +172,11 @@ class StoreReader:
             found += self._read_run(ids[first : first + count], locations[first : first + count], drop)
         return found
 
+    def read_range(self, segment: int, offset: int, size: int) -> memoryview:
+        """Bytes of a segment as they are, checked by nobody; fewer at its end. Raises OSError."""
+        self._used.add(segment)
+        return self._segments.read_range(segment, offset, size)
+
     def will_need(self, chunk_id: bytes, size: int) -> None:
         """Have the kernel read `size` bytes from a chunk's record on: what was stored next to it."""
         location = self.locate(chunk_id)

@@ -24,6 +24,8 @@ from xxhash import xxh3_64_intdigest
 MAGIC = 0x3152504D  # "MPR1"
 MAGIC_BYTES = MAGIC.to_bytes(4, "little")
 HEADER = struct.Struct("<IBBHIIQ32s")
+# What stands before the checksum in it, and what is the checksum and behind.
+_BEFORE, _BEHIND = struct.Struct("<IBBHII"), struct.Struct("<Q32s")
 # Where the checksum stands in it, and what stands there when it is made.
 _SUM_AT, _NO_SUM = 16, bytes(8)
 ALIGN = 8
@@ -201,6 +203,23 @@ def decode(data: bytes | memoryview, key: int, offset: int = 0) -> tuple[Record,
     if _checksum(header, payload, key) != total:
         raise BadRecord("checksum does not match")
     return record, payload
+
+
+def chunk_at(data: memoryview, offset: int, key: int, chunk_id: bytes, size: int) -> bytes | memoryview:
+    """The content of the chunk with this id and size whose record is at `offset`; a raw one is a part of `data`. As `decode` and `decompress`, for who
+    reads many small ones. Raises BadRecord."""
+    begin = offset + HEADER.size
+    if begin > len(data):
+        raise BadRecord("header is cut off")
+    before = bytes(data[offset : offset + _SUM_AT])
+    magic, kind, codec, _, raw, stored = _BEFORE.unpack(before)
+    total, record_id = _BEHIND.unpack_from(data, offset + _SUM_AT)
+    if magic != MAGIC or kind != Kind.CHUNK or record_id != chunk_id or raw != size:
+        raise BadRecord("another record is there")
+    payload = data[begin : begin + stored]
+    if len(payload) != stored or _checksum(before + _NO_SUM + record_id, payload, key) != total:
+        raise BadRecord("checksum does not match")
+    return payload if codec == Codec.RAW and stored == raw else decompress(codec, raw, payload)
 
 
 def scan(data: memoryview, start: int, key: int) -> Iterator[tuple[Record, memoryview] | tuple[int, int]]:

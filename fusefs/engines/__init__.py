@@ -6,7 +6,7 @@ An engine module has `serve(filesystem, settings, mounted)`: mount at `settings.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Protocol
@@ -15,7 +15,7 @@ from millpond.daemon.mounts.engines import DIRECT, PYFUSE3
 
 if TYPE_CHECKING:
     from millpond.fusefs.filesystem import Filesystem
-    from millpond.fusefs.filling.keeper import Forked
+    from millpond.fusefs.filling.starting import Forked
 
 # As much as one request brings; 512 is slower for who reads on, and more gains nothing.
 READ_AHEAD_KB = 1024
@@ -32,8 +32,8 @@ class EngineSettings:
     """How to mount. `place` is the mountpoint itself also when `mountpoint` is a descriptor's name. `on_open` is told the
     inode of each open; without it an engine may have the kernel not ask. Up to `materialize` bytes of large files may be
     written out in the folder `scratch` for the kernel to read them there. `serving` processes serve the mount, which read the store at
-    `store`; 0: as many as load has it, up to `serving_most` (0: as the cores allow). `filler` waits to bring
-    neighbours of what is read; else it is why there is none."""
+    `store`; 0: as many as load has it, up to `serving_most` (0: as the cores allow). `fillers` wait to bring
+    neighbours of what is read; else it is why there are none."""
 
     mountpoint: str
     place: str
@@ -46,7 +46,7 @@ class EngineSettings:
     store: str = ""
     serving: int = 1
     serving_most: int = 0
-    filler: Forked | str = ""
+    fillers: Sequence[Forked] | str = ""
 
 
 class Engine(Protocol):

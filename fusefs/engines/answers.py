@@ -212,9 +212,9 @@ class Answers:
         return protocol.ENTRY_OUT.pack(found.inode, 0, ttl, ttl, 0, 0, *self._attributes(found))
 
     def _attributes(self, found: Attributes) -> tuple[int, ...]:
-        when, size = found.mtime_s, found.size
-        times = (when, when, when, 0, 0, 0)
-        return (found.inode, size, (size + 511) // 512, *times, found.mode, 1, self._uid, self._gid, 0, 1 << 17, 0)
+        inode, mode, size, when, _ = found
+        blocks = (size + 511) // 512
+        return (inode, size, blocks, when, when, when, 0, 0, 0, mode, 1, self._uid, self._gid, 0, 1 << 17, 0)
 
     # -- directories ----------------------------------------------------------------------------------------------
 
@@ -266,8 +266,12 @@ class Answers:
                     )
                     if found is not None:
                         counted.append(found.inode)
-                        head = protocol.DIRENT.pack(found.inode, following, len(name), found.mode >> 12)
-                        told.append(self._entry(found) + head + name.ljust(padded, b"\0"))
+                        told.append(
+                            protocol.PLUS[padded].pack(
+                                found.inode, 0, ttl := int(found.ttl_s), ttl, 0, 0, *self._attributes(found),
+                                found.inode, following, len(name), found.mode >> 12, name,
+                            )
+                        )  # fmt: skip
                     position = following
         except FileError:
             if not told:

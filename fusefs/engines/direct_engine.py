@@ -33,8 +33,8 @@ async def serve(filesystem: Filesystem, settings: EngineSettings, mounted: Calla
             if settings.materialize:
                 reader, folder = filesystem.reader, Path(settings.scratch)
                 passthrough = Passthrough(fd, filesystem, reader, nursery, folder=folder, budget=settings.materialize)
-            why = why_not(settings.place, recorded=settings.on_open is not None)
-            keeper = Keeper(settings.filler, filesystem, device=fd, place=settings.place, why_not=why)
+            why = why_not(settings.place, recorded=settings.on_open is not None, system=given)
+            keeper = Keeper(settings.fillers, filesystem, device=fd, place=settings.place, why_not=why)
             session = Session(filesystem, fd, nursery, ahead, settings.on_open, passthrough, keeper.feed)
 
             filesystem.more_statistics.append(ahead.statistics)
@@ -46,7 +46,7 @@ async def serve(filesystem: Filesystem, settings: EngineSettings, mounted: Calla
                 store=settings.store,
                 fixed=settings.serving,
                 most=settings.serving_most,
-                feed=lambda: keeper.fd,
+                feed=lambda: keeper.fds,
             )
 
             async def announce() -> None:

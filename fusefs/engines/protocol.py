@@ -179,6 +179,8 @@ RELEASE_IN = Struct("=Q")
 READ_IN = Struct("=QQIIQII")
 # ino, off u64; namelen, type u32; then the name, padded to 8 bytes
 DIRENT = Struct("=QQII")
+# An entry of READDIRPLUS: ENTRY_OUT, DIRENT, and the name padded to so many bytes.
+PLUS = {size: Struct(f"{ENTRY_OUT.format}{DIRENT.format[1:]}{size}s") for size in range(8, 264, 8)}
 # blocks, bfree, bavail, files, ffree u64; bsize, namelen, frsize, padding u32; spare u32 x 6
 STATFS_OUT = Struct("=QQQQQIIII24x")
 # size, padding u32
@@ -193,4 +195,5 @@ BATCH_FORGET_IN = Struct("=II")
 FORGET_ONE = Struct("=QQ")
 
 assert (IN_HEADER.size, OUT_HEADER.size, INIT_OUT.size, ENTRY_OUT.size, ATTR_OUT.size) == (40, 16, 64, 128, 104)
+assert all(PLUS[size].size == ENTRY_OUT.size + DIRENT.size + size for size in PLUS)
 assert (READ_IN.size, STATFS_OUT.size, OPEN_OUT.size, DIRENT.size, STORE_OUT.size) == (40, 80, 16, 24, 24)

@@ -30,10 +30,14 @@ from millpond.fusefs.serving.messages import used
 
 log = logging.getLogger("millpond.filler")
 
-# Memory that is used again for reading, in bytes; files looked up in one go; the part of the memory that is filled (one in so many).
+# Memory that is used again for reading, in bytes; files brought in one go; the part of the memory that is filled (one in so many).
 _BUFFER_BYTES = 8 << 20
 _FILES = 512
 _PART = 4
+# Fillers of one mount at most.
+MOST = 4
+# Files looked up ahead in one go.
+_AHEAD = 128
 # Messages taken in a row; how often what was read is told, and removed segments are let go of; after what time without a word everything is closed.
 _ROW = 64
 _REST_S = 0.005
@@ -45,11 +49,13 @@ _MOST_UNKNOWN = 64
 
 @dataclass(frozen=True, slots=True)
 class FillerSettings:
-    """Whose mount it is, of which store, and where."""
+    """Whose mount it is, of which store, and where; and which of how many fillers this is."""
 
     store: str
     uid: int
     place: str
+    log: str
+    share: tuple[int, int] = (0, 1)
 
 
 class Filler:
@@ -63,7 +69,7 @@ class Filler:
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
         self._work: _Work | None = None
-        self._plan = Plan(self._files_of, lambda: available_bytes() // _PART)
+        self._plan = Plan(self._files_of, lambda: available_bytes() // _PART, settings.share)
 
     def run(self) -> str:
         """Until the holder is gone (""), or there is another reason to end. Raises OSError, MillpondError."""
@@ -108,6 +114,7 @@ class Filler:
             self._work = _Work(self._settings, self._holder, self._tally, self._plan)
         if kind == messages.LISTED:
             self._plan.listed(messages.folders_of(body))
+            self._work.listed()
         else:
             self._plan.read(messages.files_of(body), time.monotonic())
             self._work.heard_at = time.monotonic()
@@ -153,11 +160,17 @@ class _Work:
         self._guard: Guard | None = None
         self._pusher: Pusher | None = None
         self._pushing: Iterator[None] | None = None
+        self._looks_ahead = False
+        self._generation = plan.generation
 
     @property
     def is_busy(self) -> bool:
         """Whether there is more to do at once."""
-        return self._pushing is not None
+        return self._pushing is not None or (self._looks_ahead and self._pusher is not None)
+
+    def listed(self) -> None:
+        """There are new folders, whose files may be looked up while nothing else is to be done."""
+        self._looks_ahead = True
 
     @property
     def why(self) -> str:
@@ -184,11 +197,15 @@ class _Work:
             return
         now = time.monotonic()
         if self._pushing is None:
+            if self._generation != self._plan.generation:
+                self._generation = self._plan.generation
+                self._pusher.forget()
             if self._pusher.unknown >= _MOST_UNKNOWN:
                 self._plan.give_up()
             self._pusher.unknown = 0
             inodes = self._plan.take(_FILES, now)
             if not inodes:
+                self._look_ahead(self._pusher)
                 return
             self._pushing = self._pusher.push(inodes, self._plan.was_read)
         if not self._plan.is_going(now):
@@ -199,6 +216,13 @@ class _Work:
         except StopIteration:
             self._pushing = None
             self.step()
+
+    def _look_ahead(self, pusher: Pusher) -> None:
+        """Some of what will be asked for if all that was listed is read: a processor that is idle now will not be then."""
+        if self._looks_ahead:
+            inodes = [] if pusher.is_full else self._plan.ahead(_AHEAD)
+            pusher.look_up(inodes)
+            self._looks_ahead = bool(inodes)
 
     def close(self) -> None:
         """Nothing is under way: close everything."""

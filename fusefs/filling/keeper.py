@@ -1,18 +1,15 @@
-"""The holder's side of a filler: forked before anything is open, given a clone when it wants one, told about when it has ended."""
+"""The holder's side of its fillers: given a clone when they want one, told about when they have ended, and replaced when they were killed."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import os
-import signal
 import socket
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import trio
 
-from millpond.daemon.jobs import process
 from millpond.daemon.mounts import connections
 from millpond.daemon.mounts.filling import IN_CONTAINER
 from millpond.daemon.mounts.kernel import is_machines
@@ -21,136 +18,150 @@ from millpond.daemon.rpc import framing
 from millpond.fusefs.engines import mounting
 from millpond.fusefs.engines.arrival import Arrival
 from millpond.fusefs.filesystem import Filesystem
-from millpond.fusefs.filling import filler, messages
+from millpond.fusefs.filling import messages, starting
 from millpond.fusefs.filling.feed import Feed
-from millpond.fusefs.filling.tally import Tally
+from millpond.fusefs.filling.starting import Forked
 from millpond.fusefs.serving.messages import USED, segments_of
 
 log = logging.getLogger("millpond.filler")
 
-
-@dataclass(frozen=True, slots=True)
-class Forked:
-    """A filler that sleeps: its pid, what leads to it, and what it counts."""
-
-    pid: int
-    sock: socket.socket
-    tally: Tally
+# Pauses before one that was killed is replaced, doubled each time; after so many of a mount there is one less.
+_FIRST_PAUSE_S, MOST_REPLACED = 1.0, 3
+KILLED = f"its process was killed {MOST_REPLACED + 1} times"
 
 
-def fork(settings: filler.FillerSettings, log_to: Callable[[], None]) -> Forked:
-    """For a process without threads that has nothing open of the store. In the child `log_to` opens its log. Raises OSError."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    tally, parent = Tally(), os.getpid()
-    pid = os.fork()
-    if pid:
-        theirs.close()
-        return Forked(pid, ours, tally)
-    try:
-        fd = theirs.fileno()
-        # What else is open is the holder's: its end must be seen by those who wait for it.
-        os.closerange(3, fd)
-        os.closerange(fd + 1, os.sysconf("SC_OPEN_MAX"))
-        process.set_name("millpond-filler")
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)
-        log_to()
-        why = filler.serve(settings, theirs, parent, tally)
-        if why:
-            with contextlib.suppress(OSError):
-                theirs.send(messages.ENDED + why.encode(), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
-    except BaseException:
-        log.exception("the filler failed")
-    finally:
-        # Not by sys.exit: what the holder has set up is not this process's to end. A thread that still answers ends with it.
-        os._exit(0)
-
-
-def why_not(place: str, *, recorded: bool) -> str:
-    """Why the mount at a place may have no filler; "" when it may. `recorded`: its opens are asked for."""
+def why_not(place: str, *, recorded: bool, system: bool = False) -> str:
+    """Why the mount at a place may have no filler; "" when it may. `recorded`: its opens are asked for; `system`: it was made in system mode."""
     if recorded:
         return "what is read is recorded"
     if not is_machines("pid"):
         return IN_CONTAINER
     entry = mounted_at(place)
-    return "the mount is not in the kernel's table" if entry is None else connections.why_not(entry)
+    return "the mount is not in the kernel's table" if entry is None else connections.why_not(entry, system=system)
 
 
 class Keeper:
-    """The filler of the mount on `place`, whose descriptor is `device`. `forked` may be why there is none; with `why_not` one that was forked is
+    """The fillers of the mount on `place`, whose descriptor is `device`. `forked` may be why there are none; with `why_not` those that were forked are
     let go."""
 
-    def __init__(self, forked: Forked | str, filesystem: Filesystem, *, device: int, place: str, why_not: str) -> None:
+    def __init__(
+        self, forked: Sequence[Forked] | str, filesystem: Filesystem, *, device: int, place: str, why_not: str
+    ) -> None:
         self._fs = filesystem
         self._device = device
         self._place = place
-        self._forked = None if isinstance(forked, str) else forked
-        self._sock = None if isinstance(forked, str) or why_not else forked.sock
+        self._forked = [] if isinstance(forked, str) else list(forked)
+        # Those that are not given up.
+        self._kept = [] if why_not else list(self._forked)
         self._why_not = forked if isinstance(forked, str) else why_not
+        self._killed = 0
         # Of the mount, as long as it is on top at its place: there who must abort it looks for it.
         entry = mounted_at(place)
         self._number = "" if entry is None else entry.device
-        # What requests are told to, by this process and by servers, who are given `fd`.
-        self.feed = None if self._sock is None else Feed(self._sock)
-        if self._forked is not None and self._sock is None:
-            self._forked.sock.close()
+        # What requests are told to, by this process and by servers, who are given `fds`.
+        self.feed = Feed([each.sock for each in self._kept]) if self._kept else None
+        for each in self._forked:
+            if each not in self._kept:
+                each.close()
         filesystem.more_statistics.append(self.statistics)
 
     @property
-    def fd(self) -> int:
-        """What leads to the filler; -1 when there is none."""
-        return -1 if self._sock is None else self._sock.fileno()
+    def fds(self) -> list[int]:
+        """What leads to the fillers."""
+        return [each.sock.fileno() for each in self._kept]
 
     def statistics(self) -> dict[str, object]:
         """For the mount's statistics."""
-        files, size = (0, 0) if self._forked is None else self._forked.tally.counts()
-        pid = self._forked.pid if self._forked is not None and self._sock is not None else None
-        return {"filler": pid, "filling_why": self._why_not, "filled_files": files, "filled_bytes": size}
+        counts = [each.tally.counts() for each in self._forked]
+        return {
+            "fillers": [each.pid for each in self._kept if each.pid],
+            "fillers_killed": self._killed,
+            "filling_why": self._why_not,
+            "filled_files": sum(files for files, _ in counts),
+            "filled_bytes": sum(size for _, size in counts),
+        }
 
     async def run(self, arrival: Arrival) -> None:
-        """Give it what it wants until it ends or this is cancelled. No request ever waits for it."""
-        if self._forked is None:
-            return
-        if self._sock is not None:
-            arrival.also(self._sock.fileno())
-            try:
-                while await self._receive(self._sock):
-                    pass
-            finally:
-                arrival.not_also(self._sock.fileno())
-                self._sock.close()
-                self._sock = None
-                self._why_not = self._why_not or "its process was killed"
-        # It may wait in the kernel until a READ is answered.
-        pidfd = os.pidfd_open(self._forked.pid)
-        try:
-            await trio.lowlevel.wait_readable(pidfd)
-            os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)  # noqa: ASYNC222  it has ended
-        finally:
-            os.close(pidfd)
+        """Give them what they want until they end or this is cancelled. No request ever waits for one."""
+        async with trio.open_nursery() as nursery:
+            for each in self._forked:
+                if each in self._kept:
+                    nursery.start_soon(self._tend, each, arrival)
+                else:
+                    nursery.start_soon(_reap, each.pid)
 
-    async def _receive(self, sock: socket.socket) -> bool:
-        """One message; False at the end."""
-        await trio.lowlevel.wait_readable(sock)
+    async def _tend(self, forked: Forked, arrival: Arrival) -> None:
+        """One, and those that take its place."""
+        arrival.also(forked.sock.fileno())
+        pause_s, replaced = _FIRST_PAUSE_S, 0
         try:
-            message = sock.recv(messages.MAX_BYTES, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return True
-        except ConnectionResetError:
-            message = b""
+            while not await self._until_ended(forked):
+                self._killed += 1
+                log.warning("a filler of the mount was killed, process %d", forked.pid)
+                forked.pid = 0
+                if replaced == MOST_REPLACED:
+                    self._why_not = self._why_not or KILLED
+                    break
+                await trio.sleep(pause_s)
+                pause_s, replaced = 2 * pause_s, replaced + 1
+                if not self._is_mounted():  # it was detached, or is covered by another
+                    break
+                if not self._replace(forked):
+                    break
+        finally:
+            arrival.not_also(forked.sock.fileno())
+            self._kept.remove(forked)
+            forked.close()
+
+    async def _until_ended(self, forked: Forked) -> bool:
+        """Serve one until it is no process any more; whether it has said why."""
+        async with trio.open_nursery() as nursery:
+
+            async def listen() -> None:
+                while True:
+                    await trio.lowlevel.wait_readable(forked.sock)
+                    self._receive(forked)
+
+            nursery.start_soon(listen)
+            await _reap(forked.pid)
+            nursery.cancel_scope.cancel()
+        while self._receive(forked):
+            pass
+        return bool(forked.why)
+
+    def _replace(self, forked: Forked) -> bool:
+        try:
+            starting.replace(forked)
+        except OSError as error:
+            self._why_not = f"another process cannot be started: {error.strerror}"
+            log.error("%s", self._why_not)
+            return False
+        if self.feed is not None:
+            self.feed.again(forked.sock)
+        return True
+
+    def _receive(self, forked: Forked) -> bool:
+        """One message; whether there was one."""
+        try:
+            message = forked.sock.recv(messages.MAX_BYTES, socket.MSG_DONTWAIT)
+        except OSError:
+            return False
         kind, body = message[:1], message[1:]
         if kind == messages.WANTED:
-            self._give(sock)
+            self._give(forked.sock)
         elif kind == USED:
             self._fs.reader.note_used(segments_of(body))
         elif kind == messages.ENDED:
-            self._why_not = body.decode(errors="replace")
+            self._why_not = forked.why = body.decode(errors="replace")
         return bool(message)
+
+    def _is_mounted(self) -> bool:
+        entry = mounted_at(self._place)
+        return entry is not None and entry.device == self._number
 
     def _give(self, sock: socket.socket) -> None:
         """A clone, which is the filler's alone."""
-        entry = mounted_at(self._place)
-        if entry is None or entry.device != self._number:
+        if not self._is_mounted():
             return  # it was detached, or is covered by another
         try:
             clone = mounting.clone(self._device)
@@ -165,3 +176,14 @@ class Keeper:
             log.info("the filler does not take its descriptor: %s", error)
         finally:
             os.close(clone)
+
+
+async def _reap(pid: int) -> None:
+    """Wait for a child's end: one that waits in the kernel ends when a READ is answered."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        await trio.lowlevel.wait_readable(pidfd)
+        with contextlib.suppress(ChildProcessError):
+            os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)  # noqa: ASYNC222  it has ended
+    finally:
+        os.close(pidfd)

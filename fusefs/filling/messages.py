@@ -1,4 +1,4 @@
-"""What passes between a mount's processes and its filler: one SOCK_SEQPACKET message each, whose first byte says what it is."""
+"""What passes between a mount's processes and a filler of it: one SOCK_SEQPACKET message each, whose first byte says what it is."""
 
 from __future__ import annotations
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_right
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count, islice
 from math import inf
+from zlib import crc32
 
 from millpond.fusefs.filling.feed import MAX_BYTES, TOGETHER, WITHIN_S
 
@@ -23,19 +24,24 @@ _MOST_LATE = 4096
 READ_OF_FOLDER = 2
 # Bytes brought, at most: so many times those read, and some to begin with.
 TIMES, FIRST_BYTES = 8, 4 << 20
+# Neighbours that one filler of several brings; the next ones are another's.
+SHARED_FILES = 32
 # Seconds without a READ after which nothing more is brought, and after which all is as at the beginning.
 PAUSE_S, QUIET_S = 1.0, 10.0
 
 
 @dataclass(slots=True)
 class _Folder:
-    """Inodes and bytes of a folder's small files, the first one's number; how many were read; where to go on."""
+    """Inodes and bytes of a folder's small files, the first one's number, and whose its first share is; how many were read; where to go on, with bringing and with
+    looking up."""
 
     inodes: array[int]
     sizes: array[int]
     first: int
+    parity: int
     read: int = 0
     next: int = 0
+    ahead: int = 0
 
     @property
     def is_done(self) -> bool:
@@ -44,14 +50,18 @@ class _Folder:
 
 
 class Plan:
-    """`files_of(folder, largest, most)` tells inodes and bytes of the files in a folder; `room()` how many bytes of memory may be filled.
-    Times are seconds of one clock."""
+    """`files_of(folder, largest, most)` tells inodes and bytes of the files in a folder; `room()` how many bytes of memory may be filled; `share` is which of how
+    many fillers this is: all are told the same, and each brings its part. Times are seconds of one clock."""
 
     def __init__(
-        self, files_of: Callable[[bytes, int, int], tuple[array[int], array[int]]], room: Callable[[], int]
+        self,
+        files_of: Callable[[bytes, int, int], tuple[array[int], array[int]]],
+        room: Callable[[], int],
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         self._files_of = files_of
         self._room_of = room
+        self._share, self._shares = share
         # Folders that were told, and not looked into yet.
         self._told: OrderedDict[bytes, None] = OrderedDict()
         self._known: OrderedDict[bytes, _Folder] = OrderedDict()
@@ -60,12 +70,15 @@ class Plan:
         self._folders: list[_Folder] = []
         self._numbered = 0
         self._due: deque[_Folder] = deque()
+        self._folders_ahead: deque[_Folder] = deque()
         # When the last ones were read, and their numbers.
         self._recent: deque[tuple[float, int]] = deque(maxlen=TOGETHER)
         self._late: set[int] = set()
         self._going = False
         self._last = -inf
         self._room = 0
+        # Changes when all was forgotten.
+        self.generation = 0
         self._read_bytes = self._brought_bytes = 0
 
     def listed(self, folders: Iterable[bytes]) -> None:
@@ -82,7 +95,8 @@ class Plan:
     def read(self, files: Iterable[tuple[int, int]], now: float) -> None:
         """READs brought these (inode, bytes)."""
         if now - self._last > QUIET_S:
-            self.rest()
+            if self._last > -inf:
+                self.rest()
             self._room = self._room_of()
         self._last = now
         self._look_into()
@@ -109,10 +123,10 @@ class Plan:
         self._late.clear()
         if not self.is_going(now):
             return found
-        left = min(TIMES * self._read_bytes + FIRST_BYTES, self._room) - self._brought_bytes
+        left = min(TIMES * self._read_bytes + FIRST_BYTES, self._room) // self._shares - self._brought_bytes
         while self._due and len(found) < most:
             folder = self._due[0]
-            for number in range(folder.next, len(folder.inodes)):
+            for number in self._mine(folder, folder.next):
                 inode, size = folder.inodes[number], folder.sizes[number]
                 if len(found) >= most or size > left:
                     folder.next = number
@@ -126,6 +140,32 @@ class Plan:
             # All of them were read or brought: its name alone is kept.
             folder.inodes, folder.sizes = array("Q"), array("I")
         return found
+
+    def ahead(self, most: int) -> list[int]:
+        """Files that may be brought one day and were not told here before, `most` at most: for who has time to look up where they lie."""
+        self._look_into()
+        found: list[int] = []
+        while self._folders_ahead and len(found) < most:
+            folder = self._folders_ahead[0]
+            for number in self._mine(folder, folder.ahead):
+                if len(found) >= most:
+                    folder.ahead = number
+                    return found
+                found.append(folder.inodes[number])
+            self._folders_ahead.popleft()
+        return found
+
+    def _mine(self, folder: _Folder, start: int) -> Iterator[int]:
+        """Which of a folder's files this filler brings, from `start` on."""
+        if self._shares == 1:
+            yield from range(start, len(folder.inodes))
+            return
+        while start < len(folder.inodes):
+            share = start // SHARED_FILES
+            end = min((share + 1) * SHARED_FILES, len(folder.inodes))
+            if (share + folder.parity) % self._shares == self._share:
+                yield from range(start, end)
+            start = end
 
     def resume(self, now: float) -> None:
         """Time has passed since the last READ, if there was one, that nobody could use."""
@@ -156,10 +196,12 @@ class Plan:
         self._drop()
 
     def _drop(self) -> None:
+        self.generation += 1
         self._known.clear()
         self._left.clear()
         self._folders.clear()
         self._due.clear()
+        self._folders_ahead.clear()
         self._recent.clear()
         self._late.clear()
         self._numbered = 0
@@ -169,9 +211,10 @@ class Plan:
         while self._told and len(self._left) <= MOST_FILES // 2:
             key, _ = self._told.popitem(last=False)
             inodes, sizes = self._files_of(key, MAX_BYTES, MOST_FILES - len(self._left))
-            folder = self._known[key] = _Folder(inodes, sizes, self._numbered)
+            folder = self._known[key] = _Folder(inodes, sizes, self._numbered, crc32(key))
             if inodes:
                 self._folders.append(folder)
+                self._folders_ahead.append(folder)
                 self._left.update(zip(inodes, count(self._numbered)))
                 self._numbered += len(inodes)
 

@@ -10,10 +10,14 @@ _COUNTS = struct.Struct("=QQ")
 
 
 class Tally:
-    """Files and bytes that were brought: memory that a fork shares."""
+    """Files and bytes that were brought by one process, and by those before it: shared memory, `fd`, or new."""
 
-    def __init__(self) -> None:
-        self._map = mmap.mmap(-1, mmap.PAGESIZE)
+    def __init__(self, fd: int = -1) -> None:
+        if fd < 0:
+            fd = os.memfd_create("millpond-tally", os.MFD_CLOEXEC)
+            os.truncate(fd, mmap.PAGESIZE)
+        self.fd = fd
+        self._map = mmap.mmap(fd, mmap.PAGESIZE)
 
     def add(self, size: int) -> None:
         """One file more, of `size` bytes. One process does."""

@@ -138,7 +138,7 @@ def main() -> None:
     slot.lock()
     os.close(slot_fd)
     os.close(directories_fd)
-    feed = Feed(socket.socket(fileno=settings["feed"])) if settings["feed"] >= 0 else None
+    feed = Feed([socket.socket(fileno=fd) for fd in settings["feed"]]) if settings["feed"] else None
     reader = StoreReader.open(Path(wirepath.decode(settings["store"])), _BUFFER_BYTES)
     with socket.socket(fileno=sock_fd) as sock:
         filesystem = ServedFilesystem(reader, directories, settings["uid"])

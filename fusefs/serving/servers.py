@@ -9,7 +9,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import trio
@@ -67,7 +67,7 @@ class _Server:
 
 class Servers:
     """Those of one mount, `device` being its descriptor. `fixed` processes in all; 0: as load has it, `most` of them (0: as the
-    cores allow). What they read is told on the descriptor that `feed` gives (-1: to nobody)."""
+    cores allow). What they read is told on the descriptors that `feed` gives."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class Servers:
         store: str,
         fixed: int,
         most: int,
-        feed: Callable[[], int] = lambda: -1,
+        feed: Callable[[], Sequence[int]] = tuple,
     ) -> None:
         self._fs = filesystem
         self._session = session
@@ -165,7 +165,7 @@ class Servers:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             with theirs:
                 given = (place.device, place.slot_fd, place.directories, theirs.fileno())
-                feed = self._feed()
+                feed = list(self._feed())
                 settings = json.dumps({**self._settings, "feed": feed})
                 # From this thread, which lives as long as the process does: the server is to end with it (PR_SET_PDEATHSIG).
                 process = subprocess.Popen(
@@ -173,7 +173,7 @@ class Servers:
                         *(sys.executable, "-P", "-m", "millpond.fusefs.serving.server"),
                         *(*map(str, given), str(os.getpid()), settings),
                     ],
-                    pass_fds=[*given, *([feed] if feed >= 0 else [])],
+                    pass_fds=[*given, *feed],
                     stdin=subprocess.DEVNULL,
                     cwd="/",
                 )

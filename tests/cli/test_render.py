@@ -167,12 +167,14 @@ def test_mounts_table_and_reasons() -> None:
         "/mnt/a\\nb: read-ahead 1024 KiB",
         "/mnt/a\\nb: served by 1 process",
     ]
-    for files, size, reason, told in (
-        (0, 0, "not\nhere", "small files are not brought ahead: not\\nhere"),
-        (1, 2000, "", "brought ahead: 1 file, 2.00 kB"),
-        (7, 0, "it was killed", "brought ahead: 7 files, 0 B; no more: it was killed"),
+    for files, size, killed, reason, told in (
+        (0, 0, 0, "not\nhere", "small files are not brought ahead: not\\nhere"),
+        (1, 2000, 0, "", "brought ahead: 1 file, 2.00 kB"),
+        (1, 2000, 1, "", "brought ahead: 1 file, 2.00 kB; 1 process that did so was killed and replaced"),
+        (0, 0, 2, "", "brought ahead: 0 files, 0 B; 2 processes that did so were killed and replaced"),
+        (7, 0, 4, "it was killed", "brought ahead: 7 files, 0 B; no more: it was killed"),
     ):
-        filled = mounted(filled_files=files, filled_bytes=size, filling_why=reason)
+        filled = mounted(filled_files=files, filled_bytes=size, filling_why=reason, fillers_killed=killed)
         assert list(mountlines.mounts_lines([filled], now=0, verbose=True))[2:] == [f"/mnt/a\\nb: {told}"]
 
 

@@ -67,7 +67,7 @@ def stopped(pid: int) -> None:
 _READER = """
 import hashlib, sys
 try:
-    data = open(sys.argv[1], "rb", buffering=0).read(1 << 20)
+    data = open(sys.argv[1], "rb", buffering=0).read()
 except OSError as error:
     print("errno", error.errno)
 else:
@@ -75,11 +75,14 @@ else:
 """
 
 
-def read_apart(path: Path, content: bytes) -> subprocess.Popen[str]:
-    """A program that reads a file and tells how that went."""
+def read_apart(
+    path: Path, content: bytes, *, uid: int | None = None, python: str = sys.executable
+) -> subprocess.Popen[str]:
+    """A program, perhaps another user's, that reads a file and tells how that went."""
     expected = hashlib.sha256(content).hexdigest()
+    rights: dict[str, Any] = {} if uid is None else {"user": uid, "group": uid, "extra_groups": []}
     return subprocess.Popen(
-        [sys.executable, "-c", _READER, os.fspath(path), expected], stdout=subprocess.PIPE, text=True
+        [python, "-c", _READER, os.fspath(path), expected], stdout=subprocess.PIPE, text=True, cwd="/", **rights
     )
 
 
@@ -98,7 +101,7 @@ def hold_up(place: Path, holder: int, stats: Callable[[], dict[str, Any]]) -> tu
     wake(place)
     first = TINY - 14 + (4 << 20) // LARGE
     eventually(lambda: int(stats()["filled_files"]) >= first, "the first budget is used up")
-    filler = int(stats()["filler"])
+    (filler,) = stats()["fillers"]
     stopped(filler)
     try:
         for number in range(LARGE_FILES - 140, LARGE_FILES - 2, 9):

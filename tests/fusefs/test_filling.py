@@ -32,6 +32,7 @@ from millpond.daemon.mounts.place import mounted_at
 from millpond.daemon.rpc import framing
 from millpond.daemon.store.folders import FolderReader
 from millpond.fusefs.engines import mounting
+from millpond.fusefs.filling import feed as feed_module
 from millpond.fusefs.filling import filler, messages, plan
 from millpond.fusefs.filling.feed import MANY, MAX_BYTES, TOGETHER, Feed
 from millpond.fusefs.filling.keeper import why_not
@@ -66,7 +67,7 @@ def filled(base: Path, tree: Mapping[bytes, Node], **more: Any) -> Iterator[Moun
         totals = put_tree(store, tree)
     finally:
         store.close()
-    with mount(base / "store", totals, base / "m", fill=True, **more) as mounted:
+    with mount(base / "store", totals, base / "m", fill=more.pop("fill", 2), **more) as mounted:
         yield mounted
 
 
@@ -94,14 +95,14 @@ def epoch(place: Path, tree: Mapping[bytes, Node], readers: int, seed: int = 1) 
 # -- what is decided -----------------------------------------------------------------------------------------------
 
 
-def listing(files: Mapping[bytes, Mapping[int, int]], room: int = 1 << 40) -> Plan:
+def listing(files: Mapping[bytes, Mapping[int, int]], room: int = 1 << 40, share: tuple[int, int] = (0, 1)) -> Plan:
     """A plan over folders of inode -> bytes."""
 
     def files_of(folder: bytes, largest: int, most: int) -> tuple[array[int], array[int]]:
         rows = [(inode, size) for inode, size in files[folder].items() if 0 < size <= largest][:most]
         return array("Q", [inode for inode, _ in rows]), array("I", [size for _, size in rows])
 
-    return Plan(files_of, lambda: room)
+    return Plan(files_of, lambda: room, share)
 
 
 ONE = {b"f" * 32: {inode: 1000 for inode in range(400)}}
@@ -204,6 +205,51 @@ def test_it_never_brings_more_than_its_budget_nor_anything_twice_nor_what_was_re
         )
 
 
+@settings(max_examples=50, deadline=None)
+@given(st.data())
+def test_several_fillers_bring_all_between_them_and_nothing_twice(data: st.DataObject) -> None:
+    folders = {
+        b"%032d" % number: {number * 1000 + n: 10 for n in range(data.draw(st.integers(2, 300)))}
+        for number in range(data.draw(st.integers(1, 8)))
+    }
+    count = data.draw(st.integers(1, 4))
+    plans = [listing(folders, share=(number, count)) for number in range(count)]
+    for made in plans:
+        made.listed(folders)
+    everything = sorted(inode for files in folders.values() for inode in files)
+    # What may be looked up ahead is each one's own, too.
+    ahead = [inode for made in plans for inode in iter_ahead(made, data.draw(st.integers(1, 100)))]
+    assert sorted(ahead) == everything
+    read = sorted(
+        {*data.draw(st.lists(st.sampled_from(everything), max_size=200)), *(f * 1000 for f in range(8))} & {*everything}
+    )
+    read += [inode + 1 for inode in read if inode % 1000 == 0]
+    brought: list[int] = []
+    for made in plans:
+        made.read([(inode, 10) for inode in read], 1.0)
+        while found := made.take(data.draw(st.integers(1, 600)), 1.0):
+            brought += found
+    assert len(set(brought)) == len(brought) and not set(brought) & set(read)
+    if plans[0].is_going(1.0):
+        assert sorted([*brought, *set(read)]) == everything
+
+
+def iter_ahead(made: Plan, most: int) -> Iterator[int]:
+    while found := made.ahead(most):
+        yield from found
+
+
+def test_what_was_looked_into_ahead_is_brought_and_forgotten_when_nobody_reads() -> None:
+    made = listing(ONE)
+    made.listed(ONE)
+    assert made.ahead(1000) == list(range(400)) and not made.ahead(1000)
+    made.read(SOME, 1.0)
+    assert made.take(1000, 1.0) == rest()
+    before = made.generation
+    made.read(SOME, 2.0 + QUIET_S)
+    assert made.generation > before and made.take(1000, 2.0 + QUIET_S) == rest()
+
+
 def test_what_is_known_has_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "MOST_FILES", 250)
     monkeypatch.setattr(plan, "MOST_FOLDERS", 10)
@@ -222,7 +268,7 @@ def test_what_is_known_has_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_feed_never_waits_and_tells_quick_readers_alone() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
-        feed = Feed(ours)
+        feed = Feed([ours])
         feed.listed(b"a" * 32, 10)
         feed.listed(b"b" * 32, 10)
         for inode in range(TOGETHER - 1):
@@ -332,7 +378,7 @@ def test_what_is_damaged_is_left_to_read_which_says_so(base: Path) -> None:
         node = tree[path]
         assert isinstance(node, File)
         flip(base / "store", node.data[: len(node.data) // 3])
-    with mount(base / "store", totals, base / "m", fill=True) as mounted:
+    with mount(base / "store", totals, base / "m", fill=2) as mounted:
         paths = sorted(tree)
         list_all(mounted.place)
         random.Random(3).shuffle(paths)
@@ -353,22 +399,33 @@ def test_what_is_damaged_is_left_to_read_which_says_so(base: Path) -> None:
 
 @pytest.mark.fuse
 @filling.possible
-def test_a_long_listing_wakes_the_filler_so_that_it_is_ready(base: Path) -> None:
+def test_a_long_listing_wakes_the_filler_so_that_it_is_ready(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
-        feed = Feed(ours)
+        feed = Feed([ours])
         for number in range(10):
             feed.listed(b"%032d" % number, MANY // 4)
         theirs.setblocking(False)
-        got = theirs.recv(messages.MAX_BYTES)
-        assert got[:1] == messages.LISTED and len(messages.folders_of(got[1:])) == 4
-        with pytest.raises(BlockingIOError):  # once is enough, and no file was read
+        for begin in (0, 4):  # while it is listed, that is, in the first seconds
+            got = theirs.recv(messages.MAX_BYTES)
+            assert got[:1] == messages.LISTED
+            assert messages.folders_of(got[1:]) == [b"%032d" % number for number in range(begin, begin + 4)]
+        monkeypatch.setattr(feed_module, "_WHILE_S", 0.0)
+        feed.listed(b"%032d" % 10, 10 * MANY)
+        with pytest.raises(BlockingIOError):  # no file was read
             theirs.recv(messages.MAX_BYTES)
+        # Another one in its place is told all.
+        feed.again(ours)
+        monkeypatch.setattr(feed_module, "_WHILE_S", 5.0)
+        feed.listed(b"%032d" % 11, MANY)
+        got = theirs.recv(messages.MAX_BYTES)
+        assert messages.folders_of(got[1:]) == [b"%032d" % number for number in range(12)]
     tree = many(3, 100)
     with filled(base, tree) as mounted:
-        pid = mounted.stats()["filler"]
-        assert len(list_all(mounted.place)) == len(tree)
-        eventually(lambda: any(name.endswith("/dev/fuse") for name in opened(pid)), "it has its descriptor")
+        pids = mounted.stats()["fillers"]
+        assert len(pids) == 2 and len(list_all(mounted.place)) == len(tree)
+        for pid in pids:
+            eventually(lambda pid=pid: any(name.endswith("/dev/fuse") for name in opened(pid)), "it has its descriptor")  # type: ignore[misc]
         time.sleep(0.2)
         assert not mounted.stats()["filled_files"] and not mounted.stats()["reads"]
 
@@ -385,9 +442,10 @@ def test_who_lists_and_reads_little_or_large_files_wakes_nobody(base: Path) -> N
             assert (mounted.place / f"large/{number}").read_bytes() == content(300_000, number)
         time.sleep(0.3)
         stats = mounted.stats()
-        assert stats["filler"] and not stats["filled_files"] and not stats["filling_why"]
-        # It has nothing open but what leads to the holder.
-        assert not [name for name in opened(stats["filler"]) if name.endswith((".seg", ".mdb", "/dev/fuse"))]
+        assert stats["fillers"] and not stats["filled_files"] and not stats["filling_why"]
+        # They have nothing open but what leads to the holder.
+        for pid in stats["fillers"]:
+            assert not [name for name in opened(pid) if name.endswith((".seg", ".mdb", "/dev/fuse"))]
 
 
 @pytest.mark.fuse
@@ -404,9 +462,9 @@ def test_where_there_is_none_the_mount_says_why(base: Path) -> None:
     store = open_store(base / "store")
     totals = put_tree(store, tree)
     store.close()
-    with mount(base / "store", totals, base / "m", fill=False) as mounted:
+    with mount(base / "store", totals, base / "m", fill=0) as mounted:
         assert epoch(mounted.place, tree, 2) == []
-        assert mounted.stats()["filling_why"] == OFF and mounted.stats()["filler"] is None
+        assert mounted.stats()["filling_why"] == OFF and mounted.stats()["fillers"] == []
 
 
 @pytest.mark.fuse
@@ -473,7 +531,7 @@ def test_it_closes_everything_when_nobody_reads_and_wakes_again(base: Path, monk
         assert entry is not None
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         tally, holder = Tally(), os.pidfd_open(mounted.pid)
-        settings_ = filler.FillerSettings(os.fspath(base / "store"), os.getuid(), os.fspath(mounted.place))
+        settings_ = filler.FillerSettings(os.fspath(base / "store"), os.getuid(), os.fspath(mounted.place), os.devnull)
         why: list[str] = []
         thread = threading.Thread(target=lambda: why.append(filler.Filler(settings_, theirs, holder, tally).run()))
         thread.start()

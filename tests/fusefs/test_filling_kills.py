@@ -21,6 +21,7 @@ from tests.fusefs.helpers import File, Mounted, eventually, mount, open_store, p
 
 from millpond.daemon.mounts import connections
 from millpond.daemon.mounts.place import mounted_at
+from millpond.fusefs.filling import keeper
 
 pytestmark = [pytest.mark.fuse, filling.possible]
 # What a reader is told by a mount that was ended.
@@ -34,7 +35,7 @@ def mounted(base: Path) -> Iterator[Mounted]:
         totals = put_tree(store, filling.tree())
     finally:
         store.close()
-    with mount(base / "store", totals, base / "m", fill=True) as found:
+    with mount(base / "store", totals, base / "m", fill=1) as found:
         try:
             yield found
         finally:
@@ -55,7 +56,7 @@ def test_both_go_on_when_the_holder_does(mounted: Mounted) -> None:
     os.kill(mounted.pid, signal.SIGCONT)
     assert told(reader) == "right"
     eventually(lambda: state_of(filler) == "S", "the filler is through")
-    assert mounted.stats()["filler"] == filler and not mounted.stats()["filling_why"]
+    assert mounted.stats()["fillers"] == [filler] and not mounted.stats()["filling_why"]
     for number in range(2, filling.LARGE_FILES):
         assert (mounted.place / f"b/{number:03}").read_bytes() == large(number)
     assert not mounted.umount().returncode and mounted.ended() == 0
@@ -83,9 +84,31 @@ def test_the_filler_is_killed(mounted: Mounted) -> None:
     os.kill(mounted.pid, signal.SIGCONT)
     assert told(reader) == "right"
     eventually(lambda: gone(filler), "the filler ends")
-    eventually(lambda: mounted.stats()["filling_why"] == "its process was killed", "the mount says so")
-    assert mounted.stats()["filler"] is None
+    eventually(lambda: mounted.stats()["fillers_killed"] == 1, "the mount says so")
+    eventually(lambda: mounted.stats()["fillers"] not in ([], [filler]), "there is another one")
+    assert not mounted.stats()["filling_why"]
+    # Which knows what was listed, and has the reads that it needs.
+    before = mounted.stats()["filled_files"]
+    for number in range(190, 238, 2):
+        assert (mounted.place / f"b/{number:03}").read_bytes() == large(number)
+    eventually(lambda: mounted.stats()["filled_files"] > before + 20, "it brings files")
     assert (mounted.place / f"b/{HELD + 30:03}").read_bytes() == large(HELD + 30)
+    (successor,) = mounted.stats()["fillers"]
+    assert not mounted.umount().returncode and mounted.ended() == 0
+    eventually(lambda: gone(successor), "the filler ends with the mount")
+
+
+@pytest.mark.long
+def test_one_that_is_killed_again_and_again_is_given_up(mounted: Mounted) -> None:
+    filling.wake(mounted.place)
+    for times in range(1, keeper.MOST_REPLACED + 2):
+        eventually(lambda: mounted.stats()["fillers"] != [], "there is one")
+        (filler,) = mounted.stats()["fillers"]
+        os.kill(filler, signal.SIGKILL)
+        eventually(lambda times=times: mounted.stats()["fillers_killed"] == times, "it is counted")  # type: ignore[misc]
+    eventually(lambda: mounted.stats()["filling_why"] == keeper.KILLED, "the mount says so")
+    assert mounted.stats()["fillers"] == []
+    assert (mounted.place / f"b/{HELD:03}").read_bytes() == large(HELD)
     assert not mounted.umount().returncode and mounted.ended() == 0
 
 
@@ -129,7 +152,7 @@ def test_a_detached_mount_loses_its_filler_and_is_read_to_the_end(mounted: Mount
     place = mounted.place
     filling.wake(place)
     eventually(lambda: mounted.stats()["filled_files"] > 0, "it is filled")
-    filler = int(mounted.stats()["filler"])
+    (filler,) = mounted.stats()["fillers"]
     with open(place / f"b/{HELD + 40:03}", "rb") as file:
         assert not mounted.umount("-z").returncode
         eventually(lambda: gone(filler), "the filler ends")
@@ -164,18 +187,20 @@ print("begun", flush=True)
 try:
     for name in names:
         with open(name, "rb", buffering=0) as file:
-            data = file.read(1 << 20)
-        assert hashlib.sha256(data).hexdigest() == sums[os.path.basename(name)], name
+            data = file.read()  # to the end: what was brought of it already is a short read, and the error comes with the next
+        if hashlib.sha256(data).hexdigest() != sums[os.path.basename(name)]:
+            print("wrong", name, len(data), os.stat(name).st_size)
+            break
+    else:
+        print("right")
 except OSError as error:
     print("errno", error.errno)
-else:
-    print("right")
 """
 
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("victims", ["filler", "holder", "holder, filler", "filler, holder"])
+@pytest.mark.parametrize("victims", ["filler", "holder", "holder, filler", "filler, holder", "other, holder, filler"])
 def test_killed_at_any_moment_of_an_epoch(base: Path, victims: str) -> None:
     files = {f"{number:05}": random.Random(number).randbytes(200 + number * 7) for number in range(3000)}
     sums = json.dumps({name: hashlib.sha256(data).hexdigest() for name, data in files.items()})
@@ -187,8 +212,11 @@ def test_killed_at_any_moment_of_an_epoch(base: Path, victims: str) -> None:
     rng = random.Random(victims)
     filled = 0
     for _ in range(25):
-        with mount(base / "store", totals, base / "m", fill=True) as mounted:
-            place, pids = os.fspath(mounted.place), {"holder": mounted.pid, "filler": int(mounted.stats()["filler"])}
+        with mount(base / "store", totals, base / "m", fill=2) as mounted:
+            place, fillers = os.fspath(mounted.place), [int(pid) for pid in mounted.stats()["fillers"]]
+            assert len(fillers) == 2
+            rng.shuffle(fillers)
+            pids = {"holder": mounted.pid, "filler": fillers[0], "other": fillers[1]}
             command = [sys.executable, "-c", _EPOCH, place]
             reading = [
                 subprocess.Popen([*command, str(seed)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -209,6 +237,9 @@ def test_killed_at_any_moment_of_an_epoch(base: Path, victims: str) -> None:
                 mounted.ended()
                 connections.abort(place, "")
             answers = {told(each) for each in reading}
-            assert all(is_over(answer) for answer in answers) and ("holder" in victims or answers == {"right"})
-            eventually(lambda pids=pids: gone(pids["filler"]), "the filler ends")  # type: ignore[misc]
+            # What is aborted by umount2 is unmounted, too: who comes then finds an empty place.
+            assert all(is_over(answer) or answer == f"errno {errno.ENOENT}" for answer in answers), answers
+            assert "holder" in victims or answers == {"right"}
+            ended = fillers if "holder" in victims else fillers[:1]
+            eventually(lambda ended=ended: all(map(gone, ended)), "the fillers end")  # type: ignore[misc]
     assert filled > 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import socket
@@ -17,6 +18,7 @@ import pytest
 from tests.jobs.helpers import System, children_named, context, gone, system, until
 from tests.jobs.reach import for_everyone
 
+from millpond.daemon.mounts import connections
 from millpond.daemon.rpc import framing
 
 pytestmark = pytest.mark.root
@@ -164,6 +166,9 @@ def spawner() -> Iterator[Spawned]:
         {"op": "shell", "uid": 41010},
         {"op": "mount", "uid": 41010, "name": "millpond"},
         {"op": "umount", "uid": 41010, "name": "x", "lazy": True},
+        {"op": "abort", "uid": 41010, "place": "/", "record": "x"},
+        {"op": "abort", "uid": 41010, "place": "/nowhere", "record": "x"},
+        {"op": "abort", "uid": 41010},
         {},
         [],
         7,
@@ -229,10 +234,10 @@ def test_the_spawner_mounts_for_its_caller_and_unmounts_only_that(spawner: Spawn
         answer, fds = spawner.ask(directory, op="mount", uid=ALICE, name="a,allow_other")
         assert answer["error"] and fds == []
 
-        answer, [device] = spawner.ask(directory, op="mount", uid=ALICE, name="millpond")
+        answer, [device] = spawner.ask(directory, op="mount", uid=ALICE, name="millpond:7")
         assert answer == {}
         [line] = mounts_at(place)
-        assert " - fuse.millpond millpond " in line
+        assert " - fuse.millpond millpond:7 " in line
         assert {"ro", "nosuid", "nodev"} <= set(line.split(" ")[5].split(","))
         assert f"user_id={ALICE}" in line
 
@@ -241,6 +246,17 @@ def test_the_spawner_mounts_for_its_caller_and_unmounts_only_that(spawner: Spawn
             answer, _ = spawner.ask(parent, op="umount", lazy=True, **wrong)
             assert answer["error"] and answer["errno"] is None
         assert len(mounts_at(place)) == 1
+
+        where = os.fspath(place)
+        for wrong in ({"uid": BOB, "record": "7"}, {"uid": ALICE, "record": "8"}):
+            answer, _ = spawner.ask(op="abort", place=where, **wrong)
+            assert "no mount of this user" in answer["error"]
+        answer, _ = spawner.ask(op="abort", place=where, uid=ALICE, record="7")
+        # By the kernel's control files alone, where they are.
+        if os.path.ismount(connections.CONTROL):
+            assert answer == {}
+        else:
+            assert answer["errno"] == errno.ENOENT
 
         os.close(device)
         answer, _ = spawner.ask(parent, op="umount", uid=ALICE, name=name, lazy=False)

@@ -21,6 +21,8 @@ from millpond.daemon.mounts import connections
 from millpond.daemon.mounts.place import mounted_at
 
 pytestmark = [pytest.mark.fuse, filling.possible]
+# For what is told of one filler at a moment of its own.
+ONE = {"MILLPOND_FILL": "1"}
 
 
 @pytest.fixture
@@ -63,8 +65,10 @@ def test_mounts_say_what_was_brought_or_why_nothing_is(home: Home, place: Path) 
     wake(place)
     eventually(lambda: bool(shown(home)["filled_files"]), "something was brought")
     assert "brought ahead: " in home.run("mounts", "-v").stdout
-    os.kill(stats(place)["filler"], signal.SIGKILL)
-    eventually(lambda: "; no more: its process was killed" in home.run("mounts", "-v").stdout, "it says so")
+    os.kill(stats(place)["fillers"][0], signal.SIGKILL)
+    eventually(
+        lambda: "; 1 process that did so was killed and replaced" in home.run("mounts", "-v").stdout, "it says so"
+    )
     home.run("umount", str(place))
     home.run("daemon", "stop")
     home.run("mount", "-q", "data", str(place), env={"MILLPOND_FILL": "0"})
@@ -80,7 +84,8 @@ def test_mounts_say_what_was_brought_or_why_nothing_is(home: Home, place: Path) 
     [pytest.param("holder", marks=pytest.mark.long), pytest.param("holder and filler", marks=pytest.mark.long), "all"],
 )
 def test_what_was_killed_while_a_reader_and_the_filler_wait_is_made_again(home: Home, place: Path, killed: str) -> None:
-    home.run("mount", "-q", "data", str(place))
+    home.run("daemon", "stop")
+    home.run("mount", "-q", "data", str(place), env=ONE)
     daemon = int(json.loads(home.run("daemon", "status", "--json").stdout)["pid"])
     holder = int(shown(home)["pid"])
     filler, reader = hold_up(place, holder, lambda: stats(place))
@@ -103,14 +108,15 @@ def test_what_was_killed_while_a_reader_and_the_filler_wait_is_made_again(home: 
     assert int(shown(home)["pid"]) != holder
     for number in (2, filling.HELD, LARGE_FILES - 1):
         assert (place / f"b/{number:03}").read_bytes() == large(number)
-    assert stats(place)["filler"] not in (None, filler) and not stats(place)["filling_why"]
+    assert stats(place)["fillers"] and filler not in stats(place)["fillers"] and not stats(place)["filling_why"]
     home.run("umount", str(place))
 
 
 @pytest.mark.root
 def test_umount_of_what_nobody_can_end(home: Home, place: Path) -> None:
     """The daemon is not there to see it; the first command is umount."""
-    home.run("mount", "-q", "data", str(place))
+    home.run("daemon", "stop")
+    home.run("mount", "-q", "data", str(place), env=ONE)
     daemon = int(json.loads(home.run("daemon", "status", "--json").stdout)["pid"])
     holder = int(shown(home)["pid"])
     filler, reader = hold_up(place, holder, lambda: stats(place))

@@ -61,8 +61,10 @@ def test_an_idle_time_that_is_none_is_refused(text: str) -> None:
 
 
 def test_mounts_are_filled_ahead_unless_they_are_not_to_be() -> None:
-    assert from_env({"HOME": "/h"}, UID).fill and from_env({"HOME": "/h", "MILLPOND_FILL": "1"}, UID).fill
-    assert not from_env({"HOME": "/h", "MILLPOND_FILL": "0"}, UID).fill
+    assert from_env({"HOME": "/h"}, UID).fill is None and from_env({"HOME": "/h", "MILLPOND_FILL": "3"}, UID).fill == 3
+    assert from_env({"HOME": "/h", "MILLPOND_FILL": "0"}, UID).fill == 0
+    with pytest.raises(UsageError, match="MILLPOND_FILL is 'many', which is not a number of processes"):
+        from_env({"HOME": "/h", "MILLPOND_FILL": "many"}, UID)
 
 
 def test_the_number_of_processes_of_a_mount_is_a_number() -> None:

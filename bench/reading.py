@@ -1,15 +1,17 @@
 """Reading a tree and proving that it is the source's.
 
-The clock runs while files are opened, read and closed; hashing what was read is outside it, except where several threads
+The clock runs while files are opened, read and closed; hashing what was read is outside it, except where several processes
 read at once.
 """
 
 from __future__ import annotations
 
+import multiprocessing
+import multiprocessing.queues
 import os
+import queue
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +22,8 @@ from bench.host import BenchError
 
 # What cat and cp ask for at once, and what programs do that mean to be fast.
 COMMON, LARGE = 128 << 10, 1 << 20
+# Readers that take longer are stuck.
+_MOST_S = 1800
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,23 +68,64 @@ def _read(root: Path, made: DataSet, paths: Sequence[str], at_once: int) -> Read
     return Reading(seconds, checked)
 
 
-def read_together(root: Path, made: DataSet, paths: Sequence[str], threads: int) -> Reading:
-    """Read files in this order by `threads`, each its share; the wall's time, hashing within it. Raises as `read`."""
-    began = time.perf_counter()
-    with ThreadPoolExecutor(threads) as pool:
-        parts = list(pool.map(lambda number: read(root, made, paths[number::threads]), range(threads)))
-    return Reading(time.perf_counter() - began, sum(part.checked for part in parts))
+def read_together(
+    root: Path, made: DataSet, paths: Sequence[str], readers: int, *, first: Callable[[], None] | None = None
+) -> Reading:
+    """Read files in this order by `readers` processes, as a loader's workers do, each its share: they are there before the clock starts. The
+    wall's time, hashing within it. `first` is done within it too, before they begin. Raises as `read`."""
+    context = multiprocessing.get_context("fork")
+    told: multiprocessing.queues.Queue[Reading | str] = context.Queue()
+    begin, ready = context.Event(), context.Semaphore(0)
+
+    def share(number: int) -> None:
+        mine = paths[number::readers]
+        ready.release()
+        begin.wait()
+        try:
+            told.put(read(root, made, mine))
+        except BenchError as error:
+            told.put(str(error))
+
+    workers = [context.Process(target=share, args=(number,), daemon=True) for number in range(readers)]
+    try:
+        for worker in workers:
+            worker.start()
+        for _ in workers:
+            ready.acquire()
+        began = time.perf_counter()
+        if first is not None:
+            first()
+        begin.set()
+        parts = [told.get(timeout=_MOST_S) for _ in workers]
+        seconds = time.perf_counter() - began
+    except queue.Empty:
+        raise BenchError(f"those who read below {root} have not ended in {_MOST_S} s") from None
+    finally:
+        for worker in workers:
+            if worker.pid is not None:
+                worker.terminate()
+                worker.join()
+    for part in parts:
+        if isinstance(part, str):
+            raise BenchError(part)
+    return Reading(seconds, sum(part.checked for part in parts if isinstance(part, Reading)))
 
 
 def list_and_read(root: Path, made: DataSet, paths: Sequence[str], readers: int) -> Reading:
     """As a loader of a folder of images begins: walk the tree, looking at no file, then read them in this order by `readers`. The walk
     counts. Raises as `read`."""
+
+    def walk() -> None:
+        count = sum(len(names) for _, _, names in os.walk(root))
+        if count < len(made.files):
+            raise BenchError(f"{root} lists {count} files, not {len(made.files)}")
+
+    if readers > 1:
+        return read_together(root, made, paths, readers, first=walk)
     began = time.perf_counter()
-    count = sum(len(names) for _, _, names in os.walk(root))
+    walk()
     walked = time.perf_counter() - began
-    if count < len(made.files):
-        raise BenchError(f"{root} lists {count} files, not {len(made.files)}")
-    got = read(root, made, paths) if readers == 1 else read_together(root, made, paths, readers)
+    got = read(root, made, paths)
     return Reading(walked + got.seconds, got.checked)
 
 

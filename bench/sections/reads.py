@@ -94,7 +94,7 @@ def _readings(made: DataSet) -> dict[str, Callable[[Path], Reading]]:
             f"{label} shuffled": lambda root: read(root, made, made.shuffled()),
         } | {
             f"{label} shuffled, {readers} readers": partial(
-                read_together, made=made, paths=made.shuffled(), threads=readers
+                read_together, made=made, paths=made.shuffled(), readers=readers
             )
             for readers in READERS
         }

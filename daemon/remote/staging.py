@@ -28,6 +28,8 @@ _FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 _FEW = 8
 # A directory where making a file takes longer, in seconds, judged by so many files, is on a network: there many are made at once.
 _SLOW_S, _JUDGED = 2e-3, 32
+# Names in a folder that was not changed for so long, in seconds, are on the disk: also where a laptop's is woken every ten minutes only.
+_SETTLED_S = 900.0
 
 
 class Staged(NamedTuple):
@@ -129,6 +131,24 @@ class Staging:
         except OSError as error:
             self._fail(error, "sync", "")
         self._made -= made
+
+    def sync_found(self, keys: Iterable[str]) -> None:
+        """Have files that were found there on the disk for good, whoever wrote them: he may not have come to that yet. Where none of their
+        folders was changed lately nothing is done."""
+        recent = time.time() - _SETTLED_S
+        is_recent = False
+        for folder in {os.path.dirname(f"{self._top}/{key}") for key in keys}:
+            try:
+                # A rename changes the folder it is in, and a folder that is renamed.
+                if os.stat(folder).st_ctime > recent:
+                    self._disks.write_to(folder)
+                    is_recent = True
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except OSError as error:
+                self._fail(error, "sync", "")
+        if is_recent:
+            self.sync()
 
     def _name(self, files: Iterable[Staged], rename: Callable[[str, str], None]) -> None:
         """Give files their names. Raises OSError."""

@@ -160,6 +160,26 @@ def test_where_a_sync_of_all_is_not_handed_on_files_are_synced_one_by_one(
     assert told == list(objects) and disk.early == []
 
 
+@pytest.mark.parametrize("recent", [True, False])
+def test_what_somebody_named_a_moment_ago_is_synced_before_it_is_relied_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recent: bool
+) -> None:
+    objects = contents(20)
+    with Transfer(LocalBackend("r", str(tmp_path / "remote"))) as transfer:
+        transfer.upload(going(objects), created=lambda sent: None)
+    synced: list[object] = []
+    monkeypatch.setattr(disks, "sync_file_system", synced.append)
+    if not recent:
+        now = time.time()
+        monkeypatch.setattr(staging.time, "time", lambda: now + staging._SETTLED_S + 60)
+    with Transfer(LocalBackend("r", str(tmp_path / "remote"))) as transfer:
+        transfer.sync_found([])
+        transfer.sync_found([ObjectName("md5", "1" * 32)])
+        assert not synced
+        transfer.sync_found(list(objects)[:3])
+    assert len(synced) == recent
+
+
 def test_a_folder_that_was_made_is_synced_in_the_one_above_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The remote's own, too: without its name nothing of it is there."""
     disk = Disk(tmp_path / "remote", monkeypatch)

@@ -11,6 +11,7 @@ them. Where somebody else makes the folder meanwhile they are renamed into his, 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import time
@@ -117,6 +118,8 @@ class Staging:
     def settle(self, files: Sequence[Staged]) -> None:
         """Have their bytes on the disk, and all that was settled before; then give them their names."""
         if self._disks.one_by_one:
+            # It may be so only since a while ago: those before have names that nothing else has on the disk.
+            self.sync()
             self._commit_each(files, os.rename)
             return
         with self.kept(files):
@@ -130,7 +133,8 @@ class Staging:
             self._disks.sync()
         except OSError as error:
             self._fail(error, "sync", "")
-        self._made -= made
+        if not self._disks.one_by_one:
+            self._made -= made
 
     def sync_found(self, keys: Iterable[str]) -> None:
         """Have files that were found there on the disk for good, whoever wrote them: he may not have come to that yet. Where none of their
@@ -166,7 +170,6 @@ class Staging:
         folder = os.path.dirname(files[0].path)
         try:
             os.rename(new, folder)
-            self._made.add(folder)
         except OSError:
             # If anything else is wrong it is met again.
             self._made.update(make_folders(folder))
@@ -174,6 +177,13 @@ class Staging:
                 os.rename(each.temporary, each.path)
             with contextlib.suppress(OSError):
                 os.rmdir(new)
+        else:
+            self._made.add(folder)
+            inside = set(os.listdir(folder))
+            for each in files:
+                # Removed before, as what a killed push left: renamed by itself it would be missed.
+                if os.path.basename(each.path) not in inside:
+                    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), each.temporary)
         self._folders.add(folder)
 
     def _commit_each(self, files: Sequence[Staged], rename: Callable[[str, str], None]) -> None:
@@ -245,8 +255,10 @@ class Staging:
                 new = new_folders[folder] = f"{above}/{self._temporary()}"
                 os.mkdir(new)
                 return new
-        self._made.update(make_folders(folder))
+        made = make_folders(folder)
+        # Before a sync by another thread takes them for those of a file system that is synced whole.
         self._disks.write_to(folder)
+        self._made.update(made)
         self._folders.add(folder)
         return None
 

@@ -171,13 +171,39 @@ def test_what_somebody_named_a_moment_ago_is_synced_before_it_is_relied_on(
     monkeypatch.setattr(disks, "sync_file_system", synced.append)
     if not recent:
         now = time.time()
-        monkeypatch.setattr(staging.time, "time", lambda: now + staging._SETTLED_S + 60)
+        monkeypatch.setattr(time, "time", lambda: now + staging._SETTLED_S + 60)
     with Transfer(LocalBackend("r", str(tmp_path / "remote"))) as transfer:
         transfer.sync_found([])
         transfer.sync_found([ObjectName("md5", "1" * 32)])
         assert not synced
         transfer.sync_found(list(objects)[:3])
     assert len(synced) == recent
+
+
+def test_a_group_before_the_first_file_that_must_be_synced_by_itself_is_told_of_when_its_names_are_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder of the remote may be a link to another file system, which is met late."""
+    monkeypatch.setattr(landing, "STAGED_FILES", 2)
+    disk = Disk(tmp_path / "remote", monkeypatch)
+    objects = contents(40)
+    for key in as_keys(objects):
+        (disk.remote / key).parent.mkdir(parents=True, exist_ok=True)
+    told: list[ObjectName] = []
+    real = staging.Staging.settle
+
+    def settle(self: staging.Staging, files: Sequence[staging.Staged]) -> None:
+        real(self, files)
+        self._disks.one_by_one = True
+
+    def created(sent: Sequence[Upload]) -> None:
+        told.extend(each.name for each in sent)
+        disk.early += [each.key for each in sent if not disk.keeps(each.key)]
+
+    monkeypatch.setattr(staging.Staging, "settle", settle)
+    with Transfer(LocalBackend("r", str(disk.remote))) as transfer:
+        transfer.upload(going(objects), created=created)
+    assert told == list(objects) and disk.early == []
 
 
 def test_a_folder_that_was_made_is_synced_in_the_one_above_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -206,6 +206,22 @@ def test_a_group_before_the_first_file_that_must_be_synced_by_itself_is_told_of_
     assert told == list(objects) and disk.early == []
 
 
+@pytest.mark.parametrize(
+    ("kind", "one_by_one", "is_local"),
+    [("ext4", False, True), ("overlay", False, True), ("nfs4", False, False), ("ceph", False, False)]
+    + [(kind, True, False) for kind in ("cifs", "fuse.sshfs", "9p", "virtiofs", "vboxsf", "prl_fs")],
+)
+def test_what_is_synced_how_and_who_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, one_by_one: bool, is_local: bool
+) -> None:
+    """A virtual machine's shared folder is another machine's: not each hands on that all is to be synced."""
+    monkeypatch.setattr(disks, "file_system", lambda folder: kind)
+    found = disks.Disks(str(tmp_path))
+    found.write_to(str(tmp_path))
+    assert (found.one_by_one, found.is_local) == (one_by_one, is_local)
+    found.close()
+
+
 def test_a_folder_that_was_made_is_synced_in_the_one_above_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The remote's own, too: without its name nothing of it is there."""
     disk = Disk(tmp_path / "remote", monkeypatch)

@@ -141,7 +141,8 @@ class Staging:
         folders was changed lately nothing is done."""
         recent = time.time() - _SETTLED_S
         is_recent = False
-        for folder in {os.path.dirname(f"{self._top}/{key}") for key in keys}:
+        for inside in {key[: key.rfind("/") + 1] for key in keys}:
+            folder = f"{self._top}/{inside}"
             try:
                 # A rename changes the folder it is in, and a folder that is renamed.
                 if os.stat(folder).st_ctime > recent:

@@ -19,6 +19,8 @@ from millpond.daemon.errors import ProtocolError
 Data = bytes | bytearray | memoryview
 _LENGTH_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 SEALS = fcntl.F_SEAL_WRITE | _LENGTH_SEALS
+# Python 3.11 has no name for it.
+_F_SEAL_FUTURE_WRITE = 0x10
 # Bytes a sender puts into one memfd; with a few in flight this bounds both sides' memory.
 BATCH_BYTES = 16 << 20
 # What a receiver accepts at most.
@@ -67,7 +69,7 @@ def from_buffers(buffers: Sequence[Data]) -> int:
 
 class Filling:
     """A memory file that is filled from its beginning on: a new one, or one of this user's that was received and is used again. That one
-    is refused unless its length is sealed, and is closed at the end. Raises ProtocolError."""
+    is refused unless its length is sealed and it can be written to, and is closed at the end. Raises ProtocolError."""
 
     def __init__(self, received: int | None) -> None:
         self._fd = create() if received is None else received
@@ -79,6 +81,8 @@ class Filling:
         if not self._is_new:
             try:
                 self._room = _sealed_size(self._fd, _LENGTH_SEALS)
+                if _is_read_only(self._fd):
+                    raise ProtocolError("a memory file was sent to be filled that cannot be written to")
             except BaseException:
                 os.close(self._fd)
                 raise
@@ -181,6 +185,11 @@ def _sealed_size(fd: int, wanted: int) -> int:
     if size > MAX_BYTES:
         raise ProtocolError(f"a memory file of {size} bytes was sent; the bound is {MAX_BYTES}")
     return size
+
+
+def _is_read_only(fd: int) -> bool:
+    sealed = fcntl.fcntl(fd, fcntl.F_GET_SEALS) & (fcntl.F_SEAL_WRITE | _F_SEAL_FUTURE_WRITE)
+    return bool(sealed) or fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
 
 
 @contextlib.contextmanager

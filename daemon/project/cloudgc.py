@@ -273,7 +273,9 @@ def not_in_remote(
         def tick(done: int, total: int) -> None:
             context.progress("looking at the remote", (done, total))
 
-        there = links.of(group.remote).present(names, tick)
+        link = links.of(group.remote)
+        there = link.present(names, tick)
+        link.transfer.sync_found(there)
         named.update(root_of(name) for name in names)
         for name, size in zip(names, objects.sizes(names), strict=True):
             if name in there and (size is None or there[name] == size):

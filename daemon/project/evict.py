@@ -239,6 +239,8 @@ def _confirmed(context: WorkerContext, found: Sequence[Holding], victims: Sequen
         context.progress("asking remotes once more", note=wirepath.decode(holding.path))
         with _reason(holding):
             there = holding.places.sizes(list(names))
+            for transfer in holding.places.transfers():
+                transfer.sync_found(there)
             now.held = {b"\0" + bytes.fromhex(name.hex): size for name, size in there.items()}
             for name in names:
                 root = b"\0" + bytes.fromhex(name.hex)

@@ -214,6 +214,8 @@ class _Pushing:
             if entries is None or all(entry.name in self._there for entry in entries):
                 self._there.add(name)
         self._whole.update(name for name in others if name in self._there and group.manifests[name] is not None)
+        # What was noted was there for good by then.
+        link.transfer.sync_found(name for name in (*rest, *others) if name in self._there)
 
     def _manifests_there(self, names: Sequence[ObjectName]) -> set[ObjectName]:
         """Those that the remote has, as long as here: a cut one is written again."""

@@ -17,7 +17,7 @@ from millpond.daemon.project.durable import sync_file_system, sync_folder
 from millpond.daemon.store.layout import NETWORK, file_system
 
 # Those that hand on to whoever keeps the bytes that one file is to be synced, but not that all are. NFS has them there when a file is closed.
-_EACH = (NETWORK - {"nfs", "nfs4", "ceph"}) | {"fuse", "fuseblk", "vboxsf"}
+_EACH = (NETWORK - {"nfs", "nfs4", "ceph"}) | {"fuse", "fuseblk", "vboxsf", "virtiofs", "prl_fs"}
 
 
 class Disks:

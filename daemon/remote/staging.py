@@ -11,6 +11,7 @@ them. Where somebody else makes the folder meanwhile they are renamed into his, 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import stat
@@ -29,6 +30,8 @@ _FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 _FEW = 8
 # A directory where making a file takes longer, in seconds, judged by so many files, is on a network: there many are made at once.
 _SLOW_S, _JUDGED = 2e-3, 32
+# Names in a folder that was not changed for so long, in seconds, are on the disk: also where a laptop's is woken every ten minutes only.
+_SETTLED_S = 900.0
 
 
 class Staged(NamedTuple):
@@ -116,6 +119,8 @@ class Staging:
     def settle(self, files: Sequence[Staged]) -> None:
         """Have their bytes on the disk, and all that was settled before; then give them their names."""
         if self._disks.one_by_one:
+            # It may be so only since a while ago: those before have names that nothing else has on the disk.
+            self.sync()
             self._commit_each(files, os.rename)
             return
         with self.kept(files):
@@ -129,7 +134,27 @@ class Staging:
             self._disks.sync()
         except OSError as error:
             self._fail(error, "sync", "")
-        self._made -= made
+        if not self._disks.one_by_one:
+            self._made -= made
+
+    def sync_found(self, keys: Iterable[str]) -> None:
+        """Have files that were found there on the disk for good, whoever wrote them: he may not have come to that yet. Where none of their
+        folders was changed lately nothing is done."""
+        recent = time.time() - _SETTLED_S
+        is_recent = False
+        for inside in {key[: key.rfind("/") + 1] for key in keys}:
+            folder = f"{self._top}/{inside}"
+            try:
+                # A rename changes the folder it is in, and a folder that is renamed.
+                if os.stat(folder).st_ctime > recent:
+                    self._disks.write_to(folder)
+                    is_recent = True
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except OSError as error:
+                self._fail(error, "sync", "")
+        if is_recent:
+            self.sync()
 
     def _name(self, files: Iterable[Staged], rename: Callable[[str, str], None]) -> None:
         """Give files their names. Raises OSError."""
@@ -147,7 +172,6 @@ class Staging:
         folder = os.path.dirname(files[0].path)
         try:
             os.rename(new, folder)
-            self._made.add(folder)
         except OSError:
             # If anything else is wrong it is met again.
             self._made.update(make_folders(folder))
@@ -155,6 +179,13 @@ class Staging:
                 os.rename(each.temporary, each.path)
             with contextlib.suppress(OSError):
                 os.rmdir(new)
+        else:
+            self._made.add(folder)
+            inside = set(os.listdir(folder))
+            for each in files:
+                # Removed before, as what a killed push left: renamed by itself it would be missed.
+                if os.path.basename(each.path) not in inside:
+                    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), each.temporary)
         self._folders.add(folder)
 
     def _commit_each(self, files: Sequence[Staged], rename: Callable[[str, str], None]) -> None:
@@ -237,8 +268,10 @@ class Staging:
                 new = new_folders[folder] = f"{above}/{self._temporary()}"
                 os.mkdir(new)
                 return new
-        self._made.update(make_folders(folder))
+        made = make_folders(folder)
+        # Before a sync by another thread takes them for those of a file system that is synced whole.
         self._disks.write_to(folder)
+        self._made.update(made)
         self._folders.add(folder)
         return None
 

@@ -178,6 +178,12 @@ class Transfer:
         went so far in all."""
         self._uploads.send(objects, created, went)
 
+    def sync_found(self, names: Iterable[ObjectName]) -> None:
+        """Have objects that were found there be there for good, before anybody relies on them: in a directory somebody may just have named them,
+        and a loss of power would take the names back."""
+        if (staging := self.backend.staging) is not None:
+            staging.sync_found(key for name in names for key in keys_of(name))
+
     def _list(self, prefix: str) -> list[Entry]:
         return list(self.backend.list(prefix))
 

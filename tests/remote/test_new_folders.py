@@ -13,6 +13,7 @@ from dvc_objects.db import ObjectDB
 from dvc_objects.fs.local import LocalFileSystem
 from tests.remote.test_staging import as_keys, contents, going, there
 
+from millpond.daemon.errors import RemoteError
 from millpond.daemon.names import ObjectName
 from millpond.daemon.remote import landing
 from millpond.daemon.remote.layout import MODERN
@@ -112,6 +113,22 @@ def test_somebody_else_makes_a_folder_first(tmp_path: Path, monkeypatch: pytest.
         assert there(remote) | linked == as_keys(objects) | his
         assert folder.is_symlink() == (made == "link")
     assert not left(remote)
+
+
+def test_what_somebody_took_out_of_a_folder_before_it_got_its_name_is_not_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `gc --cloud` does where a push stood still for a week: it may be half done with a folder."""
+    objects = contents(60)
+    told: list[str] = []
+
+    def sweep() -> None:
+        next(path for each in left(tmp_path) for path in each.iterdir()).unlink()
+
+    before_names(monkeypatch, sweep)
+    with Transfer(LocalBackend("r", str(tmp_path))) as transfer, pytest.raises(RemoteError, match="No such file"):
+        transfer.upload(going(objects), created=lambda sent: told.extend(each.key for each in sent))
+    assert not told
 
 
 def test_two_who_push_the_same_at_once_both_end_with_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -160,6 +160,68 @@ def test_where_a_sync_of_all_is_not_handed_on_files_are_synced_one_by_one(
     assert told == list(objects) and disk.early == []
 
 
+@pytest.mark.parametrize("recent", [True, False])
+def test_what_somebody_named_a_moment_ago_is_synced_before_it_is_relied_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recent: bool
+) -> None:
+    objects = contents(20)
+    with Transfer(LocalBackend("r", str(tmp_path / "remote"))) as transfer:
+        transfer.upload(going(objects), created=lambda sent: None)
+    synced: list[object] = []
+    monkeypatch.setattr(disks, "sync_file_system", synced.append)
+    if not recent:
+        now = time.time()
+        monkeypatch.setattr(time, "time", lambda: now + staging._SETTLED_S + 60)
+    with Transfer(LocalBackend("r", str(tmp_path / "remote"))) as transfer:
+        transfer.sync_found([])
+        transfer.sync_found([ObjectName("md5", "1" * 32)])
+        assert not synced
+        transfer.sync_found(list(objects)[:3])
+    assert len(synced) == recent
+
+
+def test_a_group_before_the_first_file_that_must_be_synced_by_itself_is_told_of_when_its_names_are_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder of the remote may be a link to another file system, which is met late."""
+    monkeypatch.setattr(landing, "STAGED_FILES", 2)
+    disk = Disk(tmp_path / "remote", monkeypatch)
+    objects = contents(40)
+    for key in as_keys(objects):
+        (disk.remote / key).parent.mkdir(parents=True, exist_ok=True)
+    told: list[ObjectName] = []
+    real = staging.Staging.settle
+
+    def settle(self: staging.Staging, files: Sequence[staging.Staged]) -> None:
+        real(self, files)
+        self._disks.one_by_one = True
+
+    def created(sent: Sequence[Upload]) -> None:
+        told.extend(each.name for each in sent)
+        disk.early += [each.key for each in sent if not disk.keeps(each.key)]
+
+    monkeypatch.setattr(staging.Staging, "settle", settle)
+    with Transfer(LocalBackend("r", str(disk.remote))) as transfer:
+        transfer.upload(going(objects), created=created)
+    assert told == list(objects) and disk.early == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "one_by_one", "is_local"),
+    [("ext4", False, True), ("overlay", False, True), ("nfs4", False, False), ("ceph", False, False)]
+    + [(kind, True, False) for kind in ("cifs", "fuse.sshfs", "9p", "virtiofs", "vboxsf", "prl_fs")],
+)
+def test_what_is_synced_how_and_who_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, one_by_one: bool, is_local: bool
+) -> None:
+    """A virtual machine's shared folder is another machine's: not each hands on that all is to be synced."""
+    monkeypatch.setattr(disks, "file_system", lambda folder: kind)
+    found = disks.Disks(str(tmp_path))
+    found.write_to(str(tmp_path))
+    assert (found.one_by_one, found.is_local) == (one_by_one, is_local)
+    found.close()
+
+
 def test_a_folder_that_was_made_is_synced_in_the_one_above_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The remote's own, too: without its name nothing of it is there."""
     disk = Disk(tmp_path / "remote", monkeypatch)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import gc
 import os
 import threading
 from pathlib import Path
@@ -137,3 +139,29 @@ def test_a_new_one_is_sealed_and_handed_over_or_closed() -> None:
         filling.write([b"a"])
         _ = 1 / 0
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize(
+    "how", ["sealed", "sealed for the future", "opened to read", "short", "no memory", "of any length"]
+)
+def test_what_cannot_be_filled_is_refused_and_closed(tmp_path: Path, how: str) -> None:
+    """It would be a failure of the daemon's own, with a trace in its log."""
+    fd, view = memfd.create_reusable()
+    view.release()
+    if how == "sealed":
+        gc.collect()
+        memfd.seal(fd)
+    elif how == "sealed for the future":
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, 0x10)
+    elif how == "opened to read":
+        again = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+        os.close(fd)
+        fd = again
+    elif how != "short":
+        os.close(fd)
+        made = how == "of any length"
+        fd = memfd.create() if made else os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+    with pytest.raises(ProtocolError), memfd.Filling(fd) as filling:
+        filling.write([b"x"] if how != "short" else [bytes(memfd.BATCH_BYTES), b"x"])
+    with pytest.raises(OSError):
+        os.fstat(fd)

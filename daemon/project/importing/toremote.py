@@ -8,7 +8,7 @@ up before its end. A manifest goes last.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from millpond.daemon.errors import RemoteChangedError
 from millpond.daemon.names import ObjectName
@@ -65,7 +65,7 @@ class Uploading:
             if last:
                 names[index] = ObjectName("md5", digest.hexdigest())
                 digest = hashlib.md5(usedforsecurity=False)
-        there = self._link.present(list({names[index] for index in indexes}))
+        there = self._present({names[index] for index in indexes})
         for index in indexes:
             if there.get(names[index]) != source.sizes[index]:
                 pieces = _again(self._context, source, index, names[index])
@@ -73,8 +73,14 @@ class Uploading:
                 there[names[index]] = source.sizes[index]
 
     def _send(self, held: dict[ObjectName, bytes]) -> None:
-        there = self._link.present(list(held))
+        there = self._present(held)
         self._upload([Upload(name, len(data), [data]) for name, data in held.items() if there.get(name) != len(data)])
+
+    def _present(self, names: Collection[ObjectName]) -> dict[ObjectName, int]:
+        """What is there already, for good: nobody else has it."""
+        there = self._link.present(list(names))
+        self._link.transfer.sync_found(there)
+        return there
 
     def _upload(self, uploads: list[Upload]) -> None:
         def created(sent: object) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,16 @@ class Stop(Exception):
     pass
 
 
+Memory = Callable[[], int]
+
+
+@pytest.fixture
+def memory_files() -> Memory:
+    """How many descriptors of memory files there are but for those that other tests have left."""
+    before = set(_memory_files())
+    return lambda: sum(inode not in before for inode in _memory_files())
+
+
 @pytest.fixture(scope="module")
 def site() -> Iterator[Site]:
     with tempfile.TemporaryDirectory(prefix="mp-puts-") as folder, running(Path(folder)) as found:
@@ -33,7 +44,7 @@ def site() -> Iterator[Site]:
     [(1, 96 << 20, 2), (4, 33 << 20, 1), pytest.param(1, 96 << 20, 13, marks=pytest.mark.long)],
 )
 def test_what_was_begun_is_no_part_of_what_comes_next(
-    site: Site, tmp_path: Path, count: int, size: int, times: int
+    site: Site, tmp_path: Path, memory_files: Memory, count: int, size: int, times: int
 ) -> None:
     """One file alone, and several beside each other; so often that unanswered requests would be too many."""
     early, late = tmp_path / "early", tmp_path / "late"
@@ -46,7 +57,7 @@ def test_what_was_begun_is_no_part_of_what_comes_next(
         for _ in range(times):
             with pytest.raises(Stop):
                 list(store.put_files(large, tick=_stop))
-        assert not _memory_files()
+        assert not memory_files()
         names = [first.name, store.put_bytes(b"{}" * 50_000)]
         puts = list(store.put_files([str(late), *large]))
         store.commit()
@@ -65,7 +76,7 @@ def test_pieces_that_are_none(site: Site, pieces: object) -> None:
             client.call("store.feed", {"session": session, "pieces": pieces}, fds=[fd])
 
 
-def test_sixteen_large_files_take_little_memory(site: Site, tmp_path: Path) -> None:
+def test_sixteen_large_files_take_little_memory(site: Site, tmp_path: Path, memory_files: Memory) -> None:
     noise = os.urandom(34 << 20)
     paths = [tmp_path / f"{number}" for number in range(16)]
     for number, path in enumerate(paths):
@@ -74,7 +85,7 @@ def test_sixteen_large_files_take_little_memory(site: Site, tmp_path: Path) -> N
 
     def tick(_files: int, _bytes: int) -> None:
         nonlocal most
-        most = max(most, len(_memory_files()))
+        most = max(most, memory_files())
 
     with site.start() as client:
         store = DaemonObjectStore(client)
@@ -90,7 +101,7 @@ def test_sixteen_large_files_take_little_memory(site: Site, tmp_path: Path) -> N
     assert most <= 2 * ((IN_FLIGHT_BESIDE if beside else IN_FLIGHT) + 2)
 
 
-def test_a_consumer_that_ends_early_is_no_harm(site: Site, tmp_path: Path) -> None:
+def test_a_consumer_that_ends_early_is_no_harm(site: Site, tmp_path: Path, memory_files: Memory) -> None:
     files = [tmp_path / "small", *map(Path, _sparse(tmp_path, 2, 60 << 20))]
     files[0].write_bytes(b"small")
     with site.start() as client:
@@ -98,7 +109,7 @@ def test_a_consumer_that_ends_early_is_no_harm(site: Site, tmp_path: Path) -> No
         puts = store.put_files(map(str, files))
         assert next(iter(puts)).name.value == _md5(str(files[0]))
         puts.close()  # type: ignore[attr-defined]
-        assert not _memory_files()
+        assert not memory_files()
         found = list(store.put_files(map(str, files[1:])))
         store.commit()
         assert [put.name.value for put in found] == [_md5(put.path) for put in found]
@@ -114,9 +125,14 @@ def _sparse(folder: Path, count: int, size: int) -> list[str]:
     return paths
 
 
-def _memory_files() -> list[str]:
-    names = [f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd")]
-    return [name for name in names if os.path.lexists(name) and "memfd:millpond" in os.readlink(name)]
+def _memory_files() -> list[int]:
+    """Inodes of this process's memory files, one for each descriptor."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            if "memfd:millpond" in os.readlink(path := f"/proc/self/fd/{name}"):
+                found.append(os.stat(path).st_ino)
+    return found
 
 
 def _stop(_files: int, _bytes: int) -> None:

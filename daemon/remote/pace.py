@@ -20,7 +20,8 @@ RATE_SETTING = "MILLPOND_RATE"
 # What a request costs beside its bytes, expressed in bytes.
 REQUEST_BYTES = 32 << 10
 _WINDOW_S = 0.4
-_GROWTH, _DECAY = 1.5, 0.7
+# By how much it grows, at first and when it fell once; a rate below so much of the best one makes it fall.
+_GROWTH, _LATER_GROWTH, _DECAY = 1.5, 1.3, 0.7
 
 
 class Pace:
@@ -34,6 +35,7 @@ class Pace:
         self._done = 0
         self._cost = 0
         self._best = 0.0
+        self._growth = _GROWTH
 
     def done(self, size: int, now: float | None = None) -> None:
         """A request brought `size` bytes."""
@@ -53,9 +55,12 @@ class Pace:
 
     def _judge(self, rate: float) -> None:
         if rate > self._best * 1.05:
-            self.limit = min(self.most, max(self.limit + 1, int(self.limit * _GROWTH)))
+            self.limit = min(self.most, max(self.limit + 1, int(self.limit * self._growth)))
         elif rate < self._best * _DECAY:
             self.limit = max(self._least, int(self.limit * 0.75))
+            # Fewer requests bring less: held against the best rate of more of them, one pause (of a sync, say) would end at the least.
+            self._best, self._growth = rate, _LATER_GROWTH
+            return
         # What was best long ago is not held against today's network.
         self._best = max(rate, self._best * 0.95)
 

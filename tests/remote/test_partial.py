@@ -102,6 +102,17 @@ def test_the_pace_follows_what_it_brings() -> None:
     assert Pace(1).limit == 1
 
 
+def test_a_pause_makes_the_pace_fall_once_and_not_to_the_least() -> None:
+    """Each request takes 20 ms however many there are; now and then nobody takes what came for a second, as during a sync."""
+    pace, now, least = Pace(48), 0.0, 48
+    for number in range(1, 40_000):
+        now += 1.0 if number % 8000 == 0 else 0.02 / pace.limit
+        pace.done(20_000, now)
+        if number > 8000:
+            least = min(least, pace.limit)
+    assert least >= 24 and pace.limit >= 40
+
+
 def test_a_budget_lets_no_more_through() -> None:
     budget = Budget(1_000_000)
     waited = sum(budget.wait_s(500_000) for _ in range(2))

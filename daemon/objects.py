@@ -34,6 +34,9 @@ class Piece:
 
 
 Data = bytes | bytearray | memoryview
+# (length, last, is_dir, strand?): a part of a content, as `store.feed` takes it, and whether it ends it. Contents may come beside each
+# other, each on a strand, numbered from 1; those without one come one after the other.
+Slice = tuple[int, bool, bool] | tuple[int, bool, bool, int]
 # Called with a content's name, made of these bytes, which are valid until it returns.
 Keep = Callable[[ObjectName, memoryview], None]
 # Called with (files done, bytes done) since the operation began; may raise CancelledError.

@@ -12,10 +12,8 @@ from dataclasses import dataclass, field
 from millpond.daemon import memfd
 from millpond.daemon.errors import ProtocolError
 from millpond.daemon.names import ObjectName
-from millpond.daemon.objects import Data, Keep
+from millpond.daemon.objects import Data, Keep, Slice
 
-# (length, last, is_dir, strand?): a part of a content, as `store.feed` takes it.
-Slice = tuple[int, bool, bool] | tuple[int, bool, bool, int]
 # Pieces in one feed: bounds a frame's size for a tree of empty files.
 MAX_PIECES = 4096
 # A content of up to so many bytes that does not fit into what is left of a batch begins the next one.

@@ -17,11 +17,11 @@ from typing import Any, Protocol
 
 from millpond.daemon import memfd
 from millpond.daemon.errors import BusyError, CancelledError, MillpondError, ProtocolError
-from millpond.daemon.jobs.batches import Batch, Keeping, Memory, Slice, piece_batches
+from millpond.daemon.jobs.batches import Batch, Keeping, Memory, piece_batches
 from millpond.daemon.jobs.hashing import hash_files
 from millpond.daemon.jobs.reading import Counter, in_order, read_batches
 from millpond.daemon.names import ObjectName
-from millpond.daemon.objects import Data, Keep, Piece, Put, Tick
+from millpond.daemon.objects import Data, Keep, Piece, Put, Slice, Tick
 
 # Feeds of 16 MiB on their way. MD5 of one file is one thread's work: with so many of them the next file's begins beside it.
 IN_FLIGHT = 5

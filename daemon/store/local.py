@@ -12,11 +12,8 @@ from millpond.daemon.jobs.reading import in_order, read_batches
 from millpond.daemon.names import ObjectName
 from millpond.daemon.objects import Data, Keep, Piece, Put, Tick
 from millpond.daemon.store.index import Content
-from millpond.daemon.store.session import STRANDS, IngestSession, Stored
+from millpond.daemon.store.session import LEAST_BYTES, STRANDS, IngestSession, Stored
 from millpond.daemon.store.store import Store
-
-# Files of so many bytes have a strand of their own.
-_LEAST_BYTES = 1 << 20
 
 
 class LocalObjectStore:
@@ -38,7 +35,7 @@ class LocalObjectStore:
     def _put_files(self, paths: Iterable[str], tick: Tick | None) -> Iterator[tuple[int, Put]]:
         files = total = 0
         strands = 1 if self._store.kernels is None else STRANDS
-        with closing(self._flow(lambda memory: read_batches(paths, memory, strands, _LEAST_BYTES))) as flow:
+        with closing(self._flow(lambda memory: read_batches(paths, memory, strands, LEAST_BYTES))) as flow:
             for batch, stored in flow:
                 for file, item in zip(batch.ends, stored, strict=True):
                     files, total = files + 1, total + item.size

@@ -19,6 +19,7 @@ import trio
 from millpond.daemon import memfd
 from millpond.daemon.errors import AccessError, BusyError, ObjectMissingError, ProtocolError, StoreDamagedError
 from millpond.daemon.names import ObjectName
+from millpond.daemon.objects import Slice
 from millpond.daemon.rpc.methods import Call, Handler, Registry, Reply
 from millpond.daemon.store.evict_service import Room
 from millpond.daemon.store.index import Content
@@ -26,7 +27,7 @@ from millpond.daemon.store.reader import Bytes, StoreReader
 from millpond.daemon.store.records import Kind
 from millpond.daemon.store.repair import sound_manifest
 from millpond.daemon.store.scrubstate import state_of
-from millpond.daemon.store.session import STRANDS, Feed, IngestSession, Slice
+from millpond.daemon.store.session import LEAST_BYTES, STRANDS, Feed, IngestSession
 from millpond.daemon.store.store import Store
 
 if TYPE_CHECKING:
@@ -42,8 +43,8 @@ MAX_SESSIONS = 4
 _PART_BYTES = 2 << 20
 # Names in one request.
 MAX_NAMES = 4096
-# Contents of so many bytes are worth a strand of their own; as long as kernels must still be made, of so many.
-_LEAST_BYTES, _LEAST_BYTES_AT_FIRST = 1 << 20, 32 << 20
+# Contents of so many bytes are worth a strand of their own as long as kernels must still be made for it.
+_LEAST_BYTES_AT_FIRST = 32 << 20
 
 
 def parse_name(text: str) -> ObjectName:
@@ -118,7 +119,7 @@ class StoreService:
         kernels = self._store.kernels
         if kernels is None or kernels.tried is False:
             return 1, 0
-        return STRANDS, _LEAST_BYTES if kernels.tried else _LEAST_BYTES_AT_FIRST
+        return STRANDS, LEAST_BYTES if kernels.tried else _LEAST_BYTES_AT_FIRST
 
     async def feed(self, call: Call, params: dict[str, Any]) -> dict[str, Any]:
         """{session, pieces: [[length, last, is_dir, strand?]...], like?, anew?} + memfd -> {stored: [[md5, size, new_bytes]...]}. `like`

@@ -19,6 +19,7 @@ from millpond.daemon.errors import BusyError, ProtocolError, StoreDamagedError
 from millpond.daemon.md5.digests import Digest, Lanes, SingleDigest
 from millpond.daemon.md5.kernels import WIDEST, Kernels
 from millpond.daemon.names import DIR_SUFFIX, ObjectName
+from millpond.daemon.objects import Slice
 from millpond.daemon.store import records
 from millpond.daemon.store.chunking import MIN_BYTES, Cutter
 from millpond.daemon.store.index import Content
@@ -35,10 +36,8 @@ T = TypeVar("T")
 _TASK_BYTES = 1 << 20
 _TASK_ITEMS = 64
 _MANIFESTS = 16
-# (length, last, is_dir, strand): a part of a content, and whether it ends it. Contents may come beside each other, each on a strand,
-# from 1 to STRANDS; those without one come one after the other.
-Slice = tuple[int, bool, bool] | tuple[int, bool, bool, int]
-STRANDS = WIDEST
+# Strands there are; contents of so many bytes are worth one of their own.
+STRANDS, LEAST_BYTES = WIDEST, 1 << 20
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,8 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 
 from millpond.daemon.errors import ProtocolError
+from millpond.daemon.objects import Data
 
-Data = bytes | bytearray | memoryview
 _LENGTH_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 SEALS = fcntl.F_SEAL_WRITE | _LENGTH_SEALS
 # Python 3.11 has no name for it.

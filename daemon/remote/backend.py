@@ -256,6 +256,14 @@ def parts(pieces: Iterable[Data], size: int = PART_BYTES) -> Iterator[bytes]:
         yield bytes(waiting)
 
 
+def told(pieces: Iterable[Data], sent: Sent) -> Iterator[Data]:
+    """The same pieces; `sent` is told of each when the next one is asked for."""
+    for piece in pieces:
+        size = len(piece)
+        yield piece
+        sent(size)
+
+
 def write_all(fd: int, data: Data) -> None:
     """All of it at a file's position. Raises OSError."""
     done = os.write(fd, data)

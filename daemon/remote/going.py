@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator
 
-from millpond.daemon.remote.backend import Data
+from millpond.daemon.remote.backend import Data, told
 
 
 class Going:
@@ -30,8 +30,8 @@ class Going:
 
     def telling(self, pieces: Iterable[Data]) -> Iterator[Data]:
         """The same pieces, each counted and told when the next one is asked for."""
-        for piece in pieces:
-            size = len(piece)
-            yield piece
-            self.add(size)
-            self.tell()
+        return told(pieces, self._add_and_tell)
+
+    def _add_and_tell(self, size: int) -> None:
+        self.add(size)
+        self.tell()

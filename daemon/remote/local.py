@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NoReturn
 
 from millpond.daemon.errors import CredentialsError, RemoteError
-from millpond.daemon.remote.backend import FINAL, Base, Data, Entry, Got, Sent
+from millpond.daemon.remote.backend import FINAL, Base, Data, Entry, Got, Sent, told
 from millpond.daemon.remote.staging import TEMPORARY, Staged, Staging
 
 _DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
@@ -114,7 +114,7 @@ class LocalBackend(Base):
         return won
 
     def put_stream(self, key: str, pieces: Iterable[Data], size: int, sent: Sent | None = None) -> None:
-        pieces = pieces if sent is None else _told(pieces, sent)
+        pieces = pieces if sent is None else told(pieces, sent)
         self._staging.commit([self._staging.stage(key, pieces, size)])
 
     def put_many(self, items: Sequence[tuple[str, Data]]) -> None:
@@ -211,14 +211,6 @@ class LocalBackend(Base):
             "make room there, then do it again" if error.errno in _FULL else "see that it is mounted, then do it again"
         )
         raise RemoteError(message, path=key, hint=hint, details=FINAL) from error
-
-
-def _told(pieces: Iterable[Data], sent: Sent) -> Iterator[Data]:
-    """The same pieces; `sent` is told of each when the next one is asked for."""
-    for piece in pieces:
-        size = len(piece)
-        yield piece
-        sent(size)
 
 
 def _entry(key: str, found: os.stat_result) -> Entry | None:

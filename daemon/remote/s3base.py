@@ -35,7 +35,8 @@ class S3Base(Base):
                 if each["Key"] == self._prefix + key:
                     client.delete_object(Bucket=self._bucket, Key=each["Key"], VersionId=each["VersionId"])
         except Exception as error:
-            reason = type(error).__name__
+            if (reason := reason_of(error)) == NO_ANSWER:
+                raise self.failed("remove all versions of", key, reason) from error
             raise self.refused("remove all versions of", key, reason) from error
         finally:
             client.close()
@@ -56,9 +57,7 @@ class S3Base(Base):
             if code == "NoSuchBucket":
                 raise self.no_bucket() from error
             denied = code in ("AccessDenied", "403", "Forbidden")
-            raise (self.refused if denied else self.failed)(
-                "list the versions of", prefix, code or type(error).__name__
-            ) from error
+            raise (self.refused if denied else self.failed)("list the versions of", prefix, reason_of(error)) from error
         finally:
             client.close()
 
@@ -113,3 +112,10 @@ class S3Base(Base):
 
     def _what(self, doing: str, key: str, reason: str) -> str:
         return f"cannot {doing} '{key}' on remote '{self.name}' ({self.url}): {reason}"
+
+
+def reason_of(error: Exception) -> str:
+    """Why boto3 failed, for a message."""
+    from botocore.exceptions import ReadTimeoutError
+
+    return code_of(error) or (NO_ANSWER if isinstance(error, ReadTimeoutError) else type(error).__name__)

@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn
 
 from millpond.daemon.errors import RemoteError
-from millpond.daemon.remote.backend import NO_ANSWER, PART_BYTES, Counted, Data, Entry, Got, Sent, why
-from millpond.daemon.remote.s3base import S3Base
+from millpond.daemon.remote.backend import PART_BYTES, Counted, Data, Entry, Got, Sent, why
+from millpond.daemon.remote.s3base import S3Base, reason_of
 from millpond.daemon.remote.s3multipart import Uploads, code_of
 from millpond.daemon.remote.s3settings import S3Settings, key_md5
 
@@ -61,7 +61,9 @@ class BotoBackend(S3Base):
         with self._lock:
             if self._full is None:
                 settings = self._settings
-                self._full = settings.client(settings.connect_timeout, settings.retries + 1, 2 * _MANY)
+                self._full = settings.client(
+                    settings.connect_timeout, settings.retries + 1, 2 * _MANY, has_answered=True
+                )
 
     def head(self, key: str) -> Entry | None:
         return self._head(key, {})
@@ -199,14 +201,14 @@ class BotoBackend(S3Base):
             self._fail(error, "read", key)
 
     def _fail(self, error: Exception, doing: str, key: str) -> NoReturn:
-        from botocore.exceptions import NoCredentialsError, ReadTimeoutError
+        from botocore.exceptions import NoCredentialsError
 
         code = code_of(error)
         if code == "NoSuchBucket":
             raise self.no_bucket() from error
         if self._full is None and isinstance(error, _unconnected()):
             raise self.unreached(doing, key, why(error)) from error
-        reason = code or (NO_ANSWER if isinstance(error, ReadTimeoutError) else type(error).__name__)
+        reason = reason_of(error)
         if code in _DENIED or isinstance(error, NoCredentialsError):
             raise self.refused(doing, key, reason) from error
         raise self.failed(doing, key, reason) from error

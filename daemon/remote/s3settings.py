@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from millpond.daemon.project.statcache import user_folder
+from millpond.daemon.remote import silence
 from millpond.daemon.remote.backend import FIRST_CONNECT_S
 from millpond.daemon.remote.values import Values
 
@@ -25,6 +26,8 @@ _BOTO_ONLY = {
     "grant_write_acp": "GrantWriteACP",
     "grant_full_control": "GrantFullControl",
 }
+# Where botocore's context of a request has for how long nothing came of its tries.
+_SILENT = "millpond_silent_s"
 
 
 @dataclass(slots=True)
@@ -125,8 +128,9 @@ class S3Settings:
             region_name=self.region,
         )
 
-    def client(self, connect_timeout: float, tries: int, connections: int = 1) -> Any:
-        """boto3's for S3, to be closed. Raises botocore's errors."""
+    def client(self, connect_timeout: float, tries: int, connections: int = 1, *, has_answered: bool = False) -> Any:
+        """boto3's for S3, to be closed. A request that nothing came of for too long (silence.py) is not tried again; `has_answered`: the
+        service did once. Raises botocore's errors."""
         from botocore import UNSIGNED
         from botocore.config import Config
 
@@ -139,7 +143,10 @@ class S3Settings:
             s3={"addressing_style": "path" if self.endpoint else "auto"},
             **more,
         )
-        return self.session().client("s3", endpoint_url=self.endpoint, verify=self.verify, config=config)
+        made = self.session().client("s3", endpoint_url=self.endpoint, verify=self.verify, config=config)
+        patience = _Patience(self.read_timeout, silence.LATER_S if has_answered else silence.FIRST_S)
+        made.meta.events.register_first("needs-retry.s3", patience.is_over)
+        return made
 
     def resolve(self) -> None:
         """Take region and endpoint from the profile where the config does not say."""
@@ -149,6 +156,23 @@ class S3Settings:
         self.region = self.region or core.get_config_variable("region")
         scoped = core.get_scoped_config()
         self.endpoint = self.endpoint or scoped.get("endpoint_url")
+
+
+@dataclass(frozen=True, slots=True)
+class _Patience:
+    """With a service that takes requests and says nothing, in seconds: `each` is how long one is waited for."""
+
+    each: float
+    most: float
+
+    def is_over(self, *, caught_exception: Exception | None, request_dict: dict[str, Any], **_: object) -> bool | None:
+        """botocore's question whether to try again: False ends it, None leaves it to others."""
+        from botocore.exceptions import ReadTimeoutError
+
+        context = request_dict["context"]
+        silent_s = context.get(_SILENT, 0.0) + self.each if isinstance(caught_exception, ReadTimeoutError) else 0.0
+        context[_SILENT] = silent_s
+        return False if silent_s >= self.most else None
 
 
 def _profile(made: S3Settings, environ: Mapping[str, str]) -> str | None:

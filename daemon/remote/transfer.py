@@ -103,6 +103,10 @@ class Transfer:
         """Answers to questions to the backend, in order, many asked at once, each tried again."""
         return self._flow.in_order(calls)
 
+    def answer(self, call: Callable[[], T]) -> T:
+        """The answer to one question to the backend, tried again."""
+        return self._flow.wait(self._flow.submit(call))
+
     def listings(self, prefixes: Iterable[str]) -> Iterator[list[Entry]]:
         """All that lies below each prefix."""
         return self._flow.in_order((partial(self._list, prefix) for prefix in prefixes), pace=self._flow.listing)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import socket
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from tests.cli.helpers import Home
@@ -17,8 +19,10 @@ from tests.remote.test_places import NOWHERE, local, silent
 
 from millpond.daemon.errors import RemoteError
 from millpond.daemon.names import ObjectName
-from millpond.daemon.remote import flow, silence
+from millpond.daemon.project.importing import source
+from millpond.daemon.remote import backend, flow, silence
 from millpond.daemon.remote.remotes import Remote, connect
+from millpond.daemon.remote.s3base import S3Base
 from millpond.daemon.remote.transfer import Transfer
 
 NAME = ObjectName("md5", "ab" * 16)
@@ -118,6 +122,83 @@ def person(team: Team, port: int) -> Home:
     return home
 
 
+LOGIN = {"access_key_id": "a", "secret_access_key": "b"}
+# Urls, and settings, of each way to ask; {} is where nobody answers.
+PLACES = {
+    "http": ("http://127.0.0.1:{}/d/f", {}),
+    "s3": ("s3://bucket/d/f", LOGIN),
+    "s3-boto": ("s3://bucket/d/f", {**LOGIN, "acl": "private"}),
+    "versions": ("s3://bucket/d/f?versionId=v", {**LOGIN, "version_aware": "true"}),
+    "versions-boto": ("s3://bucket/d/f?versionId=v", {**LOGIN, "version_aware": "true", "acl": "private"}),
+}
+
+
+def settings_of(kind: str, port: int) -> tuple[str, dict[str, str]]:
+    url, values = PLACES[kind]
+    return url.format(port), values if kind == "http" else {**values, "endpointurl": f"http://127.0.0.1:{port}"}
+
+
+@pytest.mark.parametrize("kind", PLACES)
+def test_a_url_where_nobody_answers_is_asked_once(kind: str, quick: None, tmp_path: Path) -> None:
+    told: list[str] = []
+    with silent() as (port, met):
+        url, values = settings_of(kind, port)
+        values = {**values, "read_timeout": "1"}
+        began = time.monotonic()
+        with (
+            pytest.raises(RemoteError, match="it does not answer") as failed,
+            source.opened(url, None, values, {}, folder=str(tmp_path), tell=lambda who, since_s: told.append(who)),
+        ):
+            pass
+        assert time.monotonic() - began < 4
+        # obstore tries again by itself, for 2.5 s.
+        assert 1 <= len(met) <= (3 if kind in ("s3", "versions") else 1)
+    where = "http://127.0.0.1" if kind == "http" else "s3://bucket"
+    assert set(told) == {f"remote '{where}' to answer"} and failed.value.details == backend.SILENT
+
+
+def test_listing_versions_is_given_up_as_soon(quick: None) -> None:
+    with silent() as (port, met):
+        _, values = settings_of("s3", port)
+        made = connect(Remote("team", "s3://bucket/d", {**values, "read_timeout": "1"}), {})
+        assert isinstance(made, S3Base)
+        with pytest.raises(RemoteError, match="cannot list the versions .* it does not answer"):
+            list(made.list_latest("x"))
+        with pytest.raises(RemoteError, match="cannot remove all versions .* it does not answer"):
+            made.forget("x")
+        assert made.keeps_versions() is None and len(met) == 3
+        made.close()
+
+
+def test_one_that_did_answer_is_tried_again_a_few_times_by_boto(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of a large upload are not tried again by anybody else."""
+    monkeypatch.setattr(silence, "LATER_S", 2.5)
+    asked: list[float] = []
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+
+        def answer_the_first() -> None:
+            with contextlib.suppress(OSError), contextlib.ExitStack() as kept:
+                while True:
+                    connection = kept.enter_context(sock.accept()[0])
+                    asked.append(time.monotonic())
+                    if len(asked) == 1:
+                        connection.recv(65536)
+                        connection.sendall(b"HTTP/1.1 404 x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+                        connection.close()
+
+        thread = threading.Thread(target=answer_the_first)
+        thread.start()
+        _, values = settings_of("s3-boto", sock.getsockname()[1])
+        made = connect(Remote("team", "s3://bucket/d", {**values, "read_timeout": "1"}), {})
+        assert made.head("x") is None
+        with pytest.raises(RemoteError, match="it does not answer"):
+            made.head("x")
+        made.close()
+        sock.shutdown(socket.SHUT_RDWR)
+        thread.join()
+    assert len(asked) == 4
+
+
 @local
 def test_a_verb_says_at_once_for_which_remote_it_waits(team: Team) -> None:
     with silent() as (port, met):
@@ -132,6 +213,30 @@ def test_a_verb_says_at_once_for_which_remote_it_waits(team: Team) -> None:
             process.send_signal(signal.SIGINT)
             process.wait(20)
             assert process.returncode == 130
+
+
+@pytest.mark.long
+@local
+@pytest.mark.parametrize(
+    ("verb", "kind"), [("import-url", "s3"), ("update", "s3-boto"), ("list-url", "s3-boto"), ("get-url", "http")]
+)
+def test_a_url_where_nobody_answers_is_given_up(team: Team, verb: str, kind: str) -> None:
+    home = team.person("ann")
+    with silent() as (port, _):
+        url, values = settings_of(kind, port)
+        config = "".join(f"    {key} = {value}\n" for key, value in values.items())
+        place, _, path = url.partition("/d/")
+        (home.repo / ".dvc/config.local").write_text(f"['remote \"team\"']\n    url = {place}\n{config}")
+        told = f"remote://team/d/{path}"
+        args = {"update": ["f.dvc"], "import-url": [told], "get-url": [told, "g"], "list-url": [told]}[verb]
+        if verb == "update":
+            home.run("import-url", "--no-exec", told, "f")
+        before = sorted(os.listdir(home.repo))
+        began = time.monotonic()
+        said = home.run(verb, *args, code=9).stderr.splitlines()
+        assert 15 < time.monotonic() - began < 40
+        assert said[0] == f"waiting for remote 'team' to answer ({verb})" and "it does not answer" in said[-1]
+        assert sorted(os.listdir(home.repo)) == before
 
 
 @pytest.mark.long

@@ -18,7 +18,7 @@ from millpond.daemon.project.importing.target import Target
 from millpond.daemon.project.importing.toremote import Uploading
 from millpond.daemon.project.repo import Repo
 from millpond.daemon.project.select import refuse_clashes
-from millpond.daemon.project.sharing import Links
+from millpond.daemon.project.sharing import Links, waiting
 from millpond.daemon.remote.pace import rate
 
 
@@ -54,11 +54,12 @@ def add_from_elsewhere(context: VerbContext, params: dict[str, Any]) -> dict[str
         own = out is None and inside is not None
         where = url if own else target.destination(source.basename(url), out)
         goal = target.resolve(repo, where, outputs, force=force or own)
+        tell = waiting(context, "add")
         with source.opened(
-            url, repo.config, {}, os.environ, folder=repo.cwd, jobs=jobs, rate=rate(os.environ)
+            url, repo.config, {}, os.environ, folder=repo.cwd, jobs=jobs, rate=rate(os.environ), tell=tell
         ) as found:
             if params.get("to_remote"):
-                with Links(repo, params.get("remote"), jobs, os.environ) as links:
+                with Links(repo, params.get("remote"), jobs, os.environ, tell=tell) as links:
                     content = Uploading(context, links.of(links.remote_of(None))).run(found)
             else:
                 content = keep(context, found)

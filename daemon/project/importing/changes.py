@@ -15,6 +15,7 @@ from millpond.daemon.project.importing.importurl import folder_of, shown_path, s
 from millpond.daemon.project.importing.keep import keep
 from millpond.daemon.project.outputs import Output
 from millpond.daemon.project.repo import Repo
+from millpond.daemon.project.sharing import waiting
 
 DELETED, MODIFIED, AVAILABLE = "deleted", "modified", "update available"
 
@@ -79,7 +80,8 @@ class _Looking:
         url = str(entry["path"])
         self._context.progress("looking at the source", note=url)
         try:
-            with source.opened(url, self._repo.config, settings, os.environ, folder=folder) as found:
+            tell = waiting(self._context, "status")
+            with source.opened(url, self._repo.config, settings, os.environ, folder=folder, tell=tell) as found:
                 shown = shown_source(self._repo, found)
                 token = found.token() or source.dependency(
                     found, url, keep(self._context, found, store=False).name, settings

@@ -21,7 +21,7 @@ from millpond.daemon.project.importing.pointer import Found
 from millpond.daemon.project.outputs import Output
 from millpond.daemon.project.paths import printable
 from millpond.daemon.project.repo import Repo
-from millpond.daemon.project.sharing import choices
+from millpond.daemon.project.sharing import choices, waiting
 from millpond.daemon.remote.pace import rate
 
 
@@ -34,6 +34,7 @@ class Imports:
         self._objects = Objects(context.store, repo.cache)
         self._formers = Formers(repo, context.store)
         self._jobs = jobs
+        self._tell = waiting(context, "fetch")
         self.sources: list[str] = []
 
     def bring(self, output: Output) -> Found:
@@ -54,7 +55,7 @@ class Imports:
         settings = Settings.recorded(repo)
         with (
             external.opened(self._context, str(repo["url"]), rev, settings, os.environ, folders=folders) as other,
-            repofiles.opened(other, str(entry["path"]), self._context.store, jobs=self._jobs) as files,
+            repofiles.opened(other, str(entry["path"]), self._context.store, jobs=self._jobs, tell=self._tell) as files,
         ):
             return keep_repo(self._context, files, self._objects, self._formers.of(output.path, output.pointer))
 
@@ -72,6 +73,7 @@ class Imports:
                 jobs=self._jobs,
                 rate=rate(os.environ),
                 pins=pins,
+                tell=self._tell,
             ) as found:
                 token = found.token()
                 is_other = not pins and token is not None and not source.same(entry, token)

@@ -20,9 +20,11 @@ from millpond.daemon.project.importing.external import Settings
 from millpond.daemon.project.importing.source import Source, shown_url
 from millpond.daemon.project.paths import printable
 from millpond.daemon.project.repo import find_root
+from millpond.daemon.project.sharing import waiting
 from millpond.daemon.project.stages import STAGES_FILE
 from millpond.daemon.remote.layout import key_of
 from millpond.daemon.remote.pace import rate
+from millpond.daemon.remote.silence import Tell
 
 
 def get(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
@@ -38,7 +40,7 @@ def get(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
     place = "" if params.get("show_url") else _place(path, params)
     with (
         external.opened(context, url, params.get("rev"), settings, os.environ, folders=(here,)) as other,
-        repofiles.opened(other, path, context.store, jobs=params.get("jobs")) as files,
+        repofiles.opened(other, path, context.store, jobs=params.get("jobs"), tell=waiting(context, "get")) as files,
     ):
         if params.get("show_url"):
             return {"storage": wirepath.encode(_storage(files, path))}
@@ -50,7 +52,7 @@ def get_url(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
     RemoteChangedError, CredentialsError, DiskFullError."""
     url = wirepath.decode(params["url"])
     place = _place(url, params)
-    with _opened(url, params, jobs=params.get("jobs"), rate=rate(os.environ)) as found:
+    with _opened(url, params, waiting(context, "get-url"), jobs=params.get("jobs"), rate=rate(os.environ)) as found:
         return _delivered(context, found, place, params)
 
 
@@ -62,7 +64,7 @@ def list_url(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
     """
     url = wirepath.decode(params["url"])
     level = params.get("level")
-    with _opened(url, params) as found:
+    with _opened(url, params, waiting(context, "list-url")) as found:
         top = found.path if isinstance(found, source.LocalSource) else shown_url(url)
         if not found.is_dir or level == 0:
             return {"rows": [[wirepath.encode(top), 0, found.is_dir, None if found.is_dir else found.sizes[0]]]}
@@ -126,7 +128,7 @@ def _storage(files: repofiles.RepoFiles, path: str) -> str:
 
 
 def _opened(
-    url: str, params: dict[str, Any], *, jobs: int | None = None, rate: float | None = None
+    url: str, params: dict[str, Any], tell: Tell, *, jobs: int | None = None, rate: float | None = None
 ) -> AbstractContextManager[Source]:
     """All that a url names, seen from the current folder."""
     here = os.path.realpath(os.getcwd())
@@ -139,6 +141,7 @@ def _opened(
         jobs=jobs,
         rate=rate,
         everything=True,
+        tell=tell,
     )
 
 

@@ -16,6 +16,7 @@ from millpond.daemon.project.importing.keep import keep_repo
 from millpond.daemon.project.importing.pointer import Found
 from millpond.daemon.project.repo import Repo
 from millpond.daemon.project.select import refuse_clashes
+from millpond.daemon.project.sharing import waiting
 
 
 def import_(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
@@ -41,7 +42,7 @@ def import_(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
             return finish(context, repo, goal, dep, Found(), how, shown=path)
         with external.opened(context, url, rev, settings, os.environ, folders=(repo.cwd,)) as other:
             content = Found()
-            with repofiles.opened(other, path, context.store, jobs=how.jobs) as files:
+            with repofiles.opened(other, path, context.store, jobs=how.jobs, tell=waiting(context, "import")) as files:
                 told = source.warnings(files)
                 if not how.no_download:
                     former = Formers(repo, context.store).of(goal.path, goal.pointer)

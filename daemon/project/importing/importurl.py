@@ -22,8 +22,9 @@ from millpond.daemon.project.importing.target import Target
 from millpond.daemon.project.importing.toremote import Uploading
 from millpond.daemon.project.repo import Repo, printable
 from millpond.daemon.project.select import refuse_clashes
-from millpond.daemon.project.sharing import Links
+from millpond.daemon.project.sharing import Links, waiting
 from millpond.daemon.remote.pace import rate
+from millpond.daemon.remote.silence import Tell
 
 # Settings that a pointer must not hold: it is committed.
 _SECRET = frozenset(
@@ -107,6 +108,7 @@ def import_url(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
         if how.no_exec:
             dep = {"hash": "md5", "path": recorded, **({"fs_config": fs_config} if fs_config else {})}
             return finish(context, repo, goal, dep, Found(), how, shown=recorded)
+        tell = waiting(context, "import-url")
         with source.opened(
             url,
             repo.config,
@@ -115,10 +117,11 @@ def import_url(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
             folder=repo.cwd,
             jobs=how.jobs,
             rate=rate(os.environ),
+            tell=tell,
         ) as found:
             _refuse_itself(repo, found, goal)
             former = Formers(repo, context.store).of(goal.path, goal.pointer)
-            content, dep = bring(context, repo, found, recorded, fs_config, how, former)
+            content, dep = bring(context, repo, found, recorded, fs_config, how, former, tell)
         shown, told = shown_source(repo, found), source.warnings(found)
         return finish(context, repo, goal, dep, content, how, shown=shown, warnings=told)
 
@@ -131,13 +134,15 @@ def bring(
     fs_config: Mapping[str, Any],
     how: How,
     like: ObjectName | None,
+    tell: Tell,
 ) -> tuple[Found, dict[str, Any]]:
-    """Have a source's content where it is to be, in the store or on a remote; it, and the pointer's entry for the source. `like`: as `keep`."""
+    """Have a source's content where it is to be, in the store or on a remote, which `tell` is told of if it is silent; it, and the pointer's
+    entry for the source. `like`: as `keep`."""
     token = found.token()
     if how.no_download and token is not None:
         return Found(), source.dependency(found, recorded, None, fs_config)
     if how.to_remote:
-        with Links(repo, how.remote, how.jobs, os.environ) as links:
+        with Links(repo, how.remote, how.jobs, os.environ, tell=tell) as links:
             content = Uploading(context, links.of(links.remote_of(None))).run(found)
     else:
         content = keep(context, found, store=not how.no_download, like=like)

@@ -34,6 +34,7 @@ from millpond.daemon.project.paths import printable
 from millpond.daemon.project.sharing import Link, Links
 from millpond.daemon.project.stages import STAGES_FILE
 from millpond.daemon.remote.download import Part
+from millpond.daemon.remote.silence import Tell
 
 _READ_BYTES = 1 << 20
 # Links that lead to links.
@@ -66,6 +67,7 @@ class RepoFiles:
     output: Output | None
     jobs: int | None
     skipped: list[str]
+    tell: Tell | None
     sizes: list[int] = field(init=False)
     _links: dict[str, Links] = field(default_factory=dict)
     _stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
@@ -121,7 +123,7 @@ class RepoFiles:
         if project not in self._links:
             repo = self.external.project(project)
             self._links[project] = self._stack.enter_context(
-                Links(repo, None, self.jobs, self.external.environ, versioned=True)
+                Links(repo, None, self.jobs, self.external.environ, versioned=True, tell=self.tell)
             )
         links = self._links[project]
         return links.of(links.remote_of(own))
@@ -260,12 +262,14 @@ class RepoFiles:
 
 
 @contextlib.contextmanager
-def opened(external: External, path: str, store: ObjectStore, *, jobs: int | None = None) -> Iterator[RepoFiles]:
-    """The files at `path` (relative to the repository's root; "." for all).
+def opened(
+    external: External, path: str, store: ObjectStore, *, jobs: int | None = None, tell: Tell | None = None
+) -> Iterator[RepoFiles]:
+    """The files at `path` (relative to the repository's root; "." for all). `tell` is told of remotes that are silent.
 
     Raises TargetError when nothing is there, ObjectMissingError and as RepoFiles.read for a manifest that cannot be had.
     """
-    found = _Finding(external, store, jobs).run(path)
+    found = _Finding(external, store, jobs, tell).run(path)
     try:
         yield found
     finally:
@@ -275,10 +279,11 @@ def opened(external: External, path: str, store: ObjectStore, *, jobs: int | Non
 class _Finding:
     """One look at a repository's tree."""
 
-    def __init__(self, external: External, store: ObjectStore, jobs: int | None) -> None:
+    def __init__(self, external: External, store: ObjectStore, jobs: int | None, tell: Tell | None) -> None:
         self._external = external
         self._store = store
         self._jobs = jobs
+        self._tell = tell
         self._skipped: list[str] = []
         # Manifests are read once.
         self._read: dict[str, dict[str, Item]] = {}
@@ -315,7 +320,8 @@ class _Finding:
         if problem is not None:
             raise InvalidFileError(f"'{shown_url(url)}' at {self._external.commit[:10]} {problem}", path=shown_url(url))
         files = [items[path] for path in paths]
-        return RepoFiles(self._external, self._store, url, is_dir, paths, files, output, self._jobs, self._skipped)
+        more = self._jobs, self._skipped, self._tell
+        return RepoFiles(self._external, self._store, url, is_dir, paths, files, output, *more)
 
     def _tracked(self, output: Output, wanted: str) -> RepoFiles:
         """A tracked output, or what it has at a path."""

@@ -13,7 +13,6 @@ import os
 import posixpath
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol, cast
@@ -29,9 +28,10 @@ from millpond.daemon.project.importing.versions import Pin
 from millpond.daemon.project.paths import printable
 from millpond.daemon.project.walk import Listing, above, stat_fields
 from millpond.daemon.remote import remotes
-from millpond.daemon.remote.backend import Backend, Entry
+from millpond.daemon.remote.backend import Entry
 from millpond.daemon.remote.remotes import Remote
 from millpond.daemon.remote.s3base import S3Base
+from millpond.daemon.remote.silence import Tell
 from millpond.daemon.remote.transfer import Transfer
 from millpond.daemon.remote.versioned import Pinned, VersionStore
 
@@ -47,8 +47,6 @@ _TOKENS = {
     "https": "checksum",
 }
 _READ_BYTES = 1 << 20
-# Objects that are looked at one by one, at once.
-_HEADS = 16
 # In an error's details: that there is nothing, and not that it cannot be read.
 _ABSENT = {"absent": True}
 
@@ -199,9 +197,11 @@ def opened(
     rate: float | None = None,
     everything: bool = False,
     pins: Sequence[Pin] = (),
+    tell: Tell | None = None,
 ) -> Iterator[Source]:
     """What a url names, listed; relative paths begin at `folder`, `remote://NAME/...` at a remote of the config. With `everything` also
-    what is never tracked: Git's own files, repositories inside. With `pins` it is these versions, whatever is there now.
+    what is never tracked: Git's own files, repositories inside. With `pins` it is these versions, whatever is there now. `tell` is told
+    where the other side is silent.
 
     Raises TargetError when nothing is there, RemoteConfigError, RemoteError, CredentialsError.
     """
@@ -220,13 +220,13 @@ def opened(
         yield _local(url, remote.url, everything)
         return
     if bool(pins) or versions.are_asked_for(remote, url):
-        source = _versions(url, remote, environ, pins, jobs, rate)
+        source = _versions(url, remote, environ, pins, jobs, rate, tell)
         try:
             yield source
         finally:
             source.transfer.__exit__()
         return
-    with Connections(environ, jobs, rate) as connections:
+    with Connections(environ, jobs, rate, tell) as connections:
         yield listed(url, remote, connections)
 
 
@@ -262,12 +262,20 @@ def _query(remote: Remote) -> str:
 
 
 class Connections:
-    """Connections to the hosts and buckets that urls name, each made once for all that lies there. Used from any number of threads."""
+    """Connections to the hosts and buckets that urls name, each made once for all that lies there. Used from any number of threads; from one
+    where `tell` is given, which is told of those that are silent."""
 
-    def __init__(self, environ: Mapping[str, str], jobs: int | None = None, rate: float | None = None) -> None:
+    def __init__(
+        self,
+        environ: Mapping[str, str],
+        jobs: int | None = None,
+        rate: float | None = None,
+        tell: Tell | None = None,
+    ) -> None:
         self._environ = environ
         self._jobs = jobs
         self._rate = rate
+        self._tell = tell
         self._lock = threading.Lock()
         self._made: dict[tuple[str, str, tuple[tuple[str, str], ...]], Transfer] = {}
 
@@ -289,7 +297,8 @@ class Connections:
             known = (base.url, base.query, tuple(sorted(remote.values.items())))
             if known not in self._made:
                 made = remotes.connect(base, self._environ)
-                self._made[known] = Transfer(made, jobs=self._jobs or remote.count("jobs"), rate=self._rate)
+                jobs = self._jobs or remote.count("jobs")
+                self._made[known] = Transfer(made, jobs=jobs, rate=self._rate, tell=self._tell)
             # With a query the server gets the path as it is.
             return self._made[known], path.removeprefix("/") if base.query else path.strip("/")
 
@@ -298,20 +307,20 @@ def listed(url: str, remote: Remote, connections: Connections) -> RemoteSource:
     """What a url names that leads to a remote which is no directory of this machine. Raises as `opened`."""
     transfer, key = connections.at(remote)
     is_folder = not _query(remote) and (not key or remote.url.endswith("/"))
-    entry = None if is_folder else transfer.backend.head(key)
+    entry = None if is_folder else transfer.answer(lambda: transfer.backend.head(key))
     if entry is not None:
         return RemoteSource(url, remote.scheme, False, [entry], [""], transfer)
     if remote.scheme in ("http", "https"):
         raise _absent(url)
-    entries = list(transfer.backend.list(key))
-    found = _below(url, key, _files(transfer.backend, entries) if remote.scheme == "s3" else entries)
+    [entries] = transfer.listings([key])
+    found = _below(url, key, _files(transfer, entries) if remote.scheme == "s3" else entries)
     if not found:
         raise _absent(url)
     paths = sorted(found, key=manifest.sort_key)
     return RemoteSource(url, remote.scheme, True, [found[path] for path in paths], paths, transfer)
 
 
-def _files(backend: Backend, entries: Sequence[Entry]) -> list[Entry]:
+def _files(transfer: Transfer, entries: Sequence[Entry]) -> list[Entry]:
     """Of a bucket's listing: without the empty objects `folder/` that some tools make of folders, which a listing may show without
     their slash. Then they hold others, or are not there by that name."""
     folders = {folder for entry in entries for folder in above(entry.key)}
@@ -319,14 +328,19 @@ def _files(backend: Backend, entries: Sequence[Entry]) -> list[Entry]:
     empty = [entry for entry in found if not entry.size]
     if not empty:
         return found
-    with ThreadPoolExecutor(min(_HEADS, len(empty))) as pool:
-        heads = pool.map(lambda entry: backend.head(entry.key), empty)
-        gone = {entry.key for entry, head in zip(empty, heads, strict=True) if head is None}
+    heads = transfer.ask(partial(transfer.backend.head, entry.key) for entry in empty)
+    gone = {entry.key for entry, head in zip(empty, heads, strict=True) if head is None}
     return [entry for entry in found if entry.key not in gone]
 
 
 def _versions(
-    url: str, remote: Remote, environ: Mapping[str, str], pins: Sequence[Pin], jobs: int | None, rate: float | None
+    url: str,
+    remote: Remote,
+    environ: Mapping[str, str],
+    pins: Sequence[Pin],
+    jobs: int | None,
+    rate: float | None,
+    tell: Tell | None,
 ) -> RemoteSource:
     """Versions of objects in a bucket: those that are pinned, or that the url names, else the latest."""
     where, version = versions.split(remote.url)
@@ -334,12 +348,12 @@ def _versions(
     backend = remotes.connect(Remote(remote.name, top, remote.values), environ)
     assert isinstance(backend, S3Base)
     pinned = Pinned(cast(VersionStore, backend))
-    transfer = Transfer(pinned, jobs=jobs or remote.count("jobs"), rate=rate)
+    transfer = Transfer(pinned, jobs=jobs or remote.count("jobs"), rate=rate, tell=tell)
     try:
         pins = pins or ([Pin("", version)] if version is not None else [])
         pinned.versions = {posixpath.join(key, pin.relpath).rstrip("/"): pin.version for pin in pins}
         is_dir, paths = bool(pins) and bool(pins[0].relpath), [pin.relpath for pin in pins]
-        entry = None if is_dir else pinned.head(key)
+        entry = None if is_dir else transfer.answer(lambda: pinned.head(key))
         if is_dir:
             problem = manifest.problem(paths, ["0" * 32] * len(paths))
             if problem is not None:
@@ -348,7 +362,7 @@ def _versions(
         elif entry is not None:
             paths, entries = [""], [entry]
         else:
-            found = {} if pins else _below(url, key, list(pinned.list(key)))
+            found = {} if pins else _below(url, key, *transfer.listings([key]))
             is_dir, paths = True, sorted(found, key=manifest.sort_key)
             entries = [found[path] for path in paths]
         if not entries:

@@ -23,6 +23,7 @@ from millpond.daemon.project.importing.worktree import Following, remote_of
 from millpond.daemon.project.outputs import Output
 from millpond.daemon.project.repo import Repo, printable
 from millpond.daemon.project.select import refuse_clashes, select
+from millpond.daemon.project.sharing import waiting
 from millpond.daemon.remote.pace import rate
 
 # The data in the workspace is not what was imported.
@@ -74,6 +75,7 @@ class Updating:
         self._repo = repo
         self._output = output
         self._how = how
+        self._tell = waiting(context, "update")
         self._pointer = dvcfile.read(repo.path(output.pointer))
         self._folder = folder_of(repo, output.pointer, self._pointer)
         assert output.imported is not None
@@ -127,13 +129,14 @@ class Updating:
             jobs=self._how.jobs,
             rate=rate(os.environ),
             pins=pins,
+            tell=self._tell,
         ) as found:
             if self._is_whole() and self._is_same(entry, found):
                 return self._bring_back()
             self._shown = shown_source(self._repo, found)
             settings = entry.get("fs_config") or {}
             former = self._output.name
-            content, dep = bring(self._context, self._repo, found, url, settings, self._how, former)
+            content, dep = bring(self._context, self._repo, found, url, settings, self._how, former, self._tell)
         self._finish(dep, content)
         return True
 
@@ -156,7 +159,9 @@ class Updating:
             if before == other.commit and dep["repo"] == entry["repo"] and self._is_whole():
                 return self._bring_back()
             content = Found()
-            with repofiles.opened(other, str(entry["path"]), self._context.store, jobs=self._how.jobs) as files:
+            with repofiles.opened(
+                other, str(entry["path"]), self._context.store, jobs=self._how.jobs, tell=self._tell
+            ) as files:
                 if not self._how.no_download:
                     objects = Objects(self._context.store, self._repo.cache)
                     content = keep_repo(self._context, files, objects, self._output.name)

@@ -25,6 +25,7 @@ from millpond.daemon.project.portions import put_all
 from millpond.daemon.project.pushversions import files_of, tag_of
 from millpond.daemon.project.recordversions import Renewed, rewritten
 from millpond.daemon.project.repo import Repo, printable
+from millpond.daemon.project.sharing import waiting
 from millpond.daemon.remote import remotes
 from millpond.daemon.remote.pace import rate
 
@@ -82,6 +83,7 @@ class Following:
                 folder=self._repo.root,
                 jobs=self._how.jobs,
                 rate=rate(os.environ),
+                tell=waiting(self._context, "update"),
             ) as found:
                 assert isinstance(found, RemoteSource)
                 return self._become(found)

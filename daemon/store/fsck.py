@@ -8,10 +8,8 @@ Two passes. Over the segments, up to the last commit: every record's checksum, a
 from __future__ import annotations
 
 import contextlib
-import hashlib
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,6 +20,7 @@ from millpond.daemon.store import manifests
 from millpond.daemon.store.index import Content, Index, unpack_content
 from millpond.daemon.store.records import BadRecord, Kind, Location, Record, content_id, decompress, padded
 from millpond.daemon.store.records import unpack_location as unpack
+from millpond.daemon.store.rehash import Named, Rehash
 from millpond.daemon.store.segments import mapped, scan_segment, segment_numbers, segment_path
 
 if TYPE_CHECKING:
@@ -37,9 +36,6 @@ MAX_FILES = 100
 _BATCH = 1000
 # Bytes between two reports of progress.
 _TICK = 8 << 20
-# Threads that hash contents, and contents under way.
-_THREADS = 2
-_WINDOW = 16
 
 
 @dataclass(slots=True)
@@ -78,13 +74,6 @@ class Range(NamedTuple):
     segment: int
     begin: int
     end: int
-
-
-class Named(NamedTuple):
-    """A name and one content of it."""
-
-    name: ObjectName
-    content: Content
 
 
 class Fsck:
@@ -232,22 +221,25 @@ class Fsck:
         return sum(each.content.size for each in self.names())
 
     def _check_names(self) -> None:
-        waiting: deque[tuple[Named, Future[list[bytes]]]] = deque()
-        with ThreadPoolExecutor(_THREADS, thread_name_prefix="fsck") as pool:
-            try:
-                for named in self.names():
-                    self.report.objects += 1
-                    because = self.missing(named.content)
-                    if because:
-                        self.hurt[named] = because
-                    elif self._deep:
-                        waiting.append((named, pool.submit(self._check_digest, named)))
-                        if len(waiting) >= _WINDOW:
-                            self._take_digest(*waiting.popleft())
-                while waiting:
-                    self._take_digest(*waiting.popleft())
-            finally:
-                pool.shutdown(cancel_futures=True)
+        whole = self._whole()
+        if not self._deep:
+            for _ in whole:
+                pass
+            return
+        rehash = Rehash(self._store.reader, self._store.kernels, self._advance)
+        with contextlib.closing(rehash.check(whole)) as checked:
+            for named, because in checked:
+                self._take_digest(named, because)
+
+    def _whole(self) -> Iterator[Named]:
+        """Those of all contents whose records are there and sound; the others are noted as hurt."""
+        for named in self.names():
+            self.report.objects += 1
+            because = self.missing(named.content)
+            if because:
+                self.hurt[named] = because
+            else:
+                yield named
 
     def missing(self, content: Content) -> list[bytes]:
         """The records that a content needs and has not, or not sound; each is noted as damaged."""
@@ -274,22 +266,8 @@ class Fsck:
                     found.append(chunk)
         return found
 
-    def _check_digest(self, named: Named) -> list[bytes]:
-        """Read a content whole; the ids of what turns out to be damaged, or its own when it has another digest. Runs in
-        a thread."""
-        if named.name.algo != "md5":
-            return []  # md5-dos2unix names a changed text, Git's names have a header: neither is made here
-        digest = hashlib.md5(usedforsecurity=False)
-        try:
-            for piece in self._store.reader.pieces(named.content):
-                digest.update(piece)
-        except StoreDamagedError as error:
-            return [bytes.fromhex(error.details["id"])]
-        return [] if digest.hexdigest() == named.name.hex else [named.content.id]
-
-    def _take_digest(self, named: Named, result: Future[list[bytes]]) -> None:
-        because = result.result()
-        self._advance(named.content.size)
+    def _take_digest(self, named: Named, because: list[bytes]) -> None:
+        """Note what the rehash of a content found."""
         for each in because:
             if each == named.content.id and self._store.reader.locate(each) is not None:
                 self.misnamed.append(named)

@@ -9,6 +9,8 @@ import random
 import shutil
 import subprocess
 import sys
+import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from tests.store.helpers import UID, damage, get, lose_index, put, sample, setti
 
 from millpond.daemon.errors import CancelledError, StoreDamagedError
 from millpond.daemon.names import ObjectName
-from millpond.daemon.store import journal, records
+from millpond.daemon.store import journal, records, rehash
 from millpond.daemon.store.index import Content
 from millpond.daemon.store.records import HEADER, Kind, Location, Record
 from millpond.daemon.store.segments import Encoded, mapped, scan_segment, segment_numbers, segment_path
@@ -200,6 +202,61 @@ def test_mending_gives_nobody_a_new_right(store: Store, tmp_path: Path) -> None:
     damage(tmp_path / "s", locate(store, item))
     assert store.fsck(repair=True, source=lambda name: sample(1, 5000)).ok
     assert [get(store, item, uid) for uid in (0, 77, os.getuid())] == [None, sample(1, 5000), None]
+
+
+@pytest.fixture
+def soon_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not small any more is checked beside others."""
+    monkeypatch.setattr(rehash, "_LARGE_BYTES", 70_000)
+    monkeypatch.setattr(rehash, "_WORTH_BYTES", 1_000_000)
+    monkeypatch.setattr(rehash, "_STEP_BYTES", 50_000)
+
+
+@pytest.mark.parametrize("with_kernels", [True, False])
+def test_large_contents_are_checked_beside_each_other(
+    store: Store, tmp_path: Path, soon_together: None, with_kernels: bool
+) -> None:
+    """Of any sizes, in several groups: sound ones, one whose end is damaged, ones under a wrong name, a name of another kind."""
+    kernels = store.kernels if with_kernels else None
+    chance = random.Random(5)
+    stored = put(
+        store, [chance.randbytes(3_000_000 if n == 5 else 70_000 + chance.randrange(400_000)) for n in range(40)]
+    )
+    stored += put(store, [sample(seed, 300 * seed) for seed in range(150)])
+    named = [rehash.Named(item.name, item.content) for item in stored]
+    layout = store.reader.layout(stored[5].content)
+    lost = layout.id(len(layout) - 1)
+    at = store.reader.locate(lost)
+    assert at is not None and len(layout) > 1
+    damage(tmp_path / "s", at)
+    wrong = [rehash.Named(ObjectName("md5", f"{n:032x}"), stored[n].content) for n in (0, 10, 100)]
+    other = rehash.Named(ObjectName("md5-dos2unix", "1" * 32), stored[20].content)
+    everything = [*named, *wrong, other]
+    chance.shuffle(everything)
+    read: list[int] = []
+    found = list(rehash.Rehash(store.reader, kernels, read.append).check(everything))
+    assert Counter(each for each, _ in found) == Counter(everything)
+    bad = {each: because for each, because in found if because}
+    assert bad == {named[5]: [lost]} | {each: [each.content.id] for each in wrong}
+    whole = sum(each.content.size for each in everything)
+    assert whole - stored[5].content.size <= sum(read) < whole
+    assert kernels is None or kernels.tried is not None
+
+
+def test_a_check_of_large_contents_is_cancelled_within_them(store: Store, soon_together: None) -> None:
+    put(store, [os.urandom(12_000_000) for _ in range(4)])
+    told: list[int] = []
+
+    def cancel(done: int, total: int) -> None:
+        told.append(done)
+        if done > total / 2:  # the segments are done with
+            raise CancelledError("cancelled")
+
+    with pytest.raises(CancelledError):
+        store.fsck(deep=True, progress=cancel)
+    assert told[-1] < 96_000_000
+    assert not [each for each in threading.enumerate() if each.name.startswith("rehash")]
+    assert store.fsck(deep=True).ok
 
 
 def test_fsck_can_be_cancelled_and_tells_how_far_it_is(store: Store) -> None:

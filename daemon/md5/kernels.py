@@ -91,8 +91,8 @@ class Kernels:
         with self._lock:
             if width not in self._made:
                 self._made[width] = None
-                # A library that does not load, a processor that LLVM does not know.
-                with contextlib.suppress(ImportError, OSError, RuntimeError):
+                # A library that does not load or has not all that it should, a processor that LLVM does not know.
+                with contextlib.suppress(ImportError, OSError, RuntimeError, AttributeError):
                     if _may_make_code() and _is_right(kernel := self._make(width), width):
                         self._made[width] = kernel
             return self._made[width]

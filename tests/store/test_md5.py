@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import mmap
+import os
 import random
 import subprocess
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -19,7 +21,24 @@ from millpond.daemon.md5.kernels import WIDEST, Kernels
 from millpond.daemon.md5.streams import Stream, update
 
 KERNELS = Kernels.of_here()
-needs_kernels = pytest.mark.skipif(KERNELS is None, reason="llvmlite is not installed")
+
+
+def why_not() -> str:
+    """Why there can be no kernels here, whatever this project does; "" where they must be made, and be right."""
+    if KERNELS is None:
+        return "llvmlite is not installed, or this processor's numbers begin at their other end"
+    try:
+        import llvmlite.binding as llvm
+
+        llvm.initialize_native_target()
+        llvm.initialize_native_asmprinter()
+        llvm.Target.from_default_triple().create_target_machine(cpu=llvm.get_host_cpu_name())
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
+        return f"llvmlite does not work: {error!r}"
+    return ""
+
+
+needs_kernels = pytest.mark.skipif(bool(why_not()), reason=why_not() or "-")
 # Sizes at which padding and blocks end.
 EDGES = (0, 1, 55, 56, 57, 63, 64, 65, 119, 120, 127, 128, 129)
 
@@ -106,4 +125,22 @@ assert not found.are_usable() and found.tried is False
     done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True)
     if done.returncode == 77:
         pytest.skip("this system cannot forbid it")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "text", ["import nothing_of_that_name", "raise OSError('libLLVM.so')", "raise RuntimeError('other LLVM')", ""]
+)
+def test_an_llvmlite_that_does_not_work_is_none(tmp_path: Path, text: str) -> None:
+    """Not the one of here: one whose library does not load, or of which half is there."""
+    (tmp_path / "llvmlite/binding").mkdir(parents=True)
+    (tmp_path / "llvmlite/__init__.py").touch()
+    (tmp_path / "llvmlite/binding/__init__.py").write_text(text)
+    ask = """
+from millpond.daemon.md5.kernels import Kernels
+found = Kernels.of_here()
+assert found is None or (not found.are_usable() and found.tried is False)
+"""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)])}
+    done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, env=env)
     assert (done.returncode, done.stderr) == (0, "")

@@ -34,6 +34,8 @@ class Piece:
 
 
 Data = bytes | bytearray | memoryview
+# A content of so many bytes is one chunk; a larger one has a recipe.
+ONE_CHUNK_BYTES = 64 << 10
 # (length, last, is_dir, strand?): a part of a content, as `store.feed` takes it, and whether it ends it. Contents may come beside each
 # other, each on a strand, numbered from 1; those without one come one after the other.
 Slice = tuple[int, bool, bool] | tuple[int, bool, bool, int]

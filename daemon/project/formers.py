@@ -13,13 +13,11 @@ import pygit2
 
 from millpond.daemon.errors import MillpondError
 from millpond.daemon.names import ObjectName
-from millpond.daemon.objects import ObjectStore
+from millpond.daemon.objects import ONE_CHUNK_BYTES, ObjectStore
 from millpond.daemon.project import outputs
 from millpond.daemon.project.repo import Repo
 
 T = TypeVar("T")
-# A smaller manifest is one chunk, and stored whole.
-_SMALL = 64 << 10
 # Commits that are looked at, first parents of HEAD; different names that the store is asked for.
 _COMMITS, _ASKED = 64, 8
 
@@ -37,7 +35,7 @@ class Formers:
     def put(self, data: bytes, path: str, pointer: str) -> ObjectName:
         """Store a manifest of the output at `path`, which `pointer` names, both from the root. Its name, to be committed. Raises as
         ObjectStore.put_bytes."""
-        large = len(data) > _SMALL
+        large = len(data) > ONE_CHUNK_BYTES  # else it is stored whole
         if large and path in self._latest and not self._is_committed:
             # The daemon follows what is committed alone.
             self._store.commit()

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from millpond.daemon.errors import ObjectMissingError, RemoteChangedError, RemoteError
+from millpond.daemon.objects import Data
 
 if TYPE_CHECKING:
     from millpond.daemon.remote.staging import Staging
@@ -33,7 +34,6 @@ NO_ANSWER = "it does not answer"
 
 # Objects that are removed by one call.
 DELETE_KEYS = 500
-Data = bytes | bytearray | memoryview
 # Told of so many bytes more.
 Sent = Callable[[int], None]
 

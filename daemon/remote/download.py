@@ -14,7 +14,8 @@ from itertools import islice
 
 from millpond.daemon.errors import ObjectMissingError, RemoteChangedError, RemoteError
 from millpond.daemon.names import ObjectName
-from millpond.daemon.remote.backend import Backend, Data, Entry, Got
+from millpond.daemon.objects import Data
+from millpond.daemon.remote.backend import Backend, Entry, Got
 from millpond.daemon.remote.flow import RANGE_BYTES, Flow
 from millpond.daemon.remote.layout import keys_of
 from millpond.daemon.remote.partial import BLOCK_BYTES, Partial, Partials

@@ -15,7 +15,8 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 from millpond.daemon.errors import CancelledError, RemoteError
-from millpond.daemon.remote.backend import Data, Got
+from millpond.daemon.objects import Data
+from millpond.daemon.remote.backend import Got
 from millpond.daemon.remote.pace import Budget, Pace
 from millpond.daemon.remote.silence import Silence
 

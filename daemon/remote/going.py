@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator
 
-from millpond.daemon.remote.backend import Data, told
+from millpond.daemon.objects import Data
+from millpond.daemon.remote.backend import told
 
 
 class Going:

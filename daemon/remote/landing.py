@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 from millpond.daemon.names import ObjectName
-from millpond.daemon.remote.backend import Data
+from millpond.daemon.objects import Data
 from millpond.daemon.remote.flow import RANGE_BYTES, Flow
 from millpond.daemon.remote.going import Going
 from millpond.daemon.remote.layout import key_of

@@ -16,7 +16,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NoReturn
 
 from millpond.daemon.errors import CredentialsError, RemoteError
-from millpond.daemon.remote.backend import FINAL, Base, Data, Entry, Got, Sent, told
+from millpond.daemon.objects import Data
+from millpond.daemon.remote.backend import FINAL, Base, Entry, Got, Sent, told
 from millpond.daemon.remote.staging import TEMPORARY, Staged, Staging
 
 _DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})

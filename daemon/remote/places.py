@@ -22,9 +22,10 @@ from millpond.daemon.errors import (
     from_wire,
 )
 from millpond.daemon.names import ObjectName
+from millpond.daemon.objects import Data
 from millpond.daemon.project.hashing import digest_of
 from millpond.daemon.remote import remotes
-from millpond.daemon.remote.backend import Data, Got
+from millpond.daemon.remote.backend import Got
 from millpond.daemon.remote.flow import DEADLINE_S
 from millpond.daemon.remote.inturn import Tell, in_turn
 from millpond.daemon.remote.layout import key_of, keys_of

@@ -20,7 +20,8 @@ from obstore import exceptions
 from obstore.store import S3Store
 
 from millpond.daemon.errors import CredentialsError, RemoteError
-from millpond.daemon.remote.backend import NO_ANSWER, PART_BYTES, Counted, Data, Entry, Got, Sent
+from millpond.daemon.objects import Data
+from millpond.daemon.remote.backend import NO_ANSWER, PART_BYTES, Counted, Entry, Got, Sent
 from millpond.daemon.remote.s3base import S3Base
 from millpond.daemon.remote.s3boto import BotoBackend
 from millpond.daemon.remote.s3settings import S3Settings

@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn
 
 from millpond.daemon.errors import RemoteError
-from millpond.daemon.remote.backend import PART_BYTES, Counted, Data, Entry, Got, Sent, why
+from millpond.daemon.objects import Data
+from millpond.daemon.remote.backend import PART_BYTES, Counted, Entry, Got, Sent, why
 from millpond.daemon.remote.s3base import S3Base, reason_of
 from millpond.daemon.remote.s3multipart import Uploads, code_of
 from millpond.daemon.remote.s3settings import S3Settings, key_md5

@@ -20,7 +20,8 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from millpond.daemon.remote.backend import PART_BYTES, Data, Sent, parts
+from millpond.daemon.objects import Data
+from millpond.daemon.remote.backend import PART_BYTES, Sent, parts
 from millpond.daemon.remote.pace import Pace
 
 # Parts under way at once, each in memory.

@@ -22,7 +22,8 @@ import asyncssh
 from asyncssh import SFTPAttrs, SFTPClient, SFTPClientFile
 
 from millpond.daemon.errors import CredentialsError, MillpondError, RemoteError
-from millpond.daemon.remote.backend import FINAL, Base, Counted, Data, Entry, Got, Sent, parts
+from millpond.daemon.objects import Data
+from millpond.daemon.remote.backend import FINAL, Base, Counted, Entry, Got, Sent, parts
 from millpond.daemon.remote.sshlink import LOST, Session, SSHLink
 from millpond.daemon.remote.sshsettings import SSHSettings
 

@@ -20,8 +20,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count
 from typing import NamedTuple, NoReturn
 
+from millpond.daemon.objects import Data
 from millpond.daemon.project.durable import make_folders, sync_file
-from millpond.daemon.remote.backend import Data, write_all, wrong_size
+from millpond.daemon.remote.backend import write_all, wrong_size
 from millpond.daemon.remote.disks import Disks, sync_names
 
 TEMPORARY = ".millpond-"

@@ -8,7 +8,8 @@ from itertools import islice
 from typing import TypeVar
 
 from millpond.daemon.names import ObjectName
-from millpond.daemon.remote.backend import DELETE_KEYS, Backend, Data, Entry, Got, Sent
+from millpond.daemon.objects import Data
+from millpond.daemon.remote.backend import DELETE_KEYS, Backend, Entry, Got, Sent
 from millpond.daemon.remote.download import Downloads, Part
 from millpond.daemon.remote.flow import DEADLINE_S, Flow
 from millpond.daemon.remote.layout import keys_of

@@ -14,8 +14,9 @@ from posixpath import join
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from millpond.daemon.errors import RemoteChangedError, RemoteConfigError
+from millpond.daemon.objects import Data
 from millpond.daemon.project.fileversions import manifest_of
-from millpond.daemon.remote.backend import Data, Entry, Got, ReadOnly, Sent
+from millpond.daemon.remote.backend import Entry, Got, ReadOnly, Sent
 from millpond.daemon.remote.layout import digest_of
 
 if TYPE_CHECKING:

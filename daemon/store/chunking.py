@@ -10,8 +10,10 @@ from collections.abc import Generator, Iterator
 
 from pyfastcdc import FastCDC
 
+from millpond.daemon.objects import ONE_CHUNK_BYTES
+
 ALGORITHM = "fastcdc-2020-pyfastcdc0.3-nc2"
-MIN_BYTES = 64 << 10
+MIN_BYTES = ONE_CHUNK_BYTES
 AVERAGE_BYTES = 256 << 10
 MAX_BYTES = 1 << 20
 # What is put together at first of a chunk that began in the part before: most end within, and it stays in memory until it is stored.

@@ -16,8 +16,9 @@ from tests.remote.test_staging import contents, going
 
 from millpond.daemon.errors import RemoteError
 from millpond.daemon.names import ObjectName
+from millpond.daemon.objects import Data
 from millpond.daemon.remote import staging, upload
-from millpond.daemon.remote.backend import Data, Sent
+from millpond.daemon.remote.backend import Sent
 from millpond.daemon.remote.flow import RANGE_BYTES
 from millpond.daemon.remote.local import LocalBackend
 from millpond.daemon.remote.transfer import Transfer

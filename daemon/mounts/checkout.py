@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from millpond.daemon import wirepath
 from millpond.daemon.errors import ConflictError
 from millpond.daemon.mounts import place
-from millpond.daemon.mounts.plan import Planner, Project
+from millpond.daemon.mounts.plan import Planner
+from millpond.daemon.mounts.project import Project
 from millpond.daemon.mounts.records import MountRecord
 from millpond.daemon.mounts.verbs import create, mount_values, require_fuse, umount_one
 from millpond.daemon.pipeline.status import status

@@ -21,7 +21,8 @@ import xxhash
 from millpond.daemon import wirepath
 from millpond.daemon.errors import BusyError, ConflictError, MillpondError, NotMountedError
 from millpond.daemon.mounts import place
-from millpond.daemon.mounts.plan import Planner, Project
+from millpond.daemon.mounts.plan import Planner
+from millpond.daemon.mounts.project import Project
 from millpond.daemon.mounts.records import MountRecord, StandsIn, leads_into
 from millpond.daemon.mounts.verbs import create, mount_values, require_fuse, umount_one
 from millpond.daemon.names import ObjectName

@@ -22,7 +22,8 @@ from millpond.daemon.errors import (
     RevisionError,
     TargetError,
 )
-from millpond.daemon.mounts.plan import Planner, Project
+from millpond.daemon.mounts.plan import Planner
+from millpond.daemon.mounts.project import Project
 from millpond.daemon.names import ObjectName
 from millpond.daemon.objects import ObjectStore
 from millpond.daemon.project import browse, outputs

@@ -23,7 +23,8 @@ from millpond.daemon.errors import (
 )
 from millpond.daemon.mounts import busy, filling, place
 from millpond.daemon.mounts.differences import DiffPlanner
-from millpond.daemon.mounts.plan import Plan, Planner, Project
+from millpond.daemon.mounts.plan import Plan, Planner
+from millpond.daemon.mounts.project import Project
 from millpond.daemon.mounts.records import MountRecord
 from millpond.daemon.mounts.revival import login
 from millpond.daemon.names import ObjectName

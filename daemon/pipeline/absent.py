@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from millpond.daemon.errors import MillpondError, ObjectMissingError
 from millpond.daemon.mounts import place as places
-from millpond.daemon.mounts.plan import Project
+from millpond.daemon.mounts.project import Project
 from millpond.daemon.names import ObjectName
 from millpond.daemon.pipeline.graph import OutIndex
 from millpond.daemon.pipeline.lock import Locked, locked

@@ -14,7 +14,7 @@ from millpond.daemon.errors import ObjectMissingError, TargetError, UsageError
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.digests import Objects
 from millpond.daemon.project.formers import Formers
-from millpond.daemon.project.importing import external, repofiles, source, versions
+from millpond.daemon.project.importing import external, repotree, source, versions
 from millpond.daemon.project.importing.external import Settings
 from millpond.daemon.project.importing.keep import Placing, keep, keep_repo
 from millpond.daemon.project.importing.pointer import Found
@@ -55,7 +55,7 @@ class Imports:
         settings = Settings.recorded(repo)
         with (
             external.opened(self._context, str(repo["url"]), rev, settings, os.environ, folders=folders) as other,
-            repofiles.opened(other, str(entry["path"]), self._context.store, jobs=self._jobs, tell=self._tell) as files,
+            repotree.opened(other, str(entry["path"]), self._context.store, jobs=self._jobs, tell=self._tell) as files,
         ):
             return keep_repo(self._context, files, self._objects, self._formers.of(output.path, output.pointer))
 

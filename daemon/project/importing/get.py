@@ -14,7 +14,7 @@ from millpond.daemon.project import dvcfile
 from millpond.daemon.project.config import Config
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.ignore import DVC_DIR
-from millpond.daemon.project.importing import external, repofiles, source, target
+from millpond.daemon.project.importing import external, repofiles, repotree, source, target
 from millpond.daemon.project.importing.deliver import deliver
 from millpond.daemon.project.importing.external import Settings
 from millpond.daemon.project.importing.source import Source, shown_url
@@ -40,7 +40,7 @@ def get(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
     place = "" if params.get("show_url") else _place(path, params)
     with (
         external.opened(context, url, params.get("rev"), settings, os.environ, folders=(here,)) as other,
-        repofiles.opened(other, path, context.store, jobs=params.get("jobs"), tell=waiting(context, "get")) as files,
+        repotree.opened(other, path, context.store, jobs=params.get("jobs"), tell=waiting(context, "get")) as files,
     ):
         if params.get("show_url"):
             return {"storage": wirepath.encode(_storage(files, path))}

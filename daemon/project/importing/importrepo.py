@@ -9,7 +9,7 @@ from millpond.daemon import wirepath
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.digests import Objects
 from millpond.daemon.project.formers import Formers
-from millpond.daemon.project.importing import external, repofiles, source, target
+from millpond.daemon.project.importing import external, repotree, source, target
 from millpond.daemon.project.importing.external import Settings
 from millpond.daemon.project.importing.importurl import How, finish
 from millpond.daemon.project.importing.keep import keep_repo
@@ -42,7 +42,7 @@ def import_(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
             return finish(context, repo, goal, dep, Found(), how, shown=path)
         with external.opened(context, url, rev, settings, os.environ, folders=(repo.cwd,)) as other:
             content = Found()
-            with repofiles.opened(other, path, context.store, jobs=how.jobs, tell=waiting(context, "import")) as files:
+            with repotree.opened(other, path, context.store, jobs=how.jobs, tell=waiting(context, "import")) as files:
                 told = source.warnings(files)
                 if not how.no_download:
                     former = Formers(repo, context.store).of(goal.path, goal.pointer)

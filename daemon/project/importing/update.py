@@ -11,7 +11,7 @@ from millpond.daemon.errors import UsageError
 from millpond.daemon.project import dvcfile
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.digests import Objects
-from millpond.daemon.project.importing import external, pointer, repofiles, source, versions
+from millpond.daemon.project.importing import external, pointer, repotree, source, versions
 from millpond.daemon.project.importing.external import Settings
 from millpond.daemon.project.importing.fetching import refuse_others
 from millpond.daemon.project.importing.importurl import How, bring, folder_of, settle, shown_source
@@ -159,7 +159,7 @@ class Updating:
             if before == other.commit and dep["repo"] == entry["repo"] and self._is_whole():
                 return self._bring_back()
             content = Found()
-            with repofiles.opened(
+            with repotree.opened(
                 other, str(entry["path"]), self._context.store, jobs=self._how.jobs, tell=self._tell
             ) as files:
                 if not self._how.no_download:

@@ -16,7 +16,7 @@ import pytest
 from tests.api.conftest import Made
 from tests.api.consumers import DataSet, epoch
 from tests.cli.helpers import Home
-from tests.project.test_importing import git_server
+from tests.project.elsewhere import git_server
 from tests.remote.servers import KEY, SECRET, S3Server, s3_server
 from tests.store.helpers import sample
 

@@ -1,27 +1,19 @@
-"""import, import-url, update, get, get-url, list-url: real DVC as oracle on the same sources, pointers compared byte by byte."""
+"""import, import-url, update: real DVC as oracle on the same sources, pointers compared byte by byte."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-import signal
-import socket
-import stat
-import subprocess
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.project.elsewhere import Elsewhere, Pair, commit, git, opened_again, run, write
 from tests.project.realdvc import real_dvc
 from tests.project.verbhelp import Project
-from tests.remote.servers import free_port
 
 from millpond.daemon import wirepath
 from millpond.daemon.errors import (
@@ -37,129 +29,8 @@ from millpond.daemon.errors import (
     UsageError,
 )
 from millpond.daemon.project import yamlio
-from millpond.daemon.project.importing import clones, pointer
+from millpond.daemon.project.importing import pointer
 from millpond.daemon.project.importing.pointer import Found
-from millpond.daemon.store.store import Store, StoreSettings
-
-_GIT = ["git", "-c", "user.name=t", "-c", "user.email=t@example.invalid", "-c", "protocol.file.allow=always"]
-
-
-@dataclass(frozen=True, slots=True)
-class Elsewhere:
-    """`dvc`: a DVC repository with two versions (tags v1, v2), Git's files and a repository inside; `git`: one of Git alone;
-    `files`: a folder that is in none."""
-
-    top: Path
-
-    @property
-    def dvc(self) -> Path:
-        return self.top / "dvc"
-
-    @property
-    def git(self) -> Path:
-        return self.top / "git"
-
-    @property
-    def files(self) -> Path:
-        return self.top / "files"
-
-
-def git(folder: Path, *argv: str) -> str:
-    return subprocess.run([*_GIT, *argv], cwd=folder, check=True, text=True, stdout=subprocess.PIPE).stdout.strip()
-
-
-def write(files: dict[str, str], top: Path) -> None:
-    for path, text in files.items():
-        (top / path).parent.mkdir(parents=True, exist_ok=True)
-        (top / path).write_text(text)
-
-
-def commit(folder: Path, tag: str | None = None) -> None:
-    git(folder, "add", "-A")
-    git(folder, "commit", "-qm", "c")
-    if tag is not None:
-        git(folder, "tag", tag)
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    top = tmp_path_factory.mktemp("elsewhere")
-    here = Elsewhere(top)
-    dvc = real_dvc()
-    for folder in (here.dvc, here.git):
-        folder.mkdir()
-        git(folder, "init", "-q", "-b", "main")
-    write({"a": "1\n", "d/b": "2\n"}, here.git)
-    (here.git / "a").chmod(0o755)
-    os.symlink("../a", here.git / "d/l")
-    os.symlink("d", here.git / "folder")
-    commit(here.git)
-    write({"f.txt": "hello\n", "d/a": "a\n", "d/sub/b": "b\n", "d/sub/c": ""}, here.files)
-    (here.files / "f.txt").chmod(0o755)
-    dvc.ok("init", "-q", cwd=here.dvc)
-    write({"data/one": "1\n", "data/sub/two": "2\n", "mix/tracked": "t\n", "mix/git": "g\n", "plain": "p\n"}, here.dvc)
-    write({"ruled/out": "x\n", "ruled/in": "y\n", ".dvcignore": "out\n"}, here.dvc)
-    dvc.ok("add", "-q", "data", "mix/tracked", cwd=here.dvc)
-    (here.dvc / "inner").mkdir()
-    dvc.ok("init", "-q", "--subdir", cwd=here.dvc / "inner")
-    write({"deep/five": "5\n"}, here.dvc / "inner")
-    dvc.ok("add", "-q", "deep", cwd=here.dvc / "inner")
-    commit(here.dvc, "v1")
-    write({"data/one": "11\n", "data/three": "3\n", "plain": "p2\n"}, here.dvc)
-    dvc.ok("add", "-q", "data", cwd=here.dvc)
-    commit(here.dvc, "v2")
-    return top
-
-
-@pytest.fixture
-def elsewhere(built: Path, tmp_path: Path) -> Elsewhere:
-    """A copy: tests change it."""
-    shutil.copytree(built, tmp_path / "elsewhere", symlinks=True)
-    return Elsewhere(tmp_path / "elsewhere")
-
-
-@dataclass(slots=True)
-class Pair:
-    """The same project twice, in folders of one depth: ours, and one in which real DVC works."""
-
-    ours: Project
-    theirs: Path
-
-    def dvc(self, *argv: str) -> str:
-        return real_dvc().ok(*argv, cwd=self.theirs)
-
-    def same(self) -> None:
-        """All that is in the two but for Git's and DVC's folders: paths, bytes; of .gitignore the lines."""
-        assert self._all(self.ours.root) == self._all(self.theirs)
-
-    def _all(self, root: Path) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for path in sorted(root.rglob("*")):
-            name = str(path.relative_to(root))
-            if path.is_file() and not name.startswith((".git/", ".dvc/")):
-                text = path.read_bytes()
-                found[name] = sorted(text.split()) if path.name == ".gitignore" else (text, path.stat().st_mode & 0o111)
-        return found
-
-
-@pytest.fixture
-def pair(project: Project) -> Iterator[Pair]:
-    theirs = project.base / "them"
-    theirs.mkdir()
-    git(theirs, "init", "-q")
-    real_dvc().ok("init", "-q", cwd=theirs)
-    yield Pair(project, theirs)
-
-
-def run(project: Project, verb: str, url: str, source: str | None = None, /, **params: Any) -> dict[str, Any]:
-    """One of the verbs, paths in wire form."""
-    params["url"] = wirepath.encode(url)
-    if source is not None:
-        params["source"] = wirepath.encode(source)
-    if params.get("out"):
-        params["out"] = wirepath.encode(params["out"])
-    return project.run(verb, **params)
-
 
 REPO_IMPORTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("dvc", "data", {"rev": "v1", "out": "older"}),
@@ -170,6 +41,8 @@ REPO_IMPORTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("dvc", "data", {"no_download": True, "out": "not-here"}),
     ("git", "d", {}),
 )
+
+
 MORE_REPO_IMPORTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("dvc", "data", {}),
     ("dvc", "data/one", {}),
@@ -343,85 +216,6 @@ def test_what_a_source_has_no_more_is_named(pair: Pair, elsewhere: Elsewhere) ->
         assert found["checkout"]["added"] == ["plain"] and len(found["missing"]) == 2
 
 
-@contextmanager
-def opened_again(project: Project) -> Iterator[Project]:
-    """The project with an empty store, as on another machine."""
-    path = project.base / f"store-{len(list(project.base.iterdir()))}"
-    store = Store.open(StoreSettings(path=path, threads=2, fsync=False, reserve_bytes=0))
-    try:
-        fresh = Project(project.base, store)
-        fresh.root = project.root
-        yield fresh
-    finally:
-        store.close()
-
-
-def test_get_brings_what_import_would(project: Project, elsewhere: Elsewhere) -> None:
-    """Outside of any repository, too; a folder is there as a whole or not at all."""
-    outside = project.base / "outside"
-    outside.mkdir()
-    url = "../elsewhere/dvc"
-
-    def get(path: str, **params: Any) -> dict[str, Any]:
-        return run(project, "get", url, path, cwd=outside, **params)
-
-    assert get("data")["files"] == 3 and get("plain")["bytes"] == 3
-    assert (outside / "data/one").read_text() == "11\n" and (outside / "plain").read_text() == "p2\n"
-    get("data/one", rev="v1", out="deep/er/one")
-    assert (outside / "deep/er/one").read_text() == "1\n"
-    with pytest.raises(TargetError, match="already exists"):
-        get("data")
-    write({"data/one": "mine\n", "data/own": "o\n"}, outside)
-    get("data", force=True)
-    assert (outside / "data/one").read_text() == "11\n" and (outside / "data/own").exists()
-    (outside / "y/plain").mkdir(parents=True)
-    with pytest.raises(ConflictError, match="is a folder"):
-        get("plain", out="y/", force=True)
-    with pytest.raises(TargetError, match="DVC file"):
-        get("data", out="a.dvc")
-    with pytest.raises(TargetError, match="not in"):
-        get("nothing")
-    cache = real_dvc().ok("get", "--show-url", str(elsewhere.dvc), "data", cwd=outside).strip()
-    assert wirepath.decode(get("data", show_url=True)["storage"]) == cache
-    five = wirepath.decode(get("inner/deep/five", show_url=True)["storage"])
-    assert five.startswith(str(elsewhere.dvc / "inner/.dvc/cache")) and Path(five).read_text() == "5\n"
-    with pytest.raises(TargetError, match="no storage"):
-        get("plain", show_url=True)
-    assert not [path for path in outside.rglob(".millpond*")]
-    (told,) = run(project, "get", "../elsewhere/git", ".", cwd=outside, out="whole")["warnings"]
-    assert "'folder' is a link to a folder" in told and not os.path.lexists(outside / "whole/folder")
-    run(project, "get", "../elsewhere/git", "folder", cwd=outside, out="followed")
-    assert (outside / "followed/l").read_text() == "1\n"
-
-
-def test_get_url_and_list_url(project: Project, elsewhere: Elsewhere) -> None:
-    outside = project.base / "outside"
-    outside.mkdir()
-    git(elsewhere.files, "init", "-q")
-    for url in ("../elsewhere/files", elsewhere.files.as_uri()):
-        name = f"got-{len(url)}"
-        run(project, "get-url", url, out=name, cwd=outside)
-        assert (outside / name / ".git/HEAD").exists(), "all of it"
-    run(project, "get-url", "../elsewhere/files/f.txt", cwd=outside)
-    assert (outside / "f.txt").read_text() == "hello\n"
-    shutil.rmtree(elsewhere.files / ".git")
-
-    def listed(**params: Any) -> list[str]:
-        rows = run(project, "list-url", str(elsewhere.files), cwd=outside, **params)["rows"]
-        return [wirepath.decode(row[0]) for row in rows]
-
-    for params, words in (
-        ({}, []),
-        ({"recursive": True}, ["-R"]),
-        ({"recursive": True, "level": 2}, ["-R", "-L", "2"]),
-    ):
-        expected = real_dvc().ok("list-url", *words, str(elsewhere.files), cwd=outside).split()
-        assert listed(**params) == sorted(expected)
-    assert listed(tree=True) == [str(elsewhere.files), "d", "d/a", "d/sub", "d/sub/b", "d/sub/c", "f.txt"]
-    with pytest.raises(TargetError, match="there is nothing"):
-        run(project, "list-url", "nothing", cwd=outside)
-
-
 def test_to_remote_brings_nothing_here(pair: Pair, elsewhere: Elsewhere) -> None:
     ours = pair.ours
     (elsewhere.files / "d/large").write_bytes(os.urandom(9 << 20))
@@ -567,61 +361,6 @@ def test_an_old_repository_s_text_keeps_its_bytes(project: Project, tmp_path: Pa
     run(project, "import", str(old), "t")
     assert (project.root / "t").read_bytes() == text
     assert "hash: md5\n" in project.read("t.dvc") and value not in project.read("t.dvc")
-
-
-def test_clones_are_kept_fetched_and_bounded(
-    project: Project, elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A url of a Git server: here over Git's own transport of another program's repository."""
-    with git_server(elsewhere.top) as base:
-        url = f"{base}/git"
-        run(project, "import", url, "a")
-        top = project.base / "xdg-cache/millpond-user/clones"
-        (clone,) = top.glob("*.git")
-        assert stat.S_IMODE(top.stat().st_mode) == 0o700
-        write({"a": "later\n"}, elsewhere.git)
-        commit(elsewhere.git)
-        assert project.status(updates=True) == {"a.dvc": [{"changed deps": {f"a ({url})": "update available"}}]}
-        assert project.run("update", "a.dvc")["imports"][0]["changed"] and project.read("a") == "later\n"
-        lock = yamlio.load(project.read("a.dvc"), "a.dvc")["deps"][0]["repo"]["rev_lock"]
-        assert lock == git(elsewhere.git, "rev-parse", "HEAD")
-        monkeypatch.setattr(clones, "MAX_CLONES", 1)
-        run(project, "get", f"{base}/dvc", "plain", out="got")
-        assert not clone.exists() and len(list(top.glob("*.git"))) == 1
-        rows = run(project, "list", f"{base}/dvc", detail=True)["rows"]
-        assert "plain" in [wirepath.decode(row[0]) for row in rows]
-        with pytest.raises(RevisionError):
-            run(project, "get", url, "a", out="x", rev="none")
-    with pytest.raises(RemoteError, match="Git cannot get"):
-        run(project, "get", url, "a", out="x")
-    run(project, "get", url, "a", out="y", rev=lock)  # that commit cannot have moved: nobody is asked
-
-
-@contextmanager
-def git_server(folder: Path) -> Iterator[str]:
-    port = free_port()
-    command = ["git", "daemon", f"--base-path={folder}", "--export-all", f"--port={port}", "--listen=127.0.0.1"]
-    process = subprocess.Popen(
-        [*command, "--reuseaddr"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
-    try:
-        for _ in range(200):
-            with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-                break
-            time.sleep(0.02)
-        yield f"git://127.0.0.1:{port}"
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def test_a_repository_s_address_runs_no_command(project: Project, elsewhere: Elsewhere) -> None:
-    """Addresses are in files of other people's repositories."""
-    mark = project.base / "ran"
-    for url in (f"ext::touch {mark}", f"--upload-pack=touch {mark}:x"):
-        with pytest.raises(MillpondError):
-            run(project, "get", url, "a", out="x")
-    assert not mark.exists()
 
 
 @given(st.dictionaries(st.sampled_from(["desc", "meta", "x", "md5", "size"]), st.text(max_size=5), max_size=4))

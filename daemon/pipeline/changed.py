@@ -14,7 +14,7 @@ from millpond.daemon.pipeline.contents import Contents, Wanted
 from millpond.daemon.pipeline.lock import Locked, locked
 from millpond.daemon.pipeline.places import Item, is_followed, shown
 from millpond.daemon.pipeline.stage import Dep, Stage, StageOut, address
-from millpond.daemon.project.importing.source import shown_url
+from millpond.daemon.project.importing.urls import shown_url
 from millpond.daemon.project.paths import printable
 
 NEW, MODIFIED, DELETED, NOT_IN_CACHE, UPDATE = "new", "modified", "deleted", "not in cache", "update available"

@@ -24,7 +24,7 @@ from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.digests import Group, fill, forget_missing
 from millpond.daemon.project.durable import write_all, write_error
 from millpond.daemon.project.export import export_outputs, exports
-from millpond.daemon.project.importing.source import shown_url
+from millpond.daemon.project.importing.urls import shown_url
 from millpond.daemon.project.outputs import Output
 from millpond.daemon.project.paths import printable
 from millpond.daemon.project.repo import Repo

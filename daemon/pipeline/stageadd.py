@@ -16,7 +16,7 @@ from millpond.daemon.pipeline.variables import PARAMS_FILE
 from millpond.daemon.project import gitignore, yamlio
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.durable import write_all, write_error
-from millpond.daemon.project.importing.source import shown_url
+from millpond.daemon.project.importing.urls import shown_url
 from millpond.daemon.project.repo import Repo, printable
 from millpond.daemon.project.stages import STAGES_FILE
 

@@ -34,7 +34,7 @@ from millpond.daemon.pipeline.stageinputs import StageInputs
 from millpond.daemon.project import add, running, targets
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.fetch import fetch_chosen
-from millpond.daemon.project.importing.source import shown_url
+from millpond.daemon.project.importing.urls import shown_url
 from millpond.daemon.project.outputs import Output
 from millpond.daemon.project.paths import overlap
 from millpond.daemon.project.placer import Placer

@@ -15,9 +15,10 @@ from millpond.daemon.names import ObjectName
 from millpond.daemon.pipeline.lock import TAGS, Locked
 from millpond.daemon.pipeline.places import Item, is_followed, is_root
 from millpond.daemon.project.context import VerbContext
-from millpond.daemon.project.importing import source
+from millpond.daemon.project.importing import opening, urls
 from millpond.daemon.project.importing.keep import counted, found_of
-from millpond.daemon.project.importing.source import Connections, RemoteSource
+from millpond.daemon.project.importing.opening import Connections
+from millpond.daemon.project.importing.source import RemoteSource
 from millpond.daemon.project.paths import printable
 from millpond.daemon.project.repo import Repo
 from millpond.daemon.remote import remotes
@@ -81,7 +82,7 @@ class Urls:
                 return
             keys = [entry.key for entry in found.entries]
             for start in range(0, len(keys), DELETE_KEYS):
-                self.context.progress("removing the last output", (start, len(keys)), note=source.shown_url(item.path))
+                self.context.progress("removing the last output", (start, len(keys)), note=urls.shown_url(item.path))
                 found.transfer.backend.delete_many(keys[start : start + DELETE_KEYS])
 
     def _remote(self, item: Item) -> Remote:
@@ -90,11 +91,11 @@ class Urls:
         return remotes.of_url(self.repo.config, item.path, {})
 
     def _listed(self, item: Item, connections: Connections) -> RemoteSource:
-        return source.listed(item.path, self._remote(item), connections)
+        return opening.listed(item.path, self._remote(item), connections)
 
     def _wait(self, task: Future[RemoteSource], done: tuple[int, int], path: str) -> None:
         while True:
-            self.context.progress("looking at urls", done, note=source.shown_url(path))
+            self.context.progress("looking at urls", done, note=urls.shown_url(path))
             if concurrent.futures.wait([task], _LOOK_S).done:
                 return
 
@@ -129,7 +130,7 @@ class Urls:
         held += ["DVC's cache"] if _holds(item.key, self.repo.cache.folder) else []
         if is_root(item.key) or held:
             what = f"holds {held[0]}" if held else "is a whole bucket or server"
-            shown = printable(source.shown_url(item.path))
+            shown = printable(urls.shown_url(item.path))
             raise UsageError(
                 f"output '{shown}' {what}, and outputs are removed before their stage runs",
                 hint="name a folder of its own, or say that it stays: `persist: true`",
@@ -148,7 +149,7 @@ def _holds(outer: str, inner: str) -> bool:
 
 def not_followed(item: Item) -> UsageError:
     """The error for a url of a kind that is not followed here."""
-    shown = printable(source.shown_url(item.path))
+    shown = printable(urls.shown_url(item.path))
     kinds = "s3://, ssh://, http(s):// and remote://"
     return UsageError(
         f"'{shown}' is of a kind that only DVC follows: here it is {kinds}", hint="use `dvc` for this stage"

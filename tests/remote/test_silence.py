@@ -19,7 +19,7 @@ from tests.remote.test_places import NOWHERE, local, silent
 
 from millpond.daemon.errors import RemoteError
 from millpond.daemon.names import ObjectName
-from millpond.daemon.project.importing import source
+from millpond.daemon.project.importing import opening
 from millpond.daemon.remote import backend, flow, silence
 from millpond.daemon.remote.remotes import Remote, connect
 from millpond.daemon.remote.s3base import S3Base
@@ -147,7 +147,7 @@ def test_a_url_where_nobody_answers_is_asked_once(kind: str, quick: None, tmp_pa
         began = time.monotonic()
         with (
             pytest.raises(RemoteError, match="it does not answer") as failed,
-            source.opened(url, None, values, {}, folder=str(tmp_path), tell=lambda who, since_s: told.append(who)),
+            opening.opened(url, None, values, {}, folder=str(tmp_path), tell=lambda who, since_s: told.append(who)),
         ):
             pass
         assert time.monotonic() - began < 4

@@ -10,7 +10,7 @@ from millpond.daemon.errors import UsageError
 from millpond.daemon.project import dvcfile
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.dvcfile import Out
-from millpond.daemon.project.importing import source, target
+from millpond.daemon.project.importing import opening, source, target, urls
 from millpond.daemon.project.importing.importurl import How, settle
 from millpond.daemon.project.importing.keep import keep
 from millpond.daemon.project.importing.pointer import Found
@@ -34,7 +34,7 @@ def is_from_elsewhere(params: dict[str, Any]) -> bool:
     for option in ("remote", "remote_jobs"):
         if params.get(option):
             raise UsageError(f"--{option.replace('_', '-')} can't be used without --to-remote")
-    if params.get("out") is None or len(targets) != 1 or source.is_local(wirepath.decode(targets[0])):
+    if params.get("out") is None or len(targets) != 1 or urls.is_local(wirepath.decode(targets[0])):
         return False
     if params.get("no_commit"):
         raise UsageError("--no-commit can't be used with a url: its data has no other place here")
@@ -50,12 +50,12 @@ def add_from_elsewhere(context: VerbContext, params: dict[str, Any]) -> dict[str
     with context.lock(repo.root, "write"):
         outputs = repo.outputs()
         refuse_clashes(outputs)
-        inside = repo.relative(url) if source.is_local(url) else None
+        inside = repo.relative(url) if urls.is_local(url) else None
         own = out is None and inside is not None
-        where = url if own else target.destination(source.basename(url), out)
+        where = url if own else target.destination(urls.basename(url), out)
         goal = target.resolve(repo, where, outputs, force=force or own)
         tell = waiting(context, "add")
-        with source.opened(
+        with opening.opened(
             url, repo.config, {}, os.environ, folder=repo.cwd, jobs=jobs, rate=rate(os.environ), tell=tell
         ) as found:
             if params.get("to_remote"):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from millpond.daemon.errors import CredentialsError, MillpondError, NotARepoError, RemoteError, TargetError
 from millpond.daemon.project import dvcfile
 from millpond.daemon.project.context import VerbContext
-from millpond.daemon.project.importing import external, pointer, source
+from millpond.daemon.project.importing import external, opening, pointer, source, urls
 from millpond.daemon.project.importing.external import Settings
 from millpond.daemon.project.importing.importurl import folder_of, shown_path, shown_source
 from millpond.daemon.project.importing.keep import keep
@@ -81,7 +81,7 @@ class _Looking:
         self._context.progress("looking at the source", note=url)
         try:
             tell = waiting(self._context, "status")
-            with source.opened(url, self._repo.config, settings, os.environ, folder=folder, tell=tell) as found:
+            with opening.opened(url, self._repo.config, settings, os.environ, folder=folder, tell=tell) as found:
                 shown = shown_source(self._repo, found)
                 token = found.token() or source.dependency(
                     found, url, keep(self._context, found, store=False).name, settings
@@ -94,7 +94,7 @@ class _Looking:
             if not error.details.get("absent"):
                 raise
             path = os.path.normpath(os.path.join(folder, url.removeprefix("file://")))
-            return {shown_path(self._repo, path) if source.is_local(url) else url: DELETED}
+            return {shown_path(self._repo, path) if urls.is_local(url) else url: DELETED}
 
 
 def _hinted(error: MillpondError) -> MillpondError:

@@ -23,7 +23,7 @@ from millpond.daemon.errors import AccessError, DiskFullError, LockTimeoutError,
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.copying import below
 from millpond.daemon.project.gitrepo import GitRepo
-from millpond.daemon.project.importing.source import parsed, shown_url
+from millpond.daemon.project.importing.urls import parsed, shown_url
 from millpond.daemon.project.paths import printable
 from millpond.daemon.project.statcache import user_folder
 

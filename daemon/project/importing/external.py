@@ -22,7 +22,7 @@ from millpond.daemon.project.dvccache import DvcCache
 from millpond.daemon.project.gitrepo import GitRepo
 from millpond.daemon.project.ignore import DVC_DIR, IgnoreRules
 from millpond.daemon.project.importing.clones import clone
-from millpond.daemon.project.importing.source import shown_url
+from millpond.daemon.project.importing.urls import shown_url
 from millpond.daemon.project.paths import printable
 from millpond.daemon.project.repo import Repo, find_root, git_at
 from millpond.daemon.project.statcache import StatCache

@@ -14,7 +14,7 @@ from millpond.daemon.errors import ObjectMissingError, TargetError, UsageError
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.digests import Objects
 from millpond.daemon.project.formers import Formers
-from millpond.daemon.project.importing import external, repotree, source, versions
+from millpond.daemon.project.importing import external, opening, repotree, source, versions
 from millpond.daemon.project.importing.external import Settings
 from millpond.daemon.project.importing.keep import Placing, keep, keep_repo
 from millpond.daemon.project.importing.pointer import Found
@@ -64,7 +64,7 @@ class Imports:
         url = str(entry["path"])
         pins = versions.recorded(entry)
         try:
-            with source.opened(
+            with opening.opened(
                 url,
                 self._repo.config,
                 source.settings(entry.get("fs_config")),

@@ -14,10 +14,11 @@ from millpond.daemon.project import dvcfile
 from millpond.daemon.project.config import Config
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.ignore import DVC_DIR
-from millpond.daemon.project.importing import external, repofiles, repotree, source, target
+from millpond.daemon.project.importing import external, opening, repofiles, repotree, source, target, urls
 from millpond.daemon.project.importing.deliver import deliver
 from millpond.daemon.project.importing.external import Settings
-from millpond.daemon.project.importing.source import Source, shown_url
+from millpond.daemon.project.importing.source import Source
+from millpond.daemon.project.importing.urls import shown_url
 from millpond.daemon.project.paths import printable
 from millpond.daemon.project.repo import find_root
 from millpond.daemon.project.sharing import waiting
@@ -92,7 +93,7 @@ def _rows(found: Source, level: int | None) -> list[tuple[str, int, bool, int | 
 def _place(url: str, params: dict[str, Any]) -> str:
     """The absolute path at which data is to be. Raises TargetError where something is already."""
     out = None if params.get("out") is None else wirepath.decode(params["out"])
-    name = "" if out is not None and not (os.path.isdir(out) or out.endswith("/")) else source.basename(url)
+    name = "" if out is not None and not (os.path.isdir(out) or out.endswith("/")) else urls.basename(url)
     place = os.path.abspath(target.destination(name, out))
     shown = printable(place if out is None else out)
     if place.endswith(dvcfile.SUFFIX) or os.path.basename(place) == STAGES_FILE:
@@ -132,7 +133,7 @@ def _opened(
 ) -> AbstractContextManager[Source]:
     """All that a url names, seen from the current folder."""
     here = os.path.realpath(os.getcwd())
-    return source.opened(
+    return opening.opened(
         url,
         _config(),
         source.settings(params.get("fs_config")),

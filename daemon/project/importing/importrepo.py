@@ -9,7 +9,7 @@ from millpond.daemon import wirepath
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.digests import Objects
 from millpond.daemon.project.formers import Formers
-from millpond.daemon.project.importing import external, repotree, source, target
+from millpond.daemon.project.importing import external, repotree, source, target, urls
 from millpond.daemon.project.importing.external import Settings
 from millpond.daemon.project.importing.importurl import How, finish
 from millpond.daemon.project.importing.keep import keep_repo
@@ -34,7 +34,7 @@ def import_(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
     with context.lock(repo.root, "write"):
         outputs = repo.outputs()
         refuse_clashes(outputs)
-        place = target.destination(source.basename(path) if out is None or os.path.isdir(out) else "", out)
+        place = target.destination(urls.basename(path) if out is None or os.path.isdir(out) else "", out)
         goal = target.resolve(repo, place, outputs, force=how.force)
         entry: dict[str, Any] = {"url": url, **({"rev": rev} if rev else {})}
         if how.no_exec:

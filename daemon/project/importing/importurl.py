@@ -14,7 +14,7 @@ from millpond.daemon.project import dvcfile, pointers
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.export import export_after
 from millpond.daemon.project.formers import Formers
-from millpond.daemon.project.importing import pointer, source, target, versions
+from millpond.daemon.project.importing import opening, pointer, source, target, urls, versions
 from millpond.daemon.project.importing.keep import Placing, keep
 from millpond.daemon.project.importing.pointer import Found
 from millpond.daemon.project.importing.source import LocalSource, Source
@@ -103,13 +103,13 @@ def import_url(context: VerbContext, params: dict[str, Any]) -> dict[str, Any]:
     with context.lock(repo.root, "write"):
         outputs = repo.outputs()
         refuse_clashes(outputs)
-        goal = target.resolve(repo, target.destination(source.basename(url), out), outputs, force=how.force)
+        goal = target.resolve(repo, target.destination(urls.basename(url), out), outputs, force=how.force)
         recorded = recorded_url(repo, url, goal)
         if how.no_exec:
             dep = {"hash": "md5", "path": recorded, **({"fs_config": fs_config} if fs_config else {})}
             return finish(context, repo, goal, dep, Found(), how, shown=recorded)
         tell = waiting(context, "import-url")
-        with source.opened(
+        with opening.opened(
             url,
             repo.config,
             source.settings(fs_config),
@@ -207,7 +207,7 @@ def settle(
 def recorded_url(repo: Repo, url: str, goal: Target) -> str:
     """A url as the pointer has it. What lies in the project is named from the pointer's folder, as DVC has it; so is what was given as
     a relative path, which DVC takes as it stands and then looks for from there; `file://` is a path, for DVC reads no such url."""
-    if not source.is_local(url):
+    if not urls.is_local(url):
         return url
     path, folder = url.removeprefix("file://"), repo.path(goal.folder)
     relative = repo.relative(path)

@@ -25,7 +25,7 @@ from millpond.daemon.project.digests import Objects
 from millpond.daemon.project.gitrepo import TreeFile
 from millpond.daemon.project.hashing import Digest
 from millpond.daemon.project.importing.external import External
-from millpond.daemon.project.importing.source import shown_url
+from millpond.daemon.project.importing.urls import shown_url
 from millpond.daemon.project.outputs import Output
 from millpond.daemon.project.paths import printable
 from millpond.daemon.project.sharing import Link, Links

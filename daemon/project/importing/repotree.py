@@ -19,7 +19,7 @@ from millpond.daemon.project.hashing import is_md5
 from millpond.daemon.project.ignore import DVC_DIR, IGNORE_FILE, FolderRules
 from millpond.daemon.project.importing.external import External
 from millpond.daemon.project.importing.repofiles import Item, RepoFiles
-from millpond.daemon.project.importing.source import shown_url
+from millpond.daemon.project.importing.urls import shown_url
 from millpond.daemon.project.outputs import GitTree, Output
 from millpond.daemon.project.paths import printable
 from millpond.daemon.project.stages import STAGES_FILE

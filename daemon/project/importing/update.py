@@ -11,7 +11,7 @@ from millpond.daemon.errors import UsageError
 from millpond.daemon.project import dvcfile
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.digests import Objects
-from millpond.daemon.project.importing import external, pointer, repotree, source, versions
+from millpond.daemon.project.importing import external, opening, pointer, repotree, source, versions
 from millpond.daemon.project.importing.external import Settings
 from millpond.daemon.project.importing.fetching import refuse_others
 from millpond.daemon.project.importing.importurl import How, bring, folder_of, settle, shown_source
@@ -120,7 +120,7 @@ class Updating:
     def _of_url(self, entry: dict[str, Any], pins: Sequence[Pin]) -> bool:
         refuse_others(self._output)
         url = str(entry["path"])
-        with source.opened(
+        with opening.opened(
             url,
             self._repo.config,
             source.settings(entry.get("fs_config")),

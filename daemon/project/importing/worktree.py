@@ -16,7 +16,7 @@ from millpond.daemon.names import ObjectName
 from millpond.daemon.project.context import VerbContext
 from millpond.daemon.project.digests import Objects
 from millpond.daemon.project.fileversions import FileVersions, Version
-from millpond.daemon.project.importing import source, versions
+from millpond.daemon.project.importing import opening, versions
 from millpond.daemon.project.importing.importurl import How, settle
 from millpond.daemon.project.importing.keep import counted, found_of, manifest_of
 from millpond.daemon.project.importing.source import RemoteSource
@@ -75,7 +75,7 @@ class Following:
 
     def _follow(self, url: str) -> bool:
         try:
-            with source.opened(
+            with opening.opened(
                 url,
                 self._repo.config,
                 {versions.FLAG: "true"},

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from millpond.cli import exits, render, text
+from millpond.cli import exits, storelines, text
 from millpond.cli.commands.settings import level_options
 from millpond.cli.connection import request, verb
 from millpond.cli.console import Console
@@ -134,7 +134,7 @@ def verify(ctx: click.Context, /, everything: bool, as_json: bool, **versions: A
     console: Console = ctx.obj
     if everything:
         report = verb(console, "fsck", {"deep": True, "repair": False})
-        for line in [json.dumps(report)] if as_json else render.fsck_lines(report, deep=True):
+        for line in [json.dumps(report)] if as_json else storelines.fsck_lines(report, deep=True):
             console.say(line)
         ctx.exit(exits.OK if report["ok"] else exits.DAMAGED)
     result = verb(console, "cache.verify", _params(**versions))
@@ -243,9 +243,9 @@ def info(console: Console, as_json: bool) -> None:
     if as_json:
         console.write(json.dumps({**stats, "projects": _decoded(projects), "eviction": _shown(eviction)}))
         return
-    for line in render.cache_lines(stats, now=time.time()):
+    for line in storelines.cache_lines(stats, now=time.time()):
         console.say(line)
-    for line in [*render.project_lines(projects), *render.evictable_lines(eviction)]:
+    for line in [*storelines.project_lines(projects), *storelines.evictable_lines(eviction)]:
         console.say(line)
 
 
@@ -281,7 +281,7 @@ def evict(console: Console, size: str | None, dry: bool, as_json: bool) -> None:
     if as_json:
         console.write(json.dumps(_shown(result)))
         return
-    for line in render.evict_lines(result):
+    for line in storelines.evict_lines(result):
         console.say(line)
 
 

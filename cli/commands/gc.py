@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from millpond.cli import render, text
+from millpond.cli import render, storelines, text
 from millpond.cli.connection import request, verb
 from millpond.cli.console import Console
 from millpond.cli.group import Verb, json_option
@@ -75,7 +75,7 @@ def gc(console: Console, /, grace: float, dry: bool, force: bool, as_json: bool,
         report = verb(console, "gc", {**params, "dry": dry})
     else:
         plan = verb(console, "gc", {**params, "dry": True})
-        for line in render.gc_lines(plan):
+        for line in storelines.gc_lines(plan):
             console.say(line)
         goes = plan["removed"]["objects"] or plan["records"] or any(_goes(each) for each in plan["remotes"])
         if not goes and not any(each["left"]["files"] for each in plan["remotes"]):
@@ -88,7 +88,7 @@ def gc(console: Console, /, grace: float, dry: bool, force: bool, as_json: bool,
     if as_json:
         console.write(json.dumps(_decoded(report)))
         return
-    for line in render.gc_lines(report) if dry else render.gc_done_lines(report):
+    for line in storelines.gc_lines(report) if dry else storelines.gc_done_lines(report):
         console.say(line)
 
 
@@ -158,7 +158,7 @@ def pin(console: Console, target: str | None, rev: str | None, as_json: bool) ->
     if as_json:
         console.write(json.dumps(render.decoded(made, _PIN_PATHS)))
     else:
-        console.say(f"Pinned {render.pin_name(made)}")
+        console.say(f"Pinned {storelines.pin_name(made)}")
 
 
 @click.command(cls=Verb, example="\n$ millpond unpin data@v1\nUnpinned data@f14272cab9a5\n")
@@ -176,7 +176,7 @@ def unpin(console: Console, target: str | None, rev: str | None, all_: bool, as_
         console.write(json.dumps(render.decoded(result, _PIN_PATHS)))
         return
     for row in result["removed"]:
-        console.say(f"Unpinned {render.pin_name(row)}")
+        console.say(f"Unpinned {storelines.pin_name(row)}")
 
 
 @click.command(cls=Verb, example="\n$ millpond pins\nPROJECT             VERSION            OUTPUTS\n")
@@ -191,7 +191,7 @@ def pins(console: Console, as_json: bool) -> None:
     if not result["pins"]:
         console.say("Nothing is pinned.")
         return
-    rows = [[render.path(row["project"]), render.pin_name(row), text.count(row["roots"])] for row in result["pins"]]
+    rows = [[render.path(row["project"]), storelines.pin_name(row), text.count(row["roots"])] for row in result["pins"]]
     for line in text.table(["PROJECT", "VERSION", "OUTPUTS"], rows):
         console.say(line)
 

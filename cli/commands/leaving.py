@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from millpond.cli import render, text
+from millpond.cli import render, storelines, text
 from millpond.cli.connection import verb
 from millpond.cli.console import Console
 from millpond.cli.group import Verb, json_option
@@ -113,7 +113,7 @@ def purge(
 
 def _purge_lines(found: dict[str, Any]) -> Iterator[str]:
     removed, lost = found["removed"], found["lost"]
-    yield from render.unreadable_lines(found)
+    yield from storelines.unreadable_lines(found)
     yield "From the workspace: " + (", ".join(f"'{render.path(path)}'" for path in found["outs"]) or "nothing")
     if not removed["objects"]:
         needed = "what is there is needed by others" if found["stored"] else "it has none of it"

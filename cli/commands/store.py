@@ -6,7 +6,7 @@ import json
 
 import click
 
-from millpond.cli import exits, render
+from millpond.cli import exits, storelines
 from millpond.cli.connection import verb
 from millpond.cli.console import Console
 from millpond.cli.group import Verb, json_option
@@ -35,6 +35,6 @@ def fsck(console: Console, deep: bool, repair: bool, as_json: bool) -> int:
     if as_json:
         console.write(json.dumps(report))
     else:
-        for line in render.fsck_lines(report, deep=deep):
+        for line in storelines.fsck_lines(report, deep=deep):
             console.say(line)
     return exits.OK if report["ok"] else exits.DAMAGED

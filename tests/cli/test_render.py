@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from millpond.cli import history, mountlines, render
+from millpond.cli import history, mountlines, render, storelines
 from millpond.cli.failure import detail_lines
 from millpond.daemon import wirepath
 from millpond.daemon.errors import ConflictError, MountBusyError
@@ -188,7 +188,7 @@ def test_umount_and_restore() -> None:
 
 def test_fsck_clean() -> None:
     report = {"ok": True, "segments": 1, "records": 2914, "objects": 1800, "bytes": 1_410_000, "damaged": []}
-    assert list(render.fsck_lines(report, deep=True)) == [
+    assert list(storelines.fsck_lines(report, deep=True)) == [
         "Checked 2,914 records in 1 segment, 1,800 objects, 1.41 MB, with every object's digest.",
         "The store is clean.",
     ]
@@ -210,7 +210,7 @@ def test_fsck_names_the_files_that_damage_hurts() -> None:
         "repaired": 0,
         "quarantined": 0,
     }
-    assert list(render.fsck_lines(report, deep=False)) == [
+    assert list(storelines.fsck_lines(report, deep=False)) == [
         "chunk ab12 in segment 3: bad checksum",
         "\thurts a\\n in d",
         "object cd: other digest",
@@ -219,7 +219,7 @@ def test_fsck_names_the_files_that_damage_hurts() -> None:
         "The store is damaged: 7 findings. Run `millpond fsck --repair`.",
     ]
     repaired = report | {"repaired": 1, "quarantined": 2}
-    assert list(render.fsck_lines(repaired, deep=False))[-2:] == [
+    assert list(storelines.fsck_lines(repaired, deep=False))[-2:] == [
         "Repaired 1, quarantined 2.",
         "The store is damaged: 7 findings.",
     ]
@@ -239,7 +239,7 @@ def test_cache_info() -> None:
         "compression_ratio": 2.0,
         "scrub": {"began": 0.0, "bytes": 0, "damaged": 0, "passed": 0.0, "passed_damaged": 0, "hurt": []},
     }
-    assert list(render.cache_lines(stats, now=1e9)) == [
+    assert list(storelines.cache_lines(stats, now=1e9)) == [
         "Store:        /c/millpond",
         "Objects:      3,601, 5.62 MB",
         "Chunks:       2,900, 2.81 MB",
@@ -256,7 +256,7 @@ def test_cache_info() -> None:
         "passed_damaged": 1,
         "hurt": ["a"],
     }
-    assert list(render.cache_lines(stats, now=1e9))[-3:] == [
+    assert list(storelines.cache_lines(stats, now=1e9))[-3:] == [
         "Read again:   all of it, 1 h ago; 50 % since",
         "DAMAGED:      2 records: see `millpond fsck`",
         "\ta",

@@ -7,14 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from millpond.daemon.errors import (
-    CancelledError,
-    DaemonUnavailableError,
-    MillpondError,
-    ObjectMissingError,
-    StageFailedError,
-    TargetError,
-)
+from millpond.daemon.errors import CancelledError, DaemonUnavailableError, MillpondError, StageFailedError, TargetError
 from millpond.daemon.names import ObjectName
 from millpond.daemon.pipeline import imports, runcache
 from millpond.daemon.pipeline.changed import DEP, FORCED, NOT_IN_CACHE, OUT, Reason
@@ -28,20 +21,15 @@ from millpond.daemon.pipeline.places import shown
 from millpond.daemon.pipeline.planning import Options
 from millpond.daemon.pipeline.provenance import CACHED, RAN, Run
 from millpond.daemon.pipeline.receipts import Reads, Receipts
+from millpond.daemon.pipeline.recorded import Recorded
 from millpond.daemon.pipeline.recording import Recorder, outs_of
 from millpond.daemon.pipeline.stage import Dep, Stage, StageOut, address
 from millpond.daemon.pipeline.stageinputs import StageInputs
 from millpond.daemon.project import add, running, targets
 from millpond.daemon.project.context import VerbContext
-from millpond.daemon.project.fetch import fetch_chosen
 from millpond.daemon.project.importing.urls import shown_url
-from millpond.daemon.project.outputs import Output
 from millpond.daemon.project.paths import overlap
-from millpond.daemon.project.placer import Placer
-from millpond.daemon.project.plan import Content, Planner
 from millpond.daemon.project.repo import Repo, printable
-from millpond.daemon.project.select import Choice
-from millpond.daemon.project.workspace import Workspace
 
 UNCHANGED = "unchanged"
 Entry = dict[str, Any]
@@ -74,23 +62,27 @@ class Turns:
     say: Callable[[str], None]
     graph: Graph | None
     nearest: Nearest
+    recorded: Recorded = field(init=False)
     # What is mounted for stages, and what their mounts were asked for; None where nothing can be mounted.
     inputs: StageInputs | None = None
     receipts: Receipts | None = None
     _forced: set[Stage] = field(default_factory=set)
     _claims: dict[Stage, running.Claim] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self.recorded = Recorded(self.context, self.repo, self.recorder)
+
     def prepare(self, steps: Sequence[Stage]) -> None:
         """Look at all that the stages need and make, at once."""
         if self.inputs is not None:
             self.inputs.look(steps, only=self.options.look or self.options.dry)
-        self.recorder.comparer.prepare((stage, self._entry(stage)) for stage in steps)
+        self.recorder.comparer.prepare((stage, self.recorded.entry(stage)) for stage in steps)
 
     def begin(self, stage: Stage) -> Turn:
         """Find out why the stage should run, if it should. Raises MillpondError for files that cannot be read."""
         if stage.name:
             self.recorder.refuse_outside(stage)
-        entry = self._entry(stage)
+        entry = self.recorded.entry(stage)
         self.recorder.comparer.prepare([(stage, entry)])
         reasons = self.recorder.comparer.reasons(stage, entry)
         followed = Followed.of(self.context, self.repo, stage)
@@ -169,8 +161,8 @@ class Turns:
         """Mount what the stage needs and is not here, or bring it. Raises ObjectMissingError, RemoteError, MountError and others."""
         for absent in self.inputs.mount_for(stage) if self.inputs is not None else ():
             if not absent.here:
-                self._fetch(absent.stage, [absent.out])
-            self._place([(absent.out, absent.known)])
+                self.recorded.fetch(absent.stage, [absent.out])
+            self.recorded.place([(absent.out, absent.known)])
         self.recorder.contents.forget()
 
     def _give_up(self, stage: Stage) -> None:
@@ -254,9 +246,6 @@ class Turns:
         if claim is not None:
             claim.release()
 
-    def _entry(self, stage: Stage) -> Entry | None:
-        return self.recorder.loaded.lock_of(stage).get(stage.name) if stage.name else None
-
     def _counting(self, turn: Turn, *, allow_missing: bool) -> list[Reason]:
         """The reasons that count: data that is only missing does not where that is allowed."""
         if not allow_missing:
@@ -278,17 +267,12 @@ class Turns:
             if shown(dep, self.repo.seen) != reason.path:
                 continue
             for maker in self.graph.needs[turn.stage] if self.graph is not None else ():
-                recorded = self._recorded(maker)
+                recorded = self.recorded.outs(maker)
                 for out in maker.outs:
                     known = wanted.get(dep.path)
                     if out.key == dep.key and recorded.get(out.path, Locked(None)).token != (known and known.token):
                         return True
         return False
-
-    def _recorded(self, stage: Stage) -> dict[str, Locked]:
-        if stage.pointer is not None:
-            return {out.path: Locked(out.name) for out in stage.pointer.outs}
-        return locked(self._entry(stage), "outs")
 
     def _pulled(self, turn: Turn) -> bool:
         """Bring the recorded outputs of a stage that only lacks data. False when they are nowhere."""
@@ -298,8 +282,8 @@ class Turns:
             return True
         outs = [out for out in stage.outs if out.cache]
         try:
-            self._fetch(stage, outs)
-            self._place([(out, self._recorded(stage)[out.path]) for out in outs])
+            self.recorded.fetch(stage, outs)
+            self.recorded.place([(out, self.recorded.outs(stage)[out.path]) for out in outs])
         except CancelledError:
             raise
         except (MillpondError, KeyError) as error:
@@ -307,21 +291,6 @@ class Turns:
             self.say(f"Unable to pull data for stage: '{self._name(stage)}': {reason}")
             return False
         return True
-
-    def _fetch(self, stage: Stage, outs: Iterable[StageOut], recorded: Mapping[str, Locked] | None = None) -> None:
-        """Have recorded outputs in the store, those of dvc.lock unless others are given. Raises ObjectMissingError, RemoteError and
-        others."""
-        choices = []
-        for out in outs:
-            known = (self._recorded(stage) if recorded is None else recorded).get(out.path)
-            if known is not None and known.name is not None and out.place is not None:
-                pointer = stage.lock if stage.name else stage.file
-                output = Output(out.place, pointer, known.name, known.size, known.nfiles, known.isexec, True)
-                choices.append(Choice(_shared(output, out)))
-        found = fetch_chosen(self.context, self.repo, choices, {})
-        if found["missing"] or found["damaged"]:
-            raise ObjectMissingError("not all of its data is on the remote")
-        self.recorder.contents.stored([each.output.name for each in choices if each.output.name is not None])
 
     def _inputs(self, turn: Turn) -> Entry:
         """The lock entry of what the stage would run with. Raises TargetError for what is missing."""
@@ -334,8 +303,8 @@ class Turns:
         for maker in self.graph.needs[stage] if self.graph is not None and lacking else ():
             outs = [out for out in maker.outs if out.place in lacking]
             if outs:
-                self._fetch(maker, outs)
-                self._place([(out, self._recorded(maker)[out.path]) for out in outs])
+                self.recorded.fetch(maker, outs)
+                self.recorded.place([(out, self.recorded.outs(maker)[out.path]) for out in outs])
 
     def _made_before(self, turn: Turn, inputs: Entry) -> Entry | None:
         """The whole entry of an earlier run with the same inputs whose outputs are all at hand."""
@@ -365,7 +334,7 @@ class Turns:
         if not self.options.pull or self.options.dry:
             return False
         try:
-            self._fetch(turn.stage, [out for out in turn.stage.outs if out.cache], outs)
+            self.recorded.fetch(turn.stage, [out for out in turn.stage.outs if out.cache], outs)
         except CancelledError:
             raise
         except MillpondError:  # then it is made again
@@ -376,7 +345,7 @@ class Turns:
         stage = turn.stage
         self.say(f"Stage '{self._name(stage)}' is cached - skipping run, checking out outputs")
         outs = locked(made, "outs")
-        self._place([(out, outs[out.path]) for out in stage.outs])
+        self.recorded.place([(out, outs[out.path]) for out in stage.outs])
         # Recorded as found: names of DVC 2 become those of DVC 3 when the outputs are stored again.
         keep = not self.options.no_commit and any(name.algo != "md5" for name in outs_of(made))
         assert turn.run is not None
@@ -387,19 +356,6 @@ class Turns:
         )
         if not self.options.no_commit:
             self.recorder.export(stage, entry)
-
-    def _place(self, outs: Iterable[tuple[StageOut, Locked]]) -> None:
-        """Bring outputs into the workspace."""
-        contents = [Content(out.place or "", known.name, known.isexec) for out, known in outs]
-        workspace = Workspace(self.repo, self.context.store)
-        plans = Planner(workspace).plans(contents)
-        for plan in plans:
-            if plan.missing:
-                where = printable(self.repo.seen(plan.content.path))
-                raise ObjectMissingError(f"the data of '{where}' is not at hand", path=where)
-        Placer(self.context, workspace).apply(plans)
-        # Dependencies may lie inside of outputs.
-        self.recorder.contents.forget()
 
     def _pretend(self, turn: Turn) -> str:
         stage = turn.stage
@@ -491,10 +447,3 @@ def _apart(inputs: Mapping[str, Any], stage: Stage) -> Entry:
     """The dependencies of an entry as its `deps`, unless some of them hold what the stage makes, and are others by that."""
     within = any(overlap(dep.key, out.key) for dep in stage.deps for out in stage.outs)
     return {} if within or "deps" not in inputs else {"deps": inputs["deps"]}
-
-
-def _shared(output: Output, out: StageOut) -> Output:
-    return Output(
-        output.path, output.pointer, output.name, output.size, output.nfiles, output.isexec, True, remote=out.remote,
-        push=out.push,
-    )  # fmt: skip

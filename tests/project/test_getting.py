@@ -14,13 +14,7 @@ from tests.project.realdvc import real_dvc
 from tests.project.verbhelp import Project
 
 from millpond.daemon import wirepath
-from millpond.daemon.errors import (
-    ConflictError,
-    MillpondError,
-    RemoteError,
-    RevisionError,
-    TargetError,
-)
+from millpond.daemon.errors import ConflictError, MillpondError, RemoteError, RevisionError, TargetError
 from millpond.daemon.project import yamlio
 from millpond.daemon.project.importing import clones
 

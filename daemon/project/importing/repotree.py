@@ -7,11 +7,7 @@ import os
 import posixpath
 from collections.abc import Iterable, Iterator
 
-from millpond.daemon.errors import (
-    InvalidFileError,
-    StoreDamagedError,
-    TargetError,
-)
+from millpond.daemon.errors import InvalidFileError, StoreDamagedError, TargetError
 from millpond.daemon.objects import ObjectStore
 from millpond.daemon.project import ignore, manifest, outputs
 from millpond.daemon.project.gitrepo import TreeFile

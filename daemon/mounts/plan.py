@@ -25,7 +25,6 @@ from millpond.daemon.objects import ObjectStore
 from millpond.daemon.project import outputs
 from millpond.daemon.project.digests import LEGACY, as_md5
 from millpond.daemon.project.dvccache import misnamed
-from millpond.daemon.project.formers import Formers
 from millpond.daemon.project.gitrepo import GitRepo
 from millpond.daemon.project.ignore import IgnoreRules
 from millpond.daemon.project.outputs import GitTree, Output, WorkTree
@@ -62,7 +61,6 @@ class Planner:
         self._project = project
         self._peer = peer
         self._store = store
-        self._formers = Formers(project, store)
         # Whether remotes had to be asked: what is read will come from there.
         self._is_far = False
 
@@ -92,7 +90,7 @@ class Planner:
             entry = self._file(output, posixpath.basename(output.path))
             return self._build([entry], commit, target)
         inner = target[len(output.path) :].strip("/") if target.startswith(output.path + "/") else ""
-        totals = self._listing(output, inner, target)
+        totals = self._listing(output.name, inner, target, output.nfiles)
         name = str(output.name) if not inner else None
         return Plan(totals["root"], totals["files"], totals["bytes"], commit, name, target, self._is_far)
 
@@ -109,7 +107,8 @@ class Planner:
         for output in inside:
             path = output.path[len(prefix) :]
             if output.is_dir:
-                totals = self._listing(output, "", output.path)
+                assert output.name is not None
+                totals = self._listing(output.name, "", output.path, output.nfiles)
                 root = bytes.fromhex(totals["root"])
                 entries.append(WireEntry(os.fsencode(path), False, int(totals["files"]), None, None, root))
             else:
@@ -160,10 +159,8 @@ class Planner:
             os.close(fd)
         return Plan(result["root"], result["files"], result["bytes"], commit, None, target, self._is_far)
 
-    def _listing(self, output: Output, inner: str, shown: str) -> dict[str, Any]:
-        """The tree of a tracked directory, or of a folder in it, helped out with what only this user has."""
-        name, files = output.name, output.nfiles
-        assert name is not None
+    def _listing(self, name: ObjectName, inner: str, shown: str, files: int | None) -> dict[str, Any]:
+        """The tree of a manifest, helped out with what only this user has; `files`: how many it names, as its pointer says."""
         data: bytes | None = None
         if self._store.sizes([name])[0] is None:
             if name.algo != "md5":
@@ -180,7 +177,7 @@ class Planner:
             data, path = found
             self._project.expect(data.count(b'"relpath"'), name)
             # Manifests are small and asked for again and again: the store keeps them, under every name they have.
-            stored = self._formers.put(data, output.path, output.pointer)
+            stored = self._store.put_bytes(data, is_dir=True)
             if stored != name:
                 raise misnamed(path, stored.hex)
             self._store.commit()

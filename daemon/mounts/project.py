@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import posixpath
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
@@ -16,7 +15,6 @@ from millpond.daemon.project.dvccache import DvcCache
 from millpond.daemon.project.gitrepo import GitRepo
 from millpond.daemon.project.outputs import Output
 from millpond.daemon.project.rootdir import find_root
-from millpond.daemon.project.statcache import StatCache
 from millpond.daemon.remote.places import Places, without_remote
 
 # A remote that fails is not asked again after so long: one that never answers takes 20 s.
@@ -55,19 +53,6 @@ class Project:
             return ""
         found = os.path.relpath(self.root, self.git.root)
         return "" if found == "." else found.replace(os.sep, "/")
-
-    @property
-    def stat_cache(self) -> StatCache:
-        """What is known of the caller's workspaces."""
-        return StatCache.of_user(os.environ)
-
-    def path(self, relative: str) -> str:
-        """The absolute path."""
-        return os.path.join(self.root, relative)
-
-    def git_path(self, relative: str) -> str:
-        """The path from the root of Git's work tree."""
-        return posixpath.join(self.prefix, relative)
 
     def relative(self, target: str) -> str:
         """A target's path from the project's root, empty for the root itself. Raises TargetError outside of it."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import pygit2
 
@@ -15,36 +15,17 @@ from millpond.daemon.errors import MillpondError
 from millpond.daemon.names import ObjectName
 from millpond.daemon.objects import ONE_CHUNK_BYTES, ObjectStore
 from millpond.daemon.project import outputs
-from millpond.daemon.project.gitrepo import GitRepo
-from millpond.daemon.project.statcache import StatCache
+from millpond.daemon.project.repo import Repo
 
 T = TypeVar("T")
 # Commits that are looked at, first parents of HEAD; different names that the store is asked for.
 _COMMITS, _ASKED = 64, 8
 
 
-class Repository(Protocol):
-    """What this module needs of a repository; paths are relative to its root."""
-
-    @property
-    def git(self) -> GitRepo | None: ...
-
-    @property
-    def stat_cache(self) -> StatCache: ...
-
-    def path(self, relative: str) -> str:
-        """The absolute path."""
-        ...
-
-    def git_path(self, relative: str) -> str:
-        """The path from the root of Git's work tree."""
-        ...
-
-
 class Formers:
     """Of one project's outputs, for one verb."""
 
-    def __init__(self, repo: Repository, store: ObjectStore) -> None:
+    def __init__(self, repo: Repo, store: ObjectStore) -> None:
         self._repo = repo
         self._store = store
         # What this verb has stored of an output's path last, and whether that is committed.

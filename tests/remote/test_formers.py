@@ -13,8 +13,6 @@ from tests.remote.test_places import local
 FILES, CHANGED = 2500, 10
 # Of the list of so many files, packed; of a second version's changed files, with all that the store writes beside them.
 WHOLE, FEW = 100_000, 40_000
-# Of the list alone: 16 bytes of each digest cannot be packed.
-LISTED = FILES * 16
 
 
 def version(data: Path, number: int) -> None:
@@ -53,25 +51,6 @@ def test_a_second_version_that_comes(team: Team, verb: str) -> None:
     assert stored(bob) - first < FEW
     bob.run("checkout", "-q")
     assert contents(bob.repo / "data") == contents(ann.repo / "data")
-
-
-@local
-def test_a_second_version_that_is_mounted(team: Team) -> None:
-    """Only a remote has either; the one of the workspace's pointer is mounted after one from before."""
-    ann = team.person("ann")
-    for number in range(2):
-        publish(team, number, ann)
-    bob = team.person("bob", ann)
-    sizes = []
-    for rev in ("main~1", "main"):
-        where = bob.path / rev
-        where.mkdir()
-        bob.run("mount", "-q", f"data@{rev}", str(where))
-        assert (where / "sample-00000.bin").read_bytes() == b"0 of %d" % (rev == "main")
-        assert len(list(where.iterdir())) == FILES
-        bob.run("umount", "-q", str(where))
-        sizes.append(stored(bob))
-    assert sizes[0] > LISTED and sizes[1] - sizes[0] < LISTED / 4, sizes
 
 
 @pytest.mark.long

@@ -29,12 +29,12 @@ import trio
 from millpond.daemon import wirepath
 from millpond.daemon.errors import BusyError, InternalError, MillpondError, MountError, ProtocolError, from_system
 from millpond.daemon.mounts import filling
-from millpond.daemon.mounts.engines import AUTO, DIRECT, PYFUSE3, choose
+from millpond.daemon.mounts.engines import AUTO, PYFUSE3, Choice, choose, why_no_image
 from millpond.daemon.mounts.place import SOURCE
 from millpond.daemon.rpc import framing
 from millpond.daemon.store.reader import StoreReader
 from millpond.fusefs import engines
-from millpond.fusefs.engines import EngineSettings, direct_engine
+from millpond.fusefs.engines import EngineRefused, EngineSettings, direct_engine, erofs_engine
 from millpond.fusefs.filesystem import Filesystem
 from millpond.fusefs.filling import starting
 from millpond.fusefs.filling.filler import FillerSettings
@@ -51,7 +51,7 @@ _CONTROL_S = 5.0
 # How often a holder looks for segments that were removed.
 _LET_GO_S = 5
 # Imported here, so that a holder forked from a process that has this module need not.
-PRELOADED = (direct_engine,)
+PRELOADED = (direct_engine, erofs_engine)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +73,7 @@ class HolderSettings:
     log: str
     engine: str = AUTO
     versions: bool = False
+    far: bool = False
     xattrs: bool = False
     allow_other: bool = False
     read_ahead_kb: int = engines.READ_AHEAD_KB
@@ -94,8 +95,8 @@ class Holder:
     ) -> None:
         self._settings = settings
         self._fillers = fillers
-        self._choice = choose(settings.engine)
-        if self._choice.engine != DIRECT and settings.serving > 1:
+        self._choice = _choice(settings)
+        if self._choice.engine == PYFUSE3 and settings.serving > 1:
             raise MountError(
                 f"the engine {self._choice.engine} serves a mount by one process, not by {settings.serving}",
                 path=settings.mountpoint,
@@ -132,10 +133,15 @@ class Holder:
                 nursery.start_soon(_let_go, reader)
 
                 async def mounted() -> None:
-                    ready.sendall(b"{}\n")
+                    ready.sendall(json.dumps({"engine": self._choice.engine}).encode() + b"\n")
                     ready.close()
 
-                await engines.load(self._choice.engine).serve(self._filesystem, self._engine_settings(), mounted)
+                try:
+                    await engines.load(self._choice.engine).serve(self._filesystem, self._engine_settings(), mounted)
+                except EngineRefused as refused:
+                    self._choice = _instead(settings, str(refused))
+                    self._filesystem.more_statistics.clear()
+                    await engines.load(self._choice.engine).serve(self._filesystem, self._engine_settings(), mounted)
                 nursery.cancel_scope.cancel()
         finally:
             with contextlib.suppress(OSError):
@@ -296,6 +302,24 @@ def run(request: dict[str, Any], fds: list[int]) -> int:
         return _report(
             ready, InternalError(f"the mount's process failed: {cause!r}", hint="see `millpond daemon logs`")
         )
+
+
+def _choice(settings: HolderSettings) -> Choice:
+    """The engine. Raises MountError."""
+    no_image = why_no_image(
+        system=settings.device >= 0,
+        versions=settings.versions,
+        xattrs=settings.xattrs,
+        materialize=bool(settings.materialize),
+        far=settings.far,
+    )
+    return choose(settings.engine, no_image)
+
+
+def _instead(settings: HolderSettings, why: str) -> Choice:
+    """What serves in the place of an image, which was found not to do. Raises MountError when nothing else was asked for."""
+    log.info("not served as an image: %s", why)
+    return choose(settings.engine, why)
 
 
 def _fork_fillers(settings: HolderSettings) -> list[Forked] | str:

@@ -71,7 +71,7 @@ def _fusermount() -> Check:
 
 
 def _engine() -> Check:
-    choice = engines.choose(None)
+    choice = engines.choose(None, engines.why_no_image())
     return "engine", True, f"{choice.engine}: {choice.why}", ""
 
 

@@ -7,6 +7,9 @@ get the kernel's own, small read-ahead. (One that is open keeps what it had.)
 
 from __future__ import annotations
 
+import contextlib
+import os
+
 from millpond.daemon.mounts.place import mounted_at
 
 # The kernel's own.
@@ -18,6 +21,15 @@ NEAR_BYTES = 1 << 20
 # Requests after which the read-ahead is thought over, and how many of them tell the kind.
 _WINDOW = 16
 _MOST = 12
+
+
+def set_read_ahead(device: int, kb: int) -> None:
+    """Of a file system by its device's number, if this process may."""
+    with (
+        contextlib.suppress(OSError),
+        open(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb", "w") as file,
+    ):
+        file.write(str(kb))
 
 
 class ReadAhead:

@@ -19,20 +19,18 @@ import struct
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import trio
 
 from millpond.daemon.errors import MillpondError, MountError
 from millpond.fusefs.attributes import FileError
 from millpond.fusefs.engines import protocol, signals
-from millpond.fusefs.engines.answers import Answers, Work
+from millpond.fusefs.engines.answers import Handler, Later, Work
 from millpond.fusefs.engines.arrival import Arrival
 from millpond.fusefs.engines.channel import Channel
-from millpond.fusefs.engines.passthrough import Passthrough
 from millpond.fusefs.engines.protocol import IN_HEADER, Op
-from millpond.fusefs.engines.readahead import ReadAhead
 from millpond.fusefs.filesystem import Filesystem
-from millpond.fusefs.filling.feed import Feed
 
 log = logging.getLogger("millpond.fusefs")
 
@@ -48,6 +46,13 @@ _MAX_EARLY = 256
 _LOOK_S = 0.2
 
 
+class Handlers(Protocol):
+    """What answers requests: by their operation, and whether kernel and we have agreed."""
+
+    table: dict[int, Handler]
+    initialised: bool
+
+
 @dataclass(slots=True)
 class _Waiting:
     """A request that waits: who asked, and how to stop it."""
@@ -59,23 +64,20 @@ class _Waiting:
 
 
 class Session:
-    """One mount: `fd` gives the kernel's requests and takes the answers."""
+    """One mount: `fd` gives the kernel's requests and takes the answers, which `answers` makes."""
 
     def __init__(
         self,
         filesystem: Filesystem,
         fd: int,
         nursery: trio.Nursery,
-        ahead: ReadAhead,
-        on_open: Callable[[int], None] | None = None,
-        passthrough: Passthrough | None = None,
-        feed: Feed | None = None,
+        answers: Callable[[Channel, Later], Handlers],
     ) -> None:
         self._fs = filesystem
         self._fd = fd
         self._nursery = nursery
         self._channel = Channel(fd)
-        self._answers = Answers(filesystem, self._channel, self._later, ahead, on_open, passthrough, feed)
+        self._answers = answers(self._channel, self._later)
         self._table = {**self._answers.table, Op.INTERRUPT: self._interrupt}
         self._waiting: dict[int, _Waiting] = {}
         self._room = trio.Event()
@@ -85,6 +87,11 @@ class Session:
         self._early: OrderedDict[int, None] = OrderedDict()
         self.arrival = Arrival(fd, filesystem.idle)
         self.initialised = trio.Event()
+
+    @property
+    def pid(self) -> int:
+        """The thread that asked last."""
+        return self._pid
 
     async def run(self) -> None:
         """Answer until the mount is gone. Raises MountError when the kernel is too old."""

@@ -1,0 +1,179 @@
+"""What the kernel is answered that mounts a version's image: one file, whose bytes are made as they are asked for.
+
+Another file is for trying the kernel (image/trial.py). Nothing else is there.
+"""
+
+from __future__ import annotations
+
+import errno
+import stat
+from collections.abc import Callable
+
+import trio
+
+from millpond.daemon.errors import MountError
+from millpond.daemon.store import gather
+from millpond.daemon.store.reader import Bytes
+from millpond.fusefs.attributes import FOREVER_S, FileError
+from millpond.fusefs.engines import protocol
+from millpond.fusefs.engines.answers import Handler, Later
+from millpond.fusefs.engines.channel import Channel
+from millpond.fusefs.engines.contents import Contents
+from millpond.fusefs.engines.protocol import Init, Op
+from millpond.fusefs.engines.readahead import ReadAhead
+from millpond.fusefs.filesystem import MAX_WHOLE, Filesystem
+from millpond.fusefs.image import trial
+from millpond.fusefs.image.format import BLOCK
+from millpond.fusefs.image.image import Image, Piece
+from millpond.fusefs.image.space import IMAGE_BYTES
+
+ROOT, IMAGE, TRIAL = 1, 2, 3
+# Threads that read many small files at once which are not in the page cache; from so many of one request on they do.
+_THREADS, _TOGETHER = 2, 4
+# Parts of one answer, beyond which they are joined.
+_MOST_PARTS = 900
+_WANTED = Init.ASYNC_READ | Init.NO_OPEN_SUPPORT | Init.MAX_PAGES | Init.EXPLICIT_INVAL_DATA
+_ZEROS = memoryview(bytes(BLOCK))
+Part = Bytes | Piece
+
+
+class ImageAnswers:
+    """The handlers, in `table`, as in Answers; the image is called `name`. `read(pid, offset, size)` is told of each request for it."""
+
+    def __init__(
+        self,
+        filesystem: Filesystem,
+        image: Image,
+        channel: Channel,
+        later: Later,
+        ahead: ReadAhead,
+        *,
+        name: bytes,
+        pid: Callable[[], int],
+        read: Callable[[int, int, int], None] | None = None,
+    ) -> None:
+        self._fs = filesystem
+        self._image = image
+        self._reply = channel.reply
+        self._error = channel.error
+        self._later = later
+        self._contents = Contents(filesystem, ahead)
+        self._threads = trio.CapacityLimiter(_THREADS)
+        self._names = {name: IMAGE, trial.NAME: TRIAL}
+        self._sizes = {IMAGE: IMAGE_BYTES, TRIAL: trial.BYTES}
+        self._pid = pid
+        self._told = read
+        self.initialised = False
+        self.table: dict[int, Handler] = {
+            Op.INIT: self._init,
+            Op.LOOKUP: self._lookup,
+            Op.GETATTR: self._getattr,
+            Op.READ: self._read,
+            Op.STATFS: self._statfs,
+            Op.FORGET: _ignore,
+            Op.BATCH_FORGET: _ignore,
+            Op.DESTROY: self._destroy,
+        }
+
+    def _init(self, unique: int, inode: int, body: memoryview) -> None:
+        major, minor, *_ = protocol.INIT_IN.unpack_from(body)
+        if (major, minor) < (protocol.MAJOR, protocol.MINOR):
+            self._error(unique, errno.EPROTO)
+            raise MountError(f"the kernel speaks FUSE {major}.{minor}, older than {protocol.MAJOR}.{protocol.MINOR}")
+        self._reply(unique, protocol.agreement(body, protocol.offered(body) & _WANTED))
+        self.initialised = major == protocol.MAJOR
+
+    def _destroy(self, unique: int, inode: int, body: memoryview) -> None:
+        self._reply(unique)
+
+    def _lookup(self, unique: int, inode: int, body: memoryview) -> None:
+        found = self._names.get(bytes(body[:-1])) if inode == ROOT else None
+        if found is None:
+            raise FileError(errno.ENOENT)
+        forever = int(FOREVER_S)
+        self._reply(unique, protocol.ENTRY_OUT.pack(found, 0, forever, forever, 0, 0, *self._attributes(found)))
+
+    def _getattr(self, unique: int, inode: int, body: memoryview) -> None:
+        self._reply(unique, protocol.ATTR_OUT.pack(int(FOREVER_S), 0, 0, *self._attributes(inode)))
+
+    def _statfs(self, unique: int, inode: int, body: memoryview) -> None:
+        self._reply(unique, protocol.STATFS_OUT.pack(0, 0, 0, len(self._names), 0, BLOCK, 255, BLOCK, 0))
+
+    def _attributes(self, inode: int) -> tuple[int, ...]:
+        """For root alone, who mounts."""
+        size = self._sizes.get(inode, 0)
+        mode = stat.S_IFREG | 0o400 if inode in self._sizes else stat.S_IFDIR | 0o500
+        return (inode, size, size // 512, 0, 0, 0, 0, 0, 0, mode, 1, 0, 0, 0, 1 << 17, 0)
+
+    # -- reading --------------------------------------------------------------------------------------------------
+
+    def _read(self, unique: int, inode: int, body: memoryview) -> None:
+        _, offset, size, *_ = protocol.READ_IN.unpack_from(body)
+        size = min(size, protocol.MAX_ANSWER)
+        if inode == TRIAL:
+            self._reply(unique, trial.read(offset, size))
+            return
+        parts: list[Part] = []
+        missing: list[int] = []
+        for part in self._image.read(offset, size):
+            ready = self._contents.ready(part.inode, part.offset, part.size) if isinstance(part, Piece) else None
+            if ready is not None and isinstance(part, Piece):
+                parts += ready
+                _complete(parts, ready, part)
+                continue
+            if isinstance(part, Piece):
+                missing.append(len(parts))
+            parts.append(part)
+        if missing:
+            self._later(unique, lambda: self._read_later(unique, parts, missing))
+        else:
+            self._send(unique, parts)
+        if self._told is not None:
+            self._told(self._pid(), offset, size)
+
+    async def _read_later(self, unique: int, parts: list[Part], missing: list[int]) -> None:
+        """`missing` are the places of what must be waited for."""
+        small = [part.inode for at in missing if isinstance(part := parts[at], Piece) and _is_small(part)]
+        found: dict[int, Bytes] = {}
+        if len(small) >= _TOGETHER:
+            found = await trio.to_thread.run_sync(self._gather, small, limiter=self._threads)
+        told: list[Part] = []
+        for part in parts:
+            if not isinstance(part, Piece):
+                told.append(part)
+                continue
+            whole = found.get(part.inode)
+            # Of two pieces of one file in a request, both are cut from it.
+            ready: list[Bytes] = [] if whole is None else [whole[part.offset : part.offset + part.size]]
+            ready = ready or await self._contents.read(part.inode, part.offset, part.size)
+            told += ready
+            _complete(told, ready, part)
+        self._send(unique, told)
+
+    def _gather(self, inodes: list[int]) -> dict[int, Bytes]:
+        """Those of these files that are one chunk each, read in the order of their places. For a thread."""
+        small, _ = gather.find(self._fs.reader, inodes, self._fs.uid)
+        return {each.inode: data for each, data in gather.read(self._fs.reader, small) if data is not None}
+
+    def _send(self, unique: int, parts: list[Part]) -> None:
+        told = [part for part in parts if not isinstance(part, Piece)]
+        if len(told) > _MOST_PARTS:
+            told = [b"".join(told)]
+        self._reply(unique, *told)
+
+
+def _complete(parts: list[Part], ready: list[Bytes], piece: Piece) -> None:
+    """Zeros to the end of a file's last block. Raises FileError where the file is not as long as it is said to be: those behind it
+    would not be at their places."""
+    if sum(map(len, ready)) != piece.size:
+        raise FileError(errno.EIO)
+    if piece.zeros:
+        parts.append(_ZEROS[: piece.zeros])
+
+
+def _is_small(piece: Piece) -> bool:
+    return piece.offset == 0 and piece.size <= MAX_WHOLE
+
+
+def _ignore(unique: int, inode: int, body: memoryview) -> None:
+    """There are so few inodes that they are not counted."""

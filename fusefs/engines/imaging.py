@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import trio
 
@@ -115,15 +115,20 @@ class ImageAnswers:
             return
         parts: list[Part] = []
         missing: list[int] = []
-        for part in self._image.read(offset, size):
-            ready = self._contents.ready(part.inode, part.offset, part.size) if isinstance(part, Piece) else None
-            if ready is not None and isinstance(part, Piece):
+        found = self._image.read(offset, size)
+        wholes = self._wholes(found, waiting=False)
+        for part in found:
+            if not isinstance(part, Piece):
+                parts.append(part)
+                continue
+            whole = wholes.get(part.inode)
+            ready = self._contents.ready(part.inode, part.offset, part.size) if whole is None else _cut(whole, part)
+            if ready is None:
+                missing.append(len(parts))
+                parts.append(part)
+            else:
                 parts += ready
                 _complete(parts, ready, part)
-                continue
-            if isinstance(part, Piece):
-                missing.append(len(parts))
-            parts.append(part)
         if missing:
             self._later(unique, lambda: self._read_later(unique, parts, missing))
         else:
@@ -133,27 +138,35 @@ class ImageAnswers:
 
     async def _read_later(self, unique: int, parts: list[Part], missing: list[int]) -> None:
         """`missing` are the places of what must be waited for."""
-        small = [part.inode for at in missing if isinstance(part := parts[at], Piece) and _is_small(part)]
-        found: dict[int, Bytes] = {}
-        if len(small) >= _TOGETHER:
-            found = await trio.to_thread.run_sync(self._gather, small, limiter=self._threads)
+        wholes: dict[int, Bytes] = {}
+        if len(missing) >= _TOGETHER:
+            wanted = [parts[at] for at in missing]
+            wholes = await trio.to_thread.run_sync(self._waited, wanted, limiter=self._threads)
         told: list[Part] = []
         for part in parts:
             if not isinstance(part, Piece):
                 told.append(part)
                 continue
-            whole = found.get(part.inode)
-            # Of two pieces of one file in a request, both are cut from it.
-            ready: list[Bytes] = [] if whole is None else [whole[part.offset : part.offset + part.size]]
-            ready = ready or await self._contents.read(part.inode, part.offset, part.size)
+            whole = wholes.get(part.inode)
+            if whole is None:
+                ready = await self._contents.read(part.inode, part.offset, part.size)
+            else:
+                ready = _cut(whole, part)
             told += ready
             _complete(told, ready, part)
         self._send(unique, told)
 
-    def _gather(self, inodes: list[int]) -> dict[int, Bytes]:
-        """Those of these files that are one chunk each, read in the order of their places. For a thread."""
+    def _wholes(self, parts: Sequence[Part], *, waiting: bool) -> dict[int, Bytes]:
+        """If there are many small files whole among these parts: those that are one chunk each, read in the order of their places."""
+        inodes = [part.inode for part in parts if isinstance(part, Piece) and _is_small(part)]
+        if len(inodes) < _TOGETHER:
+            return {}
         small, _ = gather.find(self._fs.reader, inodes, self._fs.uid)
-        return {each.inode: data for each, data in gather.read(self._fs.reader, small) if data is not None}
+        read = gather.read(self._fs.reader, small, waiting=waiting)
+        return {each.inode: data for each, data in read if data is not None}
+
+    def _waited(self, parts: Sequence[Part]) -> dict[int, Bytes]:
+        return self._wholes(parts, waiting=True)
 
     def _send(self, unique: int, parts: list[Part]) -> None:
         told = [part for part in parts if not isinstance(part, Piece)]
@@ -169,6 +182,11 @@ def _complete(parts: list[Part], ready: list[Bytes], piece: Piece) -> None:
         raise FileError(errno.EIO)
     if piece.zeros:
         parts.append(_ZEROS[: piece.zeros])
+
+
+def _cut(whole: Bytes, piece: Piece) -> list[Bytes]:
+    """The piece of a file that is here whole."""
+    return [whole if len(whole) == piece.size else whole[piece.offset : piece.offset + piece.size]]
 
 
 def _is_small(piece: Piece) -> bool:

@@ -21,7 +21,7 @@ from millpond.fusefs.engines import EngineRefused, EngineSettings, mounting
 from millpond.fusefs.engines.answers import Later
 from millpond.fusefs.engines.channel import Channel
 from millpond.fusefs.engines.imaging import ImageAnswers
-from millpond.fusefs.engines.readahead import ReadAhead, set_read_ahead
+from millpond.fusefs.engines.readahead import ReadAhead, names, set_read_ahead
 from millpond.fusefs.engines.session import Session
 from millpond.fusefs.filesystem import Filesystem
 from millpond.fusefs.filling.tally import available_bytes
@@ -112,8 +112,9 @@ class _Engine:
                 if self._refused:
                     nursery.cancel_scope.cancel()
                     return
-                await trio.to_thread.run_sync(self._mount)
-                ahead.begin(settings.place)
+                name = await trio.to_thread.run_sync(self._mount)
+                if name:
+                    ahead.begin_with(name)
                 await mounted()
                 nursery.start_soon(servers.run)
                 nursery.start_soon(self._bring)
@@ -125,10 +126,11 @@ class _Engine:
         if self._refused:
             raise EngineRefused(self._refused)
 
-    def _mount(self) -> None:
-        """Raises MountError."""
+    def _mount(self) -> str:
+        """What the mount is called where its read-ahead is set, "" if that cannot be told. Raises MountError."""
         set_read_ahead(os.fstat(self._nowhere).st_dev, self._settings.read_ahead_kb)
         place = self._settings.place
+        before = names(IMAGE_FSTYPE)
         options = b"directio" if self._directly else b""
         try:
             syscalls.mount(self._source.encode(), os.fsencode(place), IMAGE_FSTYPE.encode(), _FLAGS, options)
@@ -142,6 +144,8 @@ class _Engine:
         # The kernel learns here that closing concerns nobody (ENOSYS to FLUSH). Else this process would have to answer itself when it
         # closes the image, for ever if that was because it was killed.
         os.close(os.open(self._source, os.O_RDONLY | os.O_CLOEXEC))
+        made = names(IMAGE_FSTYPE) - before
+        return made.pop() if len(made) == 1 else ""
 
     @property
     def _source(self) -> str:

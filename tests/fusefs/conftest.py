@@ -57,10 +57,25 @@ def engine(request: pytest.FixtureRequest) -> Iterator[str]:
 # As `direct`, its large files handed to the kernel; and served by several processes.
 HANDED_OVER = "direct, handed over"
 SHARED = "direct, shared"
-MORE: dict[str, dict[str, Any]] = {HANDED_OVER: {"materialize": 1 << 30}, SHARED: {"serving": 3}}
+# The kernel reads an image; and several processes make it.
+EROFS, EROFS_SHARED = "erofs", "erofs, shared"
+MORE: dict[str, dict[str, Any]] = {
+    HANDED_OVER: {"materialize": 1 << 30},
+    SHARED: {"serving": 3},
+    EROFS: {"xattrs": False},
+    EROFS_SHARED: {"xattrs": False, "serving": 3},
+}
 
 
-@pytest.fixture(scope="session", params=(*ENGINES, HANDED_OVER, pytest.param(SHARED, marks=pytest.mark.long)))
+@pytest.fixture(
+    scope="session",
+    params=(
+        *ENGINES,
+        EROFS,
+        HANDED_OVER,
+        *(pytest.param(each, marks=pytest.mark.long) for each in (SHARED, EROFS_SHARED)),
+    ),
+)
 def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
     """The sample tree. The store is closed: no daemon runs while these tests read."""
     if request.param == HANDED_OVER and (why := why_no_passthrough()):
@@ -74,8 +89,8 @@ def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
             totals = put_tree(store, tree)
         finally:
             store.close()
-        engine, more = (request.param, {}) if request.param in ENGINES else ("direct", MORE[request.param])
-        with mount(base / "store", totals, base / "m", engine=engine, life_s=600, xattrs=True, **more) as mounted:
+        engine, more = request.param.split(",")[0], {"xattrs": True, **MORE.get(request.param, {})}
+        with mount(base / "store", totals, base / "m", engine=engine, life_s=600, **more) as mounted:
             if request.param == HANDED_OVER:
                 hand_over(mounted, tree)
             if request.param == SHARED:

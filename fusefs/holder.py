@@ -29,7 +29,7 @@ import trio
 from millpond.daemon import wirepath
 from millpond.daemon.errors import BusyError, InternalError, MillpondError, MountError, ProtocolError, from_system
 from millpond.daemon.mounts import filling
-from millpond.daemon.mounts.engines import AUTO, PYFUSE3, Choice, choose, why_no_image
+from millpond.daemon.mounts.engines import AUTO, EROFS, PYFUSE3, Choice, choose, why_no_image
 from millpond.daemon.mounts.place import SOURCE
 from millpond.daemon.rpc import framing
 from millpond.daemon.store.reader import StoreReader
@@ -59,7 +59,7 @@ class HolderSettings:
     """What a holder is told. `root` is hex, None with `versions`; `uid` the caller's; `control` the socket's path; `device`
     a /dev/fuse descriptor that is mounted already (system mode), else -1; `serving` processes serve the mount (0: as load
     has it, `serving_most` at most, or as the cores allow); `successor_s` how long a reader waits for another
-    source when the one there was has died (0: none comes); `fill`: so many processes (None: as the cores allow, 0: none)
+    source when the one there was has died (0: none comes); `far`: not all is here; `fill`: so many processes (None: as the cores allow, 0: none)
     may bring neighbours of small files that are read into the page cache; `verify` is told on; `name` is what the kernel's table calls it."""
 
     id: str
@@ -139,9 +139,11 @@ class Holder:
                 try:
                     await engines.load(self._choice.engine).serve(self._filesystem, self._engine_settings(), mounted)
                 except EngineRefused as refused:
-                    self._choice = _instead(settings, str(refused))
-                    self._filesystem.more_statistics.clear()
-                    await engines.load(self._choice.engine).serve(self._filesystem, self._engine_settings(), mounted)
+                    raise MountError(
+                        f"the engine {self._choice.engine} cannot serve this: {refused}",
+                        path=settings.mountpoint,
+                        hint="use --engine direct, or leave it out",
+                    ) from refused
                 nursery.cancel_scope.cancel()
         finally:
             with contextlib.suppress(OSError):
@@ -162,6 +164,7 @@ class Holder:
             serving=settings.serving,
             serving_most=settings.serving_most,
             fillers=self._fillers,
+            far=settings.far,
         )
 
     async def _control(self, listener: trio.SocketListener) -> None:
@@ -311,21 +314,16 @@ def _choice(settings: HolderSettings) -> Choice:
         versions=settings.versions,
         xattrs=settings.xattrs,
         materialize=bool(settings.materialize),
-        far=settings.far,
     )
     return choose(settings.engine, no_image)
-
-
-def _instead(settings: HolderSettings, why: str) -> Choice:
-    """What serves in the place of an image, which was found not to do. Raises MountError when nothing else was asked for."""
-    log.info("not served as an image: %s", why)
-    return choose(settings.engine, why)
 
 
 def _fork_fillers(settings: HolderSettings) -> list[Forked] | str:
     """While there are no threads, and nothing of the store is open. Else why the mount has none."""
     if settings.fill == 0:
         return filling.OFF
+    if settings.engine == EROFS:
+        return []  # a thread does it
     if settings.engine == PYFUSE3:
         return filling.BY_ENGINE
     forked: list[Forked] = []

@@ -18,10 +18,7 @@ def why_not(*, fill: bool, system: bool) -> str:
     MILLPOND_FILL says; `system`: whether it serves many users."""
     if not fill:
         return OFF
-    engine = engines.choose(None, engines.why_no_image(system=system)).engine
-    if engine == engines.EROFS:  # whose holder reads what is wanted itself
-        return ""
-    if engine == engines.PYFUSE3:
+    if engines.choose(None).engine != engines.DIRECT:
         return BY_ENGINE
     if not is_machines("pid"):
         return IN_CONTAINER

@@ -97,7 +97,6 @@ class MountService:
             versions=bool(params.get("versions")),
             xattrs=bool(options.get("xattrs")),
             materialize=bool(options.get("materialize")),
-            far=bool(params.get("far")),
         )
         engines.choose(params.get("engine"), no_image)
         known = self._mounts.get(str(params.get("id") or ""))

@@ -34,7 +34,7 @@ class EngineSettings:
     inode of each open; without it an engine may have the kernel not ask. Up to `materialize` bytes of large files may be
     written out in the folder `scratch` for the kernel to read them there. `serving` processes serve the mount, which read the store at
     `store`; 0: as many as load has it, up to `serving_most` (0: as the cores allow). `fillers` wait to bring
-    neighbours of what is read; else it is why there are none."""
+    neighbours of what is read; else it is why there are none. `far`: not all contents are on this machine."""
 
     mountpoint: str
     place: str
@@ -48,6 +48,7 @@ class EngineSettings:
     serving: int = 1
     serving_most: int = 0
     fillers: Sequence[Forked] | str = ""
+    far: bool = False
 
     @property
     def fills(self) -> bool:

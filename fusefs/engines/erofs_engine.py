@@ -45,7 +45,8 @@ async def serve(filesystem: Filesystem, settings: EngineSettings, mounted: Calla
     files, size = filesystem.statfs()
     if files + blocks_of(size) > DATA_BLOCKS:
         raise EngineRefused("the version is larger than an image can be")
-    engine = _Engine(filesystem, settings, directly=size >= files * _SMALL_BYTES)
+    # What is far is read for who wants it alone, and for no neighbours.
+    engine = _Engine(filesystem, settings, directly=settings.far or size >= files * _SMALL_BYTES)
     try:
         await engine.run(mounted)
     except BaseException:
@@ -175,7 +176,8 @@ class _Engine:
 
     def statistics(self) -> dict[str, object]:
         """For the mount's statistics."""
-        why = "" if not self._directly else "its files are large"
+        far = "not all is here" if self._settings.far else "its files are large"
+        why = far if self._directly else ""
         return {
             "image": "direct" if self._directly else "cached",
             "filled_bytes": self._ahead.brought,

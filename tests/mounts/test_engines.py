@@ -35,21 +35,21 @@ def on_kernel(release: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_auto_is_direct_but_on_old_kernels(release: str, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     on_kernel(release, monkeypatch)
     for name in (None, "auto"):
-        choice = engines.choose(name, "not here")
+        choice = engines.choose(name)
         assert choice.engine == engine and release in choice.why
     for name in (DIRECT, PYFUSE3):
-        assert engines.choose(name, "not here") == (name, "it was asked for")
+        assert engines.choose(name) == (name, "it was asked for")
 
 
 def test_an_engine_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(MountError, match="no engine 'fast'") as refused:
-        engines.choose("fast", "")
-    assert refused.value.hint == "use --engine auto, erofs, direct or pyfuse3"
+        engines.choose("fast")
+    assert refused.value.hint == "use --engine auto, direct, erofs or pyfuse3"
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MountError, match="not installed"):
-        engines.choose(PYFUSE3, "")
+        engines.choose(PYFUSE3)
     on_kernel("4.4", monkeypatch)
-    assert engines.choose("auto", "not here") == (DIRECT, "pyfuse3 is not installed, and this is Linux 4.4")
+    assert engines.choose("auto") == (DIRECT, "pyfuse3 is not installed, and this is Linux 4.4")
 
 
 def by_place(repo: DvcRepo) -> dict[str, dict[str, Any]]:

@@ -56,7 +56,7 @@ class Link:
 Node = File | Link
 # The engine of mounts that name none: the last one. See the fixture `engine`.
 under_test = ["auto"]
-ENGINES = ("direct", "pyfuse3")
+ENGINES = ("direct", "erofs", "pyfuse3")
 
 
 def open_store(path: Path) -> Store:

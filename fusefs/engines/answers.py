@@ -85,6 +85,14 @@ class Answers:
             Op.DESTROY: self._nothing,
         }
 
+    # Nothing is answered slowly.
+    is_behind = False
+
+    def idle(self) -> bool:
+        """As Filesystem.idle; nobody waits for it."""
+        self._fs.idle()
+        return False
+
     # -- the mount ------------------------------------------------------------------------------------------------
 
     def _init(self, unique: int, inode: int, body: memoryview) -> None:

@@ -30,7 +30,6 @@ from millpond.fusefs.image.ahead import Ahead
 from millpond.fusefs.image.format import blocks_of
 from millpond.fusefs.image.image import Image
 from millpond.fusefs.image.space import DATA_BLOCKS, Space
-from millpond.fusefs.serving.load import cores
 from millpond.fusefs.serving.servers import Servers
 
 # Files of so many bytes on the average are read from the page cache of the image, where what lies around them can be brought; larger ones
@@ -88,9 +87,10 @@ class _Engine:
             ahead = ReadAhead(settings.read_ahead_kb)
 
             def answers(channel: Channel, later: Later) -> ImageAnswers:
+                read, is_ahead = (None, None) if self._directly else (self._ahead.read, self._ahead.is_of)
                 return ImageAnswers(
                     filesystem, self._image, channel, later, ahead,
-                    name=self._name.encode(), pid=lambda: session.pid, read=None if self._directly else self._ahead.read,
+                    name=self._name.encode(), pid=lambda: session.pid, read=read, is_ahead=is_ahead,
                 )  # fmt: skip
 
             session = Session(filesystem, self._device, nursery, answers)
@@ -103,7 +103,6 @@ class _Engine:
                 store=settings.store,
                 fixed=settings.serving,
                 most=settings.serving_most,
-                least=self._least,
                 image=self._space_fd,
                 asked=self._ahead.read,
             )
@@ -149,11 +148,6 @@ class _Engine:
         os.close(os.open(self._source, os.O_RDONLY | os.O_CLOEXEC))
         made = names(IMAGE_FSTYPE) - before
         return made.pop() if len(made) == 1 else ""
-
-    @property
-    def _least(self) -> int:
-        """Processes that serve: one answers who waits for a file while another one brings what lies around it."""
-        return 2 if not self._directly and self._settings.fills and cores() >= 2 else 1
 
     @property
     def _source(self) -> str:

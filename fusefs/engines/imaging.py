@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import errno
 import stat
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import trio
 
@@ -25,11 +27,13 @@ from millpond.fusefs.filesystem import MAX_WHOLE, Filesystem
 from millpond.fusefs.image import trial
 from millpond.fusefs.image.format import BLOCK
 from millpond.fusefs.image.image import Image, Piece
-from millpond.fusefs.image.space import IMAGE_BYTES
+from millpond.fusefs.image.space import IMAGE_BYTES, Kind
 
 ROOT, IMAGE, TRIAL = 1, 2, 3
 # Threads that read many small files at once which are not in the page cache; from so many of one request on they do.
 _THREADS, _TOGETHER = 2, 4
+# Files that take a moment; requests that are answered slowly at once.
+_LITTLE, _MOST_BEHIND = 8, 16
 # Parts of one answer, beyond which they are joined.
 _MOST_PARTS = 900
 _WANTED = Init.ASYNC_READ | Init.NO_OPEN_SUPPORT | Init.MAX_PAGES | Init.EXPLICIT_INVAL_DATA
@@ -37,8 +41,17 @@ _ZEROS = memoryview(bytes(BLOCK))
 Part = Bytes | Piece
 
 
+@dataclass(slots=True)
+class _Request:
+    """What a request is answered, as far as it is here; `missing` are the places of what must be waited for."""
+
+    parts: list[Part] = field(default_factory=list)
+    missing: list[int] = field(default_factory=list)
+
+
 class ImageAnswers:
-    """The handlers, in `table`, as in Answers; the image is called `name`. `read(pid, offset, size)` is told of each request for it."""
+    """The handlers, in `table`, as in Answers; the image is called `name`. `read(pid, offset, size)` is told of each request for it but
+    those of who reads ahead, as `is_ahead(pid)` tells, which are answered by `idle`, a little at a time between all others."""
 
     def __init__(
         self,
@@ -51,6 +64,7 @@ class ImageAnswers:
         name: bytes,
         pid: Callable[[], int],
         read: Callable[[int, int, int], None] | None = None,
+        is_ahead: Callable[[int], bool] | None = None,
     ) -> None:
         self._fs = filesystem
         self._image = image
@@ -63,6 +77,9 @@ class ImageAnswers:
         self._sizes = {IMAGE: IMAGE_BYTES, TRIAL: trial.BYTES}
         self._pid = pid
         self._told = read
+        self._is_ahead = is_ahead
+        # Requests that are answered slowly.
+        self._behind: deque[tuple[int, Iterator[None]]] = deque()
         self.initialised = False
         self.table: dict[int, Handler] = {
             Op.INIT: self._init,
@@ -113,28 +130,73 @@ class ImageAnswers:
         if inode == TRIAL:
             self._reply(unique, trial.read(offset, size))
             return
-        parts: list[Part] = []
-        missing: list[int] = []
-        found = self._image.read(offset, size)
+        if self._is_ahead is not None and self._is_ahead(self._pid()) and len(self._behind) < _MOST_BEHIND:
+            self._behind.append((unique, self._slowly(unique, offset, size)))
+            return
+        request = _Request()
+        self._take(request, self._image.read(offset, size))
+        self._finish(unique, request)
+        if self._told is not None:
+            self._told(self._pid(), offset, size)
+
+    def _slowly(self, unique: int, offset: int, size: int) -> Iterator[None]:
+        """Answer a request for what nobody waits for, a little at a time."""
+        request = _Request()
+        if self._image.given(offset // BLOCK)[0] is Kind.DATA:
+            parts = self._image.read(offset, size)
+            yield
+            for first in range(0, len(parts), _LITTLE):
+                self._take(request, parts[first : first + _LITTLE])
+                yield
+        else:
+            for at in range(offset, offset + size, BLOCK):
+                self._take(request, self._image.read(at, BLOCK))
+                yield
+        self._finish(unique, request)
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether something is being answered slowly."""
+        return bool(self._behind)
+
+    def idle(self) -> bool:
+        """A little of what is answered slowly, else as Filesystem.idle; whether there is more of it."""
+        if not self._behind:
+            self._fs.idle()
+            return False
+        unique, work = self._behind[0]
+        try:
+            with self._fs.reading():
+                next(work)
+        except StopIteration:
+            self._behind.popleft()
+        except Exception as error:
+            self._behind.popleft()
+            failure = error
+            self._later(unique, lambda: _fail(failure))
+        return bool(self._behind)
+
+    def _take(self, request: _Request, found: Sequence[Part]) -> None:
+        """Add what lies there to what a request is answered, as far as it can be had without waiting."""
         wholes = self._wholes(found, waiting=False)
         for part in found:
             if not isinstance(part, Piece):
-                parts.append(part)
+                request.parts.append(part)
                 continue
             whole = wholes.get(part.inode)
             ready = self._contents.ready(part.inode, part.offset, part.size) if whole is None else _cut(whole, part)
             if ready is None:
-                missing.append(len(parts))
-                parts.append(part)
+                request.missing.append(len(request.parts))
+                request.parts.append(part)
             else:
-                parts += ready
-                _complete(parts, ready, part)
-        if missing:
-            self._later(unique, lambda: self._read_later(unique, parts, missing))
+                request.parts += ready
+                _complete(request.parts, ready, part)
+
+    def _finish(self, unique: int, request: _Request) -> None:
+        if request.missing:
+            self._later(unique, lambda: self._read_later(unique, request.parts, request.missing))
         else:
-            self._send(unique, parts)
-        if self._told is not None:
-            self._told(self._pid(), offset, size)
+            self._send(unique, request.parts)
 
     async def _read_later(self, unique: int, parts: list[Part], missing: list[int]) -> None:
         """`missing` are the places of what must be waited for."""
@@ -191,6 +253,11 @@ def _cut(whole: Bytes, piece: Piece) -> list[Bytes]:
 
 def _is_small(piece: Piece) -> bool:
     return piece.offset == 0 and piece.size <= MAX_WHOLE
+
+
+async def _fail(error: Exception) -> None:
+    """In the place of who waits, whose error is told."""
+    raise error
 
 
 def _ignore(unique: int, inode: int, body: memoryview) -> None:

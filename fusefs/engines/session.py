@@ -40,6 +40,8 @@ _BUFFER = 256 << 10
 MAX_WAITING = 1024
 # Requests answered in a row before other tasks run.
 _ROW = 64
+# Requests answered in a row before a little is done of what is answered slowly.
+_TURN = 4
 # Interrupted requests that are remembered, as they may be on their way from another process.
 _MAX_EARLY = 256
 # How often it is seen whether an interrupted program is to end by now: the kernel does not say INTERRUPT twice.
@@ -51,6 +53,15 @@ class Handlers(Protocol):
 
     table: dict[int, Handler]
     initialised: bool
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether `idle` has more to do that somebody waits for."""
+        ...
+
+    def idle(self) -> bool:
+        """Do a little of what is done between requests; `is_behind` after it."""
+        ...
 
 
 @dataclass(slots=True)
@@ -85,7 +96,7 @@ class Session:
         # Whether other processes take requests of this mount, too; then those that were interrupted before they came here.
         self.shared = False
         self._early: OrderedDict[int, None] = OrderedDict()
-        self.arrival = Arrival(fd, filesystem.idle)
+        self.arrival = Arrival(fd, self._answers.idle)
         self.initialised = trio.Event()
 
     @property
@@ -104,7 +115,11 @@ class Session:
                 row += 1
             else:
                 row = 0
-                await trio.lowlevel.wait_readable(self._fd)
+                if self._answers.is_behind:
+                    self._answers.idle()
+                    await trio.lowlevel.checkpoint()
+                else:
+                    await trio.lowlevel.wait_readable(self._fd)
             try:
                 size = os.readv(self._fd, [buffer])
             except OSError as error:
@@ -116,6 +131,8 @@ class Session:
             if not size:
                 return
             self._handle(view[:size])
+            if row % _TURN == 0 and self._answers.is_behind:
+                self._answers.idle()  # or else who asks all the time would keep what others wait for from being done
             if len(self._waiting) >= MAX_WAITING:
                 await self.room()
 
@@ -132,6 +149,9 @@ class Session:
         if op not in protocol.SILENT:
             self._channel.answer_on(unique, fd)
         self._handle(memoryview(request))
+        # The loop waits for requests of its own, and knows nothing of this one.
+        while self._answers.is_behind:
+            self._answers.idle()
 
     def _handle(self, request: memoryview) -> None:
         """Answer a request, or begin to. Raises MountError."""

@@ -58,6 +58,10 @@ class Image:
             block += 1
         return found
 
+    def given(self, block: int) -> tuple[space.Kind, int]:
+        """As Space.given."""
+        return self._space.given(block)
+
     def place(self, block: int) -> Place | None:
         """Whose a block is; None if it is no file's. Raises StoreDamagedError."""
         owner = self._space.data_of(block) if space.DATA_BLOCK <= block < space.INODES_BLOCK else None

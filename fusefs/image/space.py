@@ -19,6 +19,7 @@ import mmap
 import os
 from array import array
 from bisect import bisect_right
+from enum import Enum
 from struct import Struct
 
 from millpond.fusefs.attributes import FileError
@@ -44,6 +45,15 @@ _CHILD_AT, _NAMES_AT, _DATA_AT, _INODES_AT = 48, 52, 56, 60
 _ORDER_AT = MOST * _RECORD.size
 _COUNT = Struct("<Q")
 _BYTES = _ORDER_AT + _COUNT.size + MOST * _PLACE.size
+
+
+class Kind(Enum):
+    """What a block is for."""
+
+    HEAD = "head"
+    NAMES = "names"
+    DATA = "data"
+    INODES = "inodes"
 
 
 class _Area:
@@ -125,6 +135,16 @@ class Space:
         at = record * _RECORD.size
         _FOLDER.pack_into(self._map, at, folder)
         _NIDS.pack_into(self._map, at + 32, nid, parent)
+
+    def given(self, block: int) -> tuple[Kind, int]:
+        """What a block is for, and up to where blocks of this kind were given out."""
+        if block < NAMES_BLOCK:
+            return Kind.HEAD, NAMES_BLOCK
+        if block < DATA_BLOCK:
+            return Kind.NAMES, self._names.next
+        if block < INODES_BLOCK:
+            return Kind.DATA, self._data.next
+        return Kind.INODES, self._inodes.next
 
     # -- places ---------------------------------------------------------------------------------------------------
 

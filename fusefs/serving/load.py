@@ -33,11 +33,10 @@ class Sample:
 
 
 class Load:
-    """Decides. `most` processes at most, and `least` of them whatever there is to do."""
+    """Decides. `most` processes at most."""
 
-    def __init__(self, most: int, least: int = 1) -> None:
+    def __init__(self, most: int) -> None:
         self._most = most
-        self._least = least
         self._too_much_s = self._too_little_s = 0.0
 
     def wanted(self, processes: int, sample: Sample) -> int:
@@ -45,7 +44,7 @@ class Load:
         behind = sample.behind is None or sample.behind >= _BEHIND
         full = sample.busy >= _BUSY and behind and sample.free >= _FREE
         self._too_much_s = self._too_much_s + sample.seconds if full else 0.0
-        slack = processes > self._least and sample.used <= _HALF * (processes - 1)
+        slack = processes > 1 and sample.used <= _HALF * (processes - 1)
         self._too_little_s = self._too_little_s + sample.seconds if slack else 0.0
         if processes < self._most and self._too_much_s >= _MORE_S:
             self._too_much_s = self._too_little_s = 0.0

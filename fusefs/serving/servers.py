@@ -66,7 +66,7 @@ class _Server:
 
 
 class Servers:
-    """Those of one mount, `device` being its descriptor. `fixed` processes in all; 0: as load has it, from `least` to `most` of them (0: as the
+    """Those of one mount, `device` being its descriptor. `fixed` processes in all; 0: as load has it, `most` of them (0: as the
     cores allow). What they read is told on the descriptors that `feed` gives. `image` is the memory of an image's space, if the kernel
     asks for one, of whose requests `asked(pid, offset, size)` is told."""
 
@@ -81,7 +81,6 @@ class Servers:
         fixed: int,
         most: int,
         feed: Callable[[], Sequence[int]] = tuple,
-        least: int = 1,
         image: int = -1,
         asked: Callable[[int, int, int], None] | None = None,
     ) -> None:
@@ -94,10 +93,10 @@ class Servers:
         self._image = image
         self._asked = asked
         self._fixed = fixed
-        self._most = fixed or most or max(least, most_by_load())
         # How many processes there are to be.
-        self._wanted = fixed or min(least, self._most)
-        self._load = Load(self._most, self._wanted)
+        self._wanted = max(1, fixed)
+        self._most = fixed or most or most_by_load()
+        self._load = Load(self._most)
         self._directories = -1
         # All that there ever were: a clone is open as long as the mount lives.
         self._places: list[_Place] = []

@@ -29,12 +29,12 @@ import trio
 from millpond.daemon import wirepath
 from millpond.daemon.errors import BusyError, InternalError, MillpondError, MountError, ProtocolError, from_system
 from millpond.daemon.mounts import filling
-from millpond.daemon.mounts.engines import AUTO, DIRECT, PYFUSE3, choose
+from millpond.daemon.mounts.engines import AUTO, EROFS, PYFUSE3, Choice, choose, why_no_image
 from millpond.daemon.mounts.place import SOURCE
 from millpond.daemon.rpc import framing
 from millpond.daemon.store.reader import StoreReader
 from millpond.fusefs import engines
-from millpond.fusefs.engines import EngineSettings, direct_engine
+from millpond.fusefs.engines import EngineRefused, EngineSettings, direct_engine, erofs_engine
 from millpond.fusefs.filesystem import Filesystem
 from millpond.fusefs.filling import starting
 from millpond.fusefs.filling.filler import FillerSettings
@@ -51,7 +51,7 @@ _CONTROL_S = 5.0
 # How often a holder looks for segments that were removed.
 _LET_GO_S = 5
 # Imported here, so that a holder forked from a process that has this module need not.
-PRELOADED = (direct_engine,)
+PRELOADED = (direct_engine, erofs_engine)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class HolderSettings:
     """What a holder is told. `root` is hex, None with `versions`; `uid` the caller's; `control` the socket's path; `device`
     a /dev/fuse descriptor that is mounted already (system mode), else -1; `serving` processes serve the mount (0: as load
     has it, `serving_most` at most, or as the cores allow); `successor_s` how long a reader waits for another
-    source when the one there was has died (0: none comes); `fill`: so many processes (None: as the cores allow, 0: none)
+    source when the one there was has died (0: none comes); `far`: not all is here; `fill`: so many processes (None: as the cores allow, 0: none)
     may bring neighbours of small files that are read into the page cache; `verify` is told on; `name` is what the kernel's table calls it."""
 
     id: str
@@ -73,6 +73,7 @@ class HolderSettings:
     log: str
     engine: str = AUTO
     versions: bool = False
+    far: bool = False
     xattrs: bool = False
     allow_other: bool = False
     read_ahead_kb: int = engines.READ_AHEAD_KB
@@ -94,8 +95,8 @@ class Holder:
     ) -> None:
         self._settings = settings
         self._fillers = fillers
-        self._choice = choose(settings.engine)
-        if self._choice.engine != DIRECT and settings.serving > 1:
+        self._choice = _choice(settings)
+        if self._choice.engine == PYFUSE3 and settings.serving > 1:
             raise MountError(
                 f"the engine {self._choice.engine} serves a mount by one process, not by {settings.serving}",
                 path=settings.mountpoint,
@@ -132,10 +133,17 @@ class Holder:
                 nursery.start_soon(_let_go, reader)
 
                 async def mounted() -> None:
-                    ready.sendall(b"{}\n")
+                    ready.sendall(json.dumps({"engine": self._choice.engine}).encode() + b"\n")
                     ready.close()
 
-                await engines.load(self._choice.engine).serve(self._filesystem, self._engine_settings(), mounted)
+                try:
+                    await engines.load(self._choice.engine).serve(self._filesystem, self._engine_settings(), mounted)
+                except EngineRefused as refused:
+                    raise MountError(
+                        f"the engine {self._choice.engine} cannot serve this: {refused}",
+                        path=settings.mountpoint,
+                        hint="use --engine direct, or leave it out",
+                    ) from refused
                 nursery.cancel_scope.cancel()
         finally:
             with contextlib.suppress(OSError):
@@ -156,6 +164,7 @@ class Holder:
             serving=settings.serving,
             serving_most=settings.serving_most,
             fillers=self._fillers,
+            far=settings.far,
         )
 
     async def _control(self, listener: trio.SocketListener) -> None:
@@ -298,10 +307,23 @@ def run(request: dict[str, Any], fds: list[int]) -> int:
         )
 
 
+def _choice(settings: HolderSettings) -> Choice:
+    """The engine. Raises MountError."""
+    no_image = why_no_image(
+        system=settings.device >= 0,
+        versions=settings.versions,
+        xattrs=settings.xattrs,
+        materialize=bool(settings.materialize),
+    )
+    return choose(settings.engine, no_image)
+
+
 def _fork_fillers(settings: HolderSettings) -> list[Forked] | str:
     """While there are no threads, and nothing of the store is open. Else why the mount has none."""
     if settings.fill == 0:
         return filling.OFF
+    if settings.engine == EROFS:
+        return []  # a thread does it
     if settings.engine == PYFUSE3:
         return filling.BY_ENGINE
     forked: list[Forked] = []

@@ -17,7 +17,7 @@ from bench.data import LABELS, DataSet, examine
 from bench.host import BenchError, processor_s
 from bench.peers import Peer
 from bench.reading import COMMON, LARGE, Reading, read
-from bench.sections.reads import peers
+from bench.sections.reads import peers, with_image
 
 SECTION = "access"
 NOISE = "1 incompressible file"
@@ -49,7 +49,7 @@ def measure(context: Context) -> None:
         for tool in tools:
             tool.store(made.root, made.name)
     for made, found in ways.values():
-        for tool in context.rounds(tools):
+        for tool in context.rounds(with_image(tools)):
             for label, way in found.items():
                 _cold_and_warm(context, tool, made, label, way)
             if made.name in LABELS:

@@ -1,7 +1,7 @@
 """Reads through mounts, cold and warm, beside the disk's own files, squashfs, Borg and restic.
 
 Also what a training loader does in its first epoch: it lists the tree, then reads it shuffled. The listing counts, as for it a mount brings
-what others must look up later; millpond's other engine takes part.
+what others must look up later; millpond's other engines take part.
 
 Cold: mounted anew (so that no server remembers anything), page cache dropped. Warm: the third reading, because at the second
 one the kernel still moves pages from one of its lists to another, each page once.
@@ -23,6 +23,7 @@ from bench.host import BenchError
 from bench.peers import Mounted, Peer, installed
 from bench.projects import Millpond
 from bench.reading import COMMON, LARGE, Reading, find, list_and_read, read, read_together
+from millpond.daemon.mounts.kernel import why_no_image
 
 SECTION = "reads"
 # Large files, and small files, that are read at once.
@@ -32,28 +33,33 @@ LISTED = {
     readers: f"{LABELS['small']} listed, then shuffled" + (f", {readers} readers" if readers > 1 else "")
     for readers in (1, *READERS)
 }
-PORTABLE = "millpond, pyfuse3"
+PORTABLE, IMAGE = "millpond, pyfuse3", "millpond, erofs"
 
 
-class Portable:
-    """millpond's mounts by the other engine."""
+class ByEngine:
+    """millpond's mounts by another engine than it chooses, over the same store."""
 
-    name = PORTABLE
-
-    def __init__(self, millpond: Millpond) -> None:
+    def __init__(self, name: str, millpond: Millpond) -> None:
+        self.name = name
         self._millpond = millpond
 
     def store(self, tree: Path, version: str) -> None:
-        """It is the same store."""
+        """It is there."""
 
     def mount(self, version: str, place: Path) -> Mounted:
-        return self._millpond.mount(version, place, "--engine", "pyfuse3")
+        return self._millpond.mount(version, place, "--engine", self.name.split(", ")[1])
 
     def backing(self) -> list[Path]:
         return self._millpond.backing()
 
     def disk(self) -> int:
         return self._millpond.disk()
+
+
+def with_image(tools: list[Peer]) -> list[Peer]:
+    """With the engine that has the kernel read an image, where that may be."""
+    images: list[Peer] = [ByEngine(IMAGE, tool) for tool in tools if isinstance(tool, Millpond) and not why_no_image()]
+    return [*tools, *images]
 
 
 def peers(context: Context, name: str) -> list[Peer]:
@@ -73,7 +79,7 @@ def measure(context: Context) -> None:
         for tool in tools:
             tool.store(made.root, made.name)
     for made in context.data.values():
-        for tool in context.rounds(tools):
+        for tool in context.rounds(with_image(tools)):
             for label, reading in _readings(made).items():
                 _cold_and_warm(context, tool, made, label, reading)
             if made.name == "small":
@@ -124,9 +130,9 @@ def _cold_and_warm(context: Context, tool: Peer, made: DataSet, label: str, read
 def _listed(context: Context, tools: list[Peer], made: DataSet) -> None:
     """Cold."""
     others: list[Peer] = [
-        Portable(tool) for tool in tools if isinstance(tool, Millpond) and find_spec("pyfuse3") is not None
+        ByEngine(PORTABLE, tool) for tool in tools if isinstance(tool, Millpond) and find_spec("pyfuse3") is not None
     ]
-    for tool in context.rounds([*tools, *others]):
+    for tool in context.rounds([*with_image(tools), *others]):
         for readers, label in LISTED.items():
             mounted = tool.mount(made.name, context.place(tool.name))
             try:

@@ -61,7 +61,7 @@ def checkout(context: WorkerContext, params: dict[str, Any], arrivals: Arrivals 
 
 def _is_mounted(repo: Repo, output: Output) -> bool:
     there = place.mounted_at(repo.path(output.path))
-    return there is not None and there.fstype == place.FSTYPE
+    return there is not None and there.is_ours
 
 
 def _mount_output(context: WorkerContext, repo: Repo, output: Output, *, force: bool) -> str | None:

@@ -41,8 +41,9 @@ class Holders:
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
 
-    async def start(self, record: MountRecord, directory: int, environ: int, *, far: bool = False) -> Child:
-        """Fork source and holder, wait until the mount answers; `far`: the source will be asked soon. Raises the holder's error."""
+    async def start(self, record: MountRecord, directory: int, environ: int, *, far: bool = False) -> tuple[Child, str]:
+        """Fork source and holder, wait until the mount answers: the holder, and its engine. `far`: the source will be asked soon. Raises
+        the holder's error."""
         system = self._daemon.system
         runtime = self._daemon.settings.runtime / "mounts"
         runtime.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -58,7 +59,7 @@ class Holders:
             await self.fork_source(record, source_b, environ, far=far)
             owner = system.holder_uid if system is not None else record.uid
             fds = [ready.fileno(), source_a.fileno(), *([device] if device >= 0 else [])]
-            request = {"settings": self._holder_settings(record, os.fspath(runtime / f"{record.id}.sock"))}
+            request = {"settings": self._holder_settings(record, os.fspath(runtime / f"{record.id}.sock"), far=far)}
             child = await self._daemon.zygotes.of(owner, "holder").fork("holder", request, fds)
         except BaseException:
             ours.close()
@@ -69,13 +70,13 @@ class Holders:
             if device >= 0:
                 os.close(device)
         try:
-            await _await_ready(ours, record)
+            engine = await _await_ready(ours, record)
         except BaseException:
             with trio.CancelScope(shield=True):
                 await child.kill(signal.SIGKILL)
                 child.close()
             raise
-        return child
+        return child, engine
 
     async def fork_source(self, record: MountRecord, sock: socket.socket, environ: int, *, far: bool = False) -> None:
         """`environ` is a memory file that only the source reads: there may be credentials in it. With `far` it connects at once."""
@@ -93,7 +94,7 @@ class Holders:
         child = await zygote.fork("source", {"settings": settings}, [sock.fileno(), environ])
         child.close()
 
-    def _holder_settings(self, record: MountRecord, control: str) -> dict[str, Any]:
+    def _holder_settings(self, record: MountRecord, control: str, *, far: bool) -> dict[str, Any]:
         options = record.options
         return {
             "id": record.id,
@@ -107,6 +108,7 @@ class Holders:
             "log": wirepath.encode(os.fspath(self._daemon.settings.log.with_name("holder.log"))),
             "engine": record.engine,
             "versions": record.versions,
+            "far": far,
             "xattrs": bool(options.get("xattrs")),
             "materialize": int(options.get("materialize") or 0),
             "serving": min(int(options.get("serving") or 0), engines.MOST_SERVING),
@@ -148,8 +150,8 @@ class Holders:
         return await trio.open_unix_socket(self._daemon.settings.runtime / "mounts" / f"{mount.record.id}.sock")
 
 
-async def _await_ready(sock: socket.socket, record: MountRecord) -> None:
-    """The holder's word: `{}`, or its error. Raises MountError."""
+async def _await_ready(sock: socket.socket, record: MountRecord) -> str:
+    """The holder's word: `{"engine"}`, or its error. Raises MountError."""
     stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
     answer = b""
     async with stream:
@@ -159,10 +161,11 @@ async def _await_ready(sock: socket.socket, record: MountRecord) -> None:
                 if not part:
                     break
                 answer += part
-    if answer == b"{}\n":
-        return
     if answer.endswith(b"\n"):
-        raise from_wire(json.loads(answer))
+        told = json.loads(answer)
+        if "engine" in told:
+            return str(told["engine"])
+        raise from_wire(told)
     raise MountError(
         f"the process for '{record.mountpoint}' ended before it had mounted",
         path=record.mountpoint,

@@ -6,8 +6,9 @@ import os
 import re
 from glob import iglob
 
-# The first kernel that reads a file in place of a mount's.
+# The first kernel that reads a file in place of a mount's, and the first that mounts an image that is a file of any file system.
 _PASSTHROUGH = (6, 9)
+_IMAGE = (6, 12)
 _CAP_SYS_ADMIN = 21
 # The numbers of the machine's own namespaces (include/linux/proc_ns.h).
 _OF_MACHINE = {"pid": 0xEFFFFFFC, "user": 0xEFFFFFFD}
@@ -32,10 +33,21 @@ def why_no_passthrough() -> str:
     """Why large files cannot be handed to the kernel whole; "" when they can, as far as can be told without a mount."""
     if not is_privileged():
         return "only root may hand files to the kernel"
+    return _why_older(_PASSTHROUGH)
+
+
+def why_no_image() -> str:
+    """Why a version cannot be mounted as an image; "" when it can, as far as can be told without a mount."""
+    if not is_privileged() or not is_machines("user"):
+        return "only root may mount an image"
+    return _why_older(_IMAGE)
+
+
+def _why_older(version: tuple[int, int]) -> str:
     release = os.uname().release
     found = re.match(r"(\d+)\.(\d+)", release)
-    if found is not None and (int(found[1]), int(found[2])) < _PASSTHROUGH:
-        return f"Linux {release} is older than {_PASSTHROUGH[0]}.{_PASSTHROUGH[1]}"
+    if found is not None and (int(found[1]), int(found[2])) < version:
+        return f"Linux {release} is older than {version[0]}.{version[1]}"
     return ""
 
 

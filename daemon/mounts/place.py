@@ -32,6 +32,9 @@ Run `millpond mounts --restore` to mount it again, or `millpond umount {mountpoi
 """
 READ_ONLY = 0o555
 FSTYPE = "fuse.millpond"
+# Mounts by the erofs engine are of this kind, and their source is the path of an image, which was open as a descriptor.
+IMAGE_FSTYPE = "erofs"
+_IMAGE = re.compile(r"/proc/self/fd/\d+/")
 # What the kernel's table calls a mount; behind it stand the name of the object that it shows, if it is one, and the id of its record.
 SOURCE = "millpond"
 
@@ -45,6 +48,20 @@ class MountEntry:
     source: str
     device: str
     root: str = "/"
+
+    @property
+    def words(self) -> list[str]:
+        """What we told the kernel's table; empty for what is no mount of ours."""
+        source, kind = self.source, FSTYPE
+        if self.fstype == IMAGE_FSTYPE and (found := _IMAGE.match(source)) is not None:
+            source, kind = source[found.end() :], IMAGE_FSTYPE
+        words = source.split(":")
+        return words if self.fstype == kind and words[0] == SOURCE else []
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is a mount of millpond's."""
+        return self.fstype == FSTYPE or bool(self.words)
 
 
 def mount_table() -> list[MountEntry]:
@@ -67,8 +84,8 @@ def source_of(name: str | None, record: str) -> str:
 def is_of(entry: MountEntry, record: str) -> bool:
     """Whether a mount is of ours and made for the record with this id. Another store's, or another user's, may have taken its place; a
     millpond of before told no ids."""
-    words = entry.source.split(":")
-    return entry.fstype == FSTYPE and words[0] == SOURCE and (len(words) % 2 == 1 or words[-1] == record)
+    words = entry.words
+    return bool(words) and (len(words) % 2 == 1 or words[-1] == record)
 
 
 def shown_objects() -> dict[str, ObjectName]:
@@ -77,8 +94,8 @@ def shown_objects() -> dict[str, ObjectName]:
     found: dict[str, ObjectName] = {}
     for entry in mount_table():
         found.pop(entry.mountpoint, None)  # what is below another mount is not seen
-        words = entry.source.split(":")
-        if entry.fstype == FSTYPE and entry.root == "/" and len(words) in (3, 4) and words[0] == SOURCE:
+        words = entry.words
+        if entry.root == "/" and len(words) in (3, 4):
             found[entry.mountpoint] = ObjectName(words[1], words[2])
     return found
 
@@ -96,7 +113,7 @@ def mount_around(path: str) -> str | None:
     where = os.path.realpath(path)
     ours: dict[str, bool] = {}
     for entry in mount_table():
-        ours[entry.mountpoint] = entry.fstype == FSTYPE
+        ours[entry.mountpoint] = entry.is_ours
     while where not in ours and where != os.path.dirname(where):
         where = os.path.dirname(where)
     return where if ours.get(where) else None

@@ -91,7 +91,14 @@ class MountService:
         """{mountpoint, repo, target, commit, name, root, versions, files, bytes, mode, engine, options, caches, context, id?, far?} + the
         directory, and the source's environment (environs.py), which nobody but the source reads -> {id, pid, engine}. Returns when
         the mount answers."""
-        choice = engines.choose(params.get("engine"))
+        options = params.get("options") or {}
+        no_image = engines.why_no_image(
+            system=self._daemon.system is not None,
+            versions=bool(params.get("versions")),
+            xattrs=bool(options.get("xattrs")),
+            materialize=bool(options.get("materialize")),
+        )
+        engines.choose(params.get("engine"), no_image)
         known = self._mounts.get(str(params.get("id") or ""))
         if known is not None and known.record.uid != call.uid:
             raise AccessError("this mount is another user's")
@@ -110,7 +117,7 @@ class MountService:
         try:
             if len(call.fds) != 2:
                 raise ProtocolError(f"mounts.create takes two descriptors, {len(call.fds)} came")
-            child = await self._holders.start(record, *call.fds, far=bool(params.get("far")))
+            child, engine = await self._holders.start(record, *call.fds, far=bool(params.get("far")))
         except BaseException:
             if known is None:
                 with trio.CancelScope(shield=True):
@@ -120,7 +127,7 @@ class MountService:
         mount.child, mount.state, mount.error, mount.ended = child, "mounted", None, trio.Event()
         await self._in_thread(lambda: self._records.save(mount.record))
         self._daemon.nursery.start_soon(self._watch, mount, child)
-        return {"id": record.id, "pid": child.pid, "engine": choice.engine}
+        return {"id": record.id, "pid": child.pid, "engine": engine}
 
     def _record(self, call: Call, params: dict[str, Any], known: Mount | None) -> MountRecord:
         names = [f.name for f in dataclasses.fields(MountRecord)]

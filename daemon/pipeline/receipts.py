@@ -175,7 +175,7 @@ class Receipts:
                 yield where, record
 
     def _any_mounted(self) -> bool:
-        return any(entry.fstype == place.FSTYPE for entry in place.mount_table())
+        return any(entry.is_ours for entry in place.mount_table())
 
     def _place(self, where: str) -> str:
         """From the project's root; absolute for what lies elsewhere."""

@@ -77,7 +77,7 @@ def _engine() -> Check:
 
 def _kernel() -> list[Check]:
     """What mounts go without where it is not to be had: never a failure."""
-    passthrough, read_ahead = kernel.why_no_passthrough(), kernel.why_no_read_ahead()
+    passthrough, read_ahead, image = kernel.why_no_passthrough(), kernel.why_no_read_ahead(), kernel.why_no_image()
     return [
         (
             "passthrough",
@@ -85,6 +85,7 @@ def _kernel() -> list[Check]:
             f"not here: {passthrough}" if passthrough else "large files, with mount --materialize",
             "",
         ),
+        ("erofs", True, f"not here: {image}" if image else "the kernel reads an image, with mount --engine erofs", ""),
         ("read-ahead", True, f"the kernel's own: {read_ahead}" if read_ahead else "set for each mount", ""),
     ]
 

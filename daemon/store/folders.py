@@ -20,7 +20,8 @@ from __future__ import annotations
 import struct
 from array import array
 from collections import OrderedDict
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 from millpond.daemon.errors import StoreDamagedError
 from millpond.daemon.names import ObjectName
@@ -42,6 +43,7 @@ CACHED_ENTRIES = 32_768
 # Entries that are taken in in the time of one search; folders whose lookups are counted.
 _WORTH, _COUNTED = 16, 4096
 Blob = bytes | memoryview
+T = TypeVar("T")
 # Bytes of one name, as the kernel takes it.
 MAX_NAME = 255
 
@@ -159,6 +161,16 @@ class FolderReader:
         """A folder's bytes. Raises StoreDamagedError when there is no such folder."""
         with self._index.begin() as txn:
             return bytes(self._blob(txn, folder))
+
+    def looked_at(self, folder: bytes, look: Callable[[memoryview], T]) -> T:
+        """What `look` makes of a folder's blob, of which it may keep nothing. Raises StoreDamagedError."""
+        with self._index.begin() as txn:
+            return look(self._blob(txn, folder))
+
+    def number_of_folder(self, folder: bytes, number: int) -> int:
+        """Which of a folder's subfolders its entry with this number is."""
+        with self._index.begin() as txn:
+            return int(ENTRY.unpack_from(self._blob(txn, folder), HEAD.size + number * ENTRY.size)[5])
 
     def has(self, folder: bytes) -> bool:
         """Whether the folder is in the index (it is not after a rebuild, nor in another version's form)."""

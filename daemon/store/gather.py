@@ -6,7 +6,7 @@ has all that is to be done for it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from millpond.daemon.store import records
@@ -75,8 +75,10 @@ def find(reader: StoreReader, inodes: Sequence[int], uid: int) -> tuple[list[Sma
     return found, others
 
 
-def read(reader: StoreReader, batch: Sequence[Small]) -> Iterator[tuple[Small, Bytes | None]]:
-    """Each one's bytes, checked; None for what is damaged or has moved. `batch` is sorted; what lies side by side is read at once."""
+def read(reader: StoreReader, batch: Sequence[Small], *, waiting: bool = True) -> Iterator[tuple[Small, Bytes | None]]:
+    """Each one's bytes, checked; None for what is damaged or has moved, and without `waiting` for what is not in the page cache. `batch` is
+    sorted; what lies side by side is read at once."""
+    read_range = reader.read_range if waiting else reader.peek
     first = 0
     while first < len(batch):
         begin, behind = batch[first], first + 1
@@ -87,14 +89,16 @@ def read(reader: StoreReader, batch: Sequence[Small]) -> Iterator[tuple[Small, B
             if here.segment != begin.segment or here.offset - end > GAP_BYTES or following - begin.offset > RUN_BYTES:
                 break
             end, behind = max(end, following), behind + 1
-        yield from _run(reader, batch[first:behind], end)
+        yield from _run(read_range, reader.key, batch[first:behind], end)
         first = behind
 
 
-def _run(reader: StoreReader, run: Sequence[Small], end: int) -> Iterator[tuple[Small, Bytes | None]]:
-    begin, key = run[0].offset, reader.key
+def _run(
+    read_range: Callable[[int, int, int], memoryview], key: int, run: Sequence[Small], end: int
+) -> Iterator[tuple[Small, Bytes | None]]:
+    begin = run[0].offset
     try:
-        view = reader.read_range(run[0].segment, begin, end - begin)
+        view = read_range(run[0].segment, begin, end - begin)
     except OSError:
         view = memoryview(b"")
     for small in run:

@@ -177,6 +177,11 @@ class StoreReader:
         self._used.add(segment)
         return self._segments.read_range(segment, offset, size)
 
+    def peek(self, segment: int, offset: int, size: int) -> memoryview:
+        """The same, without waiting: fewer where what follows is not in the page cache. Raises OSError."""
+        self._used.add(segment)
+        return self._segments.peek(segment, offset, size)
+
     def will_need(self, chunk_id: bytes, size: int) -> None:
         """Have the kernel read `size` bytes from a chunk's record on: what was stored next to it."""
         location = self.locate(chunk_id)

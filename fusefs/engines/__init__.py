@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Protocol
 
-from millpond.daemon.mounts.engines import DIRECT, PYFUSE3
+from millpond.daemon.mounts.engines import DIRECT, EROFS, PYFUSE3
 
 if TYPE_CHECKING:
     from millpond.fusefs.filesystem import Filesystem
@@ -23,6 +23,7 @@ READ_AHEAD_KB = 1024
 FSTYPE = "fuse.millpond"
 ENGINES = {
     DIRECT: "millpond.fusefs.engines.direct_engine",
+    EROFS: "millpond.fusefs.engines.erofs_engine",
     PYFUSE3: "millpond.fusefs.engines.pyfuse3_engine",
 }
 
@@ -33,7 +34,7 @@ class EngineSettings:
     inode of each open; without it an engine may have the kernel not ask. Up to `materialize` bytes of large files may be
     written out in the folder `scratch` for the kernel to read them there. `serving` processes serve the mount, which read the store at
     `store`; 0: as many as load has it, up to `serving_most` (0: as the cores allow). `fillers` wait to bring
-    neighbours of what is read; else it is why there are none."""
+    neighbours of what is read; else it is why there are none. `far`: not all contents are on this machine."""
 
     mountpoint: str
     place: str
@@ -47,6 +48,21 @@ class EngineSettings:
     serving: int = 1
     serving_most: int = 0
     fillers: Sequence[Forked] | str = ""
+    far: bool = False
+
+    @property
+    def fills(self) -> bool:
+        """Whether neighbours of what is read may be brought."""
+        return not isinstance(self.fillers, str)
+
+    @property
+    def why_no_filler(self) -> str:
+        """Why not; "" if they may."""
+        return self.fillers if isinstance(self.fillers, str) else ""
+
+
+class EngineRefused(Exception):
+    """An engine cannot run here, for this reason; nothing is mounted."""
 
 
 class Engine(Protocol):

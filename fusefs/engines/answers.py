@@ -11,57 +11,31 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
-
-import trio
 
 from millpond.daemon.errors import MountError
 from millpond.daemon.store.folders import FILE_INODE_BIT, FOLDER, LINK
 from millpond.fusefs.attributes import FOREVER_S, Attributes, FileError
 from millpond.fusefs.engines import protocol
 from millpond.fusefs.engines.channel import Channel
+from millpond.fusefs.engines.contents import Contents
 from millpond.fusefs.engines.passthrough import CACHED, PASSED, Passthrough
 from millpond.fusefs.engines.protocol import Init, Op
-from millpond.fusefs.engines.readahead import LARGE_BYTES, NEAR_BYTES, ReadAhead
+from millpond.fusefs.engines.readahead import ReadAhead
 from millpond.fusefs.filesystem import Filesystem
 from millpond.fusefs.filling.feed import Feed
 
 log = logging.getLogger("millpond.fusefs")
 T = TypeVar("T")
 Work = Callable[[], Coroutine[Any, Any, None]]
+Later = Callable[[int, Work], None]
 Handler = Callable[[int, int, memoryview], object]
 Tell = Callable[[int, int, int], Awaitable[tuple[list[bytes], list[int]]]]
 
-# Files kept open between reads. The kernel does not say when one is closed.
-MAX_FILES = 128
-# Requests that the kernel may send ahead of need, and pages of one.
-_MAX_BACKGROUND = 64
-_MAX_PAGES = 256
-# The longest answer: what the pages hold.
-MAX_ANSWER = _MAX_PAGES * 4096
 _MISSING_S = 1
 _DIR_TYPES = {FOLDER: 4, LINK: 10}
 _REG_TYPE = 8
-
-
-@dataclass(slots=True)
-class _File:
-    """A file that was read from: its handle, how many requests are using it, and where the last large one ended."""
-
-    handle: int
-    users: int = 0
-    end: int = 0
-
-
-@dataclass(slots=True)
-class _Opening:
-    """A file that is being opened; when `done`, the `errno` if it could not be."""
-
-    done: trio.Event = field(default_factory=trio.Event)
-    errno: int = 0
 
 
 class Answers:
@@ -73,7 +47,7 @@ class Answers:
         self,
         filesystem: Filesystem,
         channel: Channel,
-        later: Callable[[int, Work], None],
+        later: Later,
         ahead: ReadAhead,
         on_open: Callable[[int], None] | None = None,
         passthrough: Passthrough | None = None,
@@ -85,11 +59,9 @@ class Answers:
         self._reply = channel.reply
         self._error = channel.error
         self._later = later
-        self._ahead = ahead
         self._on_open = on_open
         self._uid, self._gid = filesystem.uid, os.getgid()
-        self._files: OrderedDict[int, _File] = OrderedDict()
-        self._opening: dict[int, _Opening] = {}
+        self._contents = Contents(filesystem, ahead)
         self._agreed = Init(0)
         # Whether kernel and we have agreed.
         self.initialised = False
@@ -113,11 +85,19 @@ class Answers:
             Op.DESTROY: self._nothing,
         }
 
+    # Nothing is answered slowly.
+    is_behind = False
+
+    def idle(self) -> bool:
+        """As Filesystem.idle; nobody waits for it."""
+        self._fs.idle()
+        return False
+
     # -- the mount ------------------------------------------------------------------------------------------------
 
     def _init(self, unique: int, inode: int, body: memoryview) -> None:
         """Agree. Raises MountError when the kernel is too old; a newer one asks again in our version."""
-        major, minor, max_readahead, offered = protocol.INIT_IN.unpack_from(body)
+        major, minor, *_ = protocol.INIT_IN.unpack_from(body)
         if (major, minor) < (protocol.MAJOR, protocol.MINOR):
             self._error(unique, errno.EPROTO)
             if self.initialised:  # then it is no kernel's, and ends nothing
@@ -126,11 +106,10 @@ class Answers:
                 f"the kernel speaks FUSE {major}.{minor}, older than {protocol.MAJOR}.{protocol.MINOR}",
                 hint="take --engine pyfuse3, or a kernel from 5.4 on",
             )
+        offered = protocol.offered(body)
         wanted = Init.ASYNC_READ | Init.DO_READDIRPLUS | Init.PARALLEL_DIROPS | Init.MAX_PAGES
         wanted |= Init.EXPLICIT_INVAL_DATA
-        if Init.INIT_EXT in Init(offered) and len(body) >= protocol.INIT_IN.size + protocol.INIT_IN_MORE.size:
-            offered |= protocol.INIT_IN_MORE.unpack_from(body, protocol.INIT_IN.size)[0] << 32
-        if self._passthrough is not None and Init.PASSTHROUGH not in Init(offered):
+        if self._passthrough is not None and Init.PASSTHROUGH not in offered:
             self._passthrough.why_not = "the kernel is older than 6.9, or made without it"
         if self._passthrough is not None and not self._passthrough.why_not:
             wanted |= Init.INIT_EXT | Init.PASSTHROUGH
@@ -138,15 +117,10 @@ class Answers:
             wanted |= Init.NO_OPEN_SUPPORT
         if self._fs.immutable:
             wanted |= Init.CACHE_SYMLINKS | Init.NO_OPENDIR_SUPPORT
-        threshold = _MAX_BACKGROUND * 3 // 4
         agreed = offered & wanted
-        answer = protocol.INIT_OUT.pack(
-            protocol.MAJOR, protocol.MINOR, max_readahead, agreed & 0xFFFF_FFFF, _MAX_BACKGROUND, threshold, 4096, 1,
-            _MAX_PAGES, 0, agreed >> 32, 1 if Init.PASSTHROUGH in Init(agreed) else 0,
-        )  # fmt: skip
-        self._reply(unique, answer)
+        self._reply(unique, protocol.agreement(body, agreed))
         if major == protocol.MAJOR:
-            self._agreed = Init(agreed)
+            self._agreed = agreed
             self.initialised = True
 
     def _nothing(self, unique: int, inode: int, body: memoryview) -> None:
@@ -235,7 +209,7 @@ class Answers:
         _, position, size, *_ = protocol.READ_IN.unpack_from(body)
 
         async def answer() -> None:
-            parts, counted = await tell(inode, position, min(size, MAX_ANSWER))
+            parts, counted = await tell(inode, position, min(size, protocol.MAX_ANSWER))
             if not self._reply(unique, b"".join(parts)):
                 self._uncount(counted)
             elif counted and self._feed is not None and (folder := self._fs.folder_of(inode)) is not None:
@@ -318,86 +292,26 @@ class Answers:
 
     def _read(self, unique: int, inode: int, body: memoryview) -> None:
         _, offset, size, *_ = protocol.READ_IN.unpack_from(body)
-        size = min(size, MAX_ANSWER)
-        file = self._files.get(inode)
-        if file is None:
-            whole = self._fs.whole(inode, size) if offset == 0 else None
-            if whole is not None:
-                self._reply(unique, whole)
-                self._brought(inode, len(whole))
-                return
-            handle = self._fs.open_stored(inode)
-            if handle is None:
-                self._later(unique, lambda: self._read_later(unique, inode, offset, size))
-                return
-            file = self._opened(inode, handle)
-        else:
-            self._files.move_to_end(inode)
-        if offset and size >= LARGE_BYTES:
-            self._ahead.seen(near=abs(offset - file.end) <= NEAR_BYTES)
-        file.end = offset + size
-        parts = self._fs.read_ready(file.handle, offset, size)
+        size = min(size, protocol.MAX_ANSWER)
+        parts = self._contents.ready(inode, offset, size)
         if parts is None:
             self._later(unique, lambda: self._read_later(unique, inode, offset, size))
             return
+        whole = self._contents.gave_whole
+        self._reply(unique, *parts)
+        if whole:
+            self._brought(inode, sum(map(len, parts)))
+
+    async def _read_later(self, unique: int, inode: int, offset: int, size: int) -> None:
+        parts = await self._contents.read(inode, offset, size)
         self._reply(unique, *parts)
         if offset == 0 and (length := sum(map(len, parts))) < size:
             self._brought(inode, length)
-            if not file.users:
-                self._close(inode)  # all of it: the kernel has it now
-
-    async def _read_later(self, unique: int, inode: int, offset: int, size: int) -> None:
-        file = self._files.get(inode) or await self._open_waiting(inode)
-        file.users += 1
-        try:
-            parts = await self._fs.read(file.handle, offset, size)
-            self._reply(unique, *parts)
-            if offset == 0 and (length := sum(map(len, parts))) < size:
-                self._brought(inode, length)
-        except FileError:
-            # What was opened may be no good any more, as a remote object that was changed: the next read opens it anew.
-            if self._files.get(inode) is file:
-                del self._files[inode]
-            raise
-        finally:
-            file.users -= 1
-            if self._files.get(inode) is not file and not file.users:
-                self._fs.release(file.handle)
 
     def _brought(self, inode: int, size: int) -> None:
         """The kernel has all of a file now."""
         if self._feed is not None and inode & FILE_INODE_BIT:
             self._feed.read(inode, size)
-
-    async def _open_waiting(self, inode: int) -> _File:
-        """Open a file whose source may have to be asked: once for all who want it now, who share the failure too."""
-        while (opening := self._opening.get(inode)) is not None:
-            await opening.done.wait()
-            if opening.errno:
-                raise FileError(opening.errno)
-            if inode in self._files:  # else who opened it was interrupted
-                return self._files[inode]
-        opening = self._opening[inode] = _Opening()
-        try:
-            return self._opened(inode, await self._fs.open(inode))
-        except FileError as error:
-            opening.errno = error.errno
-            raise
-        finally:
-            del self._opening[inode]
-            opening.done.set()
-
-    def _opened(self, inode: int, handle: int) -> _File:
-        file = self._files[inode] = _File(handle)
-        while len(self._files) > MAX_FILES:
-            self._close(next(iter(self._files)))
-        return file
-
-    def _close(self, inode: int) -> None:
-        """Forget a file; its handle is released by its last user."""
-        file = self._files.pop(inode)
-        if not file.users:
-            self._fs.release(file.handle)
 
 
 # Entries that are not there: in a folder, which never changes, and in a directory that may.

@@ -10,6 +10,8 @@ from pathlib import Path
 import trio
 
 from millpond.fusefs.engines import EngineSettings, mounting
+from millpond.fusefs.engines.answers import Answers, Later
+from millpond.fusefs.engines.channel import Channel
 from millpond.fusefs.engines.passthrough import Passthrough
 from millpond.fusefs.engines.readahead import ReadAhead
 from millpond.fusefs.engines.session import Session
@@ -35,8 +37,11 @@ async def serve(filesystem: Filesystem, settings: EngineSettings, mounted: Calla
                 passthrough = Passthrough(fd, filesystem, reader, nursery, folder=folder, budget=settings.materialize)
             why = why_not(settings.place, recorded=settings.on_open is not None, system=given)
             keeper = Keeper(settings.fillers, filesystem, device=fd, place=settings.place, why_not=why)
-            session = Session(filesystem, fd, nursery, ahead, settings.on_open, passthrough, keeper.feed)
 
+            def answers(channel: Channel, later: Later) -> Answers:
+                return Answers(filesystem, channel, later, ahead, settings.on_open, passthrough, keeper.feed)
+
+            session = Session(filesystem, fd, nursery, answers)
             filesystem.more_statistics.append(ahead.statistics)
             servers = Servers(
                 filesystem,

@@ -16,12 +16,12 @@ from millpond.daemon.errors import MountError
 from millpond.daemon.mounts import syscalls
 from millpond.daemon.mounts.syscalls import MountFlag
 from millpond.daemon.rpc import framing
-from millpond.fusefs.engines import FSTYPE, EngineSettings, mount_options
+from millpond.fusefs.engines import FSTYPE, EngineRefused, EngineSettings, mount_options
 
 DEVICE = "/dev/fuse"
 PROGRAM = "fusermount3"
 _SECONDS = 20.0
-_FLAGS = MountFlag.RDONLY | MountFlag.NOSUID | MountFlag.NODEV | MountFlag.NOATIME
+FLAGS = MountFlag.RDONLY | MountFlag.NOSUID | MountFlag.NODEV | MountFlag.NOATIME
 _NOT_PRIVILEGED = (errno.EPERM, errno.EACCES)
 # linux/fuse.h: FUSE_DEV_IOC_CLONE, _IOR(229, 0, u32)
 _CLONE = 0x8004E500
@@ -31,6 +31,24 @@ def mount(settings: EngineSettings) -> int:
     """Mount at `settings.place`; the descriptor of the kernel's requests. Raises MountError."""
     fd = _privileged(settings)
     return fd if fd is not None else _by_program(settings.place, mount_options(settings))
+
+
+def mount_nowhere(name: str) -> tuple[int, int]:
+    """Mount in no directory, for who may: descriptors of the kernel's requests, and of the mount's root. Raises EngineRefused."""
+    fd = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    options = {
+        "source": name,
+        "subtype": FSTYPE.removeprefix("fuse."),
+        "fd": str(fd),
+        "rootmode": "40000",
+        "user_id": str(os.getuid()),
+        "group_id": str(os.getgid()),
+    }
+    try:
+        return fd, syscalls.mount_nowhere("fuse", options)
+    except OSError as error:
+        os.close(fd)
+        raise EngineRefused(f"the kernel mounts no file system without a directory ({error.strerror})") from error
 
 
 def clone(fd: int) -> int:
@@ -64,7 +82,7 @@ def _privileged(settings: EngineSettings) -> int | None:
     if settings.allow_other:
         options += ",allow_other"
     try:
-        syscalls.mount(settings.name.encode(), os.fsencode(settings.place), FSTYPE.encode(), _FLAGS, options.encode())
+        syscalls.mount(settings.name.encode(), os.fsencode(settings.place), FSTYPE.encode(), FLAGS, options.encode())
     except OSError as error:
         os.close(fd)
         if error.errno in _NOT_PRIVILEGED:

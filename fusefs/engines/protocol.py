@@ -197,3 +197,26 @@ FORGET_ONE = Struct("=QQ")
 assert (IN_HEADER.size, OUT_HEADER.size, INIT_OUT.size, ENTRY_OUT.size, ATTR_OUT.size) == (40, 16, 64, 128, 104)
 assert all(PLUS[size].size == ENTRY_OUT.size + DIRENT.size + size for size in PLUS)
 assert (READ_IN.size, STATFS_OUT.size, OPEN_OUT.size, DIRENT.size, STORE_OUT.size) == (40, 80, 16, 24, 24)
+
+# Requests that the kernel may send ahead of need, and pages of one.
+_MAX_BACKGROUND = 64
+_MAX_PAGES = 256
+# The longest answer: what the pages hold.
+MAX_ANSWER = _MAX_PAGES * 4096
+
+
+def offered(body: memoryview) -> Init:
+    """The flags of an INIT."""
+    _, _, _, flags = INIT_IN.unpack_from(body)
+    if Init.INIT_EXT in Init(flags) and len(body) >= INIT_IN.size + INIT_IN_MORE.size:
+        flags |= INIT_IN_MORE.unpack_from(body, INIT_IN.size)[0] << 32
+    return Init(flags)
+
+
+def agreement(body: memoryview, agreed: Init) -> bytes:
+    """The answer to an INIT: our version, these of its flags, its read-ahead, and how much may be asked for at once."""
+    _, _, max_readahead, _ = INIT_IN.unpack_from(body)
+    return INIT_OUT.pack(
+        MAJOR, MINOR, max_readahead, agreed & 0xFFFF_FFFF, _MAX_BACKGROUND, _MAX_BACKGROUND * 3 // 4, 4096, 1,
+        _MAX_PAGES, 0, agreed >> 32, 1 if Init.PASSTHROUGH in agreed else 0,
+    )  # fmt: skip

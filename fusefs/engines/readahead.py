@@ -7,8 +7,12 @@ get the kernel's own, small read-ahead. (One that is open keeps what it had.)
 
 from __future__ import annotations
 
+import contextlib
+import os
+
 from millpond.daemon.mounts.place import mounted_at
 
+_BDI = "/sys/class/bdi"
 # The kernel's own.
 LEAST_KB = 128
 # Requests from this size on are the kernel's reading ahead, or could be.
@@ -18,6 +22,20 @@ NEAR_BYTES = 1 << 20
 # Requests after which the read-ahead is thought over, and how many of them tell the kind.
 _WINDOW = 16
 _MOST = 12
+
+
+def set_read_ahead(device: int, kb: int) -> None:
+    """Of a file system by its device's number, if this process may."""
+    path = f"{_BDI}/{os.major(device)}:{os.minor(device)}/read_ahead_kb"
+    with contextlib.suppress(OSError), open(path, "w") as file:
+        file.write(str(kb))
+
+
+def names(kind: str) -> set[str]:
+    """Names there of mounted file systems of a kind that has no devices."""
+    with contextlib.suppress(OSError):
+        return {name for name in os.listdir(_BDI) if name.startswith(f"{kind}-")}
+    return set()
 
 
 class ReadAhead:
@@ -35,8 +53,12 @@ class ReadAhead:
         """The kernel's first request at the mount on `place` was answered, which would have reset it."""
         entry = mounted_at(place)
         if entry is not None:
-            self._path = f"/sys/class/bdi/{entry.device}/read_ahead_kb"
-            self._set(self._most_kb)
+            self.begin_with(entry.device)
+
+    def begin_with(self, name: str) -> None:
+        """The same, by its name there."""
+        self._path = f"{_BDI}/{name}/read_ahead_kb"
+        self._set(self._most_kb)
 
     def seen(self, *, near: bool) -> None:
         """A large request, `near` the last one of its file or not."""

@@ -19,20 +19,18 @@ import struct
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import trio
 
 from millpond.daemon.errors import MillpondError, MountError
 from millpond.fusefs.attributes import FileError
 from millpond.fusefs.engines import protocol, signals
-from millpond.fusefs.engines.answers import Answers, Work
+from millpond.fusefs.engines.answers import Handler, Later, Work
 from millpond.fusefs.engines.arrival import Arrival
 from millpond.fusefs.engines.channel import Channel
-from millpond.fusefs.engines.passthrough import Passthrough
 from millpond.fusefs.engines.protocol import IN_HEADER, Op
-from millpond.fusefs.engines.readahead import ReadAhead
 from millpond.fusefs.filesystem import Filesystem
-from millpond.fusefs.filling.feed import Feed
 
 log = logging.getLogger("millpond.fusefs")
 
@@ -42,10 +40,28 @@ _BUFFER = 256 << 10
 MAX_WAITING = 1024
 # Requests answered in a row before other tasks run.
 _ROW = 64
+# Requests answered in a row before a little is done of what is answered slowly.
+_TURN = 4
 # Interrupted requests that are remembered, as they may be on their way from another process.
 _MAX_EARLY = 256
 # How often it is seen whether an interrupted program is to end by now: the kernel does not say INTERRUPT twice.
 _LOOK_S = 0.2
+
+
+class Handlers(Protocol):
+    """What answers requests: by their operation, and whether kernel and we have agreed."""
+
+    table: dict[int, Handler]
+    initialised: bool
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether `idle` has more to do that somebody waits for."""
+        ...
+
+    def idle(self) -> bool:
+        """Do a little of what is done between requests; `is_behind` after it."""
+        ...
 
 
 @dataclass(slots=True)
@@ -59,23 +75,20 @@ class _Waiting:
 
 
 class Session:
-    """One mount: `fd` gives the kernel's requests and takes the answers."""
+    """One mount: `fd` gives the kernel's requests and takes the answers, which `answers` makes."""
 
     def __init__(
         self,
         filesystem: Filesystem,
         fd: int,
         nursery: trio.Nursery,
-        ahead: ReadAhead,
-        on_open: Callable[[int], None] | None = None,
-        passthrough: Passthrough | None = None,
-        feed: Feed | None = None,
+        answers: Callable[[Channel, Later], Handlers],
     ) -> None:
         self._fs = filesystem
         self._fd = fd
         self._nursery = nursery
         self._channel = Channel(fd)
-        self._answers = Answers(filesystem, self._channel, self._later, ahead, on_open, passthrough, feed)
+        self._answers = answers(self._channel, self._later)
         self._table = {**self._answers.table, Op.INTERRUPT: self._interrupt}
         self._waiting: dict[int, _Waiting] = {}
         self._room = trio.Event()
@@ -83,8 +96,13 @@ class Session:
         # Whether other processes take requests of this mount, too; then those that were interrupted before they came here.
         self.shared = False
         self._early: OrderedDict[int, None] = OrderedDict()
-        self.arrival = Arrival(fd, filesystem.idle)
+        self.arrival = Arrival(fd, self._answers.idle)
         self.initialised = trio.Event()
+
+    @property
+    def pid(self) -> int:
+        """The thread that asked last."""
+        return self._pid
 
     async def run(self) -> None:
         """Answer until the mount is gone. Raises MountError when the kernel is too old."""
@@ -97,7 +115,11 @@ class Session:
                 row += 1
             else:
                 row = 0
-                await trio.lowlevel.wait_readable(self._fd)
+                if self._answers.is_behind:
+                    self._answers.idle()
+                    await trio.lowlevel.checkpoint()
+                else:
+                    await trio.lowlevel.wait_readable(self._fd)
             try:
                 size = os.readv(self._fd, [buffer])
             except OSError as error:
@@ -109,6 +131,8 @@ class Session:
             if not size:
                 return
             self._handle(view[:size])
+            if row % _TURN == 0 and self._answers.is_behind:
+                self._answers.idle()  # or else who asks all the time would keep what others wait for from being done
             if len(self._waiting) >= MAX_WAITING:
                 await self.room()
 
@@ -125,6 +149,9 @@ class Session:
         if op not in protocol.SILENT:
             self._channel.answer_on(unique, fd)
         self._handle(memoryview(request))
+        # The loop waits for requests of its own, and knows nothing of this one.
+        while self._answers.is_behind:
+            self._answers.idle()
 
     def _handle(self, request: memoryview) -> None:
         """Answer a request, or begin to. Raises MountError."""

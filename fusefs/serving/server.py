@@ -2,7 +2,7 @@
 if anything must, and takes the next.
 
 `python -m millpond.fusefs.serving.server DEVICE SLOT DIRECTORIES SOCKET PARENT SETTINGS`: descriptors, the holder's pid, and
-{store, uid, feed} as JSON. It ends when the mount does, when the holder hangs up, and with the holder.
+{store, uid, feed, image} as JSON; with a descriptor `image` the kernel reads an image. It ends when the mount does, when the holder hangs up, and with the holder.
 """
 
 from __future__ import annotations
@@ -23,12 +23,15 @@ from millpond.daemon.jobs import process
 from millpond.daemon.store.reader import StoreReader
 from millpond.fusefs.engines.answers import Answers, Work
 from millpond.fusefs.engines.channel import Channel
+from millpond.fusefs.engines.imaging import ImageAnswers
 from millpond.fusefs.engines.protocol import IN_HEADER, Op
 from millpond.fusefs.engines.readahead import ReadAhead
 from millpond.fusefs.filling.feed import Feed
+from millpond.fusefs.image.image import Image
+from millpond.fusefs.image.space import Space
 from millpond.fusefs.serving import messages
 from millpond.fusefs.serving.shared import Counter, Directories, Slot
-from millpond.fusefs.serving.view import HandOver, ServedFilesystem
+from millpond.fusefs.serving.view import HandOver, ServedFilesystem, ServedImage
 
 # Requests that may be answered here; what they need decides.
 _OURS = (Op.LOOKUP, Op.GETATTR, Op.READLINK, Op.READ, Op.READDIR, Op.READDIRPLUS)
@@ -44,14 +47,28 @@ class Server:
     """Requests of `device`, a clone of the mount's."""
 
     def __init__(
-        self, device: int, slot: Slot, sock: socket.socket, filesystem: ServedFilesystem, feed: Feed | None
+        self,
+        device: int,
+        slot: Slot,
+        sock: socket.socket,
+        filesystem: ServedFilesystem,
+        feed: Feed | None,
+        image: Image | None = None,
     ) -> None:
         self._device = device
         self._slot = slot
         self._sock = sock
         self._fs = filesystem
-        answers = Answers(filesystem, Channel(device), _wait, ReadAhead(0), feed=feed)
-        self._table = {op: answers.table[op] for op in _OURS}
+        self._pid = 0
+        channel, ahead = Channel(device), ReadAhead(0)
+        if image is None:
+            answers = Answers(filesystem, channel, _wait, ahead, feed=feed)
+            self._table = {op: answers.table[op] for op in _OURS}
+        else:
+            made = ImageAnswers(
+                filesystem, image, channel, _wait, ahead, name=b"", pid=lambda: self._pid, read=self._tell_asked
+            )
+            self._table = {Op.READ: made.table[Op.READ]}
         self._told_folder: bytes | None = None
         self._tell_at = time.monotonic() + _TELL_S
         self._poll = select.epoll()
@@ -86,7 +103,7 @@ class Server:
             self._handle(self._slot.room[:size])
 
     def _handle(self, request: memoryview) -> None:
-        _, op, unique, inode, *_ = IN_HEADER.unpack_from(request)
+        _, op, unique, inode, _, _, self._pid, _, _ = IN_HEADER.unpack_from(request)
         self._slot.count(Counter.REQUESTS, 1)
         filesystem, work = self._fs, self._table.get(op)
         before = filesystem.opens, filesystem.reads, filesystem.read_bytes
@@ -110,6 +127,9 @@ class Server:
             self._sock.send(messages.FOLDER + folder)
         self._sock.send(messages.REQUEST + bytes(request))
         self._slot.count(Counter.HANDED_OVER, 1)
+
+    def _tell_asked(self, pid: int, offset: int, size: int) -> None:
+        self._sock.send(messages.asked(pid, offset, size))
 
     def _goes_on(self, wait_s: float) -> bool:
         """Wait for a request; whether the holder wants more."""
@@ -138,12 +158,14 @@ def main() -> None:
     slot.lock()
     os.close(slot_fd)
     os.close(directories_fd)
+    image_fd = int(settings["image"])
     feed = Feed([socket.socket(fileno=fd) for fd in settings["feed"]]) if settings["feed"] else None
     reader = StoreReader.open(Path(wirepath.decode(settings["store"])), _BUFFER_BYTES)
     with socket.socket(fileno=sock_fd) as sock:
         filesystem = ServedFilesystem(reader, directories, settings["uid"])
+        image = None if image_fd < 0 else ServedImage(filesystem.folders, Space(image_fd), uid=0, gid=0, closed=True)
         try:
-            Server(device, slot, sock, filesystem, feed).run()
+            Server(device, slot, sock, filesystem, feed, image).run()
             for message in messages.used(filesystem.take_used()):
                 sock.send(message)
         except (BrokenPipeError, ConnectionResetError):

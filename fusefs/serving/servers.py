@@ -67,7 +67,8 @@ class _Server:
 
 class Servers:
     """Those of one mount, `device` being its descriptor. `fixed` processes in all; 0: as load has it, `most` of them (0: as the
-    cores allow). What they read is told on the descriptors that `feed` gives."""
+    cores allow). What they read is told on the descriptors that `feed` gives. `image` is the memory of an image's space, if the kernel
+    asks for one, of whose requests `asked(pid, offset, size)` is told."""
 
     def __init__(
         self,
@@ -80,13 +81,17 @@ class Servers:
         fixed: int,
         most: int,
         feed: Callable[[], Sequence[int]] = tuple,
+        image: int = -1,
+        asked: Callable[[int, int, int], None] | None = None,
     ) -> None:
         self._fs = filesystem
         self._session = session
         self._nursery = nursery
         self._device = device
-        self._settings = {"store": store, "uid": filesystem.uid}
+        self._settings = {"store": store, "uid": filesystem.uid, "image": image}
         self._feed = feed
+        self._image = image
+        self._asked = asked
         self._fixed = fixed
         # How many processes there are to be.
         self._wanted = max(1, fixed)
@@ -173,7 +178,7 @@ class Servers:
                         *(sys.executable, "-P", "-m", "millpond.fusefs.serving.server"),
                         *(*map(str, given), str(os.getpid()), settings),
                     ],
-                    pass_fds=[*given, *feed],
+                    pass_fds=[*given, *feed, *([self._image] if self._image >= 0 else [])],
                     stdin=subprocess.DEVNULL,
                     cwd="/",
                 )
@@ -262,6 +267,8 @@ class Servers:
             self._session.take_over(body, server.place.device)
         elif kind == messages.FOLDER:
             self._fs.looked_into(body)
+        elif kind == messages.ASKED and self._asked is not None:
+            self._asked(*messages.asked_of(body))
         elif kind == messages.USED:
             self._fs.reader.note_used(messages.segments_of(body))
         return True

@@ -11,6 +11,8 @@ from millpond.daemon.store.folders import FILE_INODE_BIT, Entry
 from millpond.daemon.store.reader import StoreReader
 from millpond.fusefs.attributes import Attributes
 from millpond.fusefs.filesystem import Filesystem
+from millpond.fusefs.image.format import BLOCK_BITS
+from millpond.fusefs.image.image import Image, Piece
 from millpond.fusefs.nodes import HIDDEN_DIR, Node, Nodes
 from millpond.fusefs.reader import ChunkCache
 from millpond.fusefs.serving.shared import Directories
@@ -66,6 +68,16 @@ class SharedNodes(Nodes):
 
     def forget(self, inode: int, count: int) -> None:
         """Of a file or link: nothing is counted."""
+
+
+class ServedImage(Image):
+    """The files' data of an image. What else is in it depends on what the holder gave out, who makes it."""
+
+    def read(self, offset: int, size: int) -> list[bytes | Piece]:
+        self._space.learn()
+        if self.place(offset >> BLOCK_BITS) is None or self.place((offset + size - 1) >> BLOCK_BITS) is None:
+            raise HandOver
+        return super().read(offset, size)
 
 
 class ServedFilesystem(Filesystem):

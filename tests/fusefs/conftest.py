@@ -38,6 +38,7 @@ class Pair:
     tree: Mapping[bytes, Node]
     mounted: Mounted
     plain: Path
+    engine: str
 
     @property
     def place(self) -> Path:
@@ -57,10 +58,23 @@ def engine(request: pytest.FixtureRequest) -> Iterator[str]:
 # As `direct`, its large files handed to the kernel; and served by several processes.
 HANDED_OVER = "direct, handed over"
 SHARED = "direct, shared"
-MORE: dict[str, dict[str, Any]] = {HANDED_OVER: {"materialize": 1 << 30}, SHARED: {"serving": 3}}
+# The kernel reads an image that several processes make.
+EROFS_SHARED = "erofs, shared"
+MORE: dict[str, dict[str, Any]] = {
+    HANDED_OVER: {"materialize": 1 << 30},
+    SHARED: {"serving": 3},
+    EROFS_SHARED: {"serving": 3},
+}
 
 
-@pytest.fixture(scope="session", params=(*ENGINES, HANDED_OVER, pytest.param(SHARED, marks=pytest.mark.long)))
+@pytest.fixture(
+    scope="session",
+    params=(
+        *ENGINES,
+        HANDED_OVER,
+        *(pytest.param(each, marks=pytest.mark.long) for each in (SHARED, EROFS_SHARED)),
+    ),
+)
 def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
     """The sample tree. The store is closed: no daemon runs while these tests read."""
     if request.param == HANDED_OVER and (why := why_no_passthrough()):
@@ -74,13 +88,15 @@ def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
             totals = put_tree(store, tree)
         finally:
             store.close()
-        engine, more = (request.param, {}) if request.param in ENGINES else ("direct", MORE[request.param])
-        with mount(base / "store", totals, base / "m", engine=engine, life_s=600, xattrs=True, **more) as mounted:
+        engine, more = request.param.split(",")[0], dict(MORE.get(request.param, {}))
+        # An image has nothing that changes, such as xattrs.
+        more |= {"allow_other": True} if engine == "erofs" else {"xattrs": True}
+        with mount(base / "store", totals, base / "m", engine=engine, life_s=600, **more) as mounted:
             if request.param == HANDED_OVER:
                 hand_over(mounted, tree)
             if request.param == SHARED:
                 share(mounted)
-            yield Pair(tree, mounted, base / "plain")
+            yield Pair(tree, mounted, base / "plain", engine)
 
 
 def hand_over(mounted: Mounted, tree: Mapping[bytes, Node]) -> None:

@@ -47,6 +47,7 @@ from millpond.daemon.store.reader import StoreReader
 from millpond.daemon.store.segments import segment_path
 from millpond.daemon.store.trees import TreeEntry, build_tree
 from millpond.fusefs.engines import EngineSettings, mounting, protocol
+from millpond.fusefs.engines.answers import Answers
 from millpond.fusefs.engines.protocol import IN_HEADER, OUT_HEADER, Op
 from millpond.fusefs.engines.readahead import ReadAhead
 from millpond.fusefs.engines.session import Session
@@ -226,7 +227,9 @@ def within(
             async with trio.open_nursery() as nursery:
                 chunks = ChunkCache(reader, nursery)
                 filesystem = Filesystem(reader, chunks, None, root=stored[1].root, uid=os.getuid(), totals=(1, 1))
-                session = Session(filesystem, fd, nursery, ReadAhead(0))
+                session = Session(
+                    filesystem, fd, nursery, lambda channel, later: Answers(filesystem, channel, later, ReadAhead(0))
+                )
                 nursery.start_soon(session.run)
                 await session.initialised.wait()
                 store = os.fspath(stored[0])

@@ -7,6 +7,7 @@ import contextlib
 import socket
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,6 +17,7 @@ from tests.fusefs.helpers import UID
 from millpond.daemon.store.folders import Totals
 from millpond.daemon.store.reader import StoreReader
 from millpond.fusefs.engines import protocol
+from millpond.fusefs.engines.answers import Answers
 from millpond.fusefs.engines.passthrough import Passthrough
 from millpond.fusefs.engines.protocol import IN_HEADER, OUT_HEADER, Op
 from millpond.fusefs.engines.readahead import ReadAhead
@@ -130,7 +132,10 @@ def serve(
                         passthrough = Passthrough(
                             device, filesystem, reader, nursery, folder=folder, budget=materialize
                         )
-                    session = Session(filesystem, theirs.fileno(), nursery, ReadAhead(0), on_open, passthrough)
+                    make = partial(Answers, filesystem, ahead=ReadAhead(0), on_open=on_open, passthrough=passthrough)
+                    session = Session(
+                        filesystem, theirs.fileno(), nursery, lambda channel, later: make(channel=channel, later=later)
+                    )
 
                     async def run() -> None:
                         await session.run()

@@ -44,7 +44,7 @@ def test_auto_is_direct_but_on_old_kernels(release: str, engine: str, monkeypatc
 def test_an_engine_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(MountError, match="no engine 'fast'") as refused:
         engines.choose("fast")
-    assert refused.value.hint == "use --engine auto, direct or pyfuse3"
+    assert refused.value.hint == "use --engine auto, direct, erofs or pyfuse3"
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MountError, match="not installed"):
         engines.choose(PYFUSE3)

@@ -1,0 +1,210 @@
+"""The erofs engine: the kernel's own file system over an image that is made as it is read (fusefs/image/).
+
+The image is the one file of a FUSE mount that is in no directory; EROFS is mounted of it at the place. So names, attributes and cached
+pages are the kernel's, and cost what they cost on a disk; what is not in its page cache is asked for here, and nothing else. The kernel keeps
+the file open as long as EROFS is mounted; behind that, the FUSE mount ends by itself.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+import trio
+
+from millpond.daemon.errors import MountError
+from millpond.daemon.mounts import syscalls
+from millpond.daemon.mounts.place import IMAGE_FSTYPE, mount_table, mounted_at
+from millpond.fusefs.engines import EngineRefused, EngineSettings, mounting
+from millpond.fusefs.engines.answers import Later
+from millpond.fusefs.engines.channel import Channel
+from millpond.fusefs.engines.imaging import ImageAnswers
+from millpond.fusefs.engines.readahead import ReadAhead, names, set_read_ahead
+from millpond.fusefs.engines.session import Session
+from millpond.fusefs.filesystem import Filesystem
+from millpond.fusefs.filling.tally import available_bytes
+from millpond.fusefs.image import trial
+from millpond.fusefs.image.ahead import Ahead
+from millpond.fusefs.image.format import blocks_of
+from millpond.fusefs.image.image import Image
+from millpond.fusefs.image.space import DATA_BLOCKS, Space
+from millpond.fusefs.serving.servers import Servers
+
+# Files of so many bytes on the average are read from the page cache of the image, where what lies around them can be brought; larger ones
+# come directly, and are in memory once.
+_SMALL_BYTES = 256 << 10
+# The part of the memory that is filled (one in so many).
+_PART = 4
+_FLAGS = mounting.FLAGS
+
+
+async def serve(filesystem: Filesystem, settings: EngineSettings, mounted: Callable[[], Awaitable[None]]) -> None:
+    """See engines.Engine. Raises EngineRefused where the kernel is not fit for it, and nothing is mounted."""
+    files, size = filesystem.statfs()
+    if files + blocks_of(size) > DATA_BLOCKS:
+        raise EngineRefused("the version is larger than an image can be")
+    # What is far is read for who wants it alone, and for no neighbours.
+    engine = _Engine(filesystem, settings, directly=settings.far or size >= files * _SMALL_BYTES)
+    try:
+        await engine.run(mounted)
+    except BaseException:
+        with trio.CancelScope(shield=True), suppress(OSError):
+            await trio.to_thread.run_sync(engine.take_away)
+        raise
+    finally:
+        engine.close()
+
+
+class _Engine:
+    """One mount."""
+
+    def __init__(self, filesystem: Filesystem, settings: EngineSettings, *, directly: bool) -> None:
+        self._fs = filesystem
+        self._settings = settings
+        self._directly = directly
+        self._name = settings.name
+        self._space_fd = Space.create()
+        places = Space(self._space_fd)
+        root = filesystem.folder_of(1)
+        assert root is not None
+        places.begin(root)
+        self._image = Image(
+            filesystem.folders, places, uid=filesystem.uid, gid=os.getgid(), closed=not settings.allow_other
+        )
+        self._image.totals = filesystem.statfs()
+        self._ahead = Ahead(self._image, lambda: available_bytes() // _PART)
+        self._device, self._nowhere = mounting.mount_nowhere(settings.name)
+        os.set_blocking(self._device, False)
+        self._refused = ""
+        self._is_mounted = False
+
+    async def run(self, mounted: Callable[[], Awaitable[None]]) -> None:
+        """Mount, serve, return when the mount is gone."""
+        filesystem, settings = self._fs, self._settings
+        async with trio.open_nursery() as nursery:
+            ahead = ReadAhead(settings.read_ahead_kb)
+
+            def answers(channel: Channel, later: Later) -> ImageAnswers:
+                read, is_ahead = (None, None) if self._directly else (self._ahead.read, self._ahead.is_of)
+                return ImageAnswers(
+                    filesystem, self._image, channel, later, ahead,
+                    name=self._name.encode(), pid=lambda: session.pid, read=read, is_ahead=is_ahead,
+                )  # fmt: skip
+
+            session = Session(filesystem, self._device, nursery, answers)
+            filesystem.more_statistics += [ahead.statistics, self.statistics]
+            servers = Servers(
+                filesystem,
+                session,
+                nursery,
+                device=self._device,
+                store=settings.store,
+                fixed=settings.serving,
+                most=settings.serving_most,
+                image=self._space_fd,
+                asked=self._ahead.read,
+            )
+
+            async def announce() -> None:
+                """Once requests are answered, the kernel can mount what they bring."""
+                await session.initialised.wait()
+                self._refused = await trio.to_thread.run_sync(trial.fails, self._nowhere)
+                if self._refused:
+                    nursery.cancel_scope.cancel()
+                    return
+                name = await trio.to_thread.run_sync(self._mount)
+                if name:
+                    ahead.begin_with(name)
+                await mounted()
+                nursery.start_soon(servers.run)
+                nursery.start_soon(self._bring)
+
+            nursery.start_soon(announce)
+            await session.run()
+            filesystem.ended()
+            nursery.cancel_scope.cancel()
+        if self._refused:
+            raise EngineRefused(self._refused)
+
+    def _mount(self) -> str:
+        """What the mount is called where its read-ahead is set, "" if that cannot be told. Raises MountError."""
+        set_read_ahead(os.fstat(self._nowhere).st_dev, self._settings.read_ahead_kb)
+        place = self._settings.place
+        before = names(IMAGE_FSTYPE)
+        options = b"directio" if self._directly else b""
+        try:
+            syscalls.mount(self._source.encode(), os.fsencode(place), IMAGE_FSTYPE.encode(), _FLAGS, options)
+        except OSError as error:
+            raise MountError(
+                f"cannot mount on '{place}': {error.strerror}",
+                path=place,
+                hint="is it a directory that is there? millpond doctor tells what is missing",
+            ) from error
+        self._is_mounted = True
+        # The kernel learns here that closing concerns nobody (ENOSYS to FLUSH). Else this process would have to answer itself when it
+        # closes the image, for ever if that was because it was killed.
+        os.close(os.open(self._source, os.O_RDONLY | os.O_CLOEXEC))
+        made = names(IMAGE_FSTYPE) - before
+        return made.pop() if len(made) == 1 else ""
+
+    @property
+    def _source(self) -> str:
+        return f"/proc/self/fd/{self._nowhere}/{self._name}"
+
+    async def _bring(self) -> None:
+        """Bring what lies around files that are read, as long as the mount is in the kernel's table: the image that is open for that would keep
+        it from ending."""
+        entry = mounted_at(self._settings.place)
+        fd = -1
+        try:
+            if not self._directly and entry is not None and self._settings.fills:
+                fd = await trio.to_thread.run_sync(os.open, self._source, os.O_RDONLY | os.O_CLOEXEC)
+            nowhere, self._nowhere = self._nowhere, -1
+            os.close(nowhere)
+            if fd < 0 or entry is None:
+                return
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(trio.to_thread.run_sync, self._ahead.run, fd)
+                try:
+                    await _until_gone(entry.device)
+                finally:
+                    self._ahead.end()
+        finally:
+            if fd >= 0:
+                os.close(fd)
+
+    def statistics(self) -> dict[str, object]:
+        """For the mount's statistics."""
+        far = "not all is here" if self._settings.far else "its files are large"
+        why = far if self._directly else ""
+        return {
+            "image": "direct" if self._directly else "cached",
+            "filled_bytes": self._ahead.brought,
+            "filling_why": why if self._settings.fills else self._settings.why_no_filler,
+        }
+
+    def take_away(self) -> None:
+        """Nobody serves it any more. Raises OSError."""
+        if self._is_mounted:
+            mounting.umount(self._settings.place)
+
+    def close(self) -> None:
+        """Close what is open."""
+        for fd in (self._device, self._nowhere, self._space_fd):
+            if fd >= 0:
+                os.close(fd)
+
+
+async def _until_gone(device: str) -> None:
+    """Return when the file system with this `major:minor` is in no directory any more (proc_pid_mountinfo(5))."""
+    table = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with select.epoll() as changes:
+            changes.register(table, select.EPOLLPRI | select.EPOLLERR)
+            while any(entry.device == device for entry in mount_table()):
+                await trio.lowlevel.wait_readable(changes.fileno())
+                changes.poll(0)
+    finally:
+        os.close(table)

@@ -1,0 +1,169 @@
+"""What lies around small files that are read is brought into the page cache by reading the image there, a window at a time, in a thread.
+
+A program that reads many small files in any order then finds most of them there, a thousand files for a few requests; and names and inodes of
+directories, which come first, as who looks into some of them looks into others. It is done as any reader would do it, so nothing can wait for
+itself: the thread waits for answers, and who answers waits for no thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from millpond.fusefs.image.format import BLOCK, BLOCK_BITS
+from millpond.fusefs.image.image import Image, Place
+from millpond.fusefs.image.space import Kind
+
+WINDOW_BLOCKS = 256
+_WINDOW_BYTES = WINDOW_BLOCKS * BLOCK
+# Requests for names, or for inodes, before more of them are brought.
+_LOOKS = 3
+# Requests for a directory's files before anything is brought, or for files of all directories before one request does; and windows that each more
+# is good for.
+_FIRST, _MANY, _TIMES = 2, 16, 4
+# Windows on their way, and such as are remembered; directories whose requests are counted.
+_MOST_WAITING, _MOST_DONE, _MOST_COUNTED = 64, 1 << 16, 8192
+# Files of more blocks than this are read ahead by the kernel itself.
+_LARGE_BLOCKS = WINDOW_BLOCKS
+# Seconds after which a window may be brought again, and without a request after which all is as at the beginning.
+_AGAIN_S, _QUIET_S = 30.0, 10.0
+
+
+@dataclass(slots=True)
+class _Read:
+    """Of one directory: requests for its files that were not brought, and windows that were."""
+
+    requests: int = 0
+    windows: int = 0
+
+
+class Ahead:
+    """For one image; `room` tells how many bytes of memory may be filled."""
+
+    def __init__(self, image: Image, room: Callable[[], int]) -> None:
+        self._image = image
+        self._room_of = room
+        self._directories: OrderedDict[int, _Read] = OrderedDict()
+        self._done: OrderedDict[int, float] = OrderedDict()
+        # Requests for names and for inodes, and up to where those of a window were brought.
+        self._looks = {Kind.NAMES: 0, Kind.INODES: 0}
+        self._up_to: OrderedDict[int, int] = OrderedDict()
+        # Ranges of blocks, what is to come first on the left; how many there are; None is the end.
+        self._queue: deque[range | None] = deque()
+        self._count = threading.Semaphore(0)
+        self._requests = 0
+        self._room = 0
+        self._last = -_QUIET_S
+        # The thread that reads, whose own requests do not count.
+        self._thread = -1
+        self.brought = 0
+
+    def read(self, pid: int, offset: int, size: int) -> None:
+        """A thread has asked for a part of the image."""
+        if pid == self._thread:
+            return
+        now, block = time.monotonic(), offset >> BLOCK_BITS
+        if now - self._last >= _QUIET_S:
+            self._directories.clear()
+            self._looks = dict.fromkeys(self._looks, 0)
+            self._up_to.clear()
+            self._requests = 0
+            self._room = self._room_of()
+        self._last = now
+        kind, end = self._image.given(block)
+        if kind is not Kind.DATA:
+            self._look(kind, block, end)
+            return
+        place = self._image.place(block)
+        if place is None or place.blocks > _LARGE_BLOCKS or not self._is_due(block // WINDOW_BLOCKS, now):
+            return
+        read = self._directories.setdefault(place.record, _Read())
+        self._directories.move_to_end(place.record)
+        if len(self._directories) > _MOST_COUNTED:
+            self._directories.popitem(last=False)
+        read.requests += 1
+        self._requests += 1
+        self._want(read, place, block // WINDOW_BLOCKS, now)
+
+    def _look(self, kind: Kind, block: int, end: int) -> None:
+        """Names or inodes were asked for, of which places are given out up to `end`."""
+        if kind not in self._looks:
+            return
+        self._looks[kind] += 1
+        window = block // WINDOW_BLOCKS
+        end = min(end, (window + 1) * WINDOW_BLOCKS)
+        begin = max(self._up_to.get(window, block + 1), block + 1)
+        if self._looks[kind] < _LOOKS or begin >= end:
+            return
+        self._up_to[window] = end
+        if len(self._up_to) > _MOST_DONE:
+            self._up_to.popitem(last=False)
+        self._queue.appendleft(range(begin, end))
+        self._count.release()
+
+    def _want(self, read: _Read, place: Place, window: int, now: float) -> None:
+        """Add windows of a directory, this one first, as many as its requests are good for."""
+        first = 1 if self._requests > _MANY else _FIRST
+        more = min((read.requests - first + 1) * _TIMES - read.windows, _MOST_WAITING - len(self._queue))
+        for each in _from(window, place.first // WINDOW_BLOCKS, (place.end - 1) // WINDOW_BLOCKS):
+            if more <= 0 or self._room < _WINDOW_BYTES:
+                break
+            if self._is_due(each, now):
+                self._done[each] = now
+                self._done.move_to_end(each)
+                self._queue.append(range(each * WINDOW_BLOCKS, (each + 1) * WINDOW_BLOCKS))
+                self._count.release()
+                self._room -= _WINDOW_BYTES
+                read.windows += 1
+                more -= 1
+        while len(self._done) > _MOST_DONE:
+            self._done.popitem(last=False)
+
+    def _is_due(self, window: int, now: float) -> bool:
+        return now - self._done.get(window, -_AGAIN_S) >= _AGAIN_S
+
+    def run(self, fd: int) -> None:
+        """Bring what is wanted, of the image that is open as `fd`, until `end`. For a thread of its own: it goes from one window to the next
+        without waiting for the loop, which is busy with answers."""
+        self._thread = threading.get_native_id()
+        before = range(0)
+        while True:
+            self._count.acquire()
+            blocks = self._queue.popleft()
+            if blocks is None:
+                return
+            # What cannot be read is for those to hear of who ask for it.
+            with contextlib.suppress(OSError):
+                os.posix_fadvise(fd, blocks.start * BLOCK, len(blocks) * BLOCK, os.POSIX_FADV_WILLNEED)
+            self._await(fd, before)
+            before = blocks
+            if not self._queue:
+                self._await(fd, before)
+                before = range(0)
+            self.brought += len(blocks) * BLOCK
+
+    def _await(self, fd: int, blocks: range) -> None:
+        """The last of a range is there when all is."""
+        if blocks:
+            with contextlib.suppress(OSError):
+                os.pread(fd, 1, blocks.stop * BLOCK - 1)
+
+    def is_of(self, pid: int) -> bool:
+        """Whether it is the thread that reads."""
+        return pid == self._thread
+
+    def end(self) -> None:
+        """Have `run` return."""
+        self._queue.appendleft(None)
+        self._count.release()
+
+
+def _from(start: int, first: int, last: int) -> Iterator[int]:
+    """From `start` on to `last`, then from `first` to it."""
+    yield from range(start, last + 1)
+    yield from range(first, start)

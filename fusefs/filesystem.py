@@ -94,11 +94,15 @@ class Filesystem(Tree):
         size, key = record
         data = self._reader.whole_nowait(key, self.uid, size)
         if data is not None:
-            self.opens += 1
-            self.reads += 1
-            self.read_bytes += size
-            self._chunks.passed(size)
+            self.gave_whole(size)
         return data
+
+    def gave_whole(self, size: int) -> None:
+        """A small file of so many bytes was read, all of it at once."""
+        self.opens += 1
+        self.reads += 1
+        self.read_bytes += size
+        self._chunks.passed(size)
 
     @property
     def reader(self) -> StoreReader:

@@ -16,7 +16,7 @@ import trio
 
 from millpond.daemon.errors import MountError
 from millpond.daemon.mounts import syscalls
-from millpond.daemon.mounts.place import IMAGE_FSTYPE, mount_table, mounted_at
+from millpond.daemon.mounts.place import IMAGE_FSTYPE, MountEntry, mount_table, mounted_at
 from millpond.fusefs.engines import EngineRefused, EngineSettings, mounting
 from millpond.fusefs.engines.answers import Later
 from millpond.fusefs.engines.channel import Channel
@@ -168,7 +168,7 @@ class _Engine:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(trio.to_thread.run_sync, self._ahead.run, fd)
                 try:
-                    await _until_gone(entry.device)
+                    await _until_gone(entry)
                 finally:
                     self._ahead.end()
         finally:
@@ -197,13 +197,13 @@ class _Engine:
                 os.close(fd)
 
 
-async def _until_gone(device: str) -> None:
-    """Return when the file system with this `major:minor` is in no directory any more (proc_pid_mountinfo(5))."""
+async def _until_gone(mount: MountEntry) -> None:
+    """Return when this mount's file system is in no directory any more (proc_pid_mountinfo(5))."""
     table = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
     try:
         with select.epoll() as changes:
             changes.register(table, select.EPOLLPRI | select.EPOLLERR)
-            while any(entry.device == device for entry in mount_table()):
+            while any((entry.device, entry.source) == (mount.device, mount.source) for entry in mount_table()):
                 await trio.lowlevel.wait_readable(changes.fileno())
                 changes.poll(0)
     finally:

@@ -184,7 +184,11 @@ class ImageAnswers:
                 request.parts.append(part)
                 continue
             whole = wholes.get(part.inode)
-            ready = self._contents.ready(part.inode, part.offset, part.size) if whole is None else _cut(whole, part)
+            if whole is None:
+                ready = self._contents.ready(part.inode, part.offset, part.size)
+            else:
+                ready = _cut(whole, part)
+                self._fs.gave_whole(part.size)
             if ready is None:
                 request.missing.append(len(request.parts))
                 request.parts.append(part)
@@ -214,6 +218,7 @@ class ImageAnswers:
                 ready = await self._contents.read(part.inode, part.offset, part.size)
             else:
                 ready = _cut(whole, part)
+                self._fs.gave_whole(part.size)
             told += ready
             _complete(told, ready, part)
         self._send(unique, told)

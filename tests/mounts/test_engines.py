@@ -15,7 +15,9 @@ from tests.mounts.test_mounts import eventually, mounts
 
 from millpond.daemon.errors import MountError
 from millpond.daemon.mounts import engines, filling
-from millpond.daemon.mounts.engines import DIRECT, PYFUSE3
+from millpond.daemon.mounts.engines import DIRECT, EROFS, PYFUSE3
+from millpond.daemon.mounts.kernel import why_no_image
+from millpond.daemon.mounts.place import mount_table
 
 
 class Uname(NamedTuple):
@@ -98,7 +100,7 @@ def test_doctor_says_which_engine_and_a_name_that_is_none_is_a_usage_error(repo:
         f"off: {why}" if why else "on: small files are brought ahead of who reads many"
     )
     refused = repo.home.run("mount", "--engine", "fast", "data", str(repo.place("m")), code=254)
-    assert "'fast' is not one of 'auto', 'direct', 'pyfuse3'" in refused.stderr
+    assert "'fast' is not one of 'auto', 'direct', 'erofs', 'pyfuse3'" in refused.stderr
 
 
 def test_doctor_says_why_nothing_is_brought_ahead(repo: DvcRepo) -> None:
@@ -144,3 +146,75 @@ def test_several_processes_serve_a_mount_when_that_is_asked_for(repo: DvcRepo) -
     refused = repo.home.run("mount", "--serving", "2", "--engine", PYFUSE3, "data@v1", str(repo.place("p")), code=None)
     assert refused.returncode and "serves a mount by one process" in refused.stderr
     assert "--serving" in repo.home.run("mount", "--serving", "0", "data", str(repo.place("z")), code=254).stderr
+
+
+needs_image = pytest.mark.skipif(bool(why_no_image()), reason=why_no_image())
+
+
+@pytest.mark.fuse
+@needs_image
+def test_an_image_is_mounted_restored_and_unmounted_as_any_other(repo: DvcRepo) -> None:
+    """Its objects are only in DVC's cache here: the source is asked for them."""
+    place = repo.place("m")
+    made = json.loads(repo.home.run("mount", "--engine", EROFS, "--json", "data@v1", str(place)).stdout)
+    assert made["engine"] == EROFS and contents(repo.home.path / "m") == repo.first
+    found = by_place(repo)["m"]
+    assert (found["engine"], found["engine_why"], found["state"]) == (EROFS, "it was asked for", "mounted")
+    [entry] = [entry for entry in mount_table() if entry.mountpoint == str(repo.home.path / "m")]
+    assert entry.fstype == "erofs" and entry.is_ours and entry.words[-1] == found["id"]
+    assert "already a mountpoint" in repo.home.run("mount", "data", str(place), code=None).stderr
+    os.kill(found["pid"], signal.SIGKILL)
+    eventually(lambda: by_place(repo)["m"]["pid"] not in (None, found["pid"]) and by_place(repo)["m"]["engine"])
+    assert by_place(repo)["m"]["engine"] == EROFS and contents(repo.home.path / "m") == repo.first
+    with open(repo.home.path / "m" / "a.txt"):
+        busy = repo.home.run("umount", str(place), code=None)
+        assert busy.returncode and f"pid {os.getpid()}" in busy.stderr
+    holder = by_place(repo)["m"]["pid"]
+    repo.home.run("umount", str(place))
+    assert not os.path.ismount(place) and not os.path.exists(f"/proc/{holder}")
+    assert not [entry for entry in mount_table() if entry.mountpoint == str(repo.home.path / "m")]
+
+
+@pytest.mark.fuse
+@needs_image
+def test_several_images_are_mounted_at_once_for_their_owner_or_for_all(repo: DvcRepo) -> None:
+    repo.home.run("mount", "--engine", EROFS, "data@v1", str(repo.place("m")))
+    repo.home.run("mount", "--engine", EROFS, "--allow-other", "data", str(repo.place("o")))
+    assert contents(repo.home.path / "o") == repo.second
+    assert os.stat(repo.home.path / "m").st_mode & 0o777 == 0o500
+    assert os.stat(repo.home.path / "o").st_mode & 0o777 == 0o555
+    repo.home.run("umount", "--all")
+    assert not mounts(repo)
+
+
+@pytest.mark.fuse
+@needs_image
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["--versions"], "branches and tags move"),
+        (["--xattrs"], "--xattrs tells what changes"),
+        (["--materialize", "1GB"], "--materialize hands files over one by one"),
+    ],
+)
+def test_what_an_image_cannot_have_is_refused(repo: DvcRepo, options: list[str], why: str) -> None:
+    target = [] if options == ["--versions"] else ["data"]
+    place = repo.place("m")
+    refused = repo.home.run("mount", "--engine", EROFS, *options, *target, str(place), code=None)
+    assert refused.returncode and why in refused.stderr and "use --engine direct" in refused.stderr
+    assert not mounts(repo) and not os.path.ismount(place)
+
+
+def test_an_image_wants_root_and_a_kernel_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("millpond.daemon.mounts.kernel.is_privileged", lambda: False)
+    assert "only root" in engines.why_no_image()
+    monkeypatch.setattr("millpond.daemon.mounts.kernel.is_privileged", lambda: True)
+    monkeypatch.setattr("millpond.daemon.mounts.kernel.is_machines", lambda namespace: True)
+    on_kernel("6.11.2", monkeypatch)
+    assert engines.why_no_image() == "Linux 6.11.2 is older than 6.12"
+    on_kernel("6.12", monkeypatch)
+    assert engines.why_no_image() == ""
+    assert "system mode" in engines.why_no_image(system=True)
+    with pytest.raises(MountError, match="cannot serve this: because"):
+        engines.choose(EROFS, "because")
+    assert engines.choose(EROFS).engine == EROFS and engines.choose(None).engine == DIRECT

@@ -7,7 +7,8 @@ from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from millpond.daemon.md5.kernels import BLOCK_BYTES, START, Kernels, padding
+from millpond.daemon.md5.kernels import START, Kernels, padding
+from millpond.daemon.md5.source import BLOCK_BYTES
 
 
 class Stream:

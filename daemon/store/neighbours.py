@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from millpond.daemon.store import records
 from millpond.daemon.store.records import BadRecord, Kind, Location, padded
-from millpond.daemon.store.segments import SegmentReader
+from millpond.daemon.store.segmentreader import SegmentReader
 
 # Chunks kept at most, the size of each, and bytes read at once.
 CHUNKS = 8

@@ -23,7 +23,7 @@ from millpond.daemon.store.neighbours import Neighbours
 from millpond.daemon.store.parts import PartReader
 from millpond.daemon.store.recipes import Layout, parse_recipe
 from millpond.daemon.store.records import BadRecord, Codec, Kind, Location
-from millpond.daemon.store.segments import SegmentReader
+from millpond.daemon.store.segmentreader import SegmentReader
 
 Bytes = bytes | memoryview
 # Bytes of a segment read at once.

@@ -1,4 +1,4 @@
-"""Segments: append-only files of records, and the one place where bytes are appended.
+"""Segments: append-only files of records, and the one place where bytes are appended. Reading them: segmentreader.py.
 
 A segment's number is never used twice and nothing in it is ever overwritten, so a location stays true for as long as
 the file is there. A failed write or fsync poisons the segment: its unsynced records are not trusted, writing goes on
@@ -13,14 +13,13 @@ import itertools
 import mmap
 import os
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from millpond.daemon.errors import MillpondError
 from millpond.daemon.store import records
-from millpond.daemon.store.buffers import Buffers
 from millpond.daemon.store.files import Files, as_store_error, disk_full, over_limit
 from millpond.daemon.store.records import Location, Record
 
@@ -28,8 +27,6 @@ from millpond.daemon.store.records import Location, Record
 _MAX_BUFFERS = 1000
 # The part (one in so many) of the reserve that is left for the index when room is made.
 _INDEX_PART = 4
-_OPEN_FDS = 64
-_NOWAIT_TRIES = 4
 # Bytes after which the kernel is told to begin to write them: what a commit must wait for stays small, and small commits
 # cost nothing more.
 _BEGIN_BYTES = 16 << 20
@@ -123,7 +120,8 @@ class SegmentLost(Exception):
 @dataclass(slots=True)
 class _Active:
     """The segment being written: `end` is where the next record goes, `synced` how much is durable, `begun` how much the
-    kernel was told to write, `users` how many writes and syncs are under way: its descriptor is closed by the last of them."""
+    kernel was told to write, `users` how many writes and syncs are under way: its descriptor is closed by the last of them.
+    `named`: its name is durable; `told`: somebody knows that it is full and written."""
 
     number: int
     fd: int
@@ -132,6 +130,8 @@ class _Active:
     synced: int
     begun: int = 0
     users: int = 0
+    named: bool = False
+    told: bool = False
 
 
 class SegmentWriter:
@@ -147,6 +147,9 @@ class SegmentWriter:
         self._lock = threading.Lock()
         self._active: _Active | None = None
         self._full: list[_Active] = []
+        # Behind what was synced last; and why syncing ahead failed, until `sync` tells it.
+        self._synced = (0, 0)
+        self._failure: MillpondError | None = None
         self._room = 0
         self._tokens = itertools.count()
         self._unnoted: dict[int, tuple[int, int]] = {}
@@ -237,13 +240,43 @@ class SegmentWriter:
             return min(self._unnoted.values(), default=None)
 
     def sync(self) -> tuple[int, int]:
-        """Make everything appended so far durable; (segment, end) behind it. Raises as `append`, and SegmentLost.
+        """Make everything appended so far durable; (segment, end) behind it. Raises as `append`, and SegmentLost. By one thread at a
+        time, as `sync_full`.
 
         A segment whose fsync failed is poisoned: what the kernel dropped is not known, so asking again proves nothing.
         """
         with self._lock:
+            failure, self._failure = self._failure, None
+            if failure is not None:
+                raise failure
             todo = [*self._full, *([self._active] if self._active else [])]
+        return self._sync(todo)
+
+    def is_full_written(self) -> bool:
+        """Whether a segment has become full, all of it written, that was not told yet: `sync_full` would do something."""
+        with self._lock:
+            found = [segment for segment in self._full if not segment.users and not segment.told]
+            for segment in found:
+                segment.told = True
+            return bool(found)
+
+    def sync_full(self) -> None:
+        """Make full segments durable that nobody writes to any more, so that the next `sync` need not wait for them. It tells what fails here."""
+        with self._lock:
+            todo = [segment for segment in self._full if not segment.users]
+        try:
+            self._sync(todo)
+        except SegmentLost:
+            pass  # a commit sees that it is poisoned
+        except MillpondError as error:
+            with self._lock:
+                self._failure = error
+
+    def _sync(self, todo: Sequence[_Active]) -> tuple[int, int]:
+        with self._lock:
             ends = [segment.end for segment in todo]
+            # Nobody writes to these any more: once they are synced they are done with.
+            whole = [segment for segment in todo if segment in self._full and not segment.users]
             for segment in todo:
                 segment.users += 1
         try:
@@ -261,14 +294,20 @@ class SegmentWriter:
                 for segment in todo:
                     segment.users -= 1
                     self._cut(segment)
-                    if segment in self._full and not segment.users and segment.synced == segment.end:
+                    if segment in whole and segment in self._full and segment.synced == segment.end:
                         self._full.remove(segment)
                         os.close(segment.fd)
-        return (todo[-1].number, ends[-1]) if todo else (0, 0)
+        if todo:
+            self._synced = max(self._synced, (todo[-1].number, ends[-1]))
+        return self._synced
 
     def _sync_one(self, segment: _Active) -> None:
         try:
             self._files.fdatasync(segment.fd)
+            if not segment.named:
+                # The name must be durable before a commit names records in it.
+                self._files.fsync_dir(self._folder)
+                segment.named = True
         except OSError as error:
             with self._lock:
                 self._poison(segment)
@@ -297,8 +336,6 @@ class SegmentWriter:
         try:
             header = records.SEGMENT_HEADER.pack(records.SEGMENT_MAGIC, number, self._uuid)
             self._files.pwritev(fd, [header], 0)
-            # The name must be durable before a commit names records in it.
-            self._files.fsync_dir(self._folder)
         except OSError as error:
             os.close(fd)
             path.unlink(missing_ok=True)  # it holds no record
@@ -366,119 +403,3 @@ def _locations(batch: Sequence[Encoded], sizes: Sequence[int], number: int, offs
         found.append(Location(record.kind, codec, number, offset, stored, record.raw))
         offset += size
     return found
-
-
-class SegmentReader:
-    """Reads records by location, with a bounded set of open descriptors."""
-
-    def __init__(self, folder: Path, buffers: Buffers) -> None:
-        self._folder = folder
-        self._buffers = buffers
-        self._lock = threading.Lock()
-        self._fds: OrderedDict[int, _Shared] = OrderedDict()
-
-    def read(self, location: Location) -> bytes:
-        """The whole record's bytes, fewer where the segment ends. Raises OSError."""
-        shared = self._open(location.segment)
-        try:
-            return os.pread(shared.fd, records.HEADER.size + location.stored, location.offset)
-        finally:
-            self._release(shared)
-
-    def read_nowait(self, location: Location) -> memoryview | None:
-        """The whole record's bytes if they are in the page cache. Raises OSError."""
-        view = self._buffers.take(records.HEADER.size + location.stored)
-        shared = self._open(location.segment)
-        done = tries = 0
-        try:
-            # What is there comes in several parts where the kernel had read ahead: a short read proves nothing.
-            while done < len(view) and tries < _NOWAIT_TRIES:
-                tries += 1
-                with contextlib.suppress(BlockingIOError):
-                    done += os.preadv(shared.fd, [view[done:]], location.offset + done, os.RWF_NOWAIT)
-        finally:
-            self._release(shared)
-        return view if done == len(view) else None
-
-    def peek(self, number: int, offset: int, size: int) -> memoryview:
-        """Bytes of a segment that are in the page cache, fewer (or none) where they are not. Raises OSError."""
-        view = self._buffers.take(size)
-        shared = self._open(number)
-        try:
-            return view[: os.preadv(shared.fd, [view], offset, os.RWF_NOWAIT)]
-        except BlockingIOError:
-            return view[:0]
-        finally:
-            self._release(shared)
-
-    def read_range(self, number: int, offset: int, size: int, *, drop: bool = False) -> memoryview:
-        """Bytes of a segment, fewer only at its end; with `drop` the kernel is told that it need not keep them, because
-        they are now cached elsewhere (in the mount's pages). Raises OSError."""
-        view = self._buffers.take(size)
-        shared = self._open(number)
-        try:
-            done = os.preadv(shared.fd, [view], offset)
-            if drop:
-                os.posix_fadvise(shared.fd, offset, size, os.POSIX_FADV_DONTNEED)
-        finally:
-            self._release(shared)
-        return view[:done]
-
-    def will_need(self, number: int, offset: int, size: int) -> None:
-        """Have the kernel begin to read a range. Raises OSError."""
-        shared = self._open(number)
-        try:
-            os.posix_fadvise(shared.fd, offset, size, os.POSIX_FADV_WILLNEED)
-        finally:
-            self._release(shared)
-
-    def close(self) -> None:
-        with self._lock:
-            for shared in self._fds.values():
-                os.close(shared.fd)
-            self._fds.clear()
-
-    def _open(self, number: int) -> _Shared:
-        with self._lock:
-            shared = self._fds.get(number)
-            if shared is None:
-                path = segment_path(self._folder, number)
-                shared = _Shared(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
-                self._fds[number] = shared
-                self._evict()
-            self._fds.move_to_end(number)
-            shared.users += 1
-            return shared
-
-    def let_go(self) -> None:
-        """Close segments that were removed: their room on the disk comes back only when nobody has them open."""
-        with self._lock:
-            for number, shared in list(self._fds.items()):
-                if os.fstat(shared.fd).st_nlink == 0:
-                    del self._fds[number]
-                    shared.gone = True
-                    if shared.users == 0:
-                        os.close(shared.fd)
-
-    def _release(self, shared: _Shared) -> None:
-        with self._lock:
-            shared.users -= 1
-            if shared.gone and shared.users == 0:
-                os.close(shared.fd)
-
-    def _evict(self) -> None:
-        for number, shared in list(self._fds.items()):
-            if len(self._fds) <= _OPEN_FDS:
-                return
-            if shared.users == 0 and shared is not next(reversed(self._fds.values())):
-                os.close(shared.fd)
-                del self._fds[number]
-
-
-@dataclass(slots=True)
-class _Shared:
-    """An open segment and how many reads are using its descriptor."""
-
-    fd: int
-    users: int = 0
-    gone: bool = False

@@ -1,9 +1,9 @@
 """MD5 of several streams at once, by machine code that LLVM makes when it is first wanted, and that is kept for later (code.py).
 
 One stream's MD5 cannot be divided: each of its 64 steps a block needs the step before, so a processor that could do six things
-at a time does one and a half. Streams do not need each other: two or four of them in one loop of plain instructions fill the
-gaps, eight or sixteen fill a vector. On one core (GB/s, Zen 5): 0.78 as hashlib's, 1.5 with two, 2.1 with four, 2.9 with eight, 5.3
-with sixteen; with AVX2 alone 2.6 and 4.8.
+at a time does one and a half. Streams do not need each other: two to four of them in one loop of plain instructions fill the
+gaps, eight or sixteen fill a vector. On one core (GB/s, Zen 5, where hashlib has 0.8): 0.94 with one, 1.86 with two, 2.6 with three or
+four, 3.3 with eight, 6.4 with sixteen.
 
 llvmlite is wanted for that (`pip install millpond[simd]`); without it streams are hashed one by one.
 """
@@ -71,7 +71,7 @@ class Kernels:
         """Take `blocks` blocks (at least 1) at each address into the state beside it, at most WIDEST of them; the bytes must stay
         where they are meanwhile. False, and nothing done, where there is no kernel for so many; for one there is, if they are usable."""
         width = next(width for width in WIDTHS if width >= len(states))
-        if width < _FIRST and blocks < _WORTH_BLOCKS:
+        if width < _FIRST and blocks < _WORTH_BLOCKS and width not in self._made:
             width = _FIRST
         kernel = self._kernel(width)
         if kernel is None and width < _FIRST:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 
 BLOCK_BYTES = 64
 # Streams of one call: up to so many as scalars, beyond as lanes of a vector.
-WIDTHS = (1, 2, 4, 8, 16)
+WIDTHS = (1, 2, 3, 4, 8, 16)
 _SCALARS = 4
 _SHIFTS = ((7, 12, 17, 22), (5, 9, 14, 20), (4, 11, 16, 23), (6, 10, 15, 21))
 _CONSTANTS = tuple(int(abs(math.sin(step + 1)) * 2**32) for step in range(64))
@@ -54,8 +55,8 @@ def source(width: int) -> str:
     bases = [_load(text, "ptr", "%data", lane * 8) for lane in range(width)]
     head, text.lines = text.lines, []
     states = [[f"%s{chain}{row}" for row in range(4)] for chain in range(text.chains)]
-    words = _words(text, bases)
-    after = _rounds(text, states, words)
+    summands = _summands(text, bases)
+    after = _rounds(text, states, summands)
     sums = [
         [text.op("add", old, new) for old, new in zip(*pair, strict=True)] for pair in zip(states, after, strict=True)
     ]
@@ -75,6 +76,7 @@ def source(width: int) -> str:
             "define void @md5(ptr %states, ptr %data, i64 %blocks) {",
             "begin:",
             *head,
+            *([] if text.lanes > 1 else [f"  %sums = alloca [{64 * width} x i32], align 64"]),
             "  br label %loop",
             "loop:",
             "  %at = phi i64 [ 0, %begin ], [ %next, %loop ]",
@@ -99,16 +101,31 @@ def _load(text: _Text, of: str, base: str, offset: int | str) -> str:
     return text.value(f"load {of}, ptr {address}, align 1")
 
 
-def _words(text: _Text, bases: list[str]) -> list[list[str]]:
-    """The block's sixteen words for each chain."""
-    if text.lanes == 1:
-        places = [text.value(f"getelementptr i8, ptr {base}, i64 %offset") for base in bases]
-        return [[_load(text, "i32", place, word * 4) for word in range(16)] for place in places]
-    words: list[str] = []
-    for first in range(0, 16, text.lanes):
-        place = text.value(f"add i64 %offset, {first * 4}")
-        words += _transposed(text, [_load(text, text.type, base, place) for base in bases])
-    return [words]
+def _summands(text: _Text, bases: list[str]) -> list[list[tuple[str, ...]]]:
+    """What each of the 64 steps adds, for each chain: a word of the block and a constant, or their sum.
+
+    For scalars a few vector instructions add them and leave the sums in memory, where a step takes them with one addition. Left to
+    itself LLVM adds the constant and the last term in one instruction, whose result comes a cycle later: in each step, as all wait for it.
+    """
+    if text.lanes > 1:
+        words: list[str] = []
+        for first in range(0, 16, text.lanes):
+            place = text.value(f"add i64 %offset, {first * 4}")
+            words += _transposed(text, [_load(text, text.type, base, place) for base in bases])
+        return [[(text.constant(_CONSTANTS[step]), words[_schedule(step)[1]]) for step in range(64)]]
+    for chain, base in enumerate(bases):
+        block = _load(text, "<16 x i32>", base, "%offset")
+        for part in range(4):
+            added = {word: _CONSTANTS[step] for step in range(64) for at, word in [_schedule(step)] if at == part}
+            constants = ", ".join(f"i32 {added[word]}" for word in range(16))
+            place = text.value(f"getelementptr i8, ptr %sums, i64 {chain * 256 + part * 64}")
+            text.lines.append(
+                f"  store <16 x i32> {text.value(f'add <16 x i32> {block}, <{constants}>')}, ptr {place}, align 64"
+            )
+    return [
+        [(_load(text, "i32", "%sums", chain * 256 + part * 64 + word * 4),) for part, word in map(_schedule, range(64))]
+        for chain in range(text.chains)
+    ]
 
 
 def _transposed(text: _Text, rows: list[str]) -> list[str]:
@@ -131,14 +148,14 @@ def _shuffled(text: _Text, upper: str, lower: str, lanes: list[int]) -> str:
     return text.value(f"shufflevector {text.type} {upper}, {text.type} {lower}, <{text.lanes} x i32> <{mask}>")
 
 
-def _rounds(text: _Text, states: list[list[str]], words: list[list[str]]) -> list[list[str]]:
+def _rounds(text: _Text, states: list[list[str]], summands: list[list[tuple[str, ...]]]) -> list[list[str]]:
     """The 64 steps, each done for every chain before the next one: that is what fills the gaps."""
     now = [list(state) for state in states]
     for step in range(64):
         for chain, (a, b, c, d) in enumerate(now):
-            part, word = _schedule(step)
-            total = text.op("add", text.op("add", a, text.constant(_CONSTANTS[step])), words[chain][word])
-            for term in _terms(text, part, b, c, d):
+            part = step // 16
+            total = a
+            for term in itertools.chain(summands[chain][step], _terms(text, part, b, c, d)):
                 total = text.op("add", total, term)
             now[chain] = [d, text.op("add", b, text.turned(total, _SHIFTS[part][step % 4])), b, c]
     return now

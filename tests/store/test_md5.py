@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import mmap
 import random
 import subprocess
@@ -19,7 +20,7 @@ from millpond.daemon.md5.code import Code, Kept
 from millpond.daemon.md5.digests import LaneDigest, Lanes
 from millpond.daemon.md5.kernels import WIDEST, Kernels
 from millpond.daemon.md5.source import source
-from millpond.daemon.md5.streams import Stream, update
+from millpond.daemon.md5.streams import Stream, single, update
 
 KERNELS = Kernels.of_here()
 needs_kernels = pytest.mark.skipif(KERNELS is None, reason="llvmlite is not installed")
@@ -70,6 +71,17 @@ def test_parts_that_come_in_any_pieces_and_turns(lengths: list[list[int]], threa
             each.result(10)
     found = [stream.hexdigest() for stream in streams]
     assert found == [hashlib.md5(b"".join(stream)).hexdigest() for stream in parts]
+
+
+@needs_kernels
+@pytest.mark.parametrize("tail", [0, 1, 63, 64, 1000])
+def test_a_stream_by_itself(tail: int) -> None:
+    assert kernels().are_usable()
+    content = random.Random(tail).randbytes((2 << 20) + 77 + tail)
+    for hasher in (single(kernels()), single(None)):
+        for begin, end in itertools.pairwise([0, 13, 77, (1 << 20) + 77, (2 << 20) + 77, len(content)]):
+            hasher.update(memoryview(content)[begin:end])
+        assert hasher.hexdigest() == hashlib.md5(content).hexdigest()
 
 
 @needs_kernels

@@ -105,7 +105,8 @@ class _Filler:
 
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
-        self._batch = memory.take()
+        # Taken when something is to be put into it: while the one before waits to be sent, others come back.
+        self._batch: Batch | None = None
         # Bytes of the batch that is being filled, once it is full.
         self.most = _FIRST_BYTES
 
@@ -114,7 +115,7 @@ class _Filler:
         most = min(most, file.size - file.offset)
         last = False
         while not last and (most or not file.size):
-            batch = self._batch
+            batch = self._batch = self._batch or self._memory.take()
             room = min(self.most - batch.size, most)
             _copy(file.path, file.fd, batch, file.offset, room)
             file.offset += room
@@ -127,17 +128,18 @@ class _Filler:
             batch.pieces.append((room, last, False, file.strand) if file.strand else (room, last, False))
             if batch.size >= self.most or len(batch.pieces) >= MAX_PIECES:
                 self.most = min(2 * self.most, memfd.BATCH_BYTES)
-                self._batch = self._memory.take()
+                self._batch = None
                 yield batch
 
     def finish(self) -> Iterator[Batch]:
         """The last batch, if anything is in it."""
-        if self._batch.pieces:
-            batch, self._batch = self._batch, self._memory.take()
+        if self._batch is not None and self._batch.pieces:
+            batch, self._batch = self._batch, None
             yield batch
 
     def close(self) -> None:
-        self._memory.give_back(self._batch)
+        if self._batch is not None:
+            self._memory.give_back(self._batch)
 
 
 def read_batches(

@@ -30,6 +30,8 @@ _INDEX_PART = 4
 # Bytes after which the kernel is told to begin to write them: what a commit must wait for stays small, and small commits
 # cost nothing more.
 _BEGIN_BYTES = 16 << 20
+# Room on the disk that is taken ahead of what is written, once so much was: in one piece instead of block by block.
+_AHEAD_BYTES = 24 << 20
 # Bytes read at once in a scan, and the least that is given up for one that cannot be read.
 _SCAN_BYTES = 4 << 20
 _SECTOR = 4096
@@ -121,7 +123,8 @@ class SegmentLost(Exception):
 class _Active:
     """The segment being written: `end` is where the next record goes, `synced` how much is durable, `begun` how much the
     kernel was told to write, `users` how many writes and syncs are under way: its descriptor is closed by the last of them.
-    `named`: its name is durable; `told`: somebody knows that it is full and written."""
+    `named`: its name is durable; `told`: somebody knows that it is full and written; `bulk`: much is being written; `ahead`: up to where it
+    has room on the disk that was taken ahead."""
 
     number: int
     fd: int
@@ -132,6 +135,8 @@ class _Active:
     users: int = 0
     named: bool = False
     told: bool = False
+    bulk: bool = False
+    ahead: int = 0
 
 
 class SegmentWriter:
@@ -159,7 +164,15 @@ class SegmentWriter:
         self._next = max(segment_numbers(folder), default=0) + 1
         # Bytes that all segments may have together, and have.
         self.limit: int | None = None
-        self.total = sum(segment_path(folder, number).stat().st_size for number in segment_numbers(folder))
+        self.total = sum(self._found(segment_path(folder, number)) for number in segment_numbers(folder))
+
+    def _found(self, path: Path) -> int:
+        """The size of a segment that is there; room that was taken ahead in it before a crash is given back."""
+        found = path.stat()
+        if found.st_blocks * 512 > found.st_size + _BEGIN_BYTES // 4:
+            with contextlib.suppress(OSError):
+                self._files.truncate(path, found.st_size)
+        return found.st_size
 
     def append(
         self,
@@ -191,6 +204,7 @@ class SegmentWriter:
         try:
             self._write(active, [buffer for record in batch for buffer in record.buffers], offset)
             self._begin_writing(active)
+            self._take_ahead(active)
             if note is not None:
                 note(_locations(batch, sizes, active.number, offset))
         except OSError as error:
@@ -278,6 +292,10 @@ class SegmentWriter:
             # Nobody writes to these any more: once they are synced they are done with.
             whole = [segment for segment in todo if segment in self._full and not segment.users]
             for segment in todo:
+                if not segment.users:
+                    # Every write into it has ended, and another cannot begin as long as the lock is held.
+                    with contextlib.suppress(OSError):
+                        self._give_back_ahead(segment)
                 segment.users += 1
         try:
             for segment in todo:
@@ -315,15 +333,20 @@ class SegmentWriter:
 
     def close(self) -> None:
         for segment in [*self._full, *([self._active] if self._active else [])]:
+            with contextlib.suppress(OSError):
+                self._give_back_ahead(segment)
             os.close(segment.fd)
         self._full, self._active = [], None
 
     def _current(self) -> _Active:
+        bulk = False
         if self._active is not None and self._active.end >= self._limit:
+            bulk = self._active.bulk
             self._full.append(self._active)
             self._active = None
         if self._active is None:
             self._active = self._create()
+            self._active.bulk = bulk
         return self._active
 
     def _create(self) -> _Active:
@@ -364,6 +387,28 @@ class SegmentWriter:
                 return
             active.begun = active.end
         self._files.begin_writing(active.fd, begin, size)
+
+    def _take_ahead(self, active: _Active) -> None:
+        """Have room for what comes next, if much is being written and the disk has much more."""
+        with self._lock:
+            active.bulk |= bool(active.begun)
+            begin, end = max(active.end, active.ahead), min(active.end + _AHEAD_BYTES, self._limit)
+            # Not before half of it is used, and never what others may need.
+            if (
+                not active.bulk
+                or active.ahead > active.end + _AHEAD_BYTES // 2
+                or begin >= end
+                or self._room < 2 * _AHEAD_BYTES
+            ):
+                return
+            active.ahead = end
+        self._files.take_room(active.fd, begin, end - begin)
+
+    def _give_back_ahead(self, segment: _Active) -> None:
+        """Of a segment that nobody writes to just now, with the lock held. Raises OSError."""
+        if segment.ahead > segment.end:
+            self._files.truncate(segment.path, segment.end)
+            segment.ahead = 0
 
     def _check_room(self, size: int, free: bool) -> None:
         """Refuse before trouble: statvfs now and then, never below the reserve; `free` records, whose writing is how room is

@@ -40,22 +40,16 @@ class Code:
     image: bytes
     entry: int
 
-    def placed(self) -> int:
-        """The function's address; its memory is never freed. Raises OSError where memory that was written may not be run."""
+    def placed(self) -> tuple[int, mmap.mmap]:
+        """(the function's address, its memory: it runs as long as that is kept). Raises OSError where memory that was written may not be run."""
         memory = mmap.mmap(-1, max(len(self.image), mmap.PAGESIZE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         memory[: len(self.image)] = self.image
         address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
         libc = ctypes.CDLL(None, use_errno=True)
         libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
         if libc.mprotect(address, len(memory), mmap.PROT_READ | mmap.PROT_EXEC):
-            memory.close()
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-        _PLACED.append(memory)
-        return address + self.entry
-
-
-# Memory that code runs in: it stays until the process ends, as a library that was loaded does.
-_PLACED: list[mmap.mmap] = []
+        return address + self.entry, memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +73,16 @@ def linked(data: bytes, function: str) -> Code | None:
     if (magic, width, order, machine, entry_size) != (b"\x7fELF", 2, 1, _X86_64, _SECTION.size):
         return None
     sections = [_Section(*_SECTION.unpack_from(data, at + number * _SECTION.size)) for number in range(count)]
-    symbols = next(section for section in sections if section.type == _SYMTAB)
+    symbols = next((section for section in sections if section.type == _SYMTAB), None)
+    if symbols is None:
+        return None
+    first_symbol = symbols.offset
     tables = {section.info: section for section in sections if section.type == _RELA}
     code = {number for number, section in enumerate(sections) if section.flags & _EXECUTABLE and section.size}
 
     def symbol(number: int) -> tuple[int, int, int]:
         """(name, section, place in it)"""
-        name, _, _, section, value, _ = _SYMBOL.unpack_from(data, symbols.offset + number * _SYMBOL.size)
+        name, _, _, section, value, _ = _SYMBOL.unpack_from(data, first_symbol + number * _SYMBOL.size)
         return name, section, value
 
     def relocations() -> Iterator[tuple[int, int, int, int]]:
@@ -148,9 +145,9 @@ class Kept:
         """For the next process that wants it."""
         if not self._writes:
             return
-        path = self._path(name, text)
-        temp = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         with contextlib.suppress(OSError):
+            path = self._path(name, text)
+            temp = path.with_name(f"{path.name}.{os.getpid()}.tmp")
             self._folder.mkdir(exist_ok=True)
             head = _HEAD.pack(_MAGIC, _digest(code.entry, code.image), code.entry)
             try:

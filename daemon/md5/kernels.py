@@ -21,7 +21,7 @@ from array import array
 from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
-from millpond.daemon.md5.code import Kept, linked
+from millpond.daemon.md5.code import Code, Kept, linked
 from millpond.daemon.md5.source import BLOCK_BYTES, WIDTHS, source
 
 START = (0x67452301, 0xEFCDAB89, 0x98BADCFE, 0x10325476)
@@ -45,8 +45,8 @@ class Kernels:
         self._kept = kept
         self._lock = threading.Lock()
         self._made: dict[int, Compress | None] = {}
-        # Machine code lives as long as the engine that made it.
-        self._engines: list[Any] = []
+        # Machine code lives as long as the memory it lies in, or the engine that placed it.
+        self._owners: list[Any] = []
 
     @classmethod
     def of_here(cls) -> Kernels | None:
@@ -99,8 +99,14 @@ class Kernels:
         code = self._kept.find(_name(width), text)
         if code is not None:
             with contextlib.suppress(OSError):
-                return _right(code.placed(), width)
+                return self._placed(code, width)
         return None
+
+    def _placed(self, code: Code, width: int) -> Compress | None:
+        """A kernel's code as a function, if that is right. Raises OSError."""
+        address, memory = code.placed()
+        self._owners.append(memory)
+        return _right(address, width)
 
     def _new(self, width: int, text: str) -> Compress | None:
         """One that is made now; None for a library that does not load, a processor that LLVM does not know."""
@@ -111,7 +117,7 @@ class Kernels:
             code = linked(made, "md5")
             if code is None:
                 return _right(self._placed_by_llvm(machine, made), width)
-            kernel = _right(code.placed(), width)
+            kernel = self._placed(code, width)
             if kernel is not None:
                 self._kept.keep(_name(width), text, code)
             return kernel
@@ -124,7 +130,7 @@ class Kernels:
         engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
         engine.add_object_file(llvm.ObjectFileRef.from_data(made))
         engine.finalize_object()
-        self._engines.append(engine)
+        self._owners.append(engine)
         return int(engine.get_function_address("md5"))
 
 

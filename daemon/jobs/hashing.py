@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from millpond.daemon.jobs.reading import MOST_BEHIND, Counter, check_unchanged, in_order, open_regular
 from millpond.daemon.md5.kernels import WIDEST, Kernels
-from millpond.daemon.md5.streams import Stream, update
+from millpond.daemon.md5.streams import Stream, single, update
 from millpond.daemon.names import ObjectName
 from millpond.daemon.objects import Put, Tick
 
@@ -50,7 +49,7 @@ def _hashed(paths: Iterable[str], counter: Counter) -> Iterator[tuple[int, Put]]
             fd, before = open_regular(path)
             waiting.append(_Waiting(number, path, fd, before))
             if kernels is None or before.st_size < _LEAST_BYTES:
-                yield _alone(waiting, buffer, counter)
+                yield _alone(None, waiting, buffer, counter)
             if len(waiting) == WIDEST or (waiting and number - waiting[0].number >= MOST_BEHIND):
                 yield from _waited(kernels, waiting, buffer, counter)
         yield from _waited(kernels, waiting, buffer, counter)
@@ -70,13 +69,13 @@ def _waited(
     if kernels is not None and is_worth_it and kernels.are_usable():
         yield from _together(kernels, waiting, counter)
     while waiting:
-        yield _alone(waiting, buffer, counter)
+        yield _alone(kernels, waiting, buffer, counter)
 
 
-def _alone(waiting: list[_Waiting], buffer: memoryview, counter: Counter) -> tuple[int, Put]:
+def _alone(kernels: Kernels | None, waiting: list[_Waiting], buffer: memoryview, counter: Counter) -> tuple[int, Put]:
     """The last of those that wait, and it waits no more."""
     file = waiting[-1]
-    digest = hashlib.md5(usedforsecurity=False)
+    digest = single(kernels)
     while length := os.readv(file.fd, [buffer]):
         digest.update(buffer[:length])
         counter.add(0, length)

@@ -20,6 +20,8 @@ from millpond.daemon.objects import Tick
 
 T = TypeVar("T")
 
+# Bytes of the first batch; each next one has twice as many, until they are as large as they may be: the daemon is not kept waiting for the first.
+_FIRST_BYTES = 4 << 20
 # What a strand puts into a batch at least, before the next one has its turn.
 _TURN_BYTES = 1 << 20
 # Files that go by, at most, while one before them waits for others or is read beside them: what is known of each is kept until then.
@@ -103,15 +105,18 @@ class _Filler:
 
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
-        self._batch = memory.take()
+        # Taken when something is to be put into it: while the one before waits to be sent, others come back.
+        self._batch: Batch | None = None
+        # Bytes of the batch that is being filled, once it is full.
+        self.most = _FIRST_BYTES
 
     def take(self, file: _Source, most: int) -> Iterator[Batch]:
         """Read up to `most` bytes on; each batch that this fills. Raises as `read_batches`."""
         most = min(most, file.size - file.offset)
         last = False
         while not last and (most or not file.size):
-            batch = self._batch
-            room = min(memfd.BATCH_BYTES - batch.size, most)
+            batch = self._batch = self._batch or self._memory.take()
+            room = min(self.most - batch.size, most)
             _copy(file.path, file.fd, batch, file.offset, room)
             file.offset += room
             most -= room
@@ -121,18 +126,20 @@ class _Filler:
                 check_unchanged(file.path, file.fd, file.before)
                 batch.ends.append(OpenFile(file.path, file.before, file.number))
             batch.pieces.append((room, last, False, file.strand) if file.strand else (room, last, False))
-            if batch.size >= memfd.BATCH_BYTES or len(batch.pieces) >= MAX_PIECES:
-                self._batch = self._memory.take()
+            if batch.size >= self.most or len(batch.pieces) >= MAX_PIECES:
+                self.most = min(2 * self.most, memfd.BATCH_BYTES)
+                self._batch = None
                 yield batch
 
     def finish(self) -> Iterator[Batch]:
         """The last batch, if anything is in it."""
-        if self._batch.pieces:
-            batch, self._batch = self._batch, self._memory.take()
+        if self._batch is not None and self._batch.pieces:
+            batch, self._batch = self._batch, None
             yield batch
 
     def close(self) -> None:
-        self._memory.give_back(self._batch)
+        if self._batch is not None:
+            self._memory.give_back(self._batch)
 
 
 def read_batches(
@@ -177,7 +184,7 @@ def _side_by_side(filler: _Filler, beside: dict[int, _Source], until: int) -> It
             file.before = os.fstat(file.fd)
             file.strand = file.strand if len(beside) > 1 else 0
     while len(beside) > until:
-        turn = max(_TURN_BYTES, memfd.BATCH_BYTES // len(beside))
+        turn = max(_TURN_BYTES, filler.most // len(beside))
         for strand, file in list(beside.items()):
             yield from filler.take(file, turn)
             if file.offset == file.size:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -10,7 +9,7 @@ from concurrent.futures import Future
 from typing import Protocol
 
 from millpond.daemon.md5.kernels import WIDEST, Kernels
-from millpond.daemon.md5.streams import Stream, update
+from millpond.daemon.md5.streams import Stream, single, update
 
 Submit = Callable[[Callable[[], None]], object]
 _Waiting = deque[tuple[memoryview, "Future[None]"]]
@@ -31,10 +30,12 @@ class Digest(Protocol):
 class SingleDigest:
     """One thread at a time works off what has come of the stream. `also` is given each part behind that."""
 
-    def __init__(self, submit: Submit, also: Callable[[memoryview], None] | None = None) -> None:
+    def __init__(
+        self, submit: Submit, also: Callable[[memoryview], None] | None = None, kernels: Kernels | None = None
+    ) -> None:
         self._submit = submit
         self._also = also
-        self._md5 = hashlib.md5(usedforsecurity=False)
+        self._md5 = single(kernels)
         self._lock = threading.Lock()
         self._parts: _Waiting = deque()
         self._working = False

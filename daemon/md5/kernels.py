@@ -1,11 +1,11 @@
-"""MD5 of several streams at once, by machine code that LLVM makes when it is first wanted.
+"""MD5 of several streams at once, by machine code that LLVM makes when it is first wanted, and that is kept for later (code.py).
 
 One stream's MD5 cannot be divided: each of its 64 steps a block needs the step before, so a processor that could do six things
-at a time does one and a half. Streams do not need each other: two or four of them in one loop of plain instructions fill the
-gaps, eight or sixteen fill a vector. On one core (GB/s, Zen 5): 0.78 as hashlib's, 1.5 with two, 2.1 with four, 2.9 with eight, 5.3
-with sixteen; with AVX2 alone 2.6 and 4.8.
+at a time does one and a half. Streams do not need each other: two to four of them in one loop of plain instructions fill the
+gaps, eight or sixteen fill a vector. On one core (GB/s, Zen 5, where hashlib has 0.8): 0.94 with one, 1.86 with two, 2.6 with three or
+four, 3.3 with eight, 6.4 with sixteen.
 
-llvmlite is wanted for that (`pip install millpond[simd]`); without it streams are hashed one by one. The algorithm: RFC 1321.
+llvmlite is wanted for that (`pip install millpond[simd]`); without it streams are hashed one by one.
 """
 
 from __future__ import annotations
@@ -14,24 +14,20 @@ import contextlib
 import ctypes
 import hashlib
 import importlib.util
-import math
 import mmap
 import sys
 import threading
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
-BLOCK_BYTES = 64
+from millpond.daemon.md5.code import Code, Kept, linked
+from millpond.daemon.md5.source import BLOCK_BYTES, WIDTHS, source
+
 START = (0x67452301, 0xEFCDAB89, 0x98BADCFE, 0x10325476)
-# Streams of one call: up to so many as scalars, beyond as lanes of a vector.
-WIDTHS = (1, 2, 4, 8, 16)
 WIDEST = WIDTHS[-1]
-_SCALARS = 4
 # The one that is tried first, and does for less than so many blocks of fewer streams: others need not be made for them.
 _FIRST, _WORTH_BLOCKS = 4, 1 << 14
-_SHIFTS = ((7, 12, 17, 22), (5, 9, 14, 20), (4, 11, 16, 23), (6, 10, 15, 21))
-_CONSTANTS = tuple(int(abs(math.sin(step + 1)) * 2**32) for step in range(64))
 # Blocks a stream that a new kernel is tried on.
 _TRIED = 3
 
@@ -45,23 +41,27 @@ class Compress(Protocol):
 class Kernels:
     """Kernels by their width, each made when it is first wanted, and tried before it is trusted. Safe in threads."""
 
-    def __init__(self) -> None:
+    def __init__(self, kept: Kept) -> None:
+        self._kept = kept
         self._lock = threading.Lock()
         self._made: dict[int, Compress | None] = {}
-        # Machine code lives as long as the engine that made it.
-        self._engines: list[Any] = []
+        # Machine code lives as long as the memory it lies in, or the engine that placed it.
+        self._owners: list[Any] = []
 
     @classmethod
     def of_here(cls) -> Kernels | None:
         """None where they cannot be made: no llvmlite, or a processor whose numbers begin at their other end."""
         if sys.byteorder != "little" or importlib.util.find_spec("llvmlite") is None:
             return None
-        return cls()
+        return cls(Kept.beside(__file__))
 
     @property
     def tried(self) -> bool | None:
-        """Whether they are usable, None where that was not tried yet: the first call of a width takes up to a tenth of a second."""
-        return self._made[_FIRST] is not None if _FIRST in self._made else None
+        """Whether they are usable, None where they were not made yet, neither here nor before: making one takes up to a tenth of a second."""
+        with self._lock:
+            if _FIRST not in self._made and (found := self._found(_FIRST, source(_FIRST))) is not None:
+                self._made[_FIRST] = found
+            return self._made[_FIRST] is not None if _FIRST in self._made else None
 
     def are_usable(self) -> bool:
         """Whether streams can be hashed by them: tried at the first call."""
@@ -71,7 +71,7 @@ class Kernels:
         """Take `blocks` blocks (at least 1) at each address into the state beside it, at most WIDEST of them; the bytes must stay
         where they are meanwhile. False, and nothing done, where there is no kernel for so many; for one there is, if they are usable."""
         width = next(width for width in WIDTHS if width >= len(states))
-        if width < _FIRST and blocks < _WORTH_BLOCKS:
+        if width < _FIRST and blocks < _WORTH_BLOCKS and width not in self._made:
             width = _FIRST
         kernel = self._kernel(width)
         if kernel is None and width < _FIRST:
@@ -90,28 +90,78 @@ class Kernels:
     def _kernel(self, width: int) -> Compress | None:
         with self._lock:
             if width not in self._made:
-                self._made[width] = None
-                # A library that does not load or has not all that it should, a processor that LLVM does not know.
-                with contextlib.suppress(ImportError, OSError, RuntimeError, AttributeError):
-                    if _may_make_code() and _is_right(kernel := self._make(width), width):
-                        self._made[width] = kernel
+                text = source(width)
+                self._made[width] = self._found(width, text) or self._new(width, text)
             return self._made[width]
 
-    def _make(self, width: int) -> Compress:
+    def _found(self, width: int, text: str) -> Compress | None:
+        """One that was made before."""
+        code = self._kept.find(_name(width), text)
+        if code is not None:
+            with contextlib.suppress(OSError):
+                return self._placed(code, width)
+        return None
+
+    def _placed(self, code: Code, width: int) -> Compress | None:
+        """A kernel's code as a function, if that is right. Raises OSError."""
+        address, memory = code.placed()
+        self._owners.append(memory)
+        return _right(address, width)
+
+    def _new(self, width: int, text: str) -> Compress | None:
+        """One that is made now; None for a library that does not load or has not all that it should, a
+        processor that LLVM does not know."""
+        with contextlib.suppress(ImportError, OSError, RuntimeError, AttributeError):
+            if not _may_make_code():
+                return None
+            machine, made = _compiled(text)
+            code = linked(made, "md5")
+            if code is None:
+                return _right(self._placed_by_llvm(machine, made), width)
+            kernel = self._placed(code, width)
+            if kernel is not None:
+                self._kept.keep(_name(width), text, code)
+            return kernel
+        return None
+
+    def _placed_by_llvm(self, machine: Any, made: bytes) -> int:
+        """The address of what only LLVM's own linker can place."""
         import llvmlite.binding as llvm
 
-        llvm.initialize_native_target()
-        llvm.initialize_native_asmprinter()
-        module = llvm.parse_assembly(source(width))
-        module.verify()
-        machine = llvm.Target.from_default_triple().create_target_machine(
-            cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=2
-        )
-        engine = llvm.create_mcjit_compiler(module, machine)
+        engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+        engine.add_object_file(llvm.ObjectFileRef.from_data(made))
         engine.finalize_object()
-        self._engines.append(engine)
-        made = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
-        return cast(Compress, made(engine.get_function_address("md5")))
+        self._owners.append(engine)
+        return int(engine.get_function_address("md5"))
+
+
+def _name(width: int) -> str:
+    """Of its file."""
+    return f"md5x{width}"
+
+
+def _compiled(text: str) -> tuple[Any, bytes]:
+    """(LLVM's notion of this machine, an object of a kernel's text). Raises ImportError, OSError, RuntimeError."""
+    import llvmlite.binding as llvm
+
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    module = llvm.parse_assembly(text)
+    module.verify()
+    machine = llvm.Target.from_default_triple().create_target_machine(
+        cpu=llvm.get_host_cpu_name(),
+        features=llvm.get_host_cpu_features().flatten(),
+        opt=2,
+        reloc="pic",
+        codemodel="small",
+    )
+    return machine, machine.emit_object(module)
+
+
+def _right(address: int, width: int) -> Compress | None:
+    """The kernel at an address, if it finds what hashlib finds."""
+    kernel = cast(Compress, ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)(address))
+    return kernel if _is_right(kernel, width) else None
 
 
 def _may_make_code() -> bool:
@@ -143,153 +193,3 @@ def _is_right(kernel: Compress, width: int) -> bool:
         rows[number::width].tobytes() == hashlib.md5(sample, usedforsecurity=False).digest()
         for number, sample in enumerate(samples)
     )
-
-
-class _Text:
-    """LLVM's text, line by line; values are named by their number."""
-
-    def __init__(self, width: int) -> None:
-        self.width = width
-        # Chains of steps beside each other, each of one scalar or of one vector.
-        self.chains, self.lanes = (width, 1) if width <= _SCALARS else (1, width)
-        self.type = "i32" if self.lanes == 1 else f"<{self.lanes} x i32>"
-        self.lines: list[str] = []
-        self._count = 0
-
-    def value(self, text: str) -> str:
-        """The name of a new value."""
-        name = f"%v{self._count}"
-        self._count += 1
-        self.lines.append(f"  {name} = {text}")
-        return name
-
-    def op(self, name: str, left: str, right: str) -> str:
-        return self.value(f"{name} {self.type} {left}, {right}")
-
-    def constant(self, number: int) -> str:
-        return str(number) if self.lanes == 1 else f"<{', '.join([f'i32 {number}'] * self.lanes)}>"
-
-    def turned(self, value: str, by: int) -> str:
-        """Bits turned left."""
-        kind = "i32" if self.lanes == 1 else f"v{self.lanes}i32"
-        arguments = f"{self.type} {value}, {self.type} {value}, {self.type} {self.constant(by)}"
-        return self.value(f"call {self.type} @llvm.fshl.{kind}({arguments})")
-
-
-def source(width: int) -> str:
-    """The kernel of a width as LLVM's text: a function `md5(states, data, blocks)`."""
-    text = _Text(width)
-    of = text.type
-    kind = "i32" if text.lanes == 1 else f"v{text.lanes}i32"
-    places = [[(row * width + chain) * 4 for row in range(4)] for chain in range(text.chains)]
-    before = [[_load(text, of, "%states", place) for place in chain] for chain in places]
-    bases = [_load(text, "ptr", "%data", lane * 8) for lane in range(width)]
-    head, text.lines = text.lines, []
-    states = [[f"%s{chain}{row}" for row in range(4)] for chain in range(text.chains)]
-    words = _words(text, bases)
-    after = _rounds(text, states, words)
-    sums = [
-        [text.op("add", old, new) for old, new in zip(*pair, strict=True)] for pair in zip(states, after, strict=True)
-    ]
-    phis = [
-        f"  {name} = phi {of} [ {first}, %begin ], [ {again}, %loop ]"
-        for names, firsts, agains in zip(states, before, sums, strict=True)
-        for name, first, again in zip(names, firsts, agains, strict=True)
-    ]
-    body, text.lines = text.lines, []
-    for chain, values in zip(places, sums, strict=True):
-        for place, value in zip(chain, values, strict=True):
-            address = text.value(f"getelementptr i8, ptr %states, i64 {place}")
-            text.lines.append(f"  store {of} {value}, ptr {address}, align 4")
-    return "\n".join(
-        [
-            f"declare {of} @llvm.fshl.{kind}({of}, {of}, {of})",
-            "define void @md5(ptr %states, ptr %data, i64 %blocks) {",
-            "begin:",
-            *head,
-            "  br label %loop",
-            "loop:",
-            "  %at = phi i64 [ 0, %begin ], [ %next, %loop ]",
-            *phis,
-            f"  %offset = mul i64 %at, {BLOCK_BYTES}",
-            *body,
-            "  %next = add i64 %at, 1",
-            "  %goes_on = icmp ult i64 %next, %blocks",
-            "  br i1 %goes_on, label %loop, label %end",
-            "end:",
-            *text.lines,
-            "  ret void",
-            "}",
-            "",
-        ]
-    )
-
-
-def _load(text: _Text, of: str, base: str, offset: int | str) -> str:
-    """A value at any address."""
-    address = text.value(f"getelementptr i8, ptr {base}, i64 {offset}")
-    return text.value(f"load {of}, ptr {address}, align 1")
-
-
-def _words(text: _Text, bases: list[str]) -> list[list[str]]:
-    """The block's sixteen words for each chain."""
-    if text.lanes == 1:
-        places = [text.value(f"getelementptr i8, ptr {base}, i64 %offset") for base in bases]
-        return [[_load(text, "i32", place, word * 4) for word in range(16)] for place in places]
-    words: list[str] = []
-    for first in range(0, 16, text.lanes):
-        place = text.value(f"add i64 %offset, {first * 4}")
-        words += _transposed(text, [_load(text, text.type, base, place) for base in bases])
-    return [words]
-
-
-def _transposed(text: _Text, rows: list[str]) -> list[str]:
-    """Columns of a square: halves are exchanged between rows that are 1, 2, 4... apart."""
-    size = text.lanes
-    apart = 1
-    while apart < size:
-        for upper in range(size):
-            if not upper & apart:
-                lower = upper | apart
-                left = [lane if not lane & apart else size + (lane ^ apart) for lane in range(size)]
-                right = [lane | apart if not lane & apart else size + lane for lane in range(size)]
-                rows[upper], rows[lower] = (_shuffled(text, rows[upper], rows[lower], lanes) for lanes in (left, right))
-        apart *= 2
-    return rows
-
-
-def _shuffled(text: _Text, upper: str, lower: str, lanes: list[int]) -> str:
-    mask = ", ".join(f"i32 {lane}" for lane in lanes)
-    return text.value(f"shufflevector {text.type} {upper}, {text.type} {lower}, <{text.lanes} x i32> <{mask}>")
-
-
-def _rounds(text: _Text, states: list[list[str]], words: list[list[str]]) -> list[list[str]]:
-    """The 64 steps, each done for every chain before the next one: that is what fills the gaps."""
-    now = [list(state) for state in states]
-    for step in range(64):
-        for chain, (a, b, c, d) in enumerate(now):
-            part, word = _schedule(step)
-            total = text.op("add", text.op("add", a, text.constant(_CONSTANTS[step])), words[chain][word])
-            for term in _terms(text, part, b, c, d):
-                total = text.op("add", total, term)
-            now[chain] = [d, text.op("add", b, text.turned(total, _SHIFTS[part][step % 4])), b, c]
-    return now
-
-
-def _schedule(step: int) -> tuple[int, int]:
-    """(round, word of the block) of a step."""
-    part = step // 16
-    return part, (step, 5 * step + 1, 3 * step + 5, 7 * step)[part] % 16
-
-
-def _terms(text: _Text, part: int, b: str, c: str, d: str) -> Iterator[str]:
-    """The round's function of b, c, d in terms to be added, that of `b`, which is known last, at the end."""
-    if part == 0:
-        yield text.op("xor", d, text.op("and", b, text.op("xor", c, d)))
-    elif part == 1:
-        yield text.op("and", c, text.op("xor", d, text.constant(-1)))
-        yield text.op("and", b, d)
-    elif part == 2:
-        yield text.op("xor", b, text.op("xor", c, d))
-    else:
-        yield text.op("xor", c, text.op("or", b, text.op("xor", d, text.constant(-1))))

@@ -12,6 +12,7 @@ from typing import Any
 from millpond.daemon.errors import DiskFullError, MillpondError, StoreDamagedError
 
 _SYNC_FILE_RANGE_WRITE = 2
+_FALLOC_KEEP_SIZE = 1
 
 
 class Files:
@@ -35,6 +36,11 @@ class Files:
         told there."""
         libc = ctypes.CDLL(None)
         libc.sync_file_range(fd, ctypes.c_int64(offset), ctypes.c_int64(size), _SYNC_FILE_RANGE_WRITE)
+
+    def take_room(self, fd: int, offset: int, size: int) -> None:
+        """Have the disk's blocks for a range behind a file's end; its size stays. A hint: not every file system can."""
+        libc = ctypes.CDLL(None)
+        libc.fallocate(fd, _FALLOC_KEEP_SIZE, ctypes.c_int64(offset), ctypes.c_int64(size))
 
     def fsync_dir(self, path: Path) -> None:
         """Make a directory's entries durable."""

@@ -1,4 +1,4 @@
-"""Segments: append-only files of records, and the one place where bytes are appended.
+"""Segments: append-only files of records, and the one place where bytes are appended. Reading them: segmentreader.py.
 
 A segment's number is never used twice and nothing in it is ever overwritten, so a location stays true for as long as
 the file is there. A failed write or fsync poisons the segment: its unsynced records are not trusted, writing goes on
@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from millpond.daemon.errors import MillpondError
 from millpond.daemon.store import records
 from millpond.daemon.store.files import Files, as_store_error, disk_full, over_limit
 from millpond.daemon.store.records import Location, Record
@@ -29,6 +30,8 @@ _INDEX_PART = 4
 # Bytes after which the kernel is told to begin to write them: what a commit must wait for stays small, and small commits
 # cost nothing more.
 _BEGIN_BYTES = 16 << 20
+# Room on the disk that is taken ahead of what is written, once so much was: in one piece instead of block by block.
+_AHEAD_BYTES = 24 << 20
 # Bytes read at once in a scan, and the least that is given up for one that cannot be read.
 _SCAN_BYTES = 4 << 20
 _SECTOR = 4096
@@ -119,7 +122,9 @@ class SegmentLost(Exception):
 @dataclass(slots=True)
 class _Active:
     """The segment being written: `end` is where the next record goes, `synced` how much is durable, `begun` how much the
-    kernel was told to write, `users` how many writes and syncs are under way: its descriptor is closed by the last of them."""
+    kernel was told to write, `users` how many writes and syncs are under way: its descriptor is closed by the last of them.
+    `named`: its name is durable; `told`: somebody knows that it is full and written; `bulk`: much is being written; `ahead`: up to where it
+    has room on the disk that was taken ahead."""
 
     number: int
     fd: int
@@ -128,6 +133,10 @@ class _Active:
     synced: int
     begun: int = 0
     users: int = 0
+    named: bool = False
+    told: bool = False
+    bulk: bool = False
+    ahead: int = 0
 
 
 class SegmentWriter:
@@ -143,6 +152,9 @@ class SegmentWriter:
         self._lock = threading.Lock()
         self._active: _Active | None = None
         self._full: list[_Active] = []
+        # Behind what was synced last; and why syncing ahead failed, until `sync` tells it.
+        self._synced = (0, 0)
+        self._failure: MillpondError | None = None
         self._room = 0
         self._tokens = itertools.count()
         self._unnoted: dict[int, tuple[int, int]] = {}
@@ -152,7 +164,15 @@ class SegmentWriter:
         self._next = max(segment_numbers(folder), default=0) + 1
         # Bytes that all segments may have together, and have.
         self.limit: int | None = None
-        self.total = sum(segment_path(folder, number).stat().st_size for number in segment_numbers(folder))
+        self.total = sum(self._found(segment_path(folder, number)) for number in segment_numbers(folder))
+
+    def _found(self, path: Path) -> int:
+        """The size of a segment that is there; room that was taken ahead in it before a crash is given back."""
+        found = path.stat()
+        if found.st_blocks * 512 > found.st_size + _BEGIN_BYTES // 4:
+            with contextlib.suppress(OSError):
+                self._files.truncate(path, found.st_size)
+        return found.st_size
 
     def append(
         self,
@@ -184,6 +204,7 @@ class SegmentWriter:
         try:
             self._write(active, [buffer for record in batch for buffer in record.buffers], offset)
             self._begin_writing(active)
+            self._take_ahead(active)
             if note is not None:
                 note(_locations(batch, sizes, active.number, offset))
         except OSError as error:
@@ -233,14 +254,48 @@ class SegmentWriter:
             return min(self._unnoted.values(), default=None)
 
     def sync(self) -> tuple[int, int]:
-        """Make everything appended so far durable; (segment, end) behind it. Raises as `append`, and SegmentLost.
+        """Make everything appended so far durable; (segment, end) behind it. Raises as `append`, and SegmentLost. By one thread at a
+        time, as `sync_full`.
 
         A segment whose fsync failed is poisoned: what the kernel dropped is not known, so asking again proves nothing.
         """
         with self._lock:
+            failure, self._failure = self._failure, None
+            if failure is not None:
+                raise failure
             todo = [*self._full, *([self._active] if self._active else [])]
+        return self._sync(todo)
+
+    def is_full_written(self) -> bool:
+        """Whether a segment has become full, all of it written, that was not told yet: `sync_full` would do something."""
+        with self._lock:
+            found = [segment for segment in self._full if not segment.users and not segment.told]
+            for segment in found:
+                segment.told = True
+            return bool(found)
+
+    def sync_full(self) -> None:
+        """Make full segments durable that nobody writes to any more, so that the next `sync` need not wait for them. It tells what fails here."""
+        with self._lock:
+            todo = [segment for segment in self._full if not segment.users]
+        try:
+            self._sync(todo)
+        except SegmentLost:
+            pass  # a commit sees that it is poisoned
+        except MillpondError as error:
+            with self._lock:
+                self._failure = error
+
+    def _sync(self, todo: Sequence[_Active]) -> tuple[int, int]:
+        with self._lock:
             ends = [segment.end for segment in todo]
+            # Nobody writes to these any more: once they are synced they are done with.
+            whole = [segment for segment in todo if segment in self._full and not segment.users]
             for segment in todo:
+                if not segment.users:
+                    # Every write into it has ended, and another cannot begin as long as the lock is held.
+                    with contextlib.suppress(OSError):
+                        self._give_back_ahead(segment)
                 segment.users += 1
         try:
             for segment in todo:
@@ -257,14 +312,20 @@ class SegmentWriter:
                 for segment in todo:
                     segment.users -= 1
                     self._cut(segment)
-                    if segment in self._full and not segment.users and segment.synced == segment.end:
+                    if segment in whole and segment in self._full and segment.synced == segment.end:
                         self._full.remove(segment)
                         os.close(segment.fd)
-        return (todo[-1].number, ends[-1]) if todo else (0, 0)
+        if todo:
+            self._synced = max(self._synced, (todo[-1].number, ends[-1]))
+        return self._synced
 
     def _sync_one(self, segment: _Active) -> None:
         try:
             self._files.fdatasync(segment.fd)
+            if not segment.named:
+                # The name must be durable before a commit names records in it.
+                self._files.fsync_dir(self._folder)
+                segment.named = True
         except OSError as error:
             with self._lock:
                 self._poison(segment)
@@ -272,15 +333,20 @@ class SegmentWriter:
 
     def close(self) -> None:
         for segment in [*self._full, *([self._active] if self._active else [])]:
+            with contextlib.suppress(OSError):
+                self._give_back_ahead(segment)
             os.close(segment.fd)
         self._full, self._active = [], None
 
     def _current(self) -> _Active:
+        bulk = False
         if self._active is not None and self._active.end >= self._limit:
+            bulk = self._active.bulk
             self._full.append(self._active)
             self._active = None
         if self._active is None:
             self._active = self._create()
+            self._active.bulk = bulk
         return self._active
 
     def _create(self) -> _Active:
@@ -293,8 +359,6 @@ class SegmentWriter:
         try:
             header = records.SEGMENT_HEADER.pack(records.SEGMENT_MAGIC, number, self._uuid)
             self._files.pwritev(fd, [header], 0)
-            # The name must be durable before a commit names records in it.
-            self._files.fsync_dir(self._folder)
         except OSError as error:
             os.close(fd)
             path.unlink(missing_ok=True)  # it holds no record
@@ -323,6 +387,28 @@ class SegmentWriter:
                 return
             active.begun = active.end
         self._files.begin_writing(active.fd, begin, size)
+
+    def _take_ahead(self, active: _Active) -> None:
+        """Have room for what comes next, if much is being written and the disk has much more."""
+        with self._lock:
+            active.bulk |= bool(active.begun)
+            begin, end = max(active.end, active.ahead), min(active.end + _AHEAD_BYTES, self._limit)
+            # Not before half of it is used, and never what others may need.
+            if (
+                not active.bulk
+                or active.ahead > active.end + _AHEAD_BYTES // 2
+                or begin >= end
+                or self._room < 2 * _AHEAD_BYTES
+            ):
+                return
+            active.ahead = end
+        self._files.take_room(active.fd, begin, end - begin)
+
+    def _give_back_ahead(self, segment: _Active) -> None:
+        """Of a segment that nobody writes to just now, with the lock held. Raises OSError."""
+        if segment.ahead > segment.end:
+            self._files.truncate(segment.path, segment.end)
+            segment.ahead = 0
 
     def _check_room(self, size: int, free: bool) -> None:
         """Refuse before trouble: statvfs now and then, never below the reserve; `free` records, whose writing is how room is

@@ -164,6 +164,8 @@ class StoreService:
         Names in `again` lost chunks meanwhile and must be fed again in a new session."""
         session = self._session(call, params)
         async with session.beginning, session.finishing:
+            if session.mappings is not None:
+                self._store.do_beside(session.mappings.close)
             again = await self._in_thread(session.puts.commit)
         self._sessions.pop((call.connection.id, int(params["session"])), None)
         for name in session.puts.manifests:

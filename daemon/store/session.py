@@ -281,7 +281,8 @@ class IngestSession:
             return _Stream(is_dir, self._lanes.digest())
         former, self._former = self._former, None
         if not (is_dir and former is not None and former.kind == Kind.RECIPE and length > MIN_BYTES):
-            return _Stream(is_dir, SingleDigest(self._submit))
+            kernels = None if self._lanes is None or length < LEAST_BYTES else self._lanes.kernels
+            return _Stream(is_dir, SingleDigest(self._submit, kernels=kernels))
         try:
             layout = self._sink.reader.layout(former)
         except StoreDamagedError:  # who reads it is told; this one is stored whole

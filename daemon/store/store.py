@@ -147,6 +147,11 @@ class Store:
         names, threads = NameBatch(uid, self.path / "tmp"), self._settings.threads
         return IngestSession(self, self._pool, names, owner, self.kernels, max(1, threads // _THREADS_A_HASHER))
 
+    def do_beside(self, work: Callable[[], None]) -> None:
+        """Have something done by one of the store's threads, which nobody waits for; left out when the store closes."""
+        with contextlib.suppress(RuntimeError):
+            self._pool.submit(work)
+
     def write(self, work: Callable[[Any], T]) -> T:
         """Run `work` with a write transaction of the index, on the commit thread; it may run again when the map grows.
 
@@ -196,6 +201,10 @@ class Store:
 
     def _append(self, batch: Sequence[Encoded], *, free: bool) -> None:
         self._segments.append(batch, functools.partial(self._commits.note, batch), free=free)
+        if self._segments.is_full_written():
+            # Full ones are made durable while others are filled: a commit waits for the last one only.
+            with contextlib.suppress(queue.Full, BusyError):
+                self._commits.submit(Job(work=lambda _: self._segments.sync_full(), alone=True), wait=False)
 
     def commit_names(self, names: NameBatch, *, anew: bool = False) -> list[ObjectName]:
         """See `IngestSession.commit`. With `anew` names that are there already are written into the journal, too."""

@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from tests.store.helpers import UID, FaultyFiles, get, put, sample, settings
 
-from millpond.daemon.errors import MillpondError
+from millpond.daemon.errors import MillpondError, StoreDamagedError
+from millpond.daemon.store.files import Files
 from millpond.daemon.store.segments import segment_numbers, segment_path
 from millpond.daemon.store.session import Stored
 from millpond.daemon.store.store import Store
@@ -82,6 +85,61 @@ def test_the_nth_operation_fails(tmp_path: Path, fail_at: int, number: int, for_
     kept = scenario(tmp_path / "s", files)
     assert files.failed
     check(tmp_path / "s", kept)
+
+
+class FailingSyncs(Files):
+    """Counts `fdatasync`, which fails once when `fails` is set."""
+
+    def __init__(self) -> None:
+        self.synced = 0
+        self.fails = False
+
+    def fdatasync(self, fd: int) -> None:
+        self.synced += 1
+        if self.fails:
+            self.fails = False
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        super().fdatasync(fd)
+
+
+def _until(what: Callable[[], bool]) -> None:
+    end = time.monotonic() + 10
+    while not what():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_full_segments_are_synced_while_others_are_filled(tmp_path: Path) -> None:
+    files, content = FailingSyncs(), random.Random(1).randbytes(6_500_000)
+    store = Store.open(settings(tmp_path / "s"), files)
+    session = store.session(UID)
+    before = files.synced
+    session.feed(memoryview(content), [(len(content), True, False)])
+    full = len(segment_numbers(tmp_path / "s" / "segments")) - 1
+    assert full >= 3
+    # The last one may have become full just now, and is no task of a commit's either.
+    _until(lambda: files.synced - before >= full)
+    before = files.synced
+    assert session.commit() == []
+    assert files.synced - before <= 2
+    store.close()
+
+
+def test_a_sync_that_failed_ahead_is_told_by_the_commit(tmp_path: Path) -> None:
+    files, content = FailingSyncs(), random.Random(2).randbytes(3_500_000)
+    store = Store.open(settings(tmp_path / "s"), files)
+    session = store.session(UID)
+    files.fails = True
+    session.feed(memoryview(content), [(len(content), True, False)])
+    _until(lambda: not files.fails)
+    with pytest.raises(StoreDamagedError, match="cannot write"):
+        session.commit()
+    # It is told once, and what was lost is named by nothing.
+    assert len(session.commit()) == 1
+    (stored,) = put(store, [content])
+    assert get(store, stored) == content
+    assert store.fsck(deep=True).damaged == []
+    store.close()
 
 
 MANY, MORE = 3000, 150

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import mmap
 import os
 import random
@@ -16,9 +17,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from millpond.daemon.md5.code import Code, Kept
 from millpond.daemon.md5.digests import LaneDigest, Lanes
 from millpond.daemon.md5.kernels import WIDEST, Kernels
-from millpond.daemon.md5.streams import Stream, update
+from millpond.daemon.md5.source import source
+from millpond.daemon.md5.streams import Stream, single, update
 
 KERNELS = Kernels.of_here()
 
@@ -89,6 +92,17 @@ def test_parts_that_come_in_any_pieces_and_turns(lengths: list[list[int]], threa
 
 
 @needs_kernels
+@pytest.mark.parametrize("tail", [0, 1, 63, 64, 1000])
+def test_a_stream_by_itself(tail: int) -> None:
+    assert kernels().are_usable()
+    content = random.Random(tail).randbytes((2 << 20) + 77 + tail)
+    for hasher in (single(kernels()), single(None)):
+        for begin, end in itertools.pairwise([0, 13, 77, (1 << 20) + 77, (2 << 20) + 77, len(content)]):
+            hasher.update(memoryview(content)[begin:end])
+        assert hasher.hexdigest() == hashlib.md5(content).hexdigest()
+
+
+@needs_kernels
 def test_memory_that_cannot_be_written_is_hashed() -> None:
     with mmap.mmap(-1, 1 << 16) as memory:
         memory.write(b"written once")
@@ -119,7 +133,7 @@ from millpond.daemon.md5.kernels import Kernels
 if ctypes.CDLL(None).prctl(65, 1, 0, 0, 0):
     sys.exit(77)
 found = Kernels.of_here()
-assert found is not None and found.tried is None
+assert found is not None and not found.tried
 assert not found.are_usable() and found.tried is False
 """
     done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True)
@@ -137,10 +151,65 @@ def test_an_llvmlite_that_does_not_work_is_none(tmp_path: Path, text: str) -> No
     (tmp_path / "llvmlite/__init__.py").touch()
     (tmp_path / "llvmlite/binding/__init__.py").write_text(text)
     ask = """
+import sys
+from pathlib import Path
+from millpond.daemon.md5.code import Kept
 from millpond.daemon.md5.kernels import Kernels
-found = Kernels.of_here()
-assert found is None or (not found.are_usable() and found.tried is False)
+found = Kernels(Kept(Path(sys.argv[1])))
+assert not found.are_usable() and found.tried is False
 """
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)])}
-    done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, env=env)
+    done = subprocess.run([sys.executable, "-c", ask, tmp_path / "kept"], capture_output=True, text=True, env=env)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@needs_kernels
+def test_what_was_made_is_there_for_the_next_process(tmp_path: Path) -> None:
+    first = Kernels(Kept(tmp_path))
+    assert first.tried is None
+    assert first.are_usable()
+    if not list(tmp_path.glob("*.code")):
+        pytest.skip("this processor's code is not kept")
+    text = """
+import hashlib, sys
+from pathlib import Path
+from millpond.daemon.md5.code import Kept
+from millpond.daemon.md5.kernels import Kernels
+from millpond.daemon.md5.streams import Stream, update
+found = Kernels(Kept(Path(sys.argv[1])))
+assert found.tried
+streams = [Stream(found) for _ in range(3)]
+update(streams, [memoryview(b"%d" % number * 1000) for number in range(3)])
+assert [stream.hexdigest() for stream in streams] == [hashlib.md5(b"%d" % number * 1000).hexdigest() for number in range(3)]
+assert not any(name.startswith("llvmlite") for name in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", text, tmp_path], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@needs_kernels
+def test_code_that_is_damaged_or_wrong_is_not_run_and_made_anew(tmp_path: Path) -> None:
+    kept = Kept(tmp_path)
+    assert Kernels(kept).are_usable()
+    for path in tmp_path.glob("*.code"):
+        whole = path.read_bytes()
+        for damaged in (b"", whole[:40], whole[:-1], whole[:-1] + bytes([whole[-1] ^ 1]), whole + b"\0"):
+            path.write_bytes(damaged)
+            assert Kernels(kept).tried is None
+        # Whole, and no MD5: a function that returns at once.
+        kept.keep("md5x4", source(4), Code(b"\xc3", 0))
+        found = Kernels(kept)
+        assert found.tried is None and found.are_usable()
+        assert path.read_bytes() == whole
+
+
+def test_what_is_kept_is_bounded_and_refused_folders_are_no_error(tmp_path: Path) -> None:
+    kept = Kept(tmp_path)
+    for number in range(50):
+        kept.keep(f"some{number}", "text", Code(b"\xc3", 0))
+    assert len(list(tmp_path.iterdir())) == 40
+    assert kept.find("some49", "text") == Code(b"\xc3", 0)
+    assert kept.find("some49", "other text") is None
+    Kept(tmp_path / "some" / "folder").keep("some", "text", Code(b"\xc3", 0))
+    Kept(tmp_path, writes=False).keep("more", "text", Code(b"\xc3", 0))
+    assert kept.find("more", "text") is None

@@ -33,7 +33,7 @@ ROOT, IMAGE, TRIAL = 1, 2, 3
 # Threads that read many small files at once which are not in the page cache; from so many of one request on they do.
 _THREADS, _TOGETHER = 2, 4
 # Files that take a moment; requests that are answered slowly at once.
-_LITTLE, _MOST_BEHIND = 8, 16
+_LITTLE, _MOST_BEHIND = 24, 16
 # Looks at the index for one file, or one block of names or inodes, about.
 _LOOKS_A_PART = 8
 # Parts of one answer, beyond which they are joined.

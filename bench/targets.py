@@ -80,7 +80,7 @@ def targets(disk: str) -> list[Target]:
         Target("mount until ls", 0.3),
         Target("first mount until ls", 2),
         Target("next mount until ls", 0.3),
-        Target("holder's memory after find", 80),
+        *(Target("holder's memory after find", 80, of=tool) for tool in (OURS, reads.IMAGE)),
         Target("memory of add, 1 large file", 300),
         Target("memory of add, small files", 300),
         Target("second version, more than the first, small files", 2),

@@ -75,6 +75,10 @@ class Tree:
             return await self.lookup_special(self.nodes.known(parent), name)
         return found
 
+    def looked(self, count: int) -> None:
+        """So many looks at the index were taken by others."""
+        self._map.looked(count)
+
     def looked_into(self, folder: bytes) -> None:
         """Files of a folder were looked up by another process."""
         self._walks.looked(folder)

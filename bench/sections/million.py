@@ -13,6 +13,7 @@ from bench.context import Context
 from bench.host import BenchError, memory
 from bench.projects import Millpond
 from bench.reading import find
+from millpond.daemon.mounts.kernel import why_no_image
 
 SECTION = "a million files"
 FULL = 1_000_000
@@ -30,23 +31,31 @@ def measure(context: Context) -> None:
     make(millpond.repo, files)
     millpond.command("daemon", "start", "-q")
     context.host.settle()
-    for work in ("first mount until ls", "next mount until ls"):
-        mounted = millpond.mount("data", context.place(SECTION.replace(" ", "-")))
+    for work, engine in (("first mount until ls", ""), ("next mount until ls", ""), ("next mount until ls", "erofs")):
+        tool = f"millpond, {engine}" if engine else "millpond"
+        if engine and why_no_image():
+            continue
+        options = ("--engine", engine) if engine else ()
+        mounted = millpond.mount("data", context.place(SECTION.replace(" ", "-")), *options)
         try:
             before = memory(mounted.pid or 0)
             checked = _sample(mounted.root, files)
-            context.figures.tell(SECTION, work, "millpond", mounted.ready_s, checked=checked)
-            if work.startswith("first"):
-                _tell_memory(context, "after ls", before, checked)
-                seconds, found, size = find(mounted.root)
-                if (found, size) != (files, sum(len(content(number)) for number in range(files))):
-                    raise BenchError(f"find saw {found} files of {size} bytes, {files} were named")
-                context.figures.tell(SECTION, "find", "millpond", seconds, checked=size)
-                _tell_memory(context, "after find", memory(mounted.pid or 0), size)
+            context.figures.tell(SECTION, work, tool, mounted.ready_s, checked=checked)
+            if engine or work.startswith("first"):
+                _tell_memory(context, tool, "after ls", before, checked)
+                _find(context, tool, mounted.root, files)
+                _tell_memory(context, tool, "after find", memory(mounted.pid or 0), checked)
         finally:
             mounted.close()
     peak = millpond.daemon_peak()
     context.figures.tell(SECTION, "memory of the daemon, peak", "millpond", peak / 2**20, checked=checked, unit="MiB")
+
+
+def _find(context: Context, tool: str, root: Path, files: int) -> None:
+    seconds, found, size = find(root)
+    if (found, size) != (files, sum(len(content(number)) for number in range(files))):
+        raise BenchError(f"find saw {found} files of {size} bytes, {files} were named")
+    context.figures.tell(SECTION, "find", tool, seconds, checked=size)
 
 
 def make(repo: Path, files: int) -> None:
@@ -94,6 +103,6 @@ def _sample(root: Path, files: int) -> int:
     return checked
 
 
-def _tell_memory(context: Context, when: str, seen: dict[str, int], checked: int) -> None:
+def _tell_memory(context: Context, tool: str, when: str, seen: dict[str, int], checked: int) -> None:
     for what, label in (("rss", "holder's memory"), ("anon", "holder's memory without pages of files")):
-        context.figures.tell(SECTION, f"{label} {when}", "millpond", seen[what] / 2**20, checked=checked, unit="MiB")
+        context.figures.tell(SECTION, f"{label} {when}", tool, seen[what] / 2**20, checked=checked, unit="MiB")

@@ -33,7 +33,9 @@ ROOT, IMAGE, TRIAL = 1, 2, 3
 # Threads that read many small files at once which are not in the page cache; from so many of one request on they do.
 _THREADS, _TOGETHER = 2, 4
 # Files that take a moment; requests that are answered slowly at once.
-_LITTLE, _MOST_BEHIND = 8, 16
+_LITTLE, _MOST_BEHIND = 24, 16
+# Looks at the index for one file, or one block of names or inodes, about.
+_LOOKS_A_PART = 8
 # Parts of one answer, beyond which they are joined.
 _MOST_PARTS = 900
 _WANTED = Init.ASYNC_READ | Init.NO_OPEN_SUPPORT | Init.MAX_PAGES | Init.EXPLICIT_INVAL_DATA
@@ -178,6 +180,7 @@ class ImageAnswers:
 
     def _take(self, request: _Request, found: Sequence[Part]) -> None:
         """Add what lies there to what a request is answered, as far as it can be had without waiting."""
+        self._fs.looked(_LOOKS_A_PART * len(found))
         wholes = self._wholes(found, waiting=False)
         for part in found:
             if not isinstance(part, Piece):

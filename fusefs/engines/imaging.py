@@ -15,7 +15,7 @@ from millpond.daemon.errors import MountError
 from millpond.daemon.store import gather
 from millpond.daemon.store.reader import Bytes
 from millpond.fusefs.attributes import FOREVER_S, FileError
-from millpond.fusefs.engines import protocol
+from millpond.fusefs.engines import protocol, signals
 from millpond.fusefs.engines.answers import Handler, Later
 from millpond.fusefs.engines.channel import Channel
 from millpond.fusefs.engines.contents import Contents
@@ -74,6 +74,10 @@ class ImageAnswers:
             Op.BATCH_FORGET: _ignore,
             Op.DESTROY: self._destroy,
         }
+
+    def takes_back(self, pid: int) -> bool:
+        """As in Handlers. The kernel makes EIO of EINTR, so it is for those who will not see it."""
+        return signals.is_ended(pid)
 
     def _init(self, unique: int, inode: int, body: memoryview) -> None:
         major, minor, *_ = protocol.INIT_IN.unpack_from(body)

@@ -46,6 +46,7 @@ from millpond.daemon.mounts.place import mounted_at
 from millpond.daemon.names import ObjectName
 from millpond.daemon.store.folders import Totals
 from millpond.daemon.store.trees import TreeEntry, build_tree
+from millpond.fusefs.engines.readahead import one_at_a_time
 
 pytestmark = [
     pytest.mark.fuse,
@@ -478,6 +479,27 @@ def test_mounts_made_at_once_have_each_their_own_read_ahead(base: Path) -> None:
         made = list(pool.map(stack.enter_context, making))
         assert [each.stats()["read_ahead_kb"] for each in made] == wanted
         assert [with_read_ahead(kb) for kb in wanted] == [1] * 4
+
+
+def test_who_mounts_waits_for_another_who_does_but_not_for_ever() -> None:
+    """Else each would take the other's file system for his own, or neither know his."""
+    first, second = threading.Event(), threading.Event()
+
+    def mounting() -> None:
+        with one_at_a_time():
+            first.set()
+            time.sleep(0.3)
+            second.set()
+
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(mounting)
+        assert first.wait(TIMEOUT_S)
+        with one_at_a_time():
+            assert second.is_set(), "he was done"
+        other.result(TIMEOUT_S)
+    began = time.monotonic()
+    with one_at_a_time(), one_at_a_time():
+        assert 0.9 < time.monotonic() - began < TIMEOUT_S
 
 
 def as_some_user(command: str) -> subprocess.CompletedProcess[bytes]:

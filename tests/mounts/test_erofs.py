@@ -24,7 +24,7 @@ pytestmark = [
 
 def is_mounted_anew(repo: DvcRepo, before: int) -> bool:
     (found,) = mounts(repo)
-    return found["state"] == "mounted" and found["pid"] != before
+    return bool(found["state"] == "mounted" and found["pid"] != before)
 
 
 def test_an_image_is_mounted_anew_whoever_was_killed(repo: DvcRepo) -> None:

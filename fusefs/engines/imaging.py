@@ -25,6 +25,7 @@ from millpond.fusefs.filesystem import MAX_WHOLE, Filesystem
 from millpond.fusefs.image import trial
 from millpond.fusefs.image.format import BLOCK
 from millpond.fusefs.image.image import Image, Piece
+from millpond.fusefs.image.patience import Patience
 from millpond.fusefs.image.space import IMAGE_BYTES
 
 ROOT, IMAGE, TRIAL = 1, 2, 3
@@ -58,6 +59,7 @@ class ImageAnswers:
         self._error = channel.error
         self._later = later
         self._contents = Contents(filesystem, ahead)
+        self._patience = Patience(channel.error)
         self._threads = trio.CapacityLimiter(_THREADS)
         self._names = {name: IMAGE, trial.NAME: TRIAL}
         self._sizes = {IMAGE: IMAGE_BYTES, TRIAL: trial.BYTES}
@@ -134,11 +136,19 @@ class ImageAnswers:
                 parts += ready
                 _complete(parts, ready, part)
         if missing:
-            self._later(unique, lambda: self._read_later(unique, parts, missing))
+            self._later(unique, lambda: self._read_patiently(unique, parts, missing))
         else:
             self._send(unique, parts)
         if self._told is not None:
             self._told(self._pid(), offset, size)
+
+    async def _read_patiently(self, unique: int, parts: list[Part], missing: list[int]) -> None:
+        """As _read_later, but neighbours of a file that is elsewhere do not wait for it."""
+        wanted = [part for part in parts if isinstance(part, Piece)]
+        if len(parts) > 1 and any(self._fs.stored(part.inode) is None for part in wanted):
+            await self._patience.of(unique, lambda: self._read_later(unique, parts, missing))
+        else:
+            await self._read_later(unique, parts, missing)
 
     async def _read_later(self, unique: int, parts: list[Part], missing: list[int]) -> None:
         """`missing` are the places of what must be waited for."""

@@ -98,15 +98,16 @@ def read_all(place: Path, tree: Mapping[bytes, Node], order: random.Random) -> d
 # -- damage -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fill", [0, 1])
-def test_damage_hurts_its_file_alone_whatever_was_read_with_it(base: Path, fill: int) -> None:
+@pytest.mark.parametrize(("fill", "serving"), [(0, 1), (1, 1), pytest.param(1, 3, marks=pytest.mark.long)])
+def test_damage_hurts_its_file_alone_whatever_was_read_with_it(base: Path, fill: int, serving: int) -> None:
     """Small files are read by windows of the page cache: one that cannot be read takes none of its neighbours with it, before nor after."""
     tree = random_files(400, 6000)
     path, totals = stored(base, tree)
     hurt = [b"0003", b"0200", b"0399"]
     for name in hurt:
         flip(path, data_of(tree, name)[3000:3100])
-    with mount(path, totals, base / "m", fill=fill) as mounted:
+    with mount(path, totals, base / "m", fill=fill, serving=serving) as mounted:
+        eventually(lambda: len(mounted.stats()["servers"]) == serving - 1, "servers are there")
         for name in (b"0002", b"0003", b"0004", b"0003"):  # side by side, in either order
             failed = read_all(mounted.place, {name: tree[name]}, random.Random(1))
             assert failed == ({name: errno.EIO} if name in hurt else {})
@@ -321,6 +322,32 @@ def test_a_reader_that_waits_can_be_ended_and_one_that_lives_on_gets_all_its_byt
         assert (mounted.place / "0").read_bytes() == data
 
 
+def test_one_object_that_does_not_come_holds_up_its_readers_alone(base: Path) -> None:
+    """Also where the kernel asks for it with its neighbours: who wants these has them, and is not told what became of it."""
+    store = open_store(base / "store")
+    contents = {number: random.Random(number).randbytes(9000) for number in range(30)}
+    entries = [
+        TreeEntry(b"%02d" % number, 9000, name=name) for number, name in enumerate(put(store, list(contents.values())))
+    ]
+    entries[15] = TreeEntry(b"15", 9000, name=ObjectName("md5", "ab" * 16))
+    totals = build_tree(store, entries)
+    store.close()
+    with mount(base / "store", totals, base / "m", source=lambda sock: None, fill=1) as mounted:
+        began = time.monotonic()
+        for number in (0, 29, 14, 16, 13):
+            reader = read_apart(mounted.place / f"{number:02}", contents[number])
+            assert reader.communicate(timeout=TIMEOUT_S)[0] == "right\n"
+        assert time.monotonic() - began < 5
+        waiting = read_apart(mounted.place / "15", b"")
+        for number in set(contents) - {15}:
+            assert (mounted.place / f"{number:02}").read_bytes() == contents[number]
+        time.sleep(0.5)
+        assert waiting.poll() is None, "who wants it waits for it"
+        waiting.kill()
+        waiting.communicate(timeout=TIMEOUT_S)
+        assert waiting.returncode == -signal.SIGKILL
+
+
 def give(sock: socket.socket, told: int, data: bytes) -> None:
     from millpond.daemon.rpc import framing
 
@@ -388,6 +415,7 @@ def test_servers_that_are_killed_are_replaced_and_nobody_sees_it(base: Path) -> 
     with mount(path, totals, base / "m", fill=1, serving=3) as mounted, ThreadPoolExecutor(4) as pool:
         for round_ in range(10):
             eventually(lambda: len(mounted.stats()["servers"]) == 2, "servers are there")
+            time.sleep(1.1)  # one that ends sooner than that is not replaced at once
             drop_caches()
             reads = [pool.submit(read_all, mounted.place, tree, random.Random(round_ + each)) for each in range(4)]
             time.sleep(random.Random(round_).uniform(0, 0.2))

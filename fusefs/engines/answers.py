@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from millpond.daemon.errors import MountError
 from millpond.daemon.store.folders import FILE_INODE_BIT, FOLDER, LINK
 from millpond.fusefs.attributes import FOREVER_S, Attributes, FileError
-from millpond.fusefs.engines import protocol
+from millpond.fusefs.engines import protocol, signals
 from millpond.fusefs.engines.channel import Channel
 from millpond.fusefs.engines.contents import Contents
 from millpond.fusefs.engines.passthrough import CACHED, PASSED, Passthrough
@@ -94,6 +94,10 @@ class Answers:
         return False
 
     # -- the mount ------------------------------------------------------------------------------------------------
+
+    def takes_back(self, pid: int) -> bool:
+        """As in Handlers."""
+        return signals.is_ending(pid)
 
     def _init(self, unique: int, inode: int, body: memoryview) -> None:
         """Agree. Raises MountError when the kernel is too old; a newer one asks again in our version."""

@@ -21,7 +21,7 @@ from millpond.fusefs.engines import EngineRefused, EngineSettings, mounting
 from millpond.fusefs.engines.answers import Later
 from millpond.fusefs.engines.channel import Channel
 from millpond.fusefs.engines.imaging import ImageAnswers
-from millpond.fusefs.engines.readahead import ReadAhead, names, set_read_ahead
+from millpond.fusefs.engines.readahead import ReadAhead, names, one_at_a_time, set_read_ahead
 from millpond.fusefs.engines.session import Session
 from millpond.fusefs.filesystem import Filesystem
 from millpond.fusefs.filling.tally import available_bytes
@@ -132,21 +132,22 @@ class _Engine:
         """What the mount is called where its read-ahead is set, "" if that cannot be told. Raises MountError."""
         set_read_ahead(os.fstat(self._nowhere).st_dev, self._settings.read_ahead_kb)
         place = self._settings.place
-        before = names(IMAGE_FSTYPE)
         options = b"directio" if self._directly else b""
-        try:
-            syscalls.mount(self._source.encode(), os.fsencode(place), IMAGE_FSTYPE.encode(), _FLAGS, options)
-        except OSError as error:
-            raise MountError(
-                f"cannot mount on '{place}': {error.strerror}",
-                path=place,
-                hint="is it a directory that is there? millpond doctor tells what is missing",
-            ) from error
+        with one_at_a_time():
+            before = names(IMAGE_FSTYPE)
+            try:
+                syscalls.mount(self._source.encode(), os.fsencode(place), IMAGE_FSTYPE.encode(), _FLAGS, options)
+            except OSError as error:
+                raise MountError(
+                    f"cannot mount on '{place}': {error.strerror}",
+                    path=place,
+                    hint="is it a directory that is there? millpond doctor tells what is missing",
+                ) from error
+            made = names(IMAGE_FSTYPE) - before
         self._is_mounted = True
         # The kernel learns here that closing concerns nobody (ENOSYS to FLUSH). Else this process would have to answer itself when it
         # closes the image, for ever if that was because it was killed.
         os.close(os.open(self._source, os.O_RDONLY | os.O_CLOEXEC))
-        made = names(IMAGE_FSTYPE) - before
         return made.pop() if len(made) == 1 else ""
 
     @property

@@ -17,7 +17,7 @@ from millpond.daemon.errors import MountError
 from millpond.daemon.store import gather
 from millpond.daemon.store.reader import Bytes
 from millpond.fusefs.attributes import FOREVER_S, FileError
-from millpond.fusefs.engines import protocol
+from millpond.fusefs.engines import protocol, signals
 from millpond.fusefs.engines.answers import Handler, Later
 from millpond.fusefs.engines.channel import Channel
 from millpond.fusefs.engines.contents import Contents
@@ -27,6 +27,7 @@ from millpond.fusefs.filesystem import MAX_WHOLE, Filesystem
 from millpond.fusefs.image import trial
 from millpond.fusefs.image.format import BLOCK
 from millpond.fusefs.image.image import Image, Piece
+from millpond.fusefs.image.patience import Patience
 from millpond.fusefs.image.space import IMAGE_BYTES, Kind
 
 ROOT, IMAGE, TRIAL = 1, 2, 3
@@ -74,6 +75,7 @@ class ImageAnswers:
         self._error = channel.error
         self._later = later
         self._contents = Contents(filesystem, ahead)
+        self._patience = Patience(channel.error)
         self._threads = trio.CapacityLimiter(_THREADS)
         self._names = {name: IMAGE, trial.NAME: TRIAL}
         self._sizes = {IMAGE: IMAGE_BYTES, TRIAL: trial.BYTES}
@@ -93,6 +95,10 @@ class ImageAnswers:
             Op.BATCH_FORGET: _ignore,
             Op.DESTROY: self._destroy,
         }
+
+    def takes_back(self, pid: int) -> bool:
+        """As in Handlers. The kernel makes EIO of EINTR, so it is for those who will not see it."""
+        return signals.is_ended(pid)
 
     def _init(self, unique: int, inode: int, body: memoryview) -> None:
         major, minor, *_ = protocol.INIT_IN.unpack_from(body)
@@ -201,9 +207,17 @@ class ImageAnswers:
 
     def _finish(self, unique: int, request: _Request) -> None:
         if request.missing:
-            self._later(unique, lambda: self._read_later(unique, request.parts, request.missing))
+            self._later(unique, lambda: self._read_patiently(unique, request.parts, request.missing))
         else:
             self._send(unique, request.parts)
+
+    async def _read_patiently(self, unique: int, parts: list[Part], missing: list[int]) -> None:
+        """As _read_later, but neighbours of a file that is elsewhere do not wait for it."""
+        wanted = [part for part in parts if isinstance(part, Piece)]
+        if len(parts) > 1 and any(self._fs.stored(part.inode) is None for part in wanted):
+            await self._patience.of(unique, lambda: self._read_later(unique, parts, missing))
+        else:
+            await self._read_later(unique, parts, missing)
 
     async def _read_later(self, unique: int, parts: list[Part], missing: list[int]) -> None:
         """`missing` are the places of what must be waited for."""

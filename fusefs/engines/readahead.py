@@ -8,11 +8,16 @@ get the kernel's own, small read-ahead. (One that is open keeps what it had.)
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import time
+from collections.abc import Iterator
 
 from millpond.daemon.mounts.place import mounted_at
 
 _BDI = "/sys/class/bdi"
+# How often who mounts looks whether another one is done, and the pause between.
+_TRIES, _PAUSE_S = 100, 0.01
 # The kernel's own.
 LEAST_KB = 128
 # Requests from this size on are the kernel's reading ahead, or could be.
@@ -29,6 +34,26 @@ def set_read_ahead(device: int, kb: int) -> None:
     path = f"{_BDI}/{os.major(device)}:{os.minor(device)}/read_ahead_kb"
     with contextlib.suppress(OSError), open(path, "w") as file:
         file.write(str(kb))
+
+
+@contextlib.contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """Mounting, for who tells his file system by its being new in `names`: no other who does so meanwhile. Not waited for beyond a second."""
+    try:
+        fd = os.open(_BDI, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        yield
+        return
+    try:
+        for _ in range(_TRIES):
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                time.sleep(_PAUSE_S)
+        yield
+    finally:
+        os.close(fd)
 
 
 def names(kind: str) -> set[str]:

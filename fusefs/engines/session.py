@@ -25,7 +25,7 @@ import trio
 
 from millpond.daemon.errors import MillpondError, MountError
 from millpond.fusefs.attributes import FileError
-from millpond.fusefs.engines import protocol, signals
+from millpond.fusefs.engines import protocol
 from millpond.fusefs.engines.answers import Handler, Later, Work
 from millpond.fusefs.engines.arrival import Arrival
 from millpond.fusefs.engines.channel import Channel
@@ -49,7 +49,8 @@ _LOOK_S = 0.2
 
 
 class Handlers(Protocol):
-    """What answers requests: by their operation, and whether kernel and we have agreed."""
+    """What answers requests: by their operation, whether kernel and we have agreed, and for whom of those who have a signal a request is
+    taken back."""
 
     table: dict[int, Handler]
     initialised: bool
@@ -61,6 +62,10 @@ class Handlers(Protocol):
 
     def idle(self) -> bool:
         """Do a little of what is done between requests; `is_behind` after it."""
+        ...
+
+    def takes_back(self, pid: int) -> bool:
+        """Whether the request of this thread, which has a signal, is to be answered with EINTR."""
         ...
 
 
@@ -216,7 +221,7 @@ class Session:
     async def _watch(self, waiting: _Waiting) -> None:
         """Take a request back once its program is to end."""
         while waiting.unique in self._waiting:
-            if signals.is_ending(waiting.pid):
+            if self._answers.takes_back(waiting.pid):
                 self._channel.error(waiting.unique, errno.EINTR)
                 waiting.scope.cancel()
                 return

@@ -32,8 +32,15 @@ _HARMLESS = _mask(
 )
 
 
-def is_ending(pid: int) -> bool:
-    """Whether thread `pid` has a signal pending that ends its program or is meant to; also when that cannot be seen."""
+def is_ended(pid: int) -> bool:
+    """Whether thread `pid` has a signal pending that ends its program, which has no handler for it. For where EINTR becomes another error on
+    its way, which a program that handles the signal, and goes on, would take for the file's."""
+    return is_ending(pid, handled=0)
+
+
+def is_ending(pid: int, *, handled: int = _ENDING) -> bool:
+    """Whether thread `pid` has a signal pending that ends its program or is meant to, as those of the mask `handled` are also when they have
+    a handler; also when that cannot be seen."""
     masks = {}
     try:
         with open(f"/proc/{pid}/status", "rb") as file:
@@ -42,6 +49,6 @@ def is_ending(pid: int) -> bool:
                 if name in (b"SigPnd", b"ShdPnd", b"SigBlk", b"SigIgn", b"SigCgt"):
                     masks[name] = int(value, 16)
         pending = (masks[b"SigPnd"] | masks[b"ShdPnd"]) & ~masks[b"SigBlk"] & ~masks[b"SigIgn"]
-        return bool(pending & (_ENDING | ~masks[b"SigCgt"] & ~_HARMLESS))
+        return bool(pending & (handled | ~masks[b"SigCgt"] & ~_HARMLESS))
     except (OSError, ValueError, KeyError):
         return True

@@ -6,6 +6,7 @@ import errno
 import stat
 from typing import NamedTuple
 
+from millpond.daemon.errors import StoreDamagedError
 from millpond.daemon.store.folders import FILE, LINK, Entry, FolderReader
 from millpond.fusefs.attributes import FileError, of_file, of_folder, of_link
 from millpond.fusefs.image import format, space
@@ -85,6 +86,8 @@ class Image:
             ).ljust(BLOCK - format.SUPER_OFFSET, b"\0")
         if block == space.META_BLOCK:
             return (bytes(INODE_BYTES) + self._directory(space.ROOT)).ljust(BLOCK, b"\0")
+        if block == space.LOST_BLOCK:
+            raise StoreDamagedError("a folder of the version is not in the index", hint="mount it again")
         if block < space.DATA_BLOCK:
             return self._names(*_given(self._space.names_of(block)))
         return self._inodes(*_given(self._space.inodes_of(block)))
@@ -100,6 +103,14 @@ class Image:
         mode = self._root_mode if record == space.ROOT else shown.mode
         first = self._space.names(record, shape.name_blocks)
         return self._inode(mode, shape.name_blocks * BLOCK, first, nid, shown.mtime_s)
+
+    def _subdirectory(self, record: int) -> bytes:
+        """The same for one among others, which are not to be hurt if the index has lost it: its names cannot be read then."""
+        try:
+            return self._directory(record)
+        except StoreDamagedError:
+            nid, _ = self._space.nids(record)
+            return self._inode(of_folder(nid, None).mode, BLOCK, space.LOST_BLOCK, nid, 0)
 
     def _names(self, record: int, number: int) -> bytes:
         folder = self._space.folder(record)
@@ -138,7 +149,7 @@ class Image:
             if entry.child is not None:
                 subdirectory = child + self._folders.number_of_folder(folder, at)
                 self._space.know(subdirectory, entry.child, _nid(inodes, at), self._space.nids(record)[0])
-                told.append(self._directory(subdirectory))
+                told.append(self._subdirectory(subdirectory))
             else:
                 told.append(self._file(entry, data + shape.starts[at]))
         return b"".join(told).ljust(BLOCK, b"\0")

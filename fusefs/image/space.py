@@ -28,6 +28,8 @@ from millpond.fusefs.image.format import BLOCK, INODE_BYTES, INODES, MAX_BLOCK, 
 META_BLOCK = 1
 ROOT_NID = NIDS
 NAMES_BLOCK, DATA_BLOCK, INODES_BLOCK = 2, 1 << 28, MAX_BLOCK
+# The names of folders that are lost: the last block of names is never given out, as free ones lie behind each place.
+LOST_BLOCK = DATA_BLOCK - 1
 END_BLOCK = INODES_BLOCK + (1 << 32)
 IMAGE_BYTES = END_BLOCK * BLOCK
 # Blocks left free: what is asked for at once, of data and of names.

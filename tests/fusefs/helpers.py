@@ -268,6 +268,12 @@ def share(mounted: Mounted) -> None:
     eventually(shared, "servers take part")
 
 
+def used_inodes(mounted: Mounted) -> int:
+    """How many files `df -i` shows as used."""
+    found = os.statvfs(mounted.place)
+    return found.f_files - found.f_ffree
+
+
 def run(*command: str | bytes | Path, cwd: Path | None = None) -> bytes:
     """A program's standard output; it must succeed, and say nothing on standard error."""
     done = subprocess.run(

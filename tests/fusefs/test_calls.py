@@ -105,6 +105,10 @@ def test_pollers_and_ioctls_are_answered(pair: Pair) -> None:
 def test_reads_by_io_uring(pair: Pair, direct: int) -> None:
     data = (pair.plain / "big/mixed.bin").read_bytes()
     ranges = [(number << 20, 300_000) for number in (8, 0, 3, 5, 1, 7, 9)]
+    if direct and pair.engine == "erofs":  # the kernel has none for images in files
+        with pytest.raises(OSError, match="Invalid argument"):
+            os.open(pair.place / "big/mixed.bin", os.O_RDONLY | direct)
+        return
     if direct:
         ranges = [(offset, 1 << 18) for offset, _ in ranges]
     fd = os.open(pair.place / "big/mixed.bin", os.O_RDONLY | direct)

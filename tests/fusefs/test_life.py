@@ -29,6 +29,7 @@ from tests.fusefs.helpers import (
     open_store,
     put,
     put_tree,
+    used_inodes,
 )
 
 from millpond.daemon import memfd
@@ -48,6 +49,20 @@ TREE: dict[bytes, Node] = {
 LARGE = mixed(6_000_000, 3)
 # What a program is told by a mount whose holder is gone.
 GONE = {errno.ENOTCONN, errno.ECONNABORTED, errno.EIO}
+
+
+def is_dead(mounted: Mounted, engine: str) -> None:
+    """The mount of a holder that is gone says so. Of an image the kernel may still tell what it has read, rightly; nothing else."""
+    if engine != "erofs":
+        with pytest.raises(OSError) as refused:
+            os.listdir(mounted.place)
+        assert refused.value.errno == errno.ENOTCONN
+        return
+    with contextlib.suppress(OSError):
+        assert sorted(os.listdir(mounted.place)) == ["folder", "small"]
+    with pytest.raises(OSError) as refused:
+        (mounted.place / "folder/inner/x").read_bytes()
+    assert refused.value.errno == errno.EIO
 
 
 def close_dead(fd: int) -> None:
@@ -97,7 +112,7 @@ def test_a_lazy_unmount_leaves_open_files_readable_to_their_end(base: Path, stor
 
 
 def test_a_killed_holder_gives_errors_at_once_and_the_place_can_be_mounted_again(
-    base: Path, stored: tuple[Path, Store]
+    base: Path, stored: tuple[Path, Store], engine: str
 ) -> None:
     path, store = stored
     totals = put_tree(store, TREE)
@@ -109,9 +124,7 @@ def test_a_killed_holder_gives_errors_at_once_and_the_place_can_be_mounted_again
             os.pread(fd, 1_000_000, 3_000_000)
         assert refused.value.errno in GONE
         close_dead(fd)
-        with pytest.raises(OSError) as refused:
-            os.listdir(mounted.place)
-        assert refused.value.errno == errno.ENOTCONN
+        is_dead(mounted, engine)
         assert mounted.umount("-z").returncode == 0
         with mount(path, totals, base / "m") as again:
             assert (again.place / "folder/large").read_bytes() == LARGE
@@ -215,7 +228,7 @@ def test_an_empty_version_mounts(base: Path, stored: tuple[Path, Store]) -> None
     path, store = stored
     with mount(path, build_tree(store, []), base / "m") as mounted:
         assert os.listdir(mounted.place) == []
-        assert os.statvfs(mounted.place).f_files == 0
+        assert used_inodes(mounted) == 0
         with pytest.raises(FileNotFoundError):
             (mounted.place / "x").stat()
     store.close()
@@ -235,14 +248,16 @@ def test_folders_that_are_equal_are_different_directories(base: Path, stored: tu
 
 
 @pytest.mark.root
-def test_forgotten_directories_are_dropped_and_found_again(base: Path, stored: tuple[Path, Store]) -> None:
+def test_forgotten_directories_are_dropped_and_found_again(base: Path, stored: tuple[Path, Store], engine: str) -> None:
     path, store = stored
     tree: dict[bytes, Node] = {b"%d/%d/x" % (n // 40, n % 40): File(b"%d" % n) for n in range(1600)}
     with mount(path, put_tree(store, tree), base / "m") as mounted:
         subprocess.run(["find", mounted.place, "-type", "f"], check=True, capture_output=True, timeout=60)
-        assert mounted.stats()["known_directories"] > 1600
+        # The kernel does not tell who serves an image what it knows; where a directory lies is remembered, in 64 bytes.
+        if engine != "erofs":
+            assert mounted.stats()["known_directories"] > 1600
         with open("/proc/sys/vm/drop_caches", "w") as file:
-            file.write("2")
+            file.write("2" if engine != "erofs" else "3")
         eventually(lambda: mounted.stats()["known_directories"] < 200, "the kernel forgets")
         for name, node in list(tree.items())[::97]:
             assert isinstance(node, File)
@@ -307,16 +322,14 @@ def test_state_is_told_while_every_read_waits(base: Path, stored: tuple[Path, St
     store.close()
 
 
-def test_abort_ends_the_mount_at_once(base: Path, stored: tuple[Path, Store]) -> None:
+def test_abort_ends_the_mount_at_once(base: Path, stored: tuple[Path, Store], engine: str) -> None:
     path, store = stored
     with mount(path, put_tree(store, TREE), base / "m") as mounted:
         fd = os.open(mounted.place / "small", os.O_RDONLY)
         send(mounted, b'{"op": "abort"}\n')
         mounted.ended()
         close_dead(fd)
-        with pytest.raises(OSError) as refused:
-            os.listdir(mounted.place)
-        assert refused.value.errno == errno.ENOTCONN
+        is_dead(mounted, engine)
     store.close()
 
 

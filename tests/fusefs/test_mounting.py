@@ -82,10 +82,18 @@ def test_the_mount_is_as_it_should_be_whoever_makes_it(
 
 
 @pytest.mark.parametrize("engine", ENGINES, indirect=True)
-def test_a_device_that_was_given_is_served(base: Path, stored: tuple[Path, Totals]) -> None:
+def test_a_device_that_was_given_is_served(base: Path, stored: tuple[Path, Totals], engine: str) -> None:
+    """But not by an image, which root alone can mount: in system mode holders are not root's. That is said, and nothing hangs."""
     (base / "m").mkdir()
     device = mounting.mount(settings(base / "m"))
     try:
+        if engine == "erofs":
+            with (
+                pytest.raises(AssertionError, match="in system mode processes that are not root"),
+                mount(*stored, base / "m", device=device),
+            ):
+                pass
+            return
         with mount(*stored, base / "m", device=device) as mounted:
             os.close(device)
             device = -1

@@ -1,4 +1,5 @@
-"""Every call that would change something is refused with EROFS, and nothing changes."""
+"""Every call that would change something is refused with EROFS, and nothing changes. (An image has no hidden folder: there is nothing to be
+refused.)"""
 
 from __future__ import annotations
 
@@ -59,7 +60,8 @@ def test_a_change_is_refused(pair: Pair, what: str) -> None:
     names = sorted(os.listdir(pair.place)), sorted(os.listdir(pair.place / "same"))
     with pytest.raises(OSError) as refused:
         WRITES[what](pair.place)
-    assert errno.errorcode[refused.value.errno or 0] == "EROFS"
+    not_there = pair.engine == "erofs" and what.startswith("the hidden")
+    assert errno.errorcode[refused.value.errno or 0] == ("ENOENT" if not_there else "EROFS")
     assert os.lstat(pair.place / "same/one") == before
     assert (sorted(os.listdir(pair.place)), sorted(os.listdir(pair.place / "same"))) == names
     assert (pair.place / "same/one").read_bytes() == b"the same content"
@@ -79,7 +81,11 @@ def test_a_descriptor_for_reading_cannot_write(pair: Pair) -> None:
             with pytest.raises(OSError) as refused:
                 call()
             assert refused.value.errno in (errno.EBADF, errno.EINVAL, errno.EROFS, errno.ENOTTY, errno.ENOSYS)
-        os.fsync(fd)
+        if pair.engine == "erofs":  # as of every image of a file system that is never written
+            with pytest.raises(OSError, match="Invalid argument"):
+                os.fsync(fd)
+        else:
+            os.fsync(fd)
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
         assert os.pread(fd, 100, 0) == b"the same content"
     finally:

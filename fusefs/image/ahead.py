@@ -7,6 +7,7 @@ would do it, so nothing can wait for itself: the thread waits for answers, and w
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import threading
 import time
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from queue import SimpleQueue
 
+from millpond.daemon.mounts import syscalls
 from millpond.fusefs.image.format import BLOCK, BLOCK_BITS
 from millpond.fusefs.image.image import Image, Place
 
@@ -24,6 +26,8 @@ _WINDOW_BYTES = WINDOW_BLOCKS * BLOCK
 _FIRST, _TIMES = 2, 4
 # Windows on their way, and such as are remembered; directories whose requests are counted.
 _MOST_WAITING, _MOST_DONE, _MOST_COUNTED = 64, 1 << 16, 8192
+# How often it is looked whether a window is there, and the pause between, in seconds.
+_LOOKS, _PAUSE_S = 100, 0.001
 # Files of more blocks than this are read ahead by the kernel itself.
 _LARGE_BLOCKS = WINDOW_BLOCKS
 # Seconds after which a window may be brought again, and without a request after which all is as at the beginning.
@@ -111,9 +115,14 @@ class Ahead:
             self.brought += _WINDOW_BYTES
 
     def _await(self, fd: int, window: int) -> None:
-        """The last of a window is there when all is."""
+        """Wait a while for the last of a window, which is there when all is. It is looked for, and not read: a thread that waits in the kernel
+        for an answer of its own process would keep that, when it is killed, from ending, and so all readers waiting, for ever."""
+        last = (window + 1) * _WINDOW_BYTES - BLOCK
         with contextlib.suppress(OSError):
-            os.pread(fd, 1, (window + 1) * _WINDOW_BYTES - 1)
+            for _ in range(_LOOKS):
+                if syscalls.is_cached(fd, last // mmap.PAGESIZE * mmap.PAGESIZE):
+                    break
+                time.sleep(_PAUSE_S)
 
     def end(self) -> None:
         """Have `run` return."""

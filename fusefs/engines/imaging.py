@@ -136,17 +136,19 @@ class ImageAnswers:
                 parts += ready
                 _complete(parts, ready, part)
         if missing:
-            self._later(unique, lambda: self._read_patiently(unique, parts, missing))
+            self._later(unique, lambda: self._read_patiently(unique, size, parts, missing))
         else:
             self._send(unique, parts)
         if self._told is not None:
             self._told(self._pid(), offset, size)
 
-    async def _read_patiently(self, unique: int, parts: list[Part], missing: list[int]) -> None:
-        """As _read_later, but neighbours of a file that is elsewhere do not wait for it."""
-        wanted = [part for part in parts if isinstance(part, Piece)]
-        if len(parts) > 1 and any(self._fs.stored(part.inode) is None for part in wanted):
-            await self._patience.of(unique, lambda: self._read_later(unique, parts, missing))
+    async def _read_patiently(self, unique: int, size: int, parts: list[Part], missing: list[int]) -> None:
+        """As _read_later; but of an image in the page cache, requests of more than a block are no reader's, who need not wait for what is
+        elsewhere."""
+        wanted = {part.inode for part in parts if isinstance(part, Piece)} if size > BLOCK and self._told else ()
+        elsewhere = [inode for inode in wanted if self._fs.stored(inode) is None]
+        if elsewhere:
+            await self._patience.of(unique, elsewhere, lambda: self._read_later(unique, parts, missing))
         else:
             await self._read_later(unique, parts, missing)
 

@@ -100,7 +100,9 @@ def read_all(place: Path, tree: Mapping[bytes, Node], order: random.Random) -> d
 # -- damage -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("fill", "serving"), [(0, 1), (1, 1), pytest.param(1, 3, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    ("fill", "serving"), [(1, 1), *(pytest.param(*each, marks=pytest.mark.long) for each in ((0, 1), (1, 3)))]
+)
 def test_damage_hurts_its_file_alone_whatever_was_read_with_it(base: Path, fill: int, serving: int) -> None:
     """Small files are read by windows of the page cache: one that cannot be read takes none of its neighbours with it, before nor after."""
     tree = random_files(400, 6000)
@@ -197,7 +199,7 @@ def slow_mount(base: Path, contents: list[bytes], pause_s: float, **settings: An
         yield mounted
 
 
-@pytest.mark.parametrize("far", [True, False])
+@pytest.mark.parametrize("far", [pytest.param(True, marks=pytest.mark.long), False])
 @pytest.mark.parametrize("rounds", [6, pytest.param(60, marks=pytest.mark.long)])
 def test_a_reader_that_is_killed_leaves_no_zeros_to_the_others(base: Path, rounds: int, far: bool) -> None:
     """Two read one cold file; one of them is killed at any moment. (Kernels that took for zeros what was not read are not trusted.)"""
@@ -285,7 +287,7 @@ def waiting_reader(mounted: Mounted, name: str, *handled: int) -> Iterator[subpr
             process.kill()
 
 
-@pytest.mark.parametrize("far", [True, False])
+@pytest.mark.parametrize("far", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_a_reader_that_waits_can_be_ended_and_one_that_lives_on_gets_all_its_bytes(base: Path, far: bool) -> None:
     store = open_store(base / "store")
     data = b"what the source has" * 1000
@@ -350,7 +352,8 @@ def test_one_object_that_does_not_come_holds_up_its_readers_alone(base: Path) ->
         assert waiting.returncode == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("far", [True, pytest.param(False, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("far", [True, False])
 def test_many_objects_that_do_not_come_hold_up_nobody_else(base: Path, far: bool) -> None:
     """More than the kernel has requests under way ahead of readers."""
     store = open_store(base / "store")
@@ -386,7 +389,7 @@ def test_a_holder_that_is_killed_while_what_it_brings_does_not_come_ends(base: P
         connection = connections / connection_of(mounted.pid)
         for number in range(0, 50, 7):
             assert len((mounted.place / f"{number:03}").read_bytes()) == 9000
-        time.sleep(2.0)
+        time.sleep(1.2)
         os.kill(mounted.pid, signal.SIGKILL)
         try:
             eventually(lambda: not Path(f"/proc/{mounted.pid}").exists(), "it has ended", 5)
@@ -521,7 +524,7 @@ def is_left_nothing(connection: Path, kb: int) -> bool:
     return not connection.exists() and not with_read_ahead(kb)
 
 
-@pytest.mark.parametrize("rounds", [3, pytest.param(50, marks=pytest.mark.long)])
+@pytest.mark.parametrize("rounds", [1, pytest.param(50, marks=pytest.mark.long)])
 def test_nothing_is_left_of_mounts_that_are_gone(base: Path, rounds: int) -> None:
     """No process, connection or file system, whether the holder was bringing what lies around, and however it was unmounted."""
     tree = random_files(300, 9000)
@@ -548,6 +551,7 @@ def test_nothing_is_left_of_mounts_that_are_gone(base: Path, rounds: int) -> Non
         drop_fusectl(base)
 
 
+@pytest.mark.long
 def test_mounts_made_at_once_have_each_their_own_read_ahead(base: Path) -> None:
     path, totals = stored(base, random_files(10, 9000))
     wanted = [OWN_KB + 4 * each for each in range(1, 5)]
@@ -558,6 +562,7 @@ def test_mounts_made_at_once_have_each_their_own_read_ahead(base: Path) -> None:
         assert [with_read_ahead(kb) for kb in wanted] == [1] * 4
 
 
+@pytest.mark.long
 def test_who_mounts_waits_for_another_who_does_but_not_for_ever() -> None:
     """Else each would take the other's file system for his own, or neither know his."""
     first, second = threading.Event(), threading.Event()
@@ -585,7 +590,7 @@ def as_some_user(command: str) -> subprocess.CompletedProcess[bytes]:
     )
 
 
-@pytest.mark.parametrize("allow_other", [False, True])
+@pytest.mark.parametrize("allow_other", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_who_may_enter(base: Path, allow_other: bool) -> None:
     data = b"secret" * 100
     path, totals = stored(base, {b"folder/file": File(data), b"link": Link(b"folder/file")})

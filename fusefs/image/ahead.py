@@ -27,7 +27,7 @@ _FIRST, _TIMES = 2, 4
 # Windows on their way, and such as are remembered; directories whose requests are counted.
 _MOST_WAITING, _MOST_DONE, _MOST_COUNTED = 64, 1 << 16, 8192
 # How often it is looked whether a window is there, and the pause between, in seconds.
-_LOOKS, _PAUSE_S = 100, 0.001
+_TRIES, _PAUSE_S = 100, 0.001
 # Files of more blocks than this are read ahead by the kernel itself.
 _LARGE_BLOCKS = WINDOW_BLOCKS
 # Seconds after which a window may be brought again, and without a request after which all is as at the beginning.
@@ -119,7 +119,7 @@ class Ahead:
         for an answer of its own process would keep that, when it is killed, from ending, and so all readers waiting, for ever."""
         last = (window + 1) * _WINDOW_BYTES - BLOCK
         with contextlib.suppress(OSError):
-            for _ in range(_LOOKS):
+            for _ in range(_TRIES):
                 if syscalls.is_cached(fd, last // mmap.PAGESIZE * mmap.PAGESIZE):
                     break
                 time.sleep(_PAUSE_S)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import mmap
 import os
 from collections.abc import Mapping
 from enum import IntFlag
@@ -59,6 +60,24 @@ def _syscall(number: int, *arguments: int | bytes | None) -> int:
     if result < 0:
         raise _failure()
     return result
+
+
+def is_cached(fd: int, offset: int) -> bool:
+    """Whether a file's page at a multiple of the page's size is in the page cache and as it should be (mincore(2)). Nothing is read for it, nor is
+    the file's own file system asked. Raises OSError."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    size = ctypes.c_size_t(mmap.PAGESIZE)
+    at = libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, fd, ctypes.c_long(offset))
+    if at == ctypes.c_void_p(-1).value:
+        raise _failure()
+    try:
+        found = (ctypes.c_ubyte * 1)()
+        if libc.mincore(ctypes.c_void_p(at), size, found):
+            raise _failure()
+        return bool(found[0] & 1)
+    finally:
+        libc.munmap(ctypes.c_void_p(at), size)
 
 
 def umount(target: bytes, *, lazy: bool) -> None:

@@ -48,6 +48,7 @@ Part = Bytes | Piece
 class _Request:
     """What a request is answered, as far as it is here; `missing` are the places of what must be waited for."""
 
+    size: int
     parts: list[Part] = field(default_factory=list)
     missing: list[int] = field(default_factory=list)
 
@@ -141,7 +142,7 @@ class ImageAnswers:
         if self._is_ahead is not None and self._is_ahead(self._pid()) and len(self._behind) < _MOST_BEHIND:
             self._behind.append((unique, self._slowly(unique, offset, size)))
             return
-        request = _Request()
+        request = _Request(size)
         self._take(request, self._image.read(offset, size))
         self._finish(unique, request)
         if self._told is not None:
@@ -149,7 +150,7 @@ class ImageAnswers:
 
     def _slowly(self, unique: int, offset: int, size: int) -> Iterator[None]:
         """Answer a request for what nobody waits for, a little at a time."""
-        request = _Request()
+        request = _Request(size)
         if self._image.given(offset // BLOCK)[0] is Kind.DATA:
             parts = self._image.read(offset, size)
             yield
@@ -207,15 +208,17 @@ class ImageAnswers:
 
     def _finish(self, unique: int, request: _Request) -> None:
         if request.missing:
-            self._later(unique, lambda: self._read_patiently(unique, request.parts, request.missing))
+            self._later(unique, lambda: self._read_patiently(unique, request.size, request.parts, request.missing))
         else:
             self._send(unique, request.parts)
 
-    async def _read_patiently(self, unique: int, parts: list[Part], missing: list[int]) -> None:
-        """As _read_later, but neighbours of a file that is elsewhere do not wait for it."""
-        wanted = [part for part in parts if isinstance(part, Piece)]
-        if len(parts) > 1 and any(self._fs.stored(part.inode) is None for part in wanted):
-            await self._patience.of(unique, lambda: self._read_later(unique, parts, missing))
+    async def _read_patiently(self, unique: int, size: int, parts: list[Part], missing: list[int]) -> None:
+        """As _read_later; but of an image in the page cache, requests of more than a block are no reader's, who need not wait for what is
+        elsewhere."""
+        wanted = {part.inode for part in parts if isinstance(part, Piece)} if size > BLOCK and self._told else ()
+        elsewhere = [inode for inode in wanted if self._fs.stored(inode) is None]
+        if elsewhere:
+            await self._patience.of(unique, elsewhere, lambda: self._read_later(unique, parts, missing))
         else:
             await self._read_later(unique, parts, missing)
 

@@ -55,6 +55,10 @@ class Handlers(Protocol):
     table: dict[int, Handler]
     initialised: bool
 
+    def takes_back(self, pid: int) -> bool:
+        """Whether the request of this thread, which has a signal, is to be answered with EINTR."""
+        ...
+
     @property
     def is_behind(self) -> bool:
         """Whether `idle` has more to do that somebody waits for."""
@@ -62,10 +66,6 @@ class Handlers(Protocol):
 
     def idle(self) -> bool:
         """Do a little of what is done between requests; `is_behind` after it."""
-        ...
-
-    def takes_back(self, pid: int) -> bool:
-        """Whether the request of this thread, which has a signal, is to be answered with EINTR."""
         ...
 
 

@@ -8,6 +8,7 @@ itself: the thread waits for answers, and who answers waits for no thread.
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import threading
 import time
@@ -15,6 +16,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from millpond.daemon.mounts import syscalls
 from millpond.fusefs.image.format import BLOCK, BLOCK_BITS
 from millpond.fusefs.image.image import Image, Place
 from millpond.fusefs.image.space import Kind
@@ -28,6 +30,8 @@ _LOOKS = 3
 _FIRST, _MANY, _TIMES = 2, 16, 4
 # Windows on their way, and such as are remembered; directories whose requests are counted.
 _MOST_WAITING, _MOST_DONE, _MOST_COUNTED = 64, 1 << 16, 8192
+# How often it is looked whether a window is there, and the pause between, in seconds.
+_TRIES, _PAUSE_S = 100, 0.001
 # Files of more blocks than this are read ahead by the kernel itself.
 _LARGE_BLOCKS = WINDOW_BLOCKS
 # Seconds after which a window may be brought again, and without a request after which all is as at the beginning.
@@ -148,10 +152,16 @@ class Ahead:
             self.brought += len(blocks) * BLOCK
 
     def _await(self, fd: int, blocks: range) -> None:
-        """The last of a range is there when all is."""
-        if blocks:
-            with contextlib.suppress(OSError):
-                os.pread(fd, 1, blocks.stop * BLOCK - 1)
+        """Wait a while for the last of a range, which is there when all is. It is looked for, and not read: a thread that waits in the kernel
+        for an answer of its own process would keep that, when it is killed, from ending, and so all readers waiting, for ever."""
+        if not blocks:
+            return
+        last = blocks.stop * BLOCK - BLOCK
+        with contextlib.suppress(OSError):
+            for _ in range(_TRIES):
+                if syscalls.is_cached(fd, last // mmap.PAGESIZE * mmap.PAGESIZE):
+                    break
+                time.sleep(_PAUSE_S)
 
     def is_of(self, pid: int) -> bool:
         """Whether it is the thread that reads."""

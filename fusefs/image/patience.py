@@ -1,20 +1,22 @@
-"""A request for several files of which one is elsewhere, on a remote perhaps that does not answer: who asked for one of them is not to wait for it.
+"""A request for pages of a file that is elsewhere, on a remote perhaps that does not answer: nobody else is to wait for it.
 
-The kernel asks for neighbours without being asked. An error is no harm to anybody then: it asks again, for each page that somebody wants alone,
-and only who wants the one that does not come waits for it. So such a request has a moment, and for a while after one that was
-given up, none.
+The kernel asks for what lies ahead, and for neighbours, without being asked: requests of many blocks, of which it has a bounded number under way for
+all readers together. An error is no harm to anybody then: it asks again, for each block that somebody wants alone, and only who
+wants the one that does not come waits for it. So such a request has a moment, and for a while after one that was given up, those for the same
+files have none.
 """
 
 from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Awaitable, Callable
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Collection
 
 import trio
 
-# The moment, and the while, in seconds.
-_WAIT_S, _SHORT_S = 1.0, 15.0
+# The moment, and the while, in seconds; files that are remembered.
+_WAIT_S, _SHORT_S, _MOST = 1.0, 15.0, 8192
 
 
 class Patience:
@@ -22,16 +24,19 @@ class Patience:
 
     def __init__(self, error: Callable[[int, int], None]) -> None:
         self._error = error
-        self._short_until = 0.0
+        # Files that did not come, and until when they are not waited for.
+        self._late: OrderedDict[int, float] = OrderedDict()
 
-    async def of(self, unique: int, work: Callable[[], Awaitable[None]]) -> None:
-        """Have `work` answer a request, or answer it with EIO. What was begun goes on to its own deadline. Raises what it raises."""
-        if time.monotonic() < self._short_until:
+    async def of(self, unique: int, inodes: Collection[int], work: Callable[[], Awaitable[None]]) -> None:
+        """Have `work` answer a request, which must wait for these files, or answer it with EIO. What was begun goes on to its own deadline.
+        Raises what it raises."""
+        now = time.monotonic()
+        if any(self._late.get(inode, 0.0) > now for inode in inodes):
             self._error(unique, errno.EIO)
             return
         failure: Exception | None = None
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._give_up, unique)
+            nursery.start_soon(self._give_up, unique, inodes)
             try:
                 await work()
             except Exception as error:  # as it is, and not in a group
@@ -40,7 +45,12 @@ class Patience:
         if failure is not None:
             raise failure
 
-    async def _give_up(self, unique: int) -> None:
+    async def _give_up(self, unique: int, inodes: Collection[int]) -> None:
         await trio.sleep(_WAIT_S)
-        self._short_until = time.monotonic() + _SHORT_S
+        until = time.monotonic() + _SHORT_S
+        for inode in inodes:
+            self._late[inode] = until
+            self._late.move_to_end(inode)
+        while len(self._late) > _MOST:
+            self._late.popitem(last=False)
         self._error(unique, errno.EIO)

@@ -114,7 +114,7 @@ class Repeated:
         self._thread.join()
 
 
-@pytest.mark.parametrize("size", [9000, 700_000])
+@pytest.mark.parametrize("size", [9000, pytest.param(700_000, marks=pytest.mark.long)])
 def test_caches_that_are_dropped_while_many_read(base: Path, size: int) -> None:
     tree = random_files(300 if size < 100_000 else 8, size)
     path, totals = stored(base, tree)
@@ -227,6 +227,7 @@ def test_an_error_is_not_kept(base: Path) -> None:
         assert read_all(mounted.place, tree, random.Random(3)) == {}
 
 
+@pytest.mark.long
 def test_a_store_on_a_disk_that_is_full(base: Path) -> None:
     """Reading needs no room."""
     (base / "disk").mkdir()
@@ -246,6 +247,7 @@ def test_a_store_on_a_disk_that_is_full(base: Path) -> None:
         subprocess.run(["umount", "-l", base / "disk"], check=True)
 
 
+@pytest.mark.long
 def test_what_root_tries_against_it_changes_nothing(base: Path) -> None:
     tree: dict[bytes, Node] = {b"a/b/%03d" % each: File(b"%d" % each * 100) for each in range(200)}
     path, totals = stored(base, tree)

@@ -234,6 +234,7 @@ def test_a_folder_of_any_size(stored: Stored, count: int, length: int) -> None:
     assert walk.visited == count + 6
 
 
+@pytest.mark.long
 def test_a_folder_of_a_hundred_thousand(stored: Stored) -> None:
     count = 100_000
     reader = Reader(stored.blocks(stored.build({b"folder": numbered(count)})))

@@ -55,6 +55,7 @@ def test_an_image_is_mounted_anew_whoever_was_killed(repo: DvcRepo) -> None:
     assert os.listdir(place) == []
 
 
+@pytest.mark.long
 def test_an_image_is_made_of_dvcs_cache_and_of_what_is_stored_since(repo: DvcRepo) -> None:
     place = repo.place("m")
     repo.home.run("mount", "--engine", EROFS, "@v1", str(place))

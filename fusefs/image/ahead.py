@@ -30,8 +30,9 @@ _LOOKS = 3
 _FIRST, _MANY, _TIMES = 2, 16, 4
 # Windows on their way, and such as are remembered; directories whose requests are counted.
 _MOST_WAITING, _MOST_DONE, _MOST_COUNTED = 64, 1 << 16, 8192
-# How often it is looked whether a window is there, and the pause between, in seconds.
-_TRIES, _PAUSE_S = 100, 0.001
+# How often it is looked whether a window is there, and the pause between, in seconds. Not for long: of a block that could not be read
+# before, the kernel keeps an empty page, and asks for it only when somebody wants it.
+_TRIES, _PAUSE_S = 12, 0.001
 # Files of more blocks than this are read ahead by the kernel itself.
 _LARGE_BLOCKS = WINDOW_BLOCKS
 # Seconds after which a window may be brought again, and without a request after which all is as at the beginning.

@@ -164,4 +164,5 @@ def test_readers_find_what_was_brought(base: Path) -> None:
             assert isinstance(node, File)
             assert Path(os.path.join(os.fsencode(mounted.place), path).decode()).read_bytes() == node.data
         found = mounted.stats()
-        assert found["image"] == "cached" and found["filling_why"] == "" and found["filled_bytes"] > 4 << 20
+        assert found["image"] == "cached" and found["filling_why"] == ""
+        eventually(lambda: mounted.stats()["filled_bytes"] > 4 << 20, "most of it was brought")

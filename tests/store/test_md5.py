@@ -214,6 +214,11 @@ def _pipe(path: Path) -> None:
     os.mkfifo(path, 0o600)
 
 
+def _folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
 def _of_another_kernel(path: Path) -> None:
     """Whole and ours, by a wrong name: one of sixteen streams writes beyond the states of four."""
     other = Kernels(Kept(path.parent / "other"))
@@ -225,7 +230,7 @@ def _of_another_kernel(path: Path) -> None:
 REFUSED: dict[str, Callable[[Path], None]] = {
     "a link": _link,
     "a pipe": _pipe,
-    "a folder": lambda path: (path.unlink(), path.mkdir())[1],
+    "a folder": _folder,
     "the group may write": lambda path: path.chmod(0o664),
     "all may write": lambda path: path.chmod(0o646),
     "another user's": lambda path: os.chown(path, 65534, 65534),

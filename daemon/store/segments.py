@@ -208,6 +208,10 @@ class SegmentWriter:
             if note is not None:
                 note(_locations(batch, sizes, active.number, offset))
         except OSError as error:
+            if not active.named:
+                # What failed is noted by the segment's number, which would be another's if this one were not there after a crash.
+                with contextlib.suppress(OSError):
+                    self._files.fsync_dir(self._folder)
             with self._lock:
                 self.failed.append((active.number, offset, offset + total))
                 self._poison(active)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
+import logging
 import mmap
 import os
 import threading
@@ -22,6 +23,8 @@ from millpond.daemon.errors import MillpondError
 from millpond.daemon.store import records
 from millpond.daemon.store.files import Files, as_store_error, disk_full, over_limit
 from millpond.daemon.store.records import Location, Record
+
+log = logging.getLogger("millpond.store")
 
 # iovecs in one pwritev: below the kernel's IOV_MAX of 1024.
 _MAX_BUFFERS = 1000
@@ -288,6 +291,8 @@ class SegmentWriter:
         except SegmentLost:
             pass  # a commit sees that it is poisoned
         except MillpondError as error:
+            # Whose commit it is told to may be nobody's, who only keeps up with what is added.
+            log.error("syncing ahead of the commit: %s", error)
             with self._lock:
                 self._failure = error
 

@@ -106,7 +106,7 @@ def test_full_segments_are_synced_while_others_are_filled(tmp_path: Path) -> Non
     store.close()
 
 
-def test_a_sync_that_failed_ahead_is_told_by_the_commit(tmp_path: Path) -> None:
+def test_a_sync_that_failed_ahead_is_told_by_the_commit(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     files, content = FailingSyncs(), random.Random(2).randbytes(3_500_000)
     store = Store.open(settings(tmp_path / "s"), files)
     session = store.session(UID)
@@ -115,6 +115,7 @@ def test_a_sync_that_failed_ahead_is_told_by_the_commit(tmp_path: Path) -> None:
     until(lambda: not files.fails)
     with pytest.raises(StoreDamagedError, match="cannot write"):
         session.commit()
+    assert "syncing ahead of the commit: cannot write" in caplog.text
     # It is told once, and what was lost is named by nothing.
     assert len(session.commit()) == 1
     (stored,) = put(store, [content])

@@ -39,6 +39,10 @@ class Disk:
         after.rename(self._image)
         self._mount()
 
+    def fail(self) -> None:
+        """What the kernel does of a file system whose disk failed: from now on it is read-only."""
+        subprocess.run(["mount", "-o", "remount,abort", self.place], check=False, capture_output=True)
+
     def close(self) -> None:
         subprocess.run(["umount", "-l", self.place], check=True)
 

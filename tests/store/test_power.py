@@ -14,7 +14,7 @@ from tests.store.helpers import UID, get, put, settings, take_room_early
 from tests.store.power import Disk
 from tests.store.test_faults import crash
 
-from millpond.daemon.errors import MillpondError
+from millpond.daemon.errors import MillpondError, StoreDamagedError
 from millpond.daemon.store.session import Stored
 from millpond.daemon.store.store import Store
 
@@ -75,3 +75,16 @@ def test_what_was_acknowledged_outlives_power(disk: Disk, seed: int, monkeypatch
     for item, each in acknowledged:
         assert get(rebuilt, item) == _content(each)
     rebuilt.close()
+
+
+def test_a_disk_that_the_kernel_gave_up_is_told_of_as_one(disk: Disk) -> None:
+    store = Store.open(settings(disk.place / "s", fsync=True))
+    (item,) = put(store, [_content(7)])
+    disk.fail()
+    for _ in range(2):
+        with pytest.raises(StoreDamagedError, match="Read-only file system"):
+            store.write(lambda txn: txn.put(b"some", b"thing", db=store._index.meta))
+        with pytest.raises(StoreDamagedError, match="Read-only file system"):
+            put(store, [_content(8)])
+    assert get(store, item) == _content(7)
+    crash(store)

@@ -1,28 +1,34 @@
 """Machine code that is made once and kept: taken out of the object that LLVM makes, run from memory of this process.
 
-Kept beside the interpreter's own compiled modules (`__pycache__`), because it is the same kind of thing: made of a module's text, by
-whoever may write there, and trusted for the same reason. A file is named by what it was made of and for which processor.
+Kept beside the interpreter's own compiled modules (`__pycache__`), because it is the same kind of thing: made of a module's text. A file is
+named by what it was made of and for which processor, says so inside, too, and is run only if it is this user's or root's and nobody else may write
+to it: a folder may be open to more people than may give each other programs.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import hashlib
 import importlib.util
 import mmap
 import os
+import stat
 import struct
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-# A file: magic, SHA-256 of what is behind it, where the function begins, the image. What was torn or damaged must not be run.
-_MAGIC = b"MPCODE01"
+# A file: magic, SHA-256 of what it was made of and of what is behind it, where the function begins, the image. What was torn, damaged or
+# renamed must not be run.
+_MAGIC = b"MPCODE02"
 _HEAD = struct.Struct("<8s32sQ")
 # Of files that are kept, for all processors that share the folder; an image has about 10 kB.
 _MOST_FILES = 40
+_MOST_BYTES = 1 << 20
 # An object as the ELF specification has it (64 bits, little endian): the fields that are needed.
 _ELF = struct.Struct("<4sBB12xH20xQ10xHH")
 _SECTION, _SYMBOL, _RELOCATION = struct.Struct("<IIQQQQIIQQ"), struct.Struct("<IBBHQQ"), struct.Struct("<QQq")
@@ -95,6 +101,9 @@ def linked(data: bytes, function: str) -> Code | None:
 
     wanted = list(relocations())
     used = code | {symbol(info >> 32)[1] for _, _, info, _ in wanted if info >= 0}
+    # Constants that hold addresses are nothing that may lie anywhere.
+    if (used - code) & tables.keys():
+        return None
     if any(info < 0 for _, _, info, _ in wanted) or not all(
         0 < number < count and sections[number].type == _PROGBITS and sections[number].flags & _ALLOC for number in used
     ):
@@ -134,10 +143,11 @@ class Kept:
     def find(self, name: str, text: str) -> Code | None:
         """What was made of a text here."""
         with contextlib.suppress(OSError, struct.error):
-            data = self._path(name, text).read_bytes()
+            key = self._key(text)
+            data = _read_trusted(self._path(name, key))
             magic, digest, entry = _HEAD.unpack_from(data)
             image = data[_HEAD.size :]
-            if magic == _MAGIC and digest == _digest(entry, image) and entry < len(image):
+            if magic == _MAGIC and digest == _digest(name, key, entry, image) and entry < len(image):
                 return Code(image, entry)
         return None
 
@@ -146,31 +156,54 @@ class Kept:
         if not self._writes:
             return
         with contextlib.suppress(OSError):
-            path = self._path(name, text)
-            temp = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+            key = self._key(text)
+            path = self._path(name, key)
             self._folder.mkdir(exist_ok=True)
-            head = _HEAD.pack(_MAGIC, _digest(code.entry, code.image), code.entry)
+            # A name that nobody else has or knows: others may write here at the same time, and perhaps mean ill.
+            fd, temp = tempfile.mkstemp(prefix=f"{path.name}.", dir=self._folder)
             try:
-                temp.write_bytes(head + code.image)
-                # For whoever may run the module, as the module's own file is.
-                temp.chmod(0o644)
-                temp.rename(path)
+                with open(fd, "wb") as file:
+                    file.write(_HEAD.pack(_MAGIC, _digest(name, key, code.entry, code.image), code.entry) + code.image)
+                    # For whoever may run the module, as the module's own file is.
+                    os.fchmod(fd, 0o644)
+                os.rename(temp, path)
             except OSError:
-                temp.unlink(missing_ok=True)
+                os.unlink(temp)
                 raise
             self._bound()
 
     def _bound(self) -> None:
-        found = sorted(self._folder.glob("*.code"), key=lambda path: path.stat().st_mtime)
+        """Also what a process left that was killed while it wrote."""
+        found = sorted(self._folder.glob("*.code*"), key=lambda path: path.lstat().st_mtime)
         for path in found[:-_MOST_FILES]:
             path.unlink(missing_ok=True)
 
-    def _path(self, name: str, text: str) -> Path:
-        return self._folder / f"{name}.{hashlib.sha256((_processor() + text).encode()).hexdigest()[:24]}.code"
+    def _key(self, text: str) -> bytes:
+        """What code of a text is known by. Raises OSError."""
+        return hashlib.sha256((self._processor + text).encode()).digest()
+
+    @functools.cached_property
+    def _processor(self) -> str:
+        return _processor()
+
+    def _path(self, name: str, key: bytes) -> Path:
+        return self._folder / f"{name}.{key.hex()[:24]}.code"
 
 
-def _digest(entry: int, image: bytes) -> bytes:
-    return hashlib.sha256(entry.to_bytes(8, "little") + image).digest()
+def _read_trusted(path: Path) -> bytes:
+    """A file that is going to be run, if it was written by this user or root, and others could not. Raises OSError."""
+    # Not waited for: it may be a pipe.
+    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode) or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise PermissionError(f"'{path}' is no file that only one user may write to")
+        if found.st_uid not in (0, os.geteuid()) or found.st_size > _MOST_BYTES:
+            raise PermissionError(f"'{path}' is another user's, or too large")
+        return file.read(_MOST_BYTES)
+
+
+def _digest(name: str, key: bytes, entry: int, image: bytes) -> bytes:
+    return hashlib.sha256(b"%b %b %d " % (name.encode(), key, entry) + image).digest()
 
 
 def _processor() -> str:

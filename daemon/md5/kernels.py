@@ -45,6 +45,7 @@ class Kernels:
         self._kept = kept
         self._lock = threading.Lock()
         self._made: dict[int, Compress | None] = {}
+        self._sought = False
         # Machine code lives as long as the memory it lies in, or the engine that placed it.
         self._owners: list[Any] = []
 
@@ -59,8 +60,11 @@ class Kernels:
     def tried(self) -> bool | None:
         """Whether they are usable, None where they were not made yet, neither here nor before: making one takes up to a tenth of a second."""
         with self._lock:
-            if _FIRST not in self._made and (found := self._found(_FIRST, source(_FIRST))) is not None:
-                self._made[_FIRST] = found
+            # Looked for once: this is asked for each content.
+            if not self._sought and _FIRST not in self._made:
+                self._sought = True
+                if (found := self._found(_FIRST, source(_FIRST))) is not None:
+                    self._made[_FIRST] = found
             return self._made[_FIRST] is not None if _FIRST in self._made else None
 
     def are_usable(self) -> bool:

@@ -145,7 +145,7 @@ class S3Settings:
         )
         made = self.session().client("s3", endpoint_url=self.endpoint, verify=self.verify, config=config)
         patience = _Patience(self.read_timeout, silence.LATER_S if has_answered else silence.FIRST_S)
-        made.meta.events.register_first("needs-retry.s3", patience.is_over)
+        made.meta.events.register_first("needs-retry.s3", patience.end)
         return made
 
     def resolve(self) -> None:
@@ -165,14 +165,17 @@ class _Patience:
     each: float
     most: float
 
-    def is_over(self, *, caught_exception: Exception | None, request_dict: dict[str, Any], **_: object) -> bool | None:
-        """botocore's question whether to try again: False ends it, None leaves it to others."""
+    def end(self, *, caught_exception: Exception | None, request_dict: dict[str, Any], **_: object) -> None:
+        """botocore's question whether to try again, which is left to others but when it is enough: then the request ends here, by what it
+        failed with. An answer would not do: some botocores take each for "yes"."""
         from botocore.exceptions import ReadTimeoutError
 
         context = request_dict["context"]
-        silent_s = context.get(_SILENT, 0.0) + self.each if isinstance(caught_exception, ReadTimeoutError) else 0.0
-        context[_SILENT] = silent_s
-        return False if silent_s >= self.most else None
+        context[_SILENT] = (
+            context.get(_SILENT, 0.0) + self.each if isinstance(caught_exception, ReadTimeoutError) else 0.0
+        )
+        if caught_exception is not None and context[_SILENT] >= self.most:
+            raise caught_exception
 
 
 def _profile(made: S3Settings, environ: Mapping[str, str]) -> str | None:

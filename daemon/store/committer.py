@@ -225,6 +225,8 @@ class Committer:
     ) -> _Checked:
         """The first transaction, and the only one where few names come. Raises SegmentLost."""
         index = self._index
+        # Before the journal says what is not going to be.
+        self._segments.check()
         poisoned = self._segments.poisoned
         used = {location.segment for location in pending.values()} - poisoned
         healing = txn.stat(db=index.quarantine)["entries"] > 0

@@ -263,7 +263,7 @@ class Index:
                 raise self.damaged(error) from error
             except lmdb.Error as error:
                 txn.abort()
-                if _errno_of(error) in (errno.EIO, errno.ENOSPC, errno.EDQUOT):
+                if _errno_of(error) is not None:
                     raise self._translated(error) from error
                 raise
             except BaseException:
@@ -396,7 +396,8 @@ def _errno_of(error: Exception) -> int | None:
     if isinstance(error, OSError):
         return error.errno
     text = str(error)
-    for number in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+    # The last is what the kernel makes of a file system whose disk failed.
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS):
         if os.strerror(number) in text:
             return number
     return None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
+import logging
 import mmap
 import os
 import threading
@@ -22,6 +23,8 @@ from millpond.daemon.errors import MillpondError
 from millpond.daemon.store import records
 from millpond.daemon.store.files import Files, as_store_error, disk_full, over_limit
 from millpond.daemon.store.records import Location, Record
+
+log = logging.getLogger("millpond.store")
 
 # iovecs in one pwritev: below the kernel's IOV_MAX of 1024.
 _MAX_BUFFERS = 1000
@@ -208,6 +211,10 @@ class SegmentWriter:
             if note is not None:
                 note(_locations(batch, sizes, active.number, offset))
         except OSError as error:
+            if not active.named:
+                # What failed is noted by the segment's number, which would be another's if this one were not there after a crash.
+                with contextlib.suppress(OSError):
+                    self._files.fsync_dir(self._folder)
             with self._lock:
                 self.failed.append((active.number, offset, offset + total))
                 self._poison(active)
@@ -259,12 +266,15 @@ class SegmentWriter:
 
         A segment whose fsync failed is poisoned: what the kernel dropped is not known, so asking again proves nothing.
         """
+        self.check()
+        return self._sync(all_=True)
+
+    def check(self) -> None:
+        """Raise what `sync_full` failed with, once."""
         with self._lock:
             failure, self._failure = self._failure, None
-            if failure is not None:
-                raise failure
-            todo = [*self._full, *([self._active] if self._active else [])]
-        return self._sync(todo)
+        if failure is not None:
+            raise failure
 
     def is_full_written(self) -> bool:
         """Whether a segment has become full, all of it written, that was not told yet: `sync_full` would do something."""
@@ -276,21 +286,24 @@ class SegmentWriter:
 
     def sync_full(self) -> None:
         """Make full segments durable that nobody writes to any more, so that the next `sync` need not wait for them. It tells what fails here."""
-        with self._lock:
-            todo = [segment for segment in self._full if not segment.users]
         try:
-            self._sync(todo)
+            self._sync(all_=False)
         except SegmentLost:
             pass  # a commit sees that it is poisoned
         except MillpondError as error:
+            # Whose commit it is told to may be nobody's, who only keeps up with what is added.
+            log.error("syncing ahead of the commit: %s", error)
             with self._lock:
                 self._failure = error
 
-    def _sync(self, todo: Sequence[_Active]) -> tuple[int, int]:
+    def _sync(self, *, all_: bool) -> tuple[int, int]:
+        """With `all_` what is being written, too."""
         with self._lock:
-            ends = [segment.end for segment in todo]
             # Nobody writes to these any more: once they are synced they are done with.
-            whole = [segment for segment in todo if segment in self._full and not segment.users]
+            whole = [segment for segment in self._full if not segment.users]
+            todo = [*self._full, *([self._active] if self._active else [])] if all_ else whole
+            # Chosen and held in one: what another's failure closed meanwhile could not be synced.
+            ends = [segment.end for segment in todo]
             for segment in todo:
                 if not segment.users:
                     # Every write into it has ended, and another cannot begin as long as the lock is held.
@@ -385,13 +398,12 @@ class SegmentWriter:
             begin, size = active.begun, active.end - active.begun
             if size < _BEGIN_BYTES:
                 return
-            active.begun = active.end
+            active.begun, active.bulk = active.end, True
         self._files.begin_writing(active.fd, begin, size)
 
     def _take_ahead(self, active: _Active) -> None:
         """Have room for what comes next, if much is being written and the disk has much more."""
         with self._lock:
-            active.bulk |= bool(active.begun)
             begin, end = max(active.end, active.ahead), min(active.end + _AHEAD_BYTES, self._limit)
             # Not before half of it is used, and never what others may need.
             if (
@@ -405,7 +417,9 @@ class SegmentWriter:
         self._files.take_room(active.fd, begin, end - begin)
 
     def _give_back_ahead(self, segment: _Active) -> None:
-        """Of a segment that nobody writes to just now, with the lock held. Raises OSError."""
+        """Of a segment that nobody writes to just now, with the lock held; none is taken again before much more is written: small commits
+        pay for nothing. Raises OSError."""
+        segment.bulk, segment.begun = False, segment.end
         if segment.ahead > segment.end:
             self._files.truncate(segment.path, segment.end)
             segment.ahead = 0
@@ -416,10 +430,18 @@ class SegmentWriter:
         self._room -= size
         if self._room < 0:
             found = os.statvfs(self._folder)
-            left = found.f_bavail * found.f_frsize
+            left = found.f_bavail * found.f_frsize + self._room_ahead()
             if left - size < (self._reserve // _INDEX_PART if free else self._reserve):
                 raise disk_full(self._folder)
             self._room = min((left - self._reserve) // 2, 256 << 20) - size
+
+    def _room_ahead(self) -> int:
+        """Bytes that the disk counts as used, and that are for what comes next; with the lock held. Not every disk gave what was asked for."""
+        active = self._active
+        if active is None or active.ahead <= active.end:
+            return 0
+        has = os.fstat(active.fd).st_blocks * 512
+        return max(0, min(active.ahead, has) - active.end)
 
     def _poison(self, segment: _Active) -> None:
         """Never written or synced again, and cut back to what is durable once no write is under way."""

@@ -23,6 +23,7 @@ from millpond.daemon.project.importing import opening
 from millpond.daemon.remote import backend, flow, silence
 from millpond.daemon.remote.remotes import Remote, connect
 from millpond.daemon.remote.s3base import S3Base
+from millpond.daemon.remote.s3settings import S3Settings
 from millpond.daemon.remote.transfer import Transfer
 
 NAME = ObjectName("md5", "ab" * 16)
@@ -171,6 +172,26 @@ def test_listing_versions_is_given_up_as_soon(quick: None) -> None:
             made.forget("x")
         assert made.keeps_versions() is None and len(met) == 3
         made.close()
+
+
+def test_a_silent_request_ends_whatever_botocore_makes_of_answers() -> None:
+    """Those before 1.43 take any answer to whether to try again for yes: they would never have ended."""
+    from botocore.exceptions import ReadTimeoutError
+
+    made = S3Settings(access_key="a", secret_key="b", region="us-east-1").client(1.0, 5)
+    error = ReadTimeoutError(endpoint_url="http://127.0.0.1:9")
+    with pytest.raises(ReadTimeoutError) as failed:
+        made.meta.events.emit(
+            "needs-retry.s3.HeadObject",
+            response=None,
+            endpoint=None,
+            operation=None,
+            attempts=1,
+            caught_exception=error,
+            request_dict={"context": {}},
+        )
+    assert failed.value is error
+    made.close()
 
 
 def test_one_that_did_answer_is_tried_again_a_few_times_by_boto(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:

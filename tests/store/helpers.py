@@ -5,10 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import random
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from millpond.daemon.store import segments
 from millpond.daemon.store.files import Files
 from millpond.daemon.store.records import HEADER, Location
 from millpond.daemon.store.segments import segment_path
@@ -77,6 +81,35 @@ class FaultyFiles(Files):
         if self.count == self._fail_at or (self.failed and self._for_good):
             self.failed = self.failed or what
             raise OSError(self._number, os.strerror(self._number))
+
+
+class FailingSyncs(Files):
+    """Counts `fdatasync`, which fails once when `fails` is set."""
+
+    def __init__(self) -> None:
+        self.synced = 0
+        self.fails = False
+
+    def fdatasync(self, fd: int) -> None:
+        self.synced += 1
+        if self.fails:
+            self.fails = False
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        super().fdatasync(fd)
+
+
+def until(what: Callable[[], bool]) -> None:
+    """Wait for something that comes soon."""
+    end = time.monotonic() + 10
+    while not what():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def take_room_early(patch: pytest.MonkeyPatch) -> None:
+    """Room on the disk is taken ahead by small stores, too."""
+    patch.setattr(segments, "_BEGIN_BYTES", 64 << 10)
+    patch.setattr(segments, "_AHEAD_BYTES", 256 << 10)
 
 
 def settings(path: Path, **changes: Any) -> StoreSettings:

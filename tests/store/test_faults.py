@@ -9,8 +9,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +16,9 @@ import hypothesis.stateful as hs
 import pytest
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from tests.store.helpers import UID, FaultyFiles, get, put, sample, settings
+from tests.store.helpers import UID, FailingSyncs, FaultyFiles, get, put, sample, settings, take_room_early, until
 
 from millpond.daemon.errors import MillpondError, StoreDamagedError
-from millpond.daemon.store.files import Files
 from millpond.daemon.store.segments import segment_numbers, segment_path
 from millpond.daemon.store.session import Stored
 from millpond.daemon.store.store import Store
@@ -32,6 +29,12 @@ BATCHES = [[sample(1, 3000), sample(2, 200_000)], [sample(3, 70_000), sample(1, 
 
 def scenario(path: Path, files: FaultyFiles) -> list[tuple[Stored, bytes]]:
     """Three commits over a store that is opened and closed once between; what was acknowledged. Raises at the failure."""
+    with pytest.MonkeyPatch.context() as patch:
+        take_room_early(patch)
+        return _scenario(path, files)
+
+
+def _scenario(path: Path, files: FaultyFiles) -> list[tuple[Stored, bytes]]:
     kept: list[tuple[Stored, bytes]] = []
     try:
         for batches in (BATCHES[:2], BATCHES[2:]):
@@ -87,28 +90,6 @@ def test_the_nth_operation_fails(tmp_path: Path, fail_at: int, number: int, for_
     check(tmp_path / "s", kept)
 
 
-class FailingSyncs(Files):
-    """Counts `fdatasync`, which fails once when `fails` is set."""
-
-    def __init__(self) -> None:
-        self.synced = 0
-        self.fails = False
-
-    def fdatasync(self, fd: int) -> None:
-        self.synced += 1
-        if self.fails:
-            self.fails = False
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-        super().fdatasync(fd)
-
-
-def _until(what: Callable[[], bool]) -> None:
-    end = time.monotonic() + 10
-    while not what():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
 def test_full_segments_are_synced_while_others_are_filled(tmp_path: Path) -> None:
     files, content = FailingSyncs(), random.Random(1).randbytes(6_500_000)
     store = Store.open(settings(tmp_path / "s"), files)
@@ -118,22 +99,23 @@ def test_full_segments_are_synced_while_others_are_filled(tmp_path: Path) -> Non
     full = len(segment_numbers(tmp_path / "s" / "segments")) - 1
     assert full >= 3
     # The last one may have become full just now, and is no task of a commit's either.
-    _until(lambda: files.synced - before >= full)
+    until(lambda: files.synced - before >= full)
     before = files.synced
     assert session.commit() == []
     assert files.synced - before <= 2
     store.close()
 
 
-def test_a_sync_that_failed_ahead_is_told_by_the_commit(tmp_path: Path) -> None:
+def test_a_sync_that_failed_ahead_is_told_by_the_commit(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     files, content = FailingSyncs(), random.Random(2).randbytes(3_500_000)
     store = Store.open(settings(tmp_path / "s"), files)
     session = store.session(UID)
     files.fails = True
     session.feed(memoryview(content), [(len(content), True, False)])
-    _until(lambda: not files.fails)
+    until(lambda: not files.fails)
     with pytest.raises(StoreDamagedError, match="cannot write"):
         session.commit()
+    assert "syncing ahead of the commit: cannot write" in caplog.text
     # It is told once, and what was lost is named by nothing.
     assert len(session.commit()) == 1
     (stored,) = put(store, [content])
@@ -187,7 +169,9 @@ import sys, threading
 from pathlib import Path
 sys.path[:0] = [{str(Path(__file__).resolve().parents[2])!r}, {str(Path(__file__).resolve().parents[2] / ".src")!r}]
 from tests.store.helpers import put, sample, settings
+from millpond.daemon.store import segments
 from millpond.daemon.store.store import Store
+segments._BEGIN_BYTES, segments._AHEAD_BYTES = 64 << 10, 256 << 10
 store = Store.open(settings(Path(sys.argv[1]), fsync=True))
 def write(seed):
     while True:

@@ -9,6 +9,7 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -201,6 +202,77 @@ def test_code_that_is_damaged_or_wrong_is_not_run_and_made_anew(tmp_path: Path) 
         found = Kernels(kept)
         assert found.tried is None and found.are_usable()
         assert path.read_bytes() == whole
+
+
+def _link(path: Path) -> None:
+    path.rename(path.with_name("elsewhere"))
+    path.symlink_to("elsewhere")
+
+
+def _pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path, 0o600)
+
+
+def _folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def _of_another_kernel(path: Path) -> None:
+    """Whole and ours, by a wrong name: one of sixteen streams writes beyond the states of four."""
+    other = Kernels(Kept(path.parent / "other"))
+    (path.parent / "other").mkdir()
+    update([Stream(other) for _ in range(9)], [memoryview(bytes(64))] * 9)
+    next((path.parent / "other").glob("md5x16.*")).rename(path)
+
+
+REFUSED: dict[str, Callable[[Path], None]] = {
+    "a link": _link,
+    "a pipe": _pipe,
+    "a folder": _folder,
+    "the group may write": lambda path: path.chmod(0o664),
+    "all may write": lambda path: path.chmod(0o646),
+    "another user's": lambda path: os.chown(path, 65534, 65534),
+    "another kernel's": _of_another_kernel,
+    "endless": lambda path: os.truncate(path, 1 << 40),
+}
+
+
+@needs_kernels
+@pytest.mark.parametrize("what", REFUSED)
+def test_code_that_others_may_have_written_is_not_run(tmp_path: Path, what: str) -> None:
+    kept = Kept(tmp_path)
+    assert Kernels(kept).are_usable()
+    found = list(tmp_path.glob("md5x4.*"))
+    if not found:
+        pytest.skip("this processor's code is not kept")
+    whole = found[0].read_bytes()
+    REFUSED[what](found[0])
+    kernels = Kernels(kept)
+    assert kernels.tried is None
+    assert kernels.are_usable()
+    if what != "a folder":
+        assert not found[0].is_symlink() and found[0].read_bytes() == whole
+        assert found[0].stat().st_uid == os.getuid() and Kernels(kept).tried
+
+
+@needs_kernels
+def test_processes_that_keep_the_same_at_once_leave_one_whole_file_each(tmp_path: Path) -> None:
+    text = "import sys; from pathlib import Path; from millpond.daemon.md5 import code, kernels; "
+    text += "assert kernels.Kernels(code.Kept(Path(sys.argv[1]))).are_usable()"
+    running = [subprocess.Popen([sys.executable, "-c", text, tmp_path]) for _ in range(4)]
+    assert [process.wait() for process in running] == [0] * 4
+    assert len(list(tmp_path.iterdir())) <= 1
+    assert Kernels(Kept(tmp_path)).tried in (True, None)
+
+
+def test_what_a_killed_process_left_is_bounded_too(tmp_path: Path) -> None:
+    for number in range(60):
+        (tmp_path / f"some.code.{number}").touch()
+    Kept(tmp_path).keep("some", "text", Code(b"\xc3", 0))
+    assert len(list(tmp_path.iterdir())) == 40
+    assert Kept(tmp_path).find("some", "text") is not None
 
 
 def test_what_is_kept_is_bounded_and_refused_folders_are_no_error(tmp_path: Path) -> None:

@@ -220,13 +220,16 @@ class Index:
         return _Reading(self)
 
     def transaction(self) -> Any:
-        """A read transaction that has entered the gate."""
+        """A read transaction that has entered the gate. Raises StoreDamagedError, also when a commit of this process failed half-way."""
         while True:
             self.gate.enter()
             try:
                 return self.env.begin(buffers=True)
             except lmdb.MapResizedError:
                 self.gate.leave()
+            except _DAMAGE as error:
+                self.gate.leave()
+                raise self.damaged(error) from error
             except BaseException:
                 self.gate.leave()
                 raise

@@ -49,6 +49,7 @@ def by_dvc(home: Home, asked: list[object], *paths: str) -> list[str]:
     return list(json.loads(found.stdout))
 
 
+@pytest.mark.long
 def test_what_dvc_api_reads(made: Made, url: str, far: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = ["data/a.csv", "data/sub/b.csv", "readme.md", "code/run.py"]
     for rev in (None, "v1"):

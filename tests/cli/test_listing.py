@@ -161,6 +161,7 @@ def test_many_files_in_order(home: Home, tmp_path: Path) -> None:
     assert paths == sorted(paths)
 
 
+@pytest.mark.long
 def test_folders_deeper_in_each_other_than_python_calls(tmp_path: Path) -> None:
     depth = 1200
     home = Home(tmp_path)

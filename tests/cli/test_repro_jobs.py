@@ -171,6 +171,7 @@ def test_cancelled_it_ends_all_that_it_started(home: Home, how: str, terminal: C
     assert not (home.repo / "dvc.lock").exists()
 
 
+@pytest.mark.long
 def test_a_stage_that_is_cancelled_may_finish_what_it_writes(home: Home) -> None:
     (home.repo / "dvc.yaml").write_text(PIPELINE % f"trap 'sleep 2.5; touch ../go; exit 1' TERM; {WAITING}")
     client = started(home)

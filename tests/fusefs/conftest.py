@@ -71,8 +71,7 @@ MORE: dict[str, dict[str, Any]] = {
     scope="session",
     params=(
         *ENGINES,
-        HANDED_OVER,
-        *(pytest.param(each, marks=pytest.mark.long) for each in (SHARED, EROFS_SHARED)),
+        *(pytest.param(each, marks=pytest.mark.long) for each in (HANDED_OVER, SHARED, EROFS_SHARED)),
     ),
 )
 def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:

@@ -76,6 +76,7 @@ def test_pieces_that_are_none(site: Site, pieces: object) -> None:
             client.call("store.feed", {"session": session, "pieces": pieces}, fds=[fd])
 
 
+@pytest.mark.long
 def test_sixteen_large_files_take_little_memory(site: Site, tmp_path: Path, memory_files: Memory) -> None:
     noise = os.urandom(34 << 20)
     paths = [tmp_path / f"{number}" for number in range(16)]

@@ -179,6 +179,7 @@ def test_hanging_up_ends_the_worker_and_frees_the_lock(daemon: Site, tmp_path: P
         assert other.call("add", params)[0] == {}
 
 
+@pytest.mark.long
 def test_a_worker_that_ignores_its_end_is_killed_with_its_children(client: Client, tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     number = client.start("checkout", {"how": "deaf", "mark": str(mark), "context": context()})

@@ -113,6 +113,7 @@ def twins(project: Project) -> Twins:
     return Twins(project)
 
 
+@pytest.mark.long
 def test_each_change_as_dvc(twins: Twins) -> None:
     taken = 0
     for name, value in CHANGES:

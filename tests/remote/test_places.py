@@ -48,6 +48,7 @@ def with_disk(team: Team, home: Home) -> Path:
     return disk
 
 
+@pytest.mark.long
 @local
 def test_a_remote_that_is_away_hides_no_other(team: Team) -> None:
     bob, expected = begin(team)

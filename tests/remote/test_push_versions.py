@@ -138,6 +138,7 @@ def pair(s3: S3Server, flag: str) -> Iterator[tuple[Team, Home, Home]]:
         yield team, ours, theirs
 
 
+@pytest.mark.long
 def test_a_push_is_as_dvc_s_and_a_second_one_moves_nothing(s3: S3Server) -> None:
     with pair(s3, "version_aware") as (team, ours, theirs):
         before = {file: file.read_bytes() for file in ours.repo.glob("?*.dvc")}

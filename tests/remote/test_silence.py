@@ -81,6 +81,7 @@ def test_who_waits_is_told_and_what_had_no_answer_is_asked_once(quick: None) -> 
     assert told[0][1] >= 0.2 and told == sorted(told, key=lambda each: each[1])
 
 
+@pytest.mark.long
 def test_one_that_is_slow_is_not_given_up(quick: None) -> None:
     told: list[str] = []
     with trickling(12, 0.2) as port, over_http(port, lambda who, since_s: told.append(who)) as transfer:
@@ -88,6 +89,7 @@ def test_one_that_is_slow_is_not_given_up(quick: None) -> None:
         assert bytes(part.data) == b"x" * 12 and told
 
 
+@pytest.mark.long
 def test_one_that_was_lost_is_asked_again(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Connections that end are no silence, however long it took."""
     monkeypatch.setattr(flow, "_PAUSE_S", 0.01)
@@ -161,6 +163,7 @@ def test_a_url_where_nobody_answers_is_asked_once(kind: str, quick: None, tmp_pa
     assert set(told) == {f"remote '{where}' to answer"} and failed.value.details == backend.SILENT
 
 
+@pytest.mark.long
 def test_listing_versions_is_given_up_as_soon(quick: None) -> None:
     with silent() as (port, met):
         _, values = settings_of("s3", port)
@@ -194,6 +197,7 @@ def test_a_silent_request_ends_whatever_botocore_makes_of_answers() -> None:
     made.close()
 
 
+@pytest.mark.long
 def test_one_that_did_answer_is_tried_again_a_few_times_by_boto(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts of a large upload are not tried again by anybody else."""
     monkeypatch.setattr(silence, "LATER_S", 1.5)

@@ -31,6 +31,7 @@ def meaning(home: Home, name: str) -> Any:
     return list(map(plain, yamlio.load((home.repo / name).read_text(), name)["outs"]))
 
 
+@pytest.mark.long
 def test_what_others_put_there_becomes_the_output_as_with_dvc(s3: S3Server) -> None:
     with pair(s3, "worktree") as (team, ours, theirs):
         bucket, _, top = team.url.removeprefix("s3://").partition("/")

@@ -506,8 +506,9 @@ def open_memory(pid: int) -> int:
 def connection_of(pid: int) -> str:
     """What the kernel calls the FUSE connection of the image that a holder has open."""
     for each in Path(f"/proc/{pid}/fd").iterdir():
-        if os.readlink(each) == "/millpond":
-            return str(os.minor(os.stat(each).st_dev))
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            if os.readlink(each) == "/millpond":
+                return str(os.minor(os.stat(each).st_dev))
     return ""
 
 

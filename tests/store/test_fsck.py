@@ -181,7 +181,8 @@ def test_a_missing_segment_hurts_what_was_in_it(tmp_path: Path) -> None:
     segment_path(path / "segments", first).unlink()
     store = Store.open(settings(path))
     report = store.fsck(deep=True)
-    assert str(stored[0].name) in report.hurt
+    # Which contents lie there is a matter of which thread was first.
+    assert report.hurt and set(report.hurt) <= {str(item.name) for item in stored}
     by_name = dict(zip([item.name for item in stored], contents, strict=True))
     assert store.fsck(repair=True, source=by_name.get).ok
     assert [get(store, item) for item in stored] == contents

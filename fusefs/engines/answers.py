@@ -101,15 +101,11 @@ class Answers:
 
     def _init(self, unique: int, inode: int, body: memoryview) -> None:
         """Agree. Raises MountError when the kernel is too old; a newer one asks again in our version."""
-        major, minor, *_ = protocol.INIT_IN.unpack_from(body)
-        if (major, minor) < (protocol.MAJOR, protocol.MINOR):
+        if why := protocol.why_too_old(body):
             self._error(unique, errno.EPROTO)
             if self.initialised:  # then it is no kernel's, and ends nothing
                 return
-            raise MountError(
-                f"the kernel speaks FUSE {major}.{minor}, older than {protocol.MAJOR}.{protocol.MINOR}",
-                hint="take --engine pyfuse3, or a kernel from 5.4 on",
-            )
+            raise MountError(why, hint="take --engine pyfuse3, or a kernel from 5.4 on")
         offered = protocol.offered(body)
         wanted = Init.ASYNC_READ | Init.DO_READDIRPLUS | Init.PARALLEL_DIROPS | Init.MAX_PAGES
         wanted |= Init.EXPLICIT_INVAL_DATA
@@ -123,7 +119,7 @@ class Answers:
             wanted |= Init.CACHE_SYMLINKS | Init.NO_OPENDIR_SUPPORT
         agreed = offered & wanted
         self._reply(unique, protocol.agreement(body, agreed))
-        if major == protocol.MAJOR:
+        if protocol.is_ours(body):
             self._agreed = agreed
             self.initialised = True
 

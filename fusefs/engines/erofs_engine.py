@@ -37,7 +37,6 @@ from millpond.fusefs.serving.servers import Servers
 _SMALL_BYTES = 256 << 10
 # The part of the memory that is filled (one in so many).
 _PART = 4
-_FLAGS = mounting.FLAGS
 
 
 async def serve(filesystem: Filesystem, settings: EngineSettings, mounted: Callable[[], Awaitable[None]]) -> None:
@@ -136,7 +135,9 @@ class _Engine:
         with one_at_a_time():
             before = names(IMAGE_FSTYPE)
             try:
-                syscalls.mount(self._source.encode(), os.fsencode(place), IMAGE_FSTYPE.encode(), _FLAGS, options)
+                syscalls.mount(
+                    self._source.encode(), os.fsencode(place), IMAGE_FSTYPE.encode(), mounting.FLAGS, options
+                )
             except OSError as error:
                 raise MountError(
                     f"cannot mount on '{place}': {error.strerror}",

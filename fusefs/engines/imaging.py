@@ -102,12 +102,11 @@ class ImageAnswers:
         return signals.is_ended(pid)
 
     def _init(self, unique: int, inode: int, body: memoryview) -> None:
-        major, minor, *_ = protocol.INIT_IN.unpack_from(body)
-        if (major, minor) < (protocol.MAJOR, protocol.MINOR):
+        if why := protocol.why_too_old(body):
             self._error(unique, errno.EPROTO)
-            raise MountError(f"the kernel speaks FUSE {major}.{minor}, older than {protocol.MAJOR}.{protocol.MINOR}")
+            raise MountError(why)
         self._reply(unique, protocol.agreement(body, protocol.offered(body) & _WANTED))
-        self.initialised = major == protocol.MAJOR
+        self.initialised = protocol.is_ours(body)
 
     def _destroy(self, unique: int, inode: int, body: memoryview) -> None:
         self._reply(unique)

@@ -205,6 +205,21 @@ _MAX_PAGES = 256
 MAX_ANSWER = _MAX_PAGES * 4096
 
 
+def why_too_old(body: memoryview) -> str:
+    """Why the kernel that sends this INIT cannot be served; "" when it can."""
+    major, minor, *_ = INIT_IN.unpack_from(body)
+    return (
+        ""
+        if (major, minor) >= (MAJOR, MINOR)
+        else f"the kernel speaks FUSE {major}.{minor}, older than {MAJOR}.{MINOR}"
+    )
+
+
+def is_ours(body: memoryview) -> bool:
+    """Whether an INIT is in our version; a newer kernel asks again in it."""
+    return bool(INIT_IN.unpack_from(body)[0] == MAJOR)
+
+
 def offered(body: memoryview) -> Init:
     """The flags of an INIT."""
     _, _, _, flags = INIT_IN.unpack_from(body)

@@ -7,7 +7,6 @@ META_BLOCK * BLOCK + nid * 32, so an inode of 64 bytes takes two numbers.
 
 from __future__ import annotations
 
-import stat
 from struct import Struct
 
 BLOCK = 4096
@@ -20,16 +19,15 @@ _MAGIC = 0xE0F5E1E2
 _SUPER = Struct("<IIIBBHQQIIII16s16sI")
 SUPER_BYTES = 128
 # format, attributes, mode, -, size, first block, number for 32-bit stat, uid, gid, mtime in s and ns, links, reserved
-INODE = Struct("<HHHHQIIIIQII16x")
+_INODE = Struct("<HHHHQIIIIQII16x")
 INODE_BYTES = 64
 NIDS = INODE_BYTES // 32
 INODES = BLOCK // INODE_BYTES
 # An inode of 64 bytes whose data lies in consecutive blocks (EROFS_INODE_FLAT_PLAIN).
-PLAIN = 1
+_PLAIN = 1
 # nid, where its name begins in the block, type
 DIRENT = Struct("<QHBx")
 REGULAR, DIRECTORY, SYMLINK = 1, 2, 7
-_TYPES = {REGULAR: stat.S_IFREG, DIRECTORY: stat.S_IFDIR, SYMLINK: stat.S_IFLNK}
 # Blocks of data and of names have numbers of 32 bits.
 MAX_BLOCK = 1 << 32
 
@@ -40,6 +38,13 @@ def superblock(*, root_nid: int, meta_block: int, inodes: int, blocks: int) -> b
         _MAGIC, 0, 0, BLOCK_BITS, 0, root_nid, inodes, 0, 0, min(blocks, MAX_BLOCK - 1), meta_block, 0, bytes(16), bytes(16), 0
     )  # fmt: skip
     return head.ljust(SUPER_BYTES, b"\0")
+
+
+def inode(mode: int, size: int, first: int, *, number: int, uid: int, gid: int, mtime_s: int) -> bytes:
+    """INODE_BYTES of an inode whose data begins in the block `first`."""
+    return _INODE.pack(
+        _PLAIN, 0, mode, 0, size, first if size else 0, number & 0xFFFF_FFFF, uid, gid, mtime_s, 0, 1
+    )  # fmt: skip
 
 
 def blocks_of(size: int) -> int:

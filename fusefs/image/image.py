@@ -10,7 +10,7 @@ from millpond.daemon.errors import StoreDamagedError
 from millpond.daemon.store.folders import FILE, LINK, Entry, FolderReader
 from millpond.fusefs.attributes import FileError, of_file, of_folder, of_link
 from millpond.fusefs.image import format, space
-from millpond.fusefs.image.format import BLOCK, BLOCK_BITS, INODE, INODE_BYTES, INODES, PLAIN
+from millpond.fusefs.image.format import BLOCK, BLOCK_BITS, INODE_BYTES, INODES
 from millpond.fusefs.image.shape import Shapes
 from millpond.fusefs.image.space import Space, nid_of
 
@@ -162,9 +162,7 @@ class Image:
         return self._inode(shown.mode, entry.size, first, entry.inode, shown.mtime_s)
 
     def _inode(self, mode: int, size: int, first: int, number: int, mtime_s: int) -> bytes:
-        return INODE.pack(
-            PLAIN, 0, mode, 0, size, first if size else 0, number & 0xFFFF_FFFF, self._uid, self._gid, mtime_s, 0, 1
-        )  # fmt: skip
+        return format.inode(mode, size, first, number=number, uid=self._uid, gid=self._gid, mtime_s=mtime_s)
 
     # -- files ----------------------------------------------------------------------------------------------------
 

@@ -109,11 +109,6 @@ class Space:
         """The root's record."""
         _RECORD.pack_into(self._map, 0, root, ROOT_NID, ROOT_NID, 0, 0, 0, 0)
 
-    @property
-    def count(self) -> int:
-        """Records that were given out."""
-        return self._records
-
     def folder(self, record: int) -> bytes:
         """The folder that a directory shows."""
         return bytes(_FOLDER.unpack_from(self._map, record * _RECORD.size)[0])

@@ -14,7 +14,7 @@ import stat
 from millpond.daemon.mounts import syscalls
 from millpond.fusefs.attributes import FileError
 from millpond.fusefs.image import format
-from millpond.fusefs.image.format import BLOCK, INODE, INODE_BYTES, PLAIN
+from millpond.fusefs.image.format import BLOCK, INODE_BYTES
 
 NAME = b"trial"
 _FILE = b"f"
@@ -62,7 +62,7 @@ def _judged(fd: int) -> str:
 
 
 def _inode(mode: int, size: int, first: int) -> bytes:
-    return INODE.pack(PLAIN, 0, mode, 0, size, first, 1, 0, 0, 0, 0, 1)
+    return format.inode(mode, size, first, number=1, uid=0, gid=0, mtime_s=0)
 
 
 def _made() -> bytes:

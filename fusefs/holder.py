@@ -39,6 +39,9 @@ from millpond.fusefs.filesystem import Filesystem
 from millpond.fusefs.filling import starting
 from millpond.fusefs.filling.filler import FillerSettings
 from millpond.fusefs.filling.starting import Forked
+from millpond.fusefs.image import mounter as mounters
+from millpond.fusefs.image.ahead import is_of_use
+from millpond.fusefs.image.mounter import Mounter
 from millpond.fusefs.logfile import log_to
 from millpond.fusefs.reader import BUFFER_BYTES, ChunkCache
 from millpond.fusefs.sources import Sources
@@ -91,10 +94,15 @@ class Holder:
     """One mount being served. Raises MountError when its engine is not there."""
 
     def __init__(
-        self, settings: HolderSettings, source: Sources | None, fillers: Sequence[Forked] | str = filling.OFF
+        self,
+        settings: HolderSettings,
+        source: Sources | None,
+        fillers: Sequence[Forked] | str = filling.OFF,
+        mounter: Mounter | None = None,
     ) -> None:
         self._settings = settings
         self._fillers = fillers
+        self._mounter = mounter
         self._choice = _choice(settings)
         if self._choice.engine == PYFUSE3 and settings.serving > 1:
             raise MountError(
@@ -165,6 +173,7 @@ class Holder:
             serving_most=settings.serving_most,
             fillers=self._fillers,
             far=settings.far,
+            mounter=self._mounter,
         )
 
     async def _control(self, listener: trio.SocketListener) -> None:
@@ -282,6 +291,7 @@ def run(request: dict[str, Any], fds: list[int]) -> int:
         values["device"] = fds[2]
         os.set_inheritable(fds[2], True)
     settings = HolderSettings(**values)
+    mounter = mounters.fork() if settings.engine == EROFS else None
     fillers = _fork_fillers(settings)
     log_to(settings.log)
     ready = socket.socket(fileno=fds[0])
@@ -289,7 +299,7 @@ def run(request: dict[str, Any], fds: list[int]) -> int:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):  # only an unmount ends it
         signal.signal(number, signal.SIG_IGN)
     try:
-        trio.run(Holder(settings, source, fillers).serve, ready)
+        trio.run(Holder(settings, source, fillers, mounter).serve, ready)
         return 0
     except MillpondError as error:
         return _report(ready, error)
@@ -322,14 +332,15 @@ def _fork_fillers(settings: HolderSettings) -> list[Forked] | str:
     """While there are no threads, and nothing of the store is open. Else why the mount has none."""
     if settings.fill == 0:
         return filling.OFF
-    if settings.engine == EROFS:
-        return []  # a thread does it
     if settings.engine == PYFUSE3:
         return filling.BY_ENGINE
+    image = settings.engine == EROFS
+    if image and not is_of_use(settings.files, settings.bytes, far=settings.far):
+        return []  # there is nothing to do
     forked: list[Forked] = []
-    count = starting.how_many(settings.fill)
+    count = starting.how_many(settings.fill, image=image)
     for number in range(count):
-        told = FillerSettings(settings.store, settings.uid, settings.mountpoint, settings.log, (number, count))
+        told = FillerSettings(settings.store, settings.uid, settings.mountpoint, settings.log, (number, count), image)
         try:
             forked.append(starting.fork(told))
         except OSError as error:

@@ -27,7 +27,7 @@ from millpond.daemon.errors import (
 )
 from millpond.daemon.jobs.process import start_ticks
 from millpond.daemon.jobs.zygotes import Child
-from millpond.daemon.mounts import connections, engines, listings
+from millpond.daemon.mounts import connections, engines, left, listings
 from millpond.daemon.mounts.holders import MOUNT_S, Holders
 from millpond.daemon.mounts.mount import Mount, kept_context
 from millpond.daemon.mounts.records import MountRecord, MountRecords, new_id
@@ -193,6 +193,8 @@ class MountService:
                 if system is not None:
                     await system.abort(record.uid, record.mountpoint, record.id)
                 else:
+                    if record.engine == engines.EROFS:
+                        await self._in_thread(lambda: left.abort(record.id))
                     await self._in_thread(lambda: connections.abort(record.mountpoint, record.id))
         except (OSError, MountError) as error:
             # Then it had no filler, and its connection ended with its holder.

@@ -36,9 +36,9 @@ _SET_FLAG, _SET_STRING, _CREATE = 0, 1, 6
 _ATTR_RDONLY, _ATTR_NOSUID, _ATTR_NODEV, _ATTR_NOATIME = 1, 2, 4, 0x10
 
 
-def mount_nowhere(fstype: str, options: Mapping[str, str]) -> int:
-    """A read-only mount that is in no directory: a descriptor of its root, which lives as long as that or anything of it is open. An option
-    without a value is a flag. Raises OSError."""
+def mount_nowhere(fstype: str, options: Mapping[str, str], *, writable: bool = False) -> int:
+    """A mount that is in no directory, read-only unless `writable`: a descriptor of its root, which lives as long as that or anything of it is open. An
+    option without a value is a flag. Raises OSError."""
     context = _syscall(_FSOPEN, fstype.encode(), _CLOEXEC)
     try:
         for name, value in options.items():
@@ -47,7 +47,8 @@ def mount_nowhere(fstype: str, options: Mapping[str, str]) -> int:
             else:
                 _syscall(_FSCONFIG, context, _SET_FLAG, name.encode(), None, 0)
         _syscall(_FSCONFIG, context, _CREATE, None, None, 0)
-        return _syscall(_FSMOUNT, context, _CLOEXEC, _ATTR_RDONLY | _ATTR_NOSUID | _ATTR_NODEV | _ATTR_NOATIME)
+        attributes = _ATTR_NOSUID | _ATTR_NODEV | _ATTR_NOATIME | (0 if writable else _ATTR_RDONLY)
+        return _syscall(_FSMOUNT, context, _CLOEXEC, attributes)
     finally:
         os.close(context)
 

@@ -6,6 +6,7 @@ has all that is to be done for it.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -75,10 +76,24 @@ def find(reader: StoreReader, inodes: Sequence[int], uid: int) -> tuple[list[Sma
     return found, others
 
 
+def will_need(reader: StoreReader, batch: Sequence[Small]) -> None:
+    """Have the kernel begin to read what `read` will. What it cannot, `read` will see."""
+    for first, _, end in _side_by_side(batch):
+        begin = batch[first]
+        with contextlib.suppress(OSError):
+            reader.read_ahead(begin.segment, begin.offset, end - begin.offset)
+
+
 def read(reader: StoreReader, batch: Sequence[Small], *, waiting: bool = True) -> Iterator[tuple[Small, Bytes | None]]:
     """Each one's bytes, checked; None for what is damaged or has moved, and without `waiting` for what is not in the page cache. `batch` is
     sorted; what lies side by side is read at once."""
     read_range = reader.read_range if waiting else reader.peek
+    for first, behind, end in _side_by_side(batch):
+        yield from _run(read_range, reader.key, batch[first:behind], end)
+
+
+def _side_by_side(batch: Sequence[Small]) -> Iterator[tuple[int, int, int]]:
+    """(first, the one behind, the place in the segment where they end) of what lies side by side in a sorted batch, or nearly."""
     first = 0
     while first < len(batch):
         begin, behind = batch[first], first + 1
@@ -89,7 +104,7 @@ def read(reader: StoreReader, batch: Sequence[Small], *, waiting: bool = True) -
             if here.segment != begin.segment or here.offset - end > GAP_BYTES or following - begin.offset > RUN_BYTES:
                 break
             end, behind = max(end, following), behind + 1
-        yield from _run(read_range, reader.key, batch[first:behind], end)
+        yield first, behind, end
         first = behind
 
 

@@ -189,6 +189,10 @@ class StoreReader:
             with contextlib.suppress(OSError):
                 self._segments.will_need(location.segment, location.offset, size)
 
+    def read_ahead(self, segment: int, offset: int, size: int) -> None:
+        """Have the kernel begin to read bytes of a segment. Raises OSError."""
+        self._segments.will_need(segment, offset, size)
+
     def read_chunk_nowait(self, chunk_id: bytes, unpack_bytes: int) -> Bytes | None:
         """A chunk's bytes if they are in the page cache and whole, and raw or not larger than `unpack_bytes`; None means:
         ask `read_chunk`, which may wait."""

@@ -16,6 +16,7 @@ from millpond.daemon.mounts.engines import DIRECT, EROFS, PYFUSE3
 if TYPE_CHECKING:
     from millpond.fusefs.filesystem import Filesystem
     from millpond.fusefs.filling.starting import Forked
+    from millpond.fusefs.image.mounter import Mounter
 
 # As much as one request brings; 512 is slower for who reads on, and more gains nothing.
 READ_AHEAD_KB = 1024
@@ -34,7 +35,7 @@ class EngineSettings:
     inode of each open; without it an engine may have the kernel not ask. Up to `materialize` bytes of large files may be
     written out in the folder `scratch` for the kernel to read them there. `serving` processes serve the mount, which read the store at
     `store`; 0: as many as load has it, up to `serving_most` (0: as the cores allow). `fillers` wait to bring
-    neighbours of what is read; else it is why there are none. `far`: not all contents are on this machine."""
+    neighbours of what is read; else it is why there are none. `far`: not all contents are on this machine. `mounter` waits to mount an image, if it is to be one."""
 
     mountpoint: str
     place: str
@@ -49,6 +50,7 @@ class EngineSettings:
     serving_most: int = 0
     fillers: Sequence[Forked] | str = ""
     far: bool = False
+    mounter: Mounter | None = None
 
     @property
     def fills(self) -> bool:

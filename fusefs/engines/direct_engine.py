@@ -42,7 +42,7 @@ async def serve(filesystem: Filesystem, settings: EngineSettings, mounted: Calla
                 return Answers(filesystem, channel, later, ahead, settings.on_open, passthrough, keeper.feed)
 
             session = Session(filesystem, fd, nursery, answers)
-            filesystem.more_statistics.append(ahead.statistics)
+            filesystem.more_statistics += [ahead.statistics, keeper.statistics]
             servers = Servers(
                 filesystem,
                 session,

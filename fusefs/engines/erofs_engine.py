@@ -14,27 +14,25 @@ from contextlib import suppress
 
 import trio
 
-from millpond.daemon.errors import MountError
-from millpond.daemon.mounts import syscalls
-from millpond.daemon.mounts.place import IMAGE_FSTYPE, MountEntry, mount_table, mounted_at
+from millpond.daemon.mounts import left
+from millpond.daemon.mounts.place import MountEntry, mount_table, mounted_at
 from millpond.fusefs.engines import EngineRefused, EngineSettings, mounting
 from millpond.fusefs.engines.answers import Later
+from millpond.fusefs.engines.arrival import Arrival
 from millpond.fusefs.engines.channel import Channel
 from millpond.fusefs.engines.imaging import ImageAnswers
-from millpond.fusefs.engines.readahead import ReadAhead, names, one_at_a_time, set_read_ahead
+from millpond.fusefs.engines.readahead import ReadAhead
 from millpond.fusefs.engines.session import Session
 from millpond.fusefs.filesystem import Filesystem
+from millpond.fusefs.filling.keeper import Keeper
 from millpond.fusefs.filling.tally import available_bytes
-from millpond.fusefs.image import trial
-from millpond.fusefs.image.ahead import Ahead
+from millpond.fusefs.image.ahead import Ahead, is_of_use
 from millpond.fusefs.image.format import blocks_of
 from millpond.fusefs.image.image import Image
+from millpond.fusefs.image.mounter import Wanted
 from millpond.fusefs.image.space import DATA_BLOCKS, Space
 from millpond.fusefs.serving.servers import Servers
 
-# Files of so many bytes on the average are read from the page cache of the image, where what lies around them can be brought; larger ones
-# come directly, and are in memory once.
-_SMALL_BYTES = 256 << 10
 # The part of the memory that is filled (one in so many).
 _PART = 4
 
@@ -44,8 +42,7 @@ async def serve(filesystem: Filesystem, settings: EngineSettings, mounted: Calla
     files, size = filesystem.statfs()
     if files + blocks_of(size) > DATA_BLOCKS:
         raise EngineRefused("the version is larger than an image can be")
-    # What is far is read for who wants it alone, and for no neighbours.
-    engine = _Engine(filesystem, settings, directly=settings.far or size >= files * _SMALL_BYTES)
+    engine = _Engine(filesystem, settings, directly=not is_of_use(files, size, far=settings.far))
     try:
         await engine.run(mounted)
     except BaseException:
@@ -64,7 +61,7 @@ class _Engine:
         self._settings = settings
         self._directly = directly
         self._name = settings.name
-        self._space_fd = Space.create()
+        self._space_fd = Space.create(settings.name)
         places = Space(self._space_fd)
         root = filesystem.folder_of(1)
         assert root is not None
@@ -76,6 +73,7 @@ class _Engine:
         self._ahead = Ahead(self._image, lambda: available_bytes() // _PART)
         self._device, self._nowhere = mounting.mount_nowhere(settings.name)
         os.set_blocking(self._device, False)
+        self._keeper: Keeper | None = None
         self._refused = ""
         self._is_mounted = False
 
@@ -109,16 +107,17 @@ class _Engine:
             async def announce() -> None:
                 """Once requests are answered, the kernel can mount what they bring."""
                 await session.initialised.wait()
-                self._refused = await trio.to_thread.run_sync(trial.fails, self._nowhere)
-                if self._refused:
+                try:
+                    made, image = await self._mount()
+                except EngineRefused as refused:
+                    self._refused = str(refused)
                     nursery.cancel_scope.cancel()
                     return
-                name = await trio.to_thread.run_sync(self._mount)
-                if name:
-                    ahead.begin_with(name)
+                if made:
+                    ahead.begin_with(made)
                 await mounted()
                 nursery.start_soon(servers.run)
-                nursery.start_soon(self._bring)
+                nursery.start_soon(self._bring, image, session.arrival)
 
             nursery.start_soon(announce)
             await session.run()
@@ -127,63 +126,67 @@ class _Engine:
         if self._refused:
             raise EngineRefused(self._refused)
 
-    def _mount(self) -> str:
-        """What the mount is called where its read-ahead is set, "" if that cannot be told. Raises MountError."""
-        set_read_ahead(os.fstat(self._nowhere).st_dev, self._settings.read_ahead_kb)
-        place = self._settings.place
-        options = b"directio" if self._directly else b""
-        with one_at_a_time():
-            before = names(IMAGE_FSTYPE)
-            try:
-                syscalls.mount(
-                    self._source.encode(), os.fsencode(place), IMAGE_FSTYPE.encode(), mounting.FLAGS, options
-                )
-            except OSError as error:
-                raise MountError(
-                    f"cannot mount on '{place}': {error.strerror}",
-                    path=place,
-                    hint="is it a directory that is there? millpond doctor tells what is missing",
-                ) from error
-            made = names(IMAGE_FSTYPE) - before
+    async def _mount(self) -> tuple[str, int]:
+        """What the mount is called where its read-ahead is set, "" if that cannot be told, and a descriptor of the image. Raises EngineRefused,
+        MountError."""
+        settings = self._settings
+        assert settings.mounter is not None
+        wanted = Wanted(self._name, settings.place, settings.read_ahead_kb, self._directly)
+        try:
+            found = await settings.mounter.mount(wanted, self._nowhere)
+        finally:
+            settings.mounter.close()
         self._is_mounted = True
-        # The kernel learns here that closing concerns nobody (ENOSYS to FLUSH). Else this process would have to answer itself when it
-        # closes the image, for ever if that was because it was killed.
-        os.close(os.open(self._source, os.O_RDONLY | os.O_CLOEXEC))
-        return made.pop() if len(made) == 1 else ""
+        return found
 
-    @property
-    def _source(self) -> str:
-        return f"/proc/self/fd/{self._nowhere}/{self._name}"
-
-    async def _bring(self) -> None:
-        """Bring what lies around files that are read, as long as the mount is in the kernel's table: the image that is open for that would keep
+    async def _bring(self, image: int, arrival: Arrival) -> None:
+        """Bring what lies around files that are read, as long as the mount is in the kernel's table: the image, which is open for that, would keep
         it from ending."""
         entry = mounted_at(self._settings.place)
-        fd = -1
+        nowhere, self._nowhere = self._nowhere, -1
+        os.close(nowhere)
         try:
-            if not self._directly and entry is not None and self._settings.fills:
-                fd = await trio.to_thread.run_sync(os.open, self._source, os.O_RDONLY | os.O_CLOEXEC)
-            nowhere, self._nowhere = self._nowhere, -1
-            os.close(nowhere)
-            if fd < 0 or entry is None:
+            if self._directly or entry is None or not self._settings.fills:
                 return
+            self._keeper = keeper = self._begin_filling()
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(trio.to_thread.run_sync, self._ahead.run, fd)
+                nursery.start_soon(trio.to_thread.run_sync, self._ahead.run, image)
+                nursery.start_soon(keeper.run, arrival)
                 try:
                     await _until_gone(entry)
                 finally:
                     self._ahead.end()
+                nursery.cancel_scope.cancel()
         finally:
-            if fd >= 0:
-                os.close(fd)
+            os.close(image)
+
+    def _begin_filling(self) -> Keeper:
+        """Of the fillers, who do most of it where there may be any."""
+        settings = self._settings
+        keeper = Keeper(
+            settings.fillers,
+            self._fs,
+            device=self._device,
+            place=settings.place,
+            why_not=left.why_not(self._device),
+            image=self._space_fd,
+        )
+        self._ahead.fillers = keeper.windows
+        return keeper
 
     def statistics(self) -> dict[str, object]:
         """For the mount's statistics."""
+        found = {} if self._keeper is None else self._keeper.statistics()
+        # Where there is no filler, for whatever reason, a thread does it.
+        found["filling_by_thread"] = found.pop("filling_why", "")
+        files, size = (0, 0) if self._keeper is None else self._keeper.counts()
         far = "not all is here" if self._settings.far else "its files are large"
         why = far if self._directly else ""
         return {
+            **found,
+            "filled_files": files,
+            "filled_bytes": size + self._ahead.brought,
             "image": "direct" if self._directly else "cached",
-            "filled_bytes": self._ahead.brought,
             "filling_why": why if self._settings.fills else self._settings.why_no_filler,
         }
 

@@ -25,12 +25,12 @@ from millpond.fusefs.engines.protocol import Init, Op
 from millpond.fusefs.engines.readahead import ReadAhead
 from millpond.fusefs.filesystem import MAX_WHOLE, Filesystem
 from millpond.fusefs.image import trial
-from millpond.fusefs.image.format import BLOCK
+from millpond.fusefs.image.format import BLOCK, IMAGE_INODE
 from millpond.fusefs.image.image import Image, Piece
 from millpond.fusefs.image.patience import Patience
 from millpond.fusefs.image.space import IMAGE_BYTES, Kind
 
-ROOT, IMAGE, TRIAL = 1, 2, 3
+ROOT, TRIAL = 1, 3
 # Threads that read many small files at once which are not in the page cache; from so many of one request on they do.
 _THREADS, _TOGETHER = 2, 4
 # Files that take a moment; requests that are answered slowly at once.
@@ -78,8 +78,8 @@ class ImageAnswers:
         self._contents = Contents(filesystem, ahead)
         self._patience = Patience(channel.error)
         self._threads = trio.CapacityLimiter(_THREADS)
-        self._names = {name: IMAGE, trial.NAME: TRIAL}
-        self._sizes = {IMAGE: IMAGE_BYTES, TRIAL: trial.BYTES}
+        self._names = {name: IMAGE_INODE, trial.NAME: TRIAL}
+        self._sizes = {IMAGE_INODE: IMAGE_BYTES, TRIAL: trial.BYTES}
         self._pid = pid
         self._told = read
         self._is_ahead = is_ahead

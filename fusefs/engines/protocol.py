@@ -158,6 +158,8 @@ OUT_HEADER = Struct("=IiQ")
 NOTIFY_STORE = 4
 # nodeid, offset u64; size, padding u32; then the bytes
 STORE_OUT = Struct("=QQI4x")
+# What goes before the bytes of a NOTIFY_STORE.
+STORE_HEAD = Struct(OUT_HEADER.format + STORE_OUT.format.removeprefix("="))
 # major, minor, max_readahead, flags
 INIT_IN = Struct("=IIII")
 # flags2 u32, behind INIT_IN in newer kernels

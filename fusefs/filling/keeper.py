@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import socket
@@ -21,6 +20,8 @@ from millpond.fusefs.filesystem import Filesystem
 from millpond.fusefs.filling import messages, starting
 from millpond.fusefs.filling.feed import Feed
 from millpond.fusefs.filling.starting import Forked
+from millpond.fusefs.filling.windowfeed import WindowFeed
+from millpond.fusefs.reaping import reaped
 from millpond.fusefs.serving.messages import USED, segments_of
 
 log = logging.getLogger("millpond.filler")
@@ -42,10 +43,17 @@ def why_not(place: str, *, recorded: bool, system: bool = False) -> str:
 
 class Keeper:
     """The fillers of the mount on `place`, whose descriptor is `device`. `forked` may be why there are none; with `why_not` those that were forked are
-    let go."""
+    let go. `image` is the memory of an image's space, if that is what they fill."""
 
     def __init__(
-        self, forked: Sequence[Forked] | str, filesystem: Filesystem, *, device: int, place: str, why_not: str
+        self,
+        forked: Sequence[Forked] | str,
+        filesystem: Filesystem,
+        *,
+        device: int,
+        place: str,
+        why_not: str,
+        image: int = -1,
     ) -> None:
         self._fs = filesystem
         self._device = device
@@ -59,11 +67,13 @@ class Keeper:
         entry = mounted_at(place)
         self._number = "" if entry is None else entry.device
         # What requests are told to, by this process and by servers, who are given `fds`.
-        self.feed = Feed([each.sock for each in self._kept]) if self._kept else None
+        self.feed = Feed([each.sock for each in self._kept]) if self._kept and image < 0 else None
+        # What windows of an image are told to, by this process alone.
+        self.windows = WindowFeed(self._kept)
+        self._image = image
         for each in self._forked:
             if each not in self._kept:
                 each.close()
-        filesystem.more_statistics.append(self.statistics)
 
     @property
     def fds(self) -> list[int]:
@@ -72,14 +82,19 @@ class Keeper:
 
     def statistics(self) -> dict[str, object]:
         """For the mount's statistics."""
-        counts = [each.tally.counts() for each in self._forked]
+        files, size = self.counts()
         return {
             "fillers": [each.pid for each in self._kept if each.pid],
             "fillers_killed": self._killed,
             "filling_why": self._why_not,
-            "filled_files": sum(files for files, _ in counts),
-            "filled_bytes": sum(size for _, size in counts),
+            "filled_files": files,
+            "filled_bytes": size,
         }
+
+    def counts(self) -> tuple[int, int]:
+        """Files and bytes that they brought."""
+        counts = [each.tally.counts() for each in self._forked]
+        return sum(files for files, _ in counts), sum(size for _, size in counts)
 
     async def run(self, arrival: Arrival) -> None:
         """Give them what they want until they end or this is cancelled. No request ever waits for one."""
@@ -88,7 +103,7 @@ class Keeper:
                 if each in self._kept:
                     nursery.start_soon(self._tend, each, arrival)
                 else:
-                    nursery.start_soon(_reap, each.pid)
+                    nursery.start_soon(reaped, each.pid)
 
     async def _tend(self, forked: Forked, arrival: Arrival) -> None:
         """One, and those that take its place."""
@@ -123,7 +138,7 @@ class Keeper:
                     self._receive(forked)
 
             nursery.start_soon(listen)
-            await _reap(forked.pid)
+            await reaped(forked.pid)
             nursery.cancel_scope.cancel()
         while self._receive(forked):
             pass
@@ -138,6 +153,7 @@ class Keeper:
             return False
         if self.feed is not None:
             self.feed.again(forked.sock)
+        self.windows.again(forked)
         return True
 
     def _receive(self, forked: Forked) -> bool:
@@ -171,19 +187,9 @@ class Keeper:
             return
         try:
             message = messages.DEVICE + self._number.encode()
-            sock.sendmsg([message], framing.ancillary([clone]), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            given = [clone] if self._image < 0 else [clone, self._image]
+            sock.sendmsg([message], framing.ancillary(given), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
         except OSError as error:
             log.info("the filler does not take its descriptor: %s", error)
         finally:
             os.close(clone)
-
-
-async def _reap(pid: int) -> None:
-    """Wait for a child's end: one that waits in the kernel ends when a READ is answered."""
-    pidfd = os.pidfd_open(pid)
-    try:
-        await trio.lowlevel.wait_readable(pidfd)
-        with contextlib.suppress(ChildProcessError):
-            os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)  # noqa: ASYNC222  it has ended
-    finally:
-        os.close(pidfd)

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 
 # To the filler: folders that were listed; small files that a READ brought; a clone of the mount's descriptor comes with this.
 LISTED, READ, DEVICE = b"L", b"R", b"D"
+# To that of an image: something is read; a window to bring.
+AWAKE, WINDOW = b"A", b"N"
 # From it: it wants a clone; why it ends; and segments that it read (serving.messages.used).
 WANTED, ENDED = b"W", b"E"
 # Longer than any message.
@@ -16,6 +18,7 @@ FOLDER_BYTES = 32
 MOST_FOLDERS = 512
 # inode u64, bytes u32
 _FILE = struct.Struct("=QI")
+_WINDOW = struct.Struct("=QQ")
 
 
 def listed(folders: Iterable[bytes]) -> bytes:
@@ -36,3 +39,13 @@ def read(files: Iterable[tuple[int, int]]) -> bytes:
 def files_of(body: bytes) -> list[tuple[int, int]]:
     """The files of a message of `read`, without its first byte."""
     return list(_FILE.iter_unpack(body))
+
+
+def window(blocks: range) -> bytes:
+    """The message that tells a window of an image."""
+    return WINDOW + _WINDOW.pack(blocks.start, blocks.stop)
+
+
+def window_of(body: bytes) -> range:
+    """The window of such a message, without its first byte."""
+    return range(*_WINDOW.unpack(body))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import struct
 from collections.abc import Callable, Iterator, Sequence
 
 from millpond.daemon.errors import StoreDamagedError
@@ -13,14 +12,13 @@ from millpond.daemon.store.gather import Small
 from millpond.daemon.store.index import Content
 from millpond.daemon.store.reader import Bytes, StoreReader
 from millpond.daemon.store.records import Kind
-from millpond.fusefs.engines.protocol import NOTIFY_STORE, OUT_HEADER, STORE_OUT
+from millpond.fusefs.engines.protocol import NOTIFY_STORE, STORE_HEAD
 from millpond.fusefs.filling.tally import Tally
 
 # Content read and written at once, in bytes.
 BATCH_BYTES = 1 << 20
 # Files that are looked up before it is known whether they are wanted, a few hundred bytes of memory each.
 MOST_AHEAD = 8192
-_HEAD = struct.Struct(OUT_HEADER.format + STORE_OUT.format.removeprefix("="))
 
 
 class Pusher:
@@ -85,7 +83,7 @@ class Pusher:
 
     def _write(self, inode: int, size: int, parts: Sequence[Bytes]) -> None:
         try:
-            os.writev(self._device, [_HEAD.pack(_HEAD.size + size, NOTIFY_STORE, 0, inode, 0, size), *parts])
+            os.writev(self._device, [STORE_HEAD.pack(STORE_HEAD.size + size, NOTIFY_STORE, 0, inode, 0, size), *parts])
         except OSError as error:
             if error.errno == errno.ENOENT:
                 self.unknown += 1

@@ -39,6 +39,9 @@ class Forked:
     tally: Tally
     # Why it ended; "" for as long as it has not said so.
     why: str = ""
+    # Windows that those were told who are no more, and that nobody will do.
+    lost: int = 0
+    told: int = 0
     # When it is not the first one. Kept, as a Popen that is dropped would have its process waited for by whoever starts the next.
     program: subprocess.Popen[bytes] | None = None
 
@@ -48,11 +51,11 @@ class Forked:
         self.theirs.close()
 
 
-def how_many(wanted: int | None) -> int:
-    """How many fillers a mount has: `wanted`, else as the cores allow, of which readers need some, too."""
+def how_many(wanted: int | None, *, image: bool = False) -> int:
+    """How many fillers a mount has: `wanted`, else as the cores allow, of which readers need some, too; who reads an image, more of them."""
     if wanted is None:
         cores = len(os.sched_getaffinity(0))
-        wanted = 1 if cores < 2 else cores // 2 + 1
+        wanted = 1 if cores < 2 else cores // 2 + (not image)
     return min(wanted, filler.MOST)
 
 

@@ -6,11 +6,12 @@ import mmap
 import os
 import struct
 
-_COUNTS = struct.Struct("=QQ")
+_COUNTS = struct.Struct("=QQQ")
 
 
 class Tally:
-    """Files and bytes that were brought by one process, and by those before it: shared memory, `fd`, or new."""
+    """Files and bytes that were brought by one process, and by those before it, and windows that it is through with: shared memory, `fd`, or
+    new."""
 
     def __init__(self, fd: int = -1) -> None:
         if fd < 0:
@@ -19,15 +20,25 @@ class Tally:
         self.fd = fd
         self._map = mmap.mmap(fd, mmap.PAGESIZE)
 
-    def add(self, size: int) -> None:
-        """One file more, of `size` bytes. One process does."""
-        files, total = _COUNTS.unpack_from(self._map)
-        _COUNTS.pack_into(self._map, 0, files + 1, total + size)
+    def add(self, size: int, count: int = 1) -> None:
+        """One file more, or several, of `size` bytes. One process does."""
+        files, total, done = _COUNTS.unpack_from(self._map)
+        _COUNTS.pack_into(self._map, 0, files + count, total + size, done)
+
+    def finish(self) -> None:
+        """One window more is done. One process does."""
+        files, total, done = _COUNTS.unpack_from(self._map)
+        _COUNTS.pack_into(self._map, 0, files, total, done + 1)
 
     def counts(self) -> tuple[int, int]:
         """Files and bytes so far."""
-        files, total = _COUNTS.unpack_from(self._map)
+        files, total, _ = _COUNTS.unpack_from(self._map)
         return files, total
+
+    @property
+    def done(self) -> int:
+        """Windows so far."""
+        return int(_COUNTS.unpack_from(self._map)[2])
 
 
 def available_bytes() -> int:

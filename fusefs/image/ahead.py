@@ -1,8 +1,9 @@
-"""What lies around small files that are read is brought into the page cache by reading the image there, a window at a time, in a thread.
+"""What lies around small files that are read is brought into the page cache of the image, a window at a time.
 
 A program that reads many small files in any order then finds most of them there, a thousand files for a few requests; and names and inodes of
-directories, which come first, as who looks into some of them looks into others. It is done as any reader would do it, so nothing can wait for
-itself: the thread waits for answers, and who answers waits for no thread.
+directories, which come first, as who looks into some of them looks into others. Windows of files are brought by fillers, processes of their own
+(fusefs/filling/windows.py); names and inodes, and files where there is no filler, by a thread that reads the image there. It does so as any reader
+would, so nothing can wait for itself: the thread waits for answers, and who answers waits for no thread.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from millpond.daemon.mounts import syscalls
+from millpond.fusefs.filling.windowfeed import WindowFeed
 from millpond.fusefs.image.format import BLOCK, BLOCK_BITS
 from millpond.fusefs.image.image import Image, Place
 from millpond.fusefs.image.space import Kind
 
 WINDOW_BLOCKS = 256
-_WINDOW_BYTES = WINDOW_BLOCKS * BLOCK
 # Requests for names, or for inodes, before more of them are brought.
 _LOOKS = 3
 # Requests for a directory's files before anything is brought, or for files of all directories before one request does; and windows that each more
@@ -33,10 +34,18 @@ _MOST_WAITING, _MOST_DONE, _MOST_COUNTED = 64, 1 << 16, 8192
 # How often it is looked whether a window is there, and the pause between, in seconds. Not for long: of a block that could not be read
 # before, the kernel keeps an empty page, and asks for it only when somebody wants it.
 _TRIES, _PAUSE_S = 12, 0.001
+# Files of so many bytes on the average are read from the page cache of the image, where what lies around them can be brought; larger ones
+# come directly, and are in memory once.
+_SMALL_BYTES = 256 << 10
 # Files of more blocks than this are read ahead by the kernel itself.
 _LARGE_BLOCKS = WINDOW_BLOCKS
 # Seconds after which a window may be brought again, and without a request after which all is as at the beginning.
 _AGAIN_S, _QUIET_S = 30.0, 10.0
+
+
+def is_of_use(files: int, size: int, *, far: bool) -> bool:
+    """Whether a version of so many files and bytes is read ahead at all: what is `far` is read for who wants it alone, and for no neighbours."""
+    return not far and size < files * _SMALL_BYTES
 
 
 @dataclass(slots=True)
@@ -48,11 +57,12 @@ class _Read:
 
 
 class Ahead:
-    """For one image; `room` tells how many bytes of memory may be filled."""
+    """For one image; `room` tells how many bytes of memory may be filled. Who is told windows is `fillers`, when there are any."""
 
     def __init__(self, image: Image, room: Callable[[], int]) -> None:
         self._image = image
         self._room_of = room
+        self.fillers: WindowFeed | None = None
         self._directories: OrderedDict[int, _Read] = OrderedDict()
         self._done: OrderedDict[int, float] = OrderedDict()
         # Requests for names and for inodes, and up to where those of a window were brought.
@@ -79,6 +89,8 @@ class Ahead:
             self._up_to.clear()
             self._requests = 0
             self._room = self._room_of()
+            if self.fillers is not None:
+                self.fillers.wake()
         self._last = now
         kind, end = self._image.given(block)
         if kind is not Kind.DATA:
@@ -114,20 +126,32 @@ class Ahead:
     def _want(self, read: _Read, place: Place, window: int, now: float) -> None:
         """Add windows of a directory, this one first, as many as its requests are good for."""
         first = 1 if self._requests > _MANY else _FIRST
-        more = min((read.requests - first + 1) * _TIMES - read.windows, _MOST_WAITING - len(self._queue))
+        more = (read.requests - first + 1) * _TIMES - read.windows
         for each in _from(window, place.first // WINDOW_BLOCKS, (place.end - 1) // WINDOW_BLOCKS):
-            if more <= 0 or self._room < _WINDOW_BYTES:
+            begin, end = each * WINDOW_BLOCKS, (each + 1) * WINDOW_BLOCKS
+            blocks = range(max(begin, place.first), min(end, place.end))
+            if more <= 0 or self._room < len(blocks) * BLOCK:
                 break
             if self._is_due(each, now):
+                if not self._tell(blocks):
+                    break
                 self._done[each] = now
                 self._done.move_to_end(each)
-                self._queue.append(range(each * WINDOW_BLOCKS, (each + 1) * WINDOW_BLOCKS))
-                self._count.release()
-                self._room -= _WINDOW_BYTES
+                self._room -= len(blocks) * BLOCK
                 read.windows += 1
                 more -= 1
         while len(self._done) > _MOST_DONE:
             self._done.popitem(last=False)
+
+    def _tell(self, blocks: range) -> bool:
+        """Have a part of a directory's data brought; whether it will be."""
+        if self.fillers is not None and self.fillers.is_there:
+            return self.fillers.tell(blocks)
+        if len(self._queue) >= _MOST_WAITING:
+            return False
+        self._queue.append(blocks)
+        self._count.release()
+        return True
 
     def _is_due(self, window: int, now: float) -> bool:
         return now - self._done.get(window, -_AGAIN_S) >= _AGAIN_S

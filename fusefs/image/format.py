@@ -11,6 +11,8 @@ from struct import Struct
 
 BLOCK = 4096
 BLOCK_BITS = 12
+# The inode of the file that an image is, where it is served.
+IMAGE_INODE = 2
 # Where the superblock is, in bytes.
 SUPER_OFFSET = 1024
 _MAGIC = 0xE0F5E1E2

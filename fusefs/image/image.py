@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import stat
+from bisect import bisect_left
 from typing import NamedTuple
 
 from millpond.daemon.errors import StoreDamagedError
@@ -24,6 +25,14 @@ class Piece(NamedTuple):
     offset: int
     size: int
     zeros: int
+
+
+class Whole(NamedTuple):
+    """A file, the first block of its data, and its bytes."""
+
+    inode: int
+    block: int
+    size: int
 
 
 class Place(NamedTuple):
@@ -76,6 +85,20 @@ class Image:
         return Place(
             record, block - here, block - here + shape.data_blocks, shape.starts[number + 1] - shape.starts[number]
         )
+
+    def files(self, window: range, largest: int) -> list[Whole]:
+        """Files of 1 to `largest` bytes whose data begins in a part of one directory's. Raises FileError, StoreDamagedError."""
+        record, here = _given(self._space.data_of(window.start))
+        folder = self._space.folder(record)
+        shape = self._shapes.measured(folder)
+        base = window.start - here
+        first = bisect_left(shape.starts, here)
+        last = bisect_left(shape.starts, window.stop - base)
+        return [
+            Whole(entry.inode, base + shape.starts[number], entry.size)
+            for number, entry in enumerate(self._folders.list(folder, first, last - first), first)
+            if entry.type == FILE and 0 < entry.size <= largest
+        ]
 
     def _block(self, block: int) -> bytes:
         """One that is no file's."""

@@ -22,6 +22,7 @@ from bisect import bisect_right
 from enum import Enum
 from struct import Struct
 
+from millpond.daemon.mounts.left import memory_name
 from millpond.fusefs.attributes import FileError
 from millpond.fusefs.image.format import BLOCK, INODE_BYTES, INODES, MAX_BLOCK, NIDS
 
@@ -99,9 +100,9 @@ class Space:
         self._known = 0
 
     @staticmethod
-    def create() -> int:
-        """A memory file for a mount's records; the caller closes it."""
-        fd = os.memfd_create("millpond-image", os.MFD_CLOEXEC)
+    def create(name: str = "") -> int:
+        """A memory file for a mount's records, by whose name (daemon/mounts/left.py) its processes are found; the caller closes it."""
+        fd = os.memfd_create(memory_name(name), os.MFD_CLOEXEC)
         os.ftruncate(fd, _BYTES)
         return fd
 

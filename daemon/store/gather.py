@@ -7,7 +7,7 @@ has all that is to be done for it.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from millpond.daemon.store import records
@@ -16,21 +16,18 @@ from millpond.daemon.store.index import Content, grant_key, unpack_content
 from millpond.daemon.store.reader import GAP_BYTES, RUN_BYTES, Bytes, StoreReader
 from millpond.daemon.store.records import LOCATION, BadRecord, Kind
 
+_CHUNK = Kind.CHUNK.value
+
 
 class Small(NamedTuple):
-    """A file's content that is one chunk of `size` bytes, and where that lies. They sort by place."""
+    """A file's content that is one chunk of `size` bytes, and where its record lies: from `offset` to `end`. They sort by place."""
 
     segment: int
     offset: int
-    stored: int
+    end: int
     size: int
     id: bytes
     inode: int
-
-    @property
-    def end(self) -> int:
-        """Behind its record."""
-        return self.offset + records.padded(self.stored)
 
 
 def find(reader: StoreReader, inodes: Sequence[int], uid: int) -> tuple[list[Small], list[tuple[int, Content]]]:
@@ -38,9 +35,12 @@ def find(reader: StoreReader, inodes: Sequence[int], uid: int) -> tuple[list[Sma
     index = reader.index
     with index.begin() as txn:
 
-        def rows(database: object, keys: list[bytes]) -> Iterator[tuple[memoryview, memoryview]]:
+        def rows(database: object, keys: Iterable[bytes]) -> list[tuple[memoryview, memoryview]]:
             with txn.cursor(db=database) as cursor:
-                yield from cursor.getmulti(sorted(keys))  # neighbours lie on the same pages
+                told: list[tuple[memoryview, memoryview]] = cursor.getmulti(
+                    sorted(keys)
+                )  # neighbours lie on the same pages
+                return told
 
         named: list[tuple[int, int, bytes]] = []
         for number, value in rows(index.inodes, [inode.to_bytes(8, "big") for inode in inodes]):
@@ -48,10 +48,12 @@ def find(reader: StoreReader, inodes: Sequence[int], uid: int) -> tuple[list[Sma
             if not flags & IS_LINK:
                 named.append((int.from_bytes(number, "big"), size, bytes(value[INODE.size :])))
         contents = {
-            bytes(key): unpack_content(value) for key, value in rows(index.objects, [key for _, _, key in named])
+            bytes(key): unpack_content(value) for key, value in rows(index.objects, {key for _, _, key in named})
         }
-        ids = [content.id for content in contents.values()]
-        granted = {bytes(key[4:]) for key, _ in rows(index.grants, [grant_key(uid, each) for each in ids])}
+        ids = {content.id for content in contents.values()}
+        granted = rows(index.grants, [grant_key(uid, each) for each in ids])
+        # Nearly always all of them.
+        allowed = ids if len(granted) == len(ids) else {bytes(key[4:]) for key, _ in granted}
         places = {bytes(key): LOCATION.unpack(value) for key, value in rows(index.records, ids)}
         found: list[Small] = []
         others: list[tuple[int, Content]] = []
@@ -59,64 +61,77 @@ def find(reader: StoreReader, inodes: Sequence[int], uid: int) -> tuple[list[Sma
             content = contents.get(key)
             if content is None:
                 continue
-            if content.id not in granted:
+            kind, content_id, there = content
+            if content_id not in allowed:
                 known = reader.located(key, uid)  # perhaps another of its contents
                 if known is None:
                     continue
                 content, place = known[0], tuple(known[1])
+                kind, content_id, there = content
             else:
-                place = places.get(content.id, ())
-            if content.size != size or not place:
+                place = places.get(content_id, ())
+            if there != size or not place:
                 continue
-            if content.kind == Kind.CHUNK:
-                found.append(Small(place[2], place[3], place[4], size, content.id, inode))
+            if kind == _CHUNK:
+                _, _, segment, offset, stored, _ = place
+                found.append(Small(segment, offset, offset + records.padded(stored), size, content_id, inode))
             else:
                 others.append((inode, content))
     found.sort()
     return found, others
 
 
-def will_need(reader: StoreReader, batch: Sequence[Small]) -> None:
-    """Have the kernel begin to read what `read` will. What it cannot, `read` will see."""
-    for first, _, end in _side_by_side(batch):
-        begin = batch[first]
+def will_need(reader: StoreReader, runs: Sequence[Run]) -> None:
+    """Have the kernel begin to read what `read_runs` will. What it cannot, that will see."""
+    for run in runs:
         with contextlib.suppress(OSError):
-            reader.read_ahead(begin.segment, begin.offset, end - begin.offset)
+            reader.read_ahead(run.files[0].segment, run.begin, run.end - run.begin)
 
 
 def read(reader: StoreReader, batch: Sequence[Small], *, waiting: bool = True) -> Iterator[tuple[Small, Bytes | None]]:
     """Each one's bytes, checked; None for what is damaged or has moved, and without `waiting` for what is not in the page cache. `batch` is
     sorted; what lies side by side is read at once."""
     read_range = reader.read_range if waiting else reader.peek
-    for first, behind, end in _side_by_side(batch):
-        yield from _run(read_range, reader.key, batch[first:behind], end)
+    for run in side_by_side(batch):
+        yield from _run(read_range, reader.key, run)
 
 
-def _side_by_side(batch: Sequence[Small]) -> Iterator[tuple[int, int, int]]:
-    """(first, the one behind, the place in the segment where they end) of what lies side by side in a sorted batch, or nearly."""
+def read_runs(reader: StoreReader, runs: Sequence[Run]) -> Iterator[tuple[Small, Bytes | None]]:
+    """The same for what `side_by_side` found."""
+    for run in runs:
+        yield from _run(reader.read_range, reader.key, run)
+
+
+class Run(NamedTuple):
+    """What lies in one segment, side by side or nearly, from `begin` to `end`."""
+
+    files: Sequence[Small]
+    begin: int
+    end: int
+
+
+def side_by_side(batch: Sequence[Small]) -> Iterator[Run]:
+    """A sorted batch in runs of up to RUN_BYTES."""
     first = 0
     while first < len(batch):
-        begin, behind = batch[first], first + 1
-        end = begin.end
+        segment, begin, end, *_ = batch[first]
+        behind = first + 1
         while behind < len(batch):
-            here = batch[behind]
-            following = here.end
-            if here.segment != begin.segment or here.offset - end > GAP_BYTES or following - begin.offset > RUN_BYTES:
+            where, offset, following, *_ = batch[behind]
+            if where != segment or offset - end > GAP_BYTES or following - begin > RUN_BYTES:
                 break
             end, behind = max(end, following), behind + 1
-        yield first, behind, end
+        yield Run(batch[first:behind], begin, end)
         first = behind
 
 
-def _run(
-    read_range: Callable[[int, int, int], memoryview], key: int, run: Sequence[Small], end: int
-) -> Iterator[tuple[Small, Bytes | None]]:
-    begin = run[0].offset
+def _run(read_range: Callable[[int, int, int], memoryview], key: int, run: Run) -> Iterator[tuple[Small, Bytes | None]]:
+    begin = run.begin
     try:
-        view = read_range(run[0].segment, begin, end - begin)
+        view = read_range(run.files[0].segment, begin, run.end - begin)
     except OSError:
         view = memoryview(b"")
-    for small in run:
+    for small in run.files:
         try:
             yield small, records.chunk_at(view, small.offset - begin, key, small.id, small.size)
         except BadRecord:

@@ -16,7 +16,7 @@ from millpond.daemon.errors import StoreDamagedError
 from millpond.daemon.rpc import framing
 from millpond.daemon.store import gather
 from millpond.daemon.store.folders import FolderReader
-from millpond.daemon.store.gather import Small
+from millpond.daemon.store.gather import Run
 from millpond.daemon.store.index import Content
 from millpond.daemon.store.reader import Bytes, StoreReader
 from millpond.fusefs.attributes import FileError
@@ -38,10 +38,10 @@ _ZEROS = memoryview(bytes(BLOCK))
 
 @dataclass(frozen=True, slots=True)
 class _Looked:
-    """The files that begin in a window, and where they lie in the store: those that are one chunk, and the others."""
+    """The files that begin in a window, and where they lie in the store: runs of those that are one chunk, and the others."""
 
     files: Sequence[Whole]
-    small: Sequence[Small]
+    runs: Sequence[Run]
     others: Sequence[tuple[int, Content]]
 
 
@@ -113,14 +113,15 @@ class Windows:
             small, others = gather.find(reader, [file.inode for file in files], self._uid)
         except (FileError, StoreDamagedError):  # a folder of before the index was made anew
             return _Looked((), (), ())
-        gather.will_need(reader, small)
-        return _Looked(files, small, others)
+        runs = list(gather.side_by_side(small))
+        gather.will_need(reader, runs)
+        return _Looked(files, runs, others)
 
     def _bring(self, reader: StoreReader, looked: _Looked) -> None:
         """Write what is there of a window's files. Each write may wait until a READ of the same pages is answered. Raises OSError when the
         mount is gone."""
         contents: dict[int, Sequence[Bytes]] = {}
-        for small, data in gather.read(reader, looked.small):
+        for small, data in gather.read_runs(reader, looked.runs):
             if data is not None:
                 contents[small.inode] = [data]
         for inode, content in looked.others:

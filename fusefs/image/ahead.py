@@ -29,6 +29,9 @@ _LOOKS = 3
 # Requests for a directory's files before anything is brought, or for files of all directories before one request does; and windows that each more
 # is good for.
 _FIRST, _MANY, _TIMES = 2, 16, 4
+# Who reads files in order: so many requests in a row, each so many blocks behind the one before in its directory, at most. The kernel reads the
+# image ahead of him, and nobody else need do so.
+_ROW, _NEAR = 3, 64
 # Windows on their way, and such as are remembered; directories whose requests are counted.
 _MOST_WAITING, _MOST_DONE, _MOST_COUNTED = 64, 1 << 16, 8192
 # How often it is looked whether a window is there, and the pause between, in seconds. Not for long: of a block that could not be read
@@ -50,10 +53,11 @@ def is_of_use(files: int, size: int, *, far: bool) -> bool:
 
 @dataclass(slots=True)
 class _Read:
-    """Of one directory: requests for its files that were not brought, and windows that were."""
+    """Of one directory: requests for its files that were not brought, windows that were, and the block behind what was asked for last."""
 
     requests: int = 0
     windows: int = 0
+    end: int = 0
 
 
 class Ahead:
@@ -72,6 +76,8 @@ class Ahead:
         self._queue: deque[range | None] = deque()
         self._count = threading.Semaphore(0)
         self._requests = 0
+        # Requests in order.
+        self._row = 0
         self._room = 0
         self._last = -_QUIET_S
         # The thread that reads, whose own requests do not count.
@@ -87,7 +93,7 @@ class Ahead:
             self._directories.clear()
             self._looks = dict.fromkeys(self._looks, 0)
             self._up_to.clear()
-            self._requests = 0
+            self._requests = self._row = 0
             self._room = self._room_of()
             if self.fillers is not None:
                 self.fillers.wake()
@@ -103,9 +109,13 @@ class Ahead:
         self._directories.move_to_end(place.record)
         if len(self._directories) > _MOST_COUNTED:
             self._directories.popitem(last=False)
+        if read.requests:
+            self._row = self._row + 1 if 0 <= block - read.end <= _NEAR else 0
+        read.end = block + (size >> BLOCK_BITS)
         read.requests += 1
         self._requests += 1
-        self._want(read, place, block // WINDOW_BLOCKS, now)
+        if self._row < _ROW:
+            self._want(read, place, block // WINDOW_BLOCKS, now)
 
     def _look(self, kind: Kind, block: int, end: int) -> None:
         """Names or inodes were asked for, of which places are given out up to `end`."""

@@ -51,7 +51,7 @@ _PASSTHROUGH = ("passthrough", "passthrough_files", "passthrough_bytes")
 # What it tells of its processes, and of the kernel's read-ahead.
 _SERVING = ("serving", "serving_most", "serving_why", "servers_ended", "read_ahead_kb", "read_ahead_why")
 # And of what was brought ahead of readers.
-_FILLING = ("filling_why", "fillers_killed", "filled_files", "filled_bytes")
+_FILLING = ("filling_why", "filling_by_thread", "fillers_killed", "filled_files", "filled_bytes")
 # What a holder tells of files that were not here.
 _REMOTE = (
     *("errors", "opens", "hit_rate", "waits", "waited_s", "waited_unpacking_s", "waited_disk_s"),

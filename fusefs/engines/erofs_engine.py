@@ -7,6 +7,7 @@ the file open as long as EROFS is mounted; behind that, the FUSE mount ends by i
 
 from __future__ import annotations
 
+import logging
 import os
 import select
 from collections.abc import Awaitable, Callable
@@ -32,6 +33,8 @@ from millpond.fusefs.image.image import Image
 from millpond.fusefs.image.mounter import Wanted
 from millpond.fusefs.image.space import DATA_BLOCKS, Space
 from millpond.fusefs.serving.servers import Servers
+
+log = logging.getLogger("millpond.fusefs")
 
 # The part of the memory that is filled (one in so many).
 _PART = 4
@@ -154,6 +157,8 @@ class _Engine:
                 nursery.start_soon(keeper.run, arrival)
                 try:
                     await _until_gone(entry)
+                except OSError as error:  # then the mount's end would not be seen, and nothing of it may be kept open
+                    log.error("nothing is brought ahead any more: %s", error)
                 finally:
                     self._ahead.end()
                 nursery.cancel_scope.cancel()

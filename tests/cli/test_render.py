@@ -176,6 +176,10 @@ def test_mounts_table_and_reasons() -> None:
     ):
         filled = mounted(filled_files=files, filled_bytes=size, filling_why=reason, fillers_killed=killed)
         assert list(mountlines.mounts_lines([filled], now=0, verbose=True))[2:] == [f"/mnt/a\\nb: {told}"]
+    image = mounted(filled_files=0, filled_bytes=2000, filling_why="", filling_by_thread="not\nin a container")
+    assert list(mountlines.mounts_lines([image], now=0, verbose=True))[2:] == [
+        "/mnt/a\\nb: brought ahead: 0 files, 2.00 kB; by a thread: not\\nin a container"
+    ]
 
 
 def test_umount_and_restore() -> None:

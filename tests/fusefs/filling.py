@@ -116,6 +116,41 @@ def hold_up(place: Path, holder: int, stats: Callable[[], dict[str, Any]]) -> tu
     return filler, reader
 
 
+# Of the tree below: folders, files of each, and bytes of a file.
+FOLDERS, FILES, SIZE = 4, 60, 30_000
+
+
+def of_image(folder: int, number: int) -> bytes:
+    return random.Random(folder * 1000 + number).randbytes(SIZE)
+
+
+def image_tree() -> dict[bytes, Node]:
+    """Folders of files that a filler of an image brings."""
+    return {b"%d/%02d" % (n, m): File(of_image(n, m)) for n in range(FOLDERS) for m in range(FILES)}
+
+
+def hold_up_image(place: Path, holder: int, filler: int, filled: Callable[[], int]) -> subprocess.Popen[str]:
+    """Of an image of `image_tree`: a reader's READ waits, as the holder is stopped, and the filler waits for its page, in a sleep that no signal
+    ends. The reader. `filled` asks the holder how many files were brought."""
+    for path in list_all(place):
+        path.stat()  # so that nothing but their content is asked for afterwards
+    for number in (3, 50):
+        assert (place / f"0/{number:02}").read_bytes() == of_image(0, number)
+    eventually(lambda: filled() >= FILES - 2, "the rest of the folder is brought")
+    stopped(filler)
+    try:
+        for number in (3, 50):
+            assert (place / f"1/{number:02}").read_bytes() == of_image(1, number)
+        assert filled() <= FILES, "the other folder is to be brought, which the holder has said by now; but not yet"
+        stopped(holder)
+        reader = read_apart(place / "1/20", of_image(1, 20))
+        eventually(lambda: state_of(reader.pid) == "D", "a reader waits for its page")
+    finally:
+        os.kill(filler, signal.SIGCONT)
+    eventually(lambda: state_of(filler) == "D", "the filler waits for the page, too")
+    return reader
+
+
 def fusectl(folder: Path) -> Path:
     """The kernel's control files, mounted where nobody else looks for them."""
     place = folder / "connections"

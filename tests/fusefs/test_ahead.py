@@ -119,6 +119,19 @@ def test_who_reads_many_files_needs_no_second_one(looked: Looked, tmp_path: Path
     assert running.end() == FOLDER_BYTES
 
 
+def test_who_reads_files_in_order_is_left_to_the_kernel(looked: Looked, tmp_path: Path) -> None:
+    running = Running(looked, tmp_path)
+    for data in looked.data[:6]:
+        for number in range(FILES):
+            running.asked(data + 5 * number)
+    # Until it was known.
+    before = running.ahead.brought
+    assert before <= FOLDER_BYTES
+    for number in (40, 3, 20, 9):
+        running.asked(looked.data[7] + 5 * number)
+    assert running.end() > before
+
+
 def test_its_own_requests_and_large_files_bring_nothing(looked: Looked, tmp_path: Path) -> None:
     running = Running(looked, tmp_path)
     eventually(lambda: running.ahead.is_of(running._thread.native_id or 0), "the thread has begun")

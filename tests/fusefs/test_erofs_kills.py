@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from tests.fusefs import filling
-from tests.fusefs.filling import drop_fusectl, fusectl, gone, read_apart, state_of, stopped
+from tests.fusefs.filling import FILES, FOLDERS, drop_fusectl, fusectl, gone, of_image, state_of
 from tests.fusefs.helpers import File, Mounted, eventually, mount, open_store, put_tree
 from tests.fusefs.test_filling_kills import GONE, is_over, told
 
@@ -33,12 +33,6 @@ pytestmark = [
     filling.possible,
 ]
 
-FOLDERS, FILES, SIZE = 4, 60, 30_000
-
-
-def content(folder: int, number: int) -> bytes:
-    return random.Random(folder * 1000 + number).randbytes(SIZE)
-
 
 @pytest.fixture
 def record() -> str:
@@ -50,8 +44,7 @@ def record() -> str:
 def mounted(base: Path, record: str) -> Iterator[Mounted]:
     store = open_store(base / "store")
     try:
-        tree = {b"%d/%02d" % (n, m): File(content(n, m)) for n in range(FOLDERS) for m in range(FILES)}
-        totals = put_tree(store, tree)
+        totals = put_tree(store, filling.image_tree())
     finally:
         store.close()
     with mount(base / "store", totals, base / "m", fill=1, name=source_of(None, record)) as found:
@@ -62,31 +55,14 @@ def mounted(base: Path, record: str) -> Iterator[Mounted]:
 
 
 def right(mounted: Mounted, folder: int, number: int) -> bool:
-    return (mounted.place / f"{folder}/{number:02}").read_bytes() == content(folder, number)
+    return (mounted.place / f"{folder}/{number:02}").read_bytes() == of_image(folder, number)
 
 
 def hold_up(mounted: Mounted) -> tuple[int, subprocess.Popen[str]]:
-    """A reader's READ waits, as the holder is stopped, and the filler waits for its page, in a sleep that no signal ends."""
-    for folder in range(FOLDERS):
-        assert len(os.listdir(mounted.place / str(folder))) == FILES
-        for path in (mounted.place / str(folder)).iterdir():
-            path.stat()  # so that nothing but its content is asked for afterwards
-    assert right(mounted, 0, 3) and right(mounted, 0, 50)
-    eventually(lambda: mounted.stats()["filled_files"] >= FILES - 2, "the rest of the folder is brought")
+    """The filler, and a reader, as hold_up_image leaves them."""
     (filler,) = mounted.stats()["fillers"]
-    stopped(filler)
-    try:
-        assert right(mounted, 1, 3) and right(mounted, 1, 50)
-        assert mounted.stats()["filled_files"] <= FILES, (
-            "the other folder is to be brought, which the holder has said by now; but not yet"
-        )
-        stopped(mounted.pid)
-        reader = read_apart(mounted.place / "1/20", content(1, 20))
-        eventually(lambda: state_of(reader.pid) == "D", "a reader waits for its page")
-    finally:
-        os.kill(filler, signal.SIGCONT)
-    eventually(lambda: state_of(filler) == "D", "the filler waits for the page, too")
-    return int(filler), reader
+    reader = filling.hold_up_image(mounted.place, mounted.pid, filler, lambda: mounted.stats()["filled_files"])
+    return filler, reader
 
 
 def test_both_go_on_when_the_holder_does(mounted: Mounted) -> None:
@@ -163,7 +139,7 @@ def test_a_detached_image_loses_its_filler_and_is_read_to_the_end(mounted: Mount
     with open(mounted.place / "3/10", "rb") as file:
         assert not mounted.umount("-z").returncode
         eventually(lambda: gone(filler), "the filler ends")
-        assert file.read() == content(3, 10)
+        assert file.read() == of_image(3, 10)
     assert mounted.ended() == 0
 
 
@@ -187,7 +163,7 @@ def kill_soon(place: Path, after_s: float, spared: tuple[str, ...]) -> None:
 
 def answer_of(path: Path) -> object:
     try:
-        return "right" if path.read_bytes() == content(0, int(path.name)) else "wrong"
+        return "right" if path.read_bytes() == of_image(0, int(path.name)) else "wrong"
     except OSError as error:
         return error.errno
 
@@ -199,7 +175,7 @@ def test_killed_at_any_moment_while_it_is_mounted(base: Path, spared: tuple[str,
     """The holder, perhaps with what it has forked: nothing stays that cannot end, and what is there is right or an error."""
     store = open_store(base / "store")
     try:
-        totals = put_tree(store, {b"%02d" % number: File(content(0, number)) for number in range(FILES)})
+        totals = put_tree(store, {b"%02d" % number: File(of_image(0, number)) for number in range(FILES)})
     finally:
         store.close()
     rng = random.Random(len(spared))

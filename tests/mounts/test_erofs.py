@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tests.cli.helpers import Home
+from tests.fusefs import filling, helpers
+from tests.fusefs.helpers import File
 from tests.mounts.conftest import DvcRepo, contents
+from tests.mounts.test_filling import below
+from tests.mounts.test_kills import children
 from tests.mounts.test_mounts import eventually, mounts
 
+from millpond.daemon.mounts import left
 from millpond.daemon.mounts.engines import EROFS
 from millpond.daemon.mounts.kernel import why_no_image
 from millpond.daemon.mounts.place import MARKER, mounted_at
@@ -53,6 +61,48 @@ def test_an_image_is_mounted_anew_whoever_was_killed(repo: DvcRepo) -> None:
     repo.home.run("umount", str(place))
     eventually(lambda: mounts(repo) == [] and mounted_at(os.fspath(place)) is None)
     assert os.listdir(place) == []
+
+
+@filling.possible
+@pytest.mark.parametrize("killed", [pytest.param("holder and filler", marks=pytest.mark.long), "all"])
+def test_what_was_killed_while_a_reader_and_the_filler_wait_is_made_again(home: Home, killed: str) -> None:
+    for name, node in filling.image_tree().items():
+        full = home.repo / "data" / os.fsdecode(name)
+        full.parent.mkdir(parents=True, exist_ok=True)
+        assert isinstance(node, File)
+        full.write_bytes(node.data)
+    home.run("init", "-q", "--no-scm")
+    home.run("add", "-q", "data")
+    place = home.path / "m"
+    place.mkdir()
+
+    def shown() -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(home.run("mounts", "--json").stdout)["mounts"][0]
+        return found
+
+    home.run("daemon", "stop")
+    home.run("mount", "-q", "--engine", EROFS, "data", str(place), env={"MILLPOND_FILL": "1"})
+    daemon = int(json.loads(home.run("daemon", "status", "--json").stdout)["pid"])
+    holder = int(shown()["pid"])
+    (filler,) = (pid for pid in children(holder) if Path(f"/proc/{pid}/comm").read_text() == "millpond-filler\n")
+    try:
+        reader = filling.hold_up_image(place, holder, filler, lambda: int(shown()["filled_files"]))
+        for pid in [daemon, *below(daemon), filler, holder] if killed == "all" else [filler, holder]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        # Any command does: with the daemon gone, it starts another.
+        home.run("mounts")
+        answer = reader.communicate(timeout=20)[0].strip()
+        assert answer.startswith("errno") or answer == "right"
+        helpers.eventually(lambda: filling.gone(filler), "the filler ends")
+        helpers.eventually(lambda: shown()["state"] == "mounted", "it is mounted again")
+        assert int(shown()["pid"]) != holder
+        assert (place / "1/20").read_bytes() == filling.of_image(1, 20)
+        assert "brought ahead: " in home.run("mounts", "-v").stdout
+    finally:
+        left.abort(json.loads(home.run("mounts", "--json").stdout)["mounts"][0]["id"])
+        home.run("umount", "--all", "--lazy", code=None)
+        home.run("daemon", "stop", code=None)
 
 
 @pytest.mark.long

@@ -13,6 +13,7 @@ import time
 from contextlib import AbstractContextManager
 from typing import Any
 
+from millpond.daemon.errors import StoreDamagedError
 from millpond.daemon.store.folders import (
     FILE,
     FILE_INODE_BIT,
@@ -110,6 +111,18 @@ class Tree:
         """The folder of the index that a directory is, if it is one."""
         node = self.nodes.get(inode)
         return None if node is None else node.folder
+
+    def where(self, inode: int) -> tuple[bytes, int] | None:
+        """A directory's path from the root, and how many entries it has, if it is a folder of the index."""
+        folder = self.folder_of(inode)
+        names: list[bytes] = []
+        try:
+            while inode != ROOT:
+                inode, name = self.nodes.known(inode).key
+                names.append(name)
+            return None if folder is None else (b"/".join(reversed(names)), self.folders.count(folder))
+        except (FileError, StoreDamagedError):  # the kernel forgot a directory on the way, or the index lost it
+            return None
 
     def getattr(self, inode: int) -> Attributes:
         """Attributes of an inode the kernel knows. Raises FileError."""

@@ -7,6 +7,8 @@ import os
 import pwd
 from dataclasses import dataclass
 
+# The name of a process that lists directories of a mount ahead (fusefs/filling/).
+FILLER = "millpond-filler"
 # Entries reported; a job with a thousand loader workers needs no thousand lines.
 MAX_HOLDERS = 20
 
@@ -35,6 +37,11 @@ def who_holds(mountpoint: str) -> list[MountUser]:
                 if len(found) >= MAX_HOLDERS:
                     break
     return found
+
+
+def is_only_ours(mountpoint: str) -> bool:
+    """Whether nobody holds it whom this process may look into, but perhaps fillers, which list a directory of it and let go."""
+    return all(user.command == FILLER for user in who_holds(mountpoint))
 
 
 def _held(pid: int, mountpoint: str, prefix: str) -> str | None:

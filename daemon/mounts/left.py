@@ -12,11 +12,12 @@ import os
 from collections.abc import Iterator
 
 from millpond.daemon.mounts import syscalls
+from millpond.daemon.mounts.busy import FILLER
 from millpond.daemon.mounts.connections import CONTROL
 from millpond.daemon.mounts.filling import IN_CONTAINER
 from millpond.daemon.mounts.kernel import is_machines
 
-_NAMES = ("millpond-holder", "millpond-filler", "millpond-server")
+_NAMES = ("millpond-holder", FILLER, "millpond-server")
 _DEVICE = "/dev/fuse"
 # In /proc/PID/fdinfo of that, since Linux 6.11.
 _NUMBER = "fuse_connection:"

@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from millpond.daemon.jobs.worker import WorkerContext
 
 _UMOUNT_S = 20.0
+# How often a mount that only a filler of ours holds is tried again, and the pauses between.
+_TRIES, _PAUSE_S = 20, 0.025
 
 
 def mount(context: WorkerContext, params: dict[str, Any]) -> dict[str, Any]:
@@ -291,6 +294,11 @@ def umount_one(context: WorkerContext, record: MountRecord, *, lazy: bool, syste
     taken = there is not None and not place.is_of(there, record.id)
     if there is not None and not taken:
         error = _detach(context, record, lazy=lazy, system=system)
+        tries = _TRIES
+        while error == errno.EBUSY and not lazy and not system and tries and busy.is_only_ours(record.mountpoint):
+            tries -= 1
+            time.sleep(_PAUSE_S)
+            error = _detach(context, record, lazy=lazy, system=system)
         if error:
             context.client.call("mounts.ending", {"id": record.id, "ending": False})
             raise _refused(record, error)

@@ -24,7 +24,7 @@ from millpond.fusefs.engines.passthrough import CACHED, PASSED, Passthrough
 from millpond.fusefs.engines.protocol import Init, Op
 from millpond.fusefs.engines.readahead import ReadAhead
 from millpond.fusefs.filesystem import Filesystem
-from millpond.fusefs.filling.feed import Feed
+from millpond.fusefs.filling.feed import MAX_BYTES, Feed
 
 log = logging.getLogger("millpond.fusefs")
 T = TypeVar("T")
@@ -139,6 +139,8 @@ class Answers:
             self._later(unique, lambda: self._lookup_later(unique, inode, name))
         else:
             self._found(unique, found, _NEVER)
+        if self._feed is not None and found is not None and found.inode & FILE_INODE_BIT and found.size <= MAX_BYTES:
+            self._feed.looked_up(inode)
 
     async def _lookup_later(self, unique: int, inode: int, name: bytes) -> None:
         self._found(unique, await self._fs.lookup(inode, name), _NOT_YET)

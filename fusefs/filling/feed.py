@@ -5,9 +5,11 @@ from __future__ import annotations
 import socket
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from zlib import crc32
 
 from millpond.fusefs.filling import messages
+from millpond.fusefs.filling.unlisted import Unlisted
 
 # Larger files are none of a filler's.
 MAX_BYTES = 128 << 10
@@ -21,10 +23,14 @@ MANY, _WHILE_S, _AGAIN_S = 256, 5.0, 30.0
 
 
 class Feed:
-    """For one thread. `socks` are this process's, one a filler, also when several processes have them."""
+    """For one thread. `socks` are this process's, one a filler, also when several processes have them. `where` tells a directory's path from the root, and
+    how many entries it has, if it may be listed ahead; without it none is."""
 
-    def __init__(self, socks: Sequence[socket.socket]) -> None:
+    def __init__(
+        self, socks: Sequence[socket.socket], where: Callable[[int], tuple[bytes, int] | None] | None = None
+    ) -> None:
         self._ears = [_Ear(sock) for sock in socks]
+        self._unlisted = None if where is None else Unlisted(where)
         self._files: list[tuple[int, int]] = []
         self._began = 0.0
         self._entries = 0
@@ -42,6 +48,14 @@ class Feed:
                 self._woken = now
             if now - self._woken <= _WHILE_S:
                 self._tell()
+
+    def looked_up(self, directory: int) -> None:
+        """The kernel asked for a small file of a directory by its name."""
+        if self._unlisted is None or (path := self._unlisted.looked_up(directory, time.monotonic())) is None:
+            return
+        ear = self._ears[crc32(path) % len(self._ears)]
+        if not ear.list(path):
+            self._unlisted.forget(directory)
 
     def read(self, inode: int, size: int) -> None:
         """A READ brought a whole file."""
@@ -83,6 +97,14 @@ class _Ear:
     def again(self) -> None:
         self._folders = OrderedDict.fromkeys([*self._told, *self._folders][-_MOST_FOLDERS:])
         self._told.clear()
+
+    def list(self, path: bytes) -> bool:
+        """Have a directory listed; whether there was room to say so."""
+        try:
+            self.sock.send(messages.LIST + path, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        except OSError:
+            return False
+        return True
 
     def tell(self, read: bytes) -> None:
         """The folders, and `read` if it is not empty."""

@@ -11,6 +11,7 @@ from millpond.daemon.rpc import framing
 from millpond.daemon.store.folders import FolderReader
 from millpond.daemon.store.reader import StoreReader
 from millpond.fusefs.filling import messages
+from millpond.fusefs.filling.lister import Lister
 from millpond.fusefs.filling.plan import Plan
 from millpond.fusefs.filling.pusher import Pusher
 from millpond.fusefs.filling.tally import Tally, available_bytes
@@ -20,17 +21,23 @@ _FILES = 512
 _PART = 4
 # Files looked up ahead in one go.
 _AHEAD = 128
+# Directories that wait for there to be a descriptor of the mount.
+_MOST_UNLISTED = 256
 # Files that the kernel did not know, of _FILES, after which it is not told more.
 _MOST_UNKNOWN = 64
 
 
 class Files:
-    """The share of one filler: which of how many. `uid`'s grants count."""
+    """The share of one filler: which of how many, of the mount on `place`. `uid`'s grants count."""
 
     is_full = False
 
-    def __init__(self, uid: int, tally: Tally, share: tuple[int, int]) -> None:
+    def __init__(self, uid: int, tally: Tally, share: tuple[int, int], place: str) -> None:
         self._uid = uid
+        self._place = place
+        # Of directories, once there is a descriptor of the mount; and what is to be listed by then.
+        self._lister: Lister | None = None
+        self._unlisted: list[bytes] = []
         self._tally = tally
         self._plan = Plan(self._files_of, lambda: available_bytes() // _PART, share)
         self._reader: StoreReader | None = None
@@ -53,10 +60,19 @@ class Files:
             self._looks_ahead = True  # their files may be looked up while nothing else is to be done
         elif kind == messages.READ:
             self._plan.read(messages.files_of(body), time.monotonic())
+        elif kind == messages.LIST and self._lister is not None:
+            self._lister.add(body)
+        elif kind == messages.LIST and len(self._unlisted) < _MOST_UNLISTED:
+            self._unlisted.append(body)
 
-    def begin(self, device: int, given: Sequence[int]) -> None:
+    def begin(self, device: int, number: str, given: Sequence[int]) -> None:
         """See Bringer."""
         framing.close_all(given)
+        # Who waits for an answer must be ended if nobody is left to give one: from now on there is somebody who sees to that (guard.py).
+        self._lister = Lister(self._place, number)
+        for path in self._unlisted:
+            self._lister.add(path)
+        self._unlisted.clear()
         assert self._reader is not None
         self._pusher = Pusher(self._reader, self._uid, device, self._tally)
         self._plan.resume(time.monotonic())
@@ -101,7 +117,10 @@ class Files:
 
     def sleep(self) -> None:
         """See Bringer."""
-        self._reader = self._folders = self._pusher = self._pushing = None
+        if self._lister is not None:
+            self._lister.end()
+        self._reader = self._folders = self._pusher = self._pushing = self._lister = None
+        self._unlisted.clear()
         self._looks_ahead = False
         self._plan.rest()
 

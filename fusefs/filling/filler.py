@@ -64,8 +64,9 @@ class Bringer(Protocol):
         """A message, while awake."""
         ...
 
-    def begin(self, device: int, given: Sequence[int]) -> None:
-        """A clone of the mount's descriptor has come, and what else the holder gives with it, which is closed here. Raises OSError."""
+    def begin(self, device: int, number: str, given: Sequence[int]) -> None:
+        """A clone of the descriptor of the mount with this `major:minor` has come, and what else the holder gives with it, which is closed
+        here. Raises OSError."""
         ...
 
     def step(self) -> None:
@@ -97,7 +98,9 @@ class Filler:
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
         self._bringer: Bringer = (
-            Windows(settings.uid, tally) if settings.image else Files(settings.uid, tally, settings.share)
+            Windows(settings.uid, tally)
+            if settings.image
+            else Files(settings.uid, tally, settings.share, settings.place)
         )
         self._awake: _Awake | None = None
 
@@ -139,9 +142,10 @@ class Filler:
     def _take(self, kind: bytes, body: bytes, fds: list[int]) -> None:
         if kind == messages.DEVICE and fds and self._awake is not None and self._awake.told < 0:
             device, *given = fds
-            told = self._awake.begin(device, body.decode())
+            number = body.decode()
+            told = self._awake.begin(device, number)
             self._poll.register(told, select.POLLIN)
-            self._bringer.begin(device, given)
+            self._bringer.begin(device, number, given)
             return
         framing.close_all(fds)
         if kind == messages.DEVICE:

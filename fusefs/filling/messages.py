@@ -5,8 +5,9 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable
 
-# To the filler: folders that were listed; small files that a READ brought; a clone of the mount's descriptor comes with this.
-LISTED, READ, DEVICE = b"L", b"R", b"D"
+# To the filler: folders that were listed; small files that a READ brought; the path of a directory to list; a clone of the mount's descriptor comes with
+# this.
+LISTED, READ, LIST, DEVICE = b"L", b"R", b"S", b"D"
 # To that of an image: something is read; a window to bring.
 AWAKE, WINDOW = b"A", b"N"
 # From it: it wants a clone; why it ends; and segments that it read (serving.messages.used).

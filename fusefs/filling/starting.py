@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 
 from millpond.daemon import wirepath
 from millpond.daemon.jobs import process
+from millpond.daemon.mounts.busy import FILLER
 from millpond.fusefs.filling import filler, messages
 from millpond.fusefs.filling.filler import FillerSettings
 from millpond.fusefs.filling.tally import Tally
@@ -94,7 +95,7 @@ def replace(forked: Forked) -> None:
 
 
 def _fill(settings: FillerSettings, sock: socket.socket, holder: int, tally: Tally) -> None:
-    process.set_name("millpond-filler")
+    process.set_name(FILLER)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     log_to(settings.log)

@@ -68,7 +68,7 @@ class Windows:
         if kind == messages.WINDOW:
             self._waiting.append(messages.window_of(body))
 
-    def begin(self, device: int, given: Sequence[int]) -> None:
+    def begin(self, device: int, number: str, given: Sequence[int]) -> None:
         """See Bringer. The memory of the image's space comes with the device."""
         assert self._reader is not None
         self._device = device

@@ -80,7 +80,7 @@ class Looked:
         filler = Windows(uid, tally)
         filler.wake(self.reader)
         with open(path, "w+b") as device:
-            filler.begin(device.fileno(), [os.dup(self.space_fd)])
+            filler.begin(device.fileno(), "", [os.dup(self.space_fd)])
             for window in list(self.windows()) if windows is None else windows:
                 filler.hear(messages.WINDOW, messages.window(window)[1:])
                 assert filler.is_busy

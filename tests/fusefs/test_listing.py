@@ -1,0 +1,144 @@
+"""Directories listed ahead of who looks files up one by one: which, when, and that nothing of it is in anybody's way."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from tests.fusefs import filling
+from tests.fusefs.filling import gone
+from tests.fusefs.helpers import File, Node, eventually, mount, open_store, put_tree
+from tests.fusefs.test_filling import filled, many
+
+from millpond.daemon.mounts.place import mounted_at
+from millpond.fusefs.filling import unlisted
+from millpond.fusefs.filling.unlisted import MOST_ENTRIES, PART, QUIET_S, TOGETHER, WITHIN_S, Unlisted
+
+
+class Looking:
+    """Looks at directories, which are called as their numbers are; `entries` is how many each has, 10 if it does not say."""
+
+    def __init__(self, entries: dict[int, int | None] | None = None) -> None:
+        self._entries = entries or {}
+        self._made = Unlisted(self._where)
+        self.listed: list[int] = []
+
+    def _where(self, directory: int) -> tuple[bytes, int] | None:
+        entries = self._entries.get(directory, 10)
+        return None if entries is None else (b"%d" % directory, entries)
+
+    def at(self, directories: list[int], now: float = 0.0) -> list[int]:
+        """What is to be listed then."""
+        found = [self._made.looked_up(each, now) for each in directories]
+        new = [int(each) for each in found if each is not None]
+        self.listed += new
+        return new
+
+    def forget(self, directory: int) -> None:
+        self._made.forget(directory)
+
+
+def test_few_looks_or_slow_ones_list_nothing() -> None:
+    looking = Looking()
+    assert not looking.at(list(range(TOGETHER - 1)))
+    for number in range(200):
+        assert not looking.at([number % 7], 100 + number * WITHIN_S / (TOGETHER - 2))
+
+
+def test_many_looks_list_each_directory_once() -> None:
+    looking = Looking()
+    looking.at(list(range(TOGETHER - 1)))
+    assert looking.at([*range(50), *range(50)]) == list(range(50))
+    assert not looking.at(list(range(50)), 1.0)
+    # The kernel may have forgotten them.
+    assert looking.at([*range(TOGETHER), *range(50)], 100.0) == [
+        TOGETHER - 1,
+        *range(TOGETHER - 1),
+        *range(TOGETHER, 50),
+    ]
+
+
+def test_a_large_directory_is_listed_when_many_of_its_files_are_looked_up() -> None:
+    looking = Looking({1: PART * 100, 2: MOST_ENTRIES + 1, 3: None})
+    assert not looking.at([1] * 99)
+    assert looking.at([1]) == [1]
+    assert not looking.at([2, 3] * MOST_ENTRIES)
+
+
+def test_no_more_than_so_many_entries_are_listed_in_one_go() -> None:
+    each = 10_000
+    looking = Looking({number: each for number in range(100)})
+    for number in range(100):
+        looking.at([number] * (each // PART + 1))
+    assert len(looking.listed) == unlisted.MOST_TOGETHER // each
+    looking.at([99] * (each // PART + 1 + TOGETHER), QUIET_S + 1)
+    assert looking.listed[-1] == 99
+
+
+def test_one_that_could_not_be_told_is_told_later() -> None:
+    looking = Looking()
+    assert looking.at([5] * TOGETHER) == [5]
+    looking.forget(5)
+    assert looking.at([5]) == [5]
+
+
+@pytest.mark.fuse
+@filling.possible
+@pytest.mark.parametrize("engine", ["direct"], indirect=True)
+def test_files_that_are_never_listed_are_brought_ahead(base: Path) -> None:
+    """Few LOOKUPs and READs for many files, and every byte right; then it can be unmounted, and nobody is left."""
+    tree = many(12, 150)
+    order = sorted(tree)
+    random.Random(3).shuffle(order)
+    with filled(base, tree) as mounted:
+        for path in order:
+            node = tree[path]
+            assert isinstance(node, File)
+            assert (mounted.place / os.fsdecode(path)).read_bytes() == node.data
+        found = mounted.stats()
+        assert found["filled_files"] > len(tree) // 4 and found["reads"] < len(tree), found
+        fillers = found["fillers"]
+
+        def unmounted() -> bool:
+            return not mounted.umount().returncode
+
+        # A directory may be open that moment.
+        eventually(unmounted, "it is unmounted", 3.0)
+        eventually(lambda: all(map(gone, fillers)), "the fillers end")
+
+
+@pytest.mark.fuse
+@filling.possible
+@pytest.mark.parametrize("engine", ["direct"], indirect=True)
+@pytest.mark.parametrize("killed", ["holder", "both"])
+def test_nobody_hangs_who_waits_for_a_listing(base: Path, killed: str) -> None:
+    """The holder is stopped while directories are listed ahead, then killed, perhaps with the filler."""
+    tree: dict[bytes, Node] = {b"%02d/%03d" % (n, m): File(b"%d %d" % (n, m)) for n in range(40) for m in range(60)}
+    store = open_store(base / "store")
+    try:
+        totals = put_tree(store, tree)
+    finally:
+        store.close()
+    order = sorted(tree)
+    random.Random(4).shuffle(order)
+    with mount(base / "store", totals, base / "m", fill=1) as mounted:
+        (filler,) = mounted.stats()["fillers"]
+        code = "import sys, json\nfor path in json.load(sys.stdin): open(path, 'rb').read()"
+        reader = subprocess.Popen(["python3", "-c", code], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd="/")
+        assert reader.stdin is not None
+        reader.stdin.write(json.dumps([os.fspath(mounted.place / os.fsdecode(path)) for path in order]).encode())
+        reader.stdin.close()
+        eventually(lambda: mounted.stats()["known_directories"] > 30, "it reads")
+        os.kill(mounted.pid, signal.SIGSTOP)
+        if killed == "both":
+            os.kill(filler, signal.SIGKILL)
+        os.kill(mounted.pid, signal.SIGKILL)
+        mounted.ended()
+        assert reader.wait(20) in (0, 1)
+        eventually(lambda: gone(filler), "the filler ends")
+        assert mounted_at(os.fspath(mounted.place)) is not None

@@ -110,9 +110,14 @@ class Commands:
         try:
             _open_output(spec, ours, theirs)
             parent = os.getpid()
-            pid = os.fork()
-            if not pid:
-                _become(spec, theirs, report, parent)
+            # What a signal's handler raises while Python prepares itself for a fork is printed, and lost.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+            try:
+                pid = os.fork()
+                if not pid:
+                    _become(spec, theirs, report, parent)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
             # Both sides do it, so that it is done whichever is first.
             with contextlib.suppress(OSError):
                 os.setpgid(pid, pid)

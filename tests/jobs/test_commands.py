@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.fusefs.helpers import PYTHONPATH
 from tests.jobs.helpers import gone, until
 
 from millpond.daemon.jobs.commands import Command, Commands, CommandSpec, shell_command
@@ -143,3 +146,35 @@ def test_the_shell_is_the_clients_without_its_start_up_files() -> None:
     assert shell_command("a", {"SHELL": "/usr/bin/bash"}) == ["/usr/bin/bash", "--noprofile", "--norc", "-c", "a"]
     assert shell_command("a", {"SHELL": "/bin/zsh"}) == ["/bin/zsh", "--no-rcs", "-c", "a"]
     assert shell_command("a", {"SHELL": "/bin/csh"}) == ["/bin/csh", "-c", "a"]
+
+
+# Has a signal while Python prepares itself for a fork; its handler raises.
+_AT_FORK = """
+import os, signal, sys
+from millpond.daemon.jobs.commands import Commands, CommandSpec
+
+class Stop(Exception):
+    pass
+
+def stop(number, frame):
+    raise Stop
+
+signal.signal(signal.SIGUSR1, stop)
+os.register_at_fork(before=lambda: (os.kill(os.getpid(), signal.SIGUSR1), sum(range(1000))))
+commands = Commands()
+try:
+    commands.start(CommandSpec(["true"], {"PATH": os.environ["PATH"]}), lambda stream, data: None)
+except Stop:
+    print("stopped")
+"""
+
+
+def test_a_signal_at_a_fork_is_not_lost() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _AT_FORK],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**ENV, "PYTHONPATH": PYTHONPATH},
+    )
+    assert (done.stdout, done.stderr, done.returncode) == ("stopped\n", "", 0)

@@ -224,6 +224,20 @@ def mount(
         mounted.close()
 
 
+@contextlib.contextmanager
+def waiting_reader(program: str, mounted: Mounted, name: str, *more: int) -> Iterator[subprocess.Popen[bytes]]:
+    """A Python program that says "open", then reads what the source has not given yet: it sleeps in the kernel. Its arguments are the
+    file's path, and more."""
+    command = [sys.executable, "-c", program, os.fspath(mounted.place / name), *map(str, more)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"open\n"
+        mounted.source.settimeout(TIMEOUT_S)
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 # What a source of a test makes of a request: an answer with its descriptors, or bytes to be sent as they are.
 Answer = Callable[[dict[str, Any]], "tuple[dict[str, Any], list[int]] | bytes"]
 

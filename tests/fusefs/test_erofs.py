@@ -36,6 +36,7 @@ from tests.fusefs.helpers import (
     open_store,
     put,
     put_tree,
+    waiting_reader,
 )
 from tests.fusefs.test_damage import flip
 from tests.fusefs.test_life import GONE
@@ -274,19 +275,6 @@ print(len(found), found[:40], flush=True)
 """
 
 
-@contextlib.contextmanager
-def waiting_reader(mounted: Mounted, name: str, *handled: int) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that reads what the source has not given yet: it sleeps in the kernel. It has handlers for some signals."""
-    command = [sys.executable, "-c", _READS, str(mounted.place / name), *map(str, handled)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None and process.stdout.readline() == b"open\n"
-        mounted.source.settimeout(TIMEOUT_S)
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
 @pytest.mark.parametrize("far", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_a_reader_that_waits_can_be_ended_and_one_that_lives_on_gets_all_its_bytes(base: Path, far: bool) -> None:
     store = open_store(base / "store")
@@ -305,12 +293,12 @@ def test_a_reader_that_waits_can_be_ended_and_one_that_lives_on_gets_all_its_byt
                     asked[told["name"][1]] = told["id"]
 
         for name, number in (("0", signal.SIGKILL), ("1", signal.SIGINT)):
-            with waiting_reader(mounted, name) as reader:
+            with waiting_reader(_READS, mounted, name) as reader:
                 wanted(int(name))
                 reader.send_signal(number)
                 assert reader.wait(TIMEOUT_S) == -number
         lived = (signal.SIGALRM, signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        with waiting_reader(mounted, "2", *lived) as reader:
+        with waiting_reader(_READS, mounted, "2", *lived) as reader:
             wanted(2)
             for number in lived:
                 reader.send_signal(number)

@@ -10,9 +10,7 @@ import signal
 import socket
 import stat
 import subprocess
-import sys
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -30,6 +28,7 @@ from tests.fusefs.helpers import (
     put,
     put_tree,
     used_inodes,
+    waiting_reader,
 )
 
 from millpond.daemon import memfd
@@ -356,18 +355,6 @@ with mmap.mmap(-1, 4096) as page:
 """
 
 
-@contextlib.contextmanager
-def waiting_reader(mounted: Mounted, name: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that reads what the source has not given yet: it sleeps in the kernel."""
-    with subprocess.Popen([sys.executable, "-c", _READS, mounted.place / name], stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None and process.stdout.readline() == b"open\n"
-        mounted.source.settimeout(TIMEOUT_S)
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
 def test_a_reader_that_waits_can_be_ended_and_one_that_lives_on_gets_its_bytes(
     base: Path, stored: tuple[Path, Store], engine: str
 ) -> None:
@@ -380,11 +367,11 @@ def test_a_reader_that_waits_can_be_ended_and_one_that_lives_on_gets_its_bytes(
         pytest.skip("libfuse's answer to an interrupt is the program's own matter; pyfuse3 has none")
     with mount(path, totals, base / "m", source=lambda sock: None) as mounted:
         for name, number in (("0", signal.SIGKILL), ("1", signal.SIGINT)):
-            with waiting_reader(mounted, name) as reader:
+            with waiting_reader(_READS, mounted, name) as reader:
                 mounted.source.recv(4096)
                 reader.send_signal(number)
                 assert reader.wait(TIMEOUT_S) == -number
-        with waiting_reader(mounted, "2") as reader:
+        with waiting_reader(_READS, mounted, "2") as reader:
             asked = json.loads(mounted.source.recv(4096))
             reader.send_signal(signal.SIGALRM)
             given = memfd.from_bytes(data)

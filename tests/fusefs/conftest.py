@@ -26,7 +26,8 @@ from tests.fusefs.helpers import (
     write_plain,
 )
 
-from millpond.daemon.mounts.kernel import why_no_passthrough
+from millpond.daemon.mounts.engines import EROFS
+from millpond.daemon.mounts.kernel import why_no_image, why_no_passthrough
 from millpond.daemon.mounts.place import mount_table
 from millpond.fusefs.engines.passthrough import LEAST_BYTES
 
@@ -50,6 +51,8 @@ def engine(request: pytest.FixtureRequest) -> Iterator[str]:
     """The engine of this test's mounts: `direct`, unless the test (or its module) asks for others by
     `@pytest.mark.parametrize("engine", ENGINES, indirect=True)`."""
     name = str(getattr(request, "param", "direct"))
+    if name == EROFS and (why := why_no_image()):
+        pytest.skip(why)
     under_test.append(name)
     yield name
     under_test.pop()
@@ -77,6 +80,8 @@ MORE: dict[str, dict[str, Any]] = {
 def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
     """The sample tree. The store is closed: no daemon runs while these tests read."""
     if request.param == HANDED_OVER and (why := why_no_passthrough()):
+        pytest.skip(why)
+    if request.param in (EROFS, EROFS_SHARED) and (why := why_no_image()):
         pytest.skip(why)
     with tempfile.TemporaryDirectory(prefix="mp-fs-", ignore_cleanup_errors=True) as folder:
         base = Path(folder)

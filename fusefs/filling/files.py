@@ -27,8 +27,6 @@ _MOST_UNKNOWN = 64
 class Files:
     """The share of one filler: which of how many. `uid`'s grants count."""
 
-    is_full = False
-
     def __init__(self, uid: int, tally: Tally, share: tuple[int, int]) -> None:
         self._uid = uid
         self._tally = tally

@@ -77,11 +77,6 @@ class Bringer(Protocol):
         """Whether there is more to do at once."""
         ...
 
-    @property
-    def is_full(self) -> bool:
-        """Whether nothing more can be heard before something is done."""
-        ...
-
     def sleep(self) -> None:
         """Nobody reads: the store is closed."""
         ...
@@ -106,8 +101,7 @@ class Filler:
         while True:
             busy = self._awake is not None and self._bringer.is_busy
             wait_s = None if self._awake is None else (0.0 if busy else _TELL_S)
-            comes = not self._bringer.is_full and self._poll.poll(None if wait_s is None else wait_s * 1000)
-            if comes and not self._receive():
+            if self._poll.poll(None if wait_s is None else wait_s * 1000) and not self._receive():
                 return ""
             if self._awake is None:
                 continue
@@ -121,8 +115,6 @@ class Filler:
     def _receive(self) -> bool:
         """Take what is there; False at the end."""
         for _ in range(_ROW):
-            if self._bringer.is_full:
-                return True
             try:
                 message, control, _, _ = self._sock.recvmsg(
                     messages.MAX_BYTES, framing.ANCILLARY_BYTES, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC

@@ -16,7 +16,7 @@ from contextlib import suppress
 import trio
 
 from millpond.daemon.mounts import left
-from millpond.daemon.mounts.place import MountEntry, mount_table, mounted_at
+from millpond.daemon.mounts.place import IMAGE_FSTYPE, MountEntry, mount_table, mounted_at
 from millpond.fusefs.engines import EngineRefused, EngineSettings, mounting
 from millpond.fusefs.engines.answers import Later
 from millpond.fusefs.engines.arrival import Arrival
@@ -78,7 +78,6 @@ class _Engine:
         os.set_blocking(self._device, False)
         self._keeper: Keeper | None = None
         self._refused = ""
-        self._is_mounted = False
 
     async def run(self, mounted: Callable[[], Awaitable[None]]) -> None:
         """Mount, serve, return when the mount is gone."""
@@ -136,11 +135,9 @@ class _Engine:
         assert settings.mounter is not None
         wanted = Wanted(self._name, settings.place, settings.read_ahead_kb, self._directly)
         try:
-            found = await settings.mounter.mount(wanted, self._nowhere)
+            return await settings.mounter.mount(wanted, self._nowhere)
         finally:
             settings.mounter.close()
-        self._is_mounted = True
-        return found
 
     async def _bring(self, image: int, arrival: Arrival) -> None:
         """Bring what lies around files that are read, as long as the mount is in the kernel's table: the image, which is open for that, would keep
@@ -196,8 +193,9 @@ class _Engine:
         }
 
     def take_away(self) -> None:
-        """Nobody serves it any more. Raises OSError."""
-        if self._is_mounted:
+        """Nobody serves it any more, if it is mounted, and on top: who made it may have been killed before he said so. Raises OSError."""
+        entry = mounted_at(self._settings.place)
+        if entry is not None and entry.fstype == IMAGE_FSTYPE and entry.source.endswith(f"/{self._name}"):
             mounting.umount(self._settings.place)
 
     def close(self) -> None:

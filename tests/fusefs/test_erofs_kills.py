@@ -15,15 +15,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trio
 from tests.fusefs import filling
 from tests.fusefs.filling import FILES, FOLDERS, drop_fusectl, fusectl, gone, of_image, state_of
 from tests.fusefs.helpers import File, Mounted, eventually, mount, open_store, put_tree
 from tests.fusefs.test_filling_kills import GONE, is_over, told
 
 from millpond.daemon import wirepath
+from millpond.daemon.errors import MountError
 from millpond.daemon.mounts import left
 from millpond.daemon.mounts.kernel import why_no_image
 from millpond.daemon.mounts.place import mounted_at, source_of
+from millpond.fusefs.image import mounter
+from millpond.fusefs.image.mounter import Wanted
 
 pytestmark = [
     pytest.mark.fuse,
@@ -130,6 +134,54 @@ def test_both_are_killed_and_the_connection_is_aborted(
         if mounted_fusectl:
             drop_fusectl(tmp_path)
     assert not mounted.umount("-z").returncode
+
+
+def test_a_connection_is_ended_only_while_the_process_has_it(mounted: Mounted, record: str) -> None:
+    """Between two looks the process may end, and its number and the connection's be given again."""
+    assert right(mounted, 0, 3) and right(mounted, 0, 50)
+    eventually(lambda: mounted.stats()["filled_files"] > 0, "it is filled")
+    (filler,) = mounted.stats()["fillers"]
+    memory = f"/memfd:{left.memory_name(record)} (deleted)"
+    (number,) = left.connections_of(filler, memory)
+    control = left.open_control()
+    try:
+        assert not left.end(control, number, os.getpid(), memory), "another process has this number now"
+        assert not left.end(control, number, filler, memory.replace(record, "0" * 12)), "it is another mount's"
+        assert not left.end(control, 1 << 19, filler, memory), "the connection has ended"
+        assert right(mounted, 3, 7)
+        assert left.end(control, number, filler, memory)
+    finally:
+        os.close(control)
+    with pytest.raises(OSError) as refused:
+        (mounted.place / "3/59").read_bytes()
+    assert refused.value.errno in GONE
+    assert not mounted.umount("-z").returncode
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_who_mounts_is_killed_before_it_takes_what_it_is_told(tmp_path: Path, stopped: bool) -> None:
+    waiting = mounter.fork()
+    os.kill(waiting.pid, signal.SIGSTOP if stopped else signal.SIGKILL)
+    eventually(lambda: state_of(waiting.pid) in ("T", "Z"), "it has heard that")
+
+    async def mount_it() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(mount_or_not)
+            await trio.sleep(0.1)
+            if stopped:
+                os.kill(waiting.pid, signal.SIGKILL)
+
+    async def mount_or_not() -> None:
+        with pytest.raises(MountError, match="the process that mounts was killed"):
+            await waiting.mount(Wanted("none", os.fspath(tmp_path), 128, False), nowhere)
+
+    nowhere = os.open(tmp_path, os.O_RDONLY)
+    try:
+        trio.run(mount_it)
+    finally:
+        os.close(nowhere)
+        waiting.close()
+    assert gone(waiting.pid)
 
 
 def test_a_detached_image_loses_its_filler_and_is_read_to_the_end(mounted: Mounted) -> None:

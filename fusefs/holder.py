@@ -296,8 +296,7 @@ def run(request: dict[str, Any], fds: list[int]) -> int:
         mounter = mounters.fork() if settings.engine == EROFS else None
     except OSError as error:
         log_to(settings.log)
-        why = f"cannot mount on '{settings.mountpoint}': another process cannot be started: {error.strerror}"
-        return _report(ready, MountError(why, path=settings.mountpoint))
+        return _report(ready, from_system(error, "starting the process that mounts"))
     fillers = _fork_fillers(settings)
     log_to(settings.log)
     source = Sources(socket.socket(fileno=fds[1]), successor_s=settings.successor_s)

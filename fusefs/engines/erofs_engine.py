@@ -78,6 +78,8 @@ class _Engine:
         os.set_blocking(self._device, False)
         self._keeper: Keeper | None = None
         self._refused = ""
+        # Why nothing is brought any more; "" as long as it is.
+        self._stopped = ""
 
     async def run(self, mounted: Callable[[], Awaitable[None]]) -> None:
         """Mount, serve, return when the mount is gone."""
@@ -142,28 +144,39 @@ class _Engine:
     async def _bring(self, image: int, arrival: Arrival) -> None:
         """Bring what lies around files that are read, as long as the mount is in the kernel's table: the image, which is open for that, would keep
         it from ending."""
-        entry = mounted_at(self._settings.place)
         nowhere, self._nowhere = self._nowhere, -1
         os.close(nowhere)
         try:
-            if self._directly or entry is None or not self._settings.fills:
+            if self._directly or not self._settings.fills:
                 return
-            self._keeper = keeper = self._begin_filling()
+            try:
+                entry = mounted_at(self._settings.place)
+                if entry is None:
+                    return
+                self._keeper = keeper = self._begin_filling()
+            except OSError as error:
+                self._stop(error)
+                return
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(trio.to_thread.run_sync, self._ahead.run, image)
                 nursery.start_soon(keeper.run, arrival)
                 try:
                     await _until_gone(entry)
-                except OSError as error:  # then the mount's end would not be seen, and nothing of it may be kept open
-                    log.error("nothing is brought ahead any more: %s", error)
+                except OSError as error:
+                    self._stop(error)
                 finally:
                     self._ahead.end()
                 nursery.cancel_scope.cancel()
         finally:
             os.close(image)
 
+    def _stop(self, error: OSError) -> None:
+        """The mount's end would not be seen, so nothing of it may be kept open."""
+        self._stopped = f"the kernel's table cannot be read ({error.strerror})"
+        log.error("nothing is brought ahead: %s", self._stopped)
+
     def _begin_filling(self) -> Keeper:
-        """Of the fillers, who do most of it where there may be any."""
+        """Of the fillers, who do most of it where there may be any. Raises OSError."""
         settings = self._settings
         keeper = Keeper(
             settings.fillers,
@@ -183,7 +196,7 @@ class _Engine:
         found["filling_by_thread"] = found.pop("filling_why", "")
         files, size = (0, 0) if self._keeper is None else self._keeper.counts()
         far = "not all is here" if self._settings.far else "its files are large"
-        why = far if self._directly else ""
+        why = far if self._directly else self._stopped
         return {
             **found,
             "filled_files": files,

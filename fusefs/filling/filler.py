@@ -34,7 +34,8 @@ log = logging.getLogger("millpond.filler")
 _BUFFER_BYTES = 8 << 20
 # Fillers of one mount at most.
 MOST = 4
-# Messages taken in a row; how often what was read is told, and removed segments are let go of; after what time without a word everything is closed.
+# Messages taken in a row; how often what was read is told, removed segments are let go of, and a descriptor that has not come is asked for again; after
+# what time without a word everything is closed.
 _ROW = 64
 _REST_S = 0.005
 _TELL_S = 5.0
@@ -152,7 +153,9 @@ class Filler:
             return
         awake.tell_at = now + _TELL_S
         awake.reader.let_go()
-        for message in used(awake.reader.take_used()):
+        # The holder may have had no room for another descriptor.
+        asked = [messages.WANTED] if awake.told < 0 else []
+        for message in [*asked, *used(awake.reader.take_used())]:
             with contextlib.suppress(BlockingIOError):
                 self._sock.send(message, socket.MSG_DONTWAIT)
         if now - awake.heard_at > _SLEEP_S:

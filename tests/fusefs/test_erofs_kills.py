@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import random
+import resource
 import secrets
 import signal
 import subprocess
@@ -182,6 +183,25 @@ def test_who_mounts_is_killed_before_it_takes_what_it_is_told(tmp_path: Path, st
         os.close(nowhere)
         waiting.close()
     assert gone(waiting.pid)
+
+
+@pytest.mark.long
+def test_a_holder_without_room_for_a_descriptor_serves_on_and_gives_it_later(mounted: Mounted) -> None:
+    assert right(mounted, 0, 3)
+    for path in filling.list_all(mounted.place):
+        path.stat()
+    before = resource.prlimit(mounted.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(mounted.pid, resource.RLIMIT_NOFILE, (3, before[1]))
+    try:
+        assert right(mounted, 0, 50) and right(mounted, 1, 3) and right(mounted, 1, 50)
+        text = "another process cannot share the mount: Too many open files"
+        eventually(lambda: text in mounted.log.read_text(), "the filler has asked in vain")
+        assert all(right(mounted, 2, number) for number in range(FILES))
+    finally:
+        resource.prlimit(mounted.pid, resource.RLIMIT_NOFILE, before)
+    eventually(lambda: mounted.stats()["filled_files"] > 0, "it has asked again")
+    found = mounted.stats()
+    assert len(found["fillers"]) == 1 and not found["filling_by_thread"] and not found["fillers_killed"]
 
 
 def test_a_detached_image_loses_its_filler_and_is_read_to_the_end(mounted: Mounted) -> None:

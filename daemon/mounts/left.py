@@ -17,7 +17,7 @@ from millpond.daemon.mounts.connections import CONTROL
 from millpond.daemon.mounts.filling import IN_CONTAINER
 from millpond.daemon.mounts.kernel import is_machines
 
-_NAMES = ("millpond-holder", "millpond-filler", "millpond-server")
+_NAMES = (b"millpond-holder", b"millpond-filler", b"millpond-server")
 _DEVICE = "/dev/fuse"
 # In /proc/PID/fdinfo of that, since Linux 6.11.
 _NUMBER = "fuse_connection:"
@@ -83,7 +83,8 @@ def _processes() -> Iterator[int]:
     """Those that may be of a mount, also such as were killed and have not ended."""
     for name in os.listdir("/proc"):
         if name.isdigit():
-            with contextlib.suppress(OSError), open(f"/proc/{name}/comm") as file:
+            # Bytes: a name may be anything, and is cut off in the middle of a letter.
+            with contextlib.suppress(OSError), open(f"/proc/{name}/comm", "rb") as file:
                 if file.read().strip() in _NAMES:
                     yield int(name)
 

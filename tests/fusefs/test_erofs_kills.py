@@ -10,6 +10,7 @@ import resource
 import secrets
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -135,6 +136,18 @@ def test_both_are_killed_and_the_connection_is_aborted(
         if mounted_fusectl:
             drop_fusectl(tmp_path)
     assert not mounted.umount("-z").returncode
+
+
+def test_processes_may_have_any_name(record: str) -> None:
+    named = subprocess.Popen(
+        [sys.executable, "-c", r"open('/proc/self/comm', 'wb').write(b'\xff\xfe'); print(flush=True); input()"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    with named:
+        assert named.stdout is not None and named.stdout.readline()
+        assert Path(f"/proc/{named.pid}/comm").read_bytes() == b"\xff\xfe\n"
+        assert not left.abort(record)
+        named.communicate(b"\n")
 
 
 def test_a_connection_is_ended_only_while_the_process_has_it(mounted: Mounted, record: str) -> None:

@@ -55,6 +55,22 @@ def abort(record: str) -> int:
         os.close(control)
 
 
+def end_own(device: int) -> None:
+    """End the connection of which this is a descriptor, if the kernel tells which that is. Raises OSError where it may not be done."""
+    number = _number_of(f"/proc/self/fdinfo/{device}")
+    if number is None:
+        return
+    control = open_control()
+    try:
+        fd = os.open(f"{number}/abort", os.O_WRONLY | os.O_CLOEXEC, dir_fd=control)
+        try:
+            os.write(fd, b"1")
+        finally:
+            os.close(fd)
+    finally:
+        os.close(control)
+
+
 def end(control: int, number: int, pid: int, memory: str) -> bool:
     """End a connection, if it is one that this process has open together with this memory file; whether it was. `control` is from `open_control`. Raises
     OSError where it may not be done."""

@@ -167,6 +167,9 @@ class _Engine:
                 finally:
                     self._ahead.end()
                 nursery.cancel_scope.cancel()
+            # If the image is open nowhere else any more, closing it ends the FUSE mount, and so waits in the kernel for fillers that write to it; which
+            # may wait for pages that only an answer of this very thread unlocks.
+            await keeper.ended()
         finally:
             os.close(image)
 
@@ -206,7 +209,10 @@ class _Engine:
         }
 
     def take_away(self) -> None:
-        """Nobody serves it any more, if it is mounted, and on top: who made it may have been killed before he said so. Raises OSError."""
+        """Nobody serves it any more, if it is mounted, and on top: who made it may have been killed before he said so. Raises OSError. The connection is
+        ended first: unmounting waits for fillers, which may wait for an answer."""
+        with suppress(OSError):
+            left.end_own(self._device)
         entry = mounted_at(self._settings.place)
         if entry is not None and entry.fstype == IMAGE_FSTYPE and entry.source.endswith(f"/{self._name}"):
             mounting.umount(self._settings.place)

@@ -105,17 +105,25 @@ class Keeper:
                 if each in self._kept:
                     nursery.start_soon(self._tend, each, arrival)
                 else:
-                    nursery.start_soon(reaped, each.pid)
+                    nursery.start_soon(_reap, each)
+
+    async def ended(self) -> None:
+        """After `run`, when each has been let go: return when all are no processes any more, which those are that wait for a READ when it is answered."""
+        for each in self._forked:
+            if each.pid:
+                await _reap(each)
 
     async def _tend(self, forked: Forked, arrival: Arrival) -> None:
         """One, and those that take its place."""
         arrival.also(forked.sock.fileno())
         pause_s, replaced = _FIRST_PAUSE_S, 0
         try:
-            while not await self._until_ended(forked):
+            while True:
+                pid = forked.pid
+                if await self._until_ended(forked):
+                    break
                 self._killed += 1
-                log.warning("a filler of the mount was killed, process %d", forked.pid)
-                forked.pid = 0
+                log.warning("a filler of the mount was killed, process %d", pid)
                 if replaced == MOST_REPLACED:
                     self._why_not = self._why_not or KILLED
                     break
@@ -138,7 +146,7 @@ class Keeper:
                     self._receive(forked)
 
             nursery.start_soon(listen)
-            await reaped(forked.pid)
+            await _reap(forked)
             nursery.cancel_scope.cancel()
         while self._receive(forked):
             pass
@@ -197,3 +205,9 @@ class Keeper:
             log.info("the filler does not take its descriptor: %s", error)
         finally:
             os.close(clone)
+
+
+async def _reap(forked: Forked) -> None:
+    """Wait for its end. Its number may be another's then."""
+    await reaped(forked.pid)
+    forked.pid = 0

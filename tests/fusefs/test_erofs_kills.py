@@ -217,6 +217,21 @@ def test_a_holder_without_room_for_a_descriptor_serves_on_and_gives_it_later(mou
     assert len(found["fillers"]) == 1 and not found["filling_by_thread"] and not found["fillers_killed"]
 
 
+def test_the_image_is_closed_when_nobody_writes_to_it_any_more(mounted: Mounted) -> None:
+    """Closing it for the last time waits in the kernel for who does, and so would keep the holder from answering."""
+    assert right(mounted, 0, 3) and right(mounted, 0, 50)
+    eventually(lambda: mounted.stats()["filled_files"] > 0, "it is filled")
+    (filler,) = mounted.stats()["fillers"]
+    filling.stopped(filler)
+    try:
+        assert not mounted.umount().returncode
+        time.sleep(0.3)
+        assert mounted.guard.poll() is None and mounted.stats()["image"] == "cached"
+    finally:
+        os.kill(filler, signal.SIGCONT)
+    assert mounted.ended() == 0 and gone(filler)
+
+
 def test_a_detached_image_loses_its_filler_and_is_read_to_the_end(mounted: Mounted) -> None:
     assert right(mounted, 0, 3) and right(mounted, 0, 50)
     eventually(lambda: mounted.stats()["filled_files"] > 0, "it is filled")

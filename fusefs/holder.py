@@ -291,10 +291,14 @@ def run(request: dict[str, Any], fds: list[int]) -> int:
         values["device"] = fds[2]
         os.set_inheritable(fds[2], True)
     settings = HolderSettings(**values)
-    mounter = mounters.fork() if settings.engine == EROFS else None
+    ready = socket.socket(fileno=fds[0])
+    try:
+        mounter = mounters.fork() if settings.engine == EROFS else None
+    except OSError as error:
+        log_to(settings.log)
+        return _report(ready, from_system(error, "starting the process that mounts"))
     fillers = _fork_fillers(settings)
     log_to(settings.log)
-    ready = socket.socket(fileno=fds[0])
     source = Sources(socket.socket(fileno=fds[1]), successor_s=settings.successor_s)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):  # only an unmount ends it
         signal.signal(number, signal.SIG_IGN)

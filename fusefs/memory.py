@@ -7,6 +7,7 @@ fault when they are wanted again.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 from pathlib import Path
@@ -35,11 +36,13 @@ class MapTrimmer:
         self._left -= looks
         if self._left <= 0:
             self._left = _EVERY
-            if resident_file_bytes() > self._max_bytes:
-                self.trim()
+            # What cannot be looked at just now, for want of a descriptor, is no reason to fail who reads.
+            with contextlib.suppress(OSError):
+                if resident_file_bytes() > self._max_bytes:
+                    self.trim()
 
     def trim(self) -> None:
-        """Let go of every page of the index's map. Threads that read it meanwhile only fault them in again."""
+        """Let go of every page of the index's map. Threads that read it meanwhile only fault them in again. Raises OSError."""
         with open("/proc/self/maps", "rb") as maps:
             for line in maps:
                 fields = line.rstrip(b"\n").split(None, 5)
@@ -50,6 +53,6 @@ class MapTrimmer:
 
 
 def resident_file_bytes() -> int:
-    """Bytes of mapped files that this process has resident (proc_pid_statm(5), field 3)."""
+    """Bytes of mapped files that this process has resident (proc_pid_statm(5), field 3). Raises OSError."""
     with open("/proc/self/statm", "rb") as file:
         return int(file.read().split()[2]) * _PAGE

@@ -74,5 +74,5 @@ def _user(pid: int) -> str:
 
 
 def _command(pid: int) -> str:
-    with open(f"/proc/{pid}/comm") as file:
+    with open(f"/proc/{pid}/comm", errors="backslashreplace") as file:
         return file.read().strip()

@@ -2,7 +2,8 @@
 
 A filler (fusefs/filling/) that waits in the kernel for a page which only an answer unlocks has its descriptor of the connection until then, and the
 connection lives as long as that. The FUSE mount below an image is in no directory, and numbers of connections are given again: so it is by the process itself
-that the connection is found, as long as that is there. Which mount it belongs to says the name of a memory file that all of them have open.
+that the connection is found, as long as that is there. Which mount it belongs to says the name of a memory file that all of them have open. A process may end
+while it is looked at, and its number and its connection's be another's: so the connection's control file is opened, which stays that one's, and then looked again.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from millpond.daemon.mounts.connections import CONTROL
 from millpond.daemon.mounts.filling import IN_CONTAINER
 from millpond.daemon.mounts.kernel import is_machines
 
-_NAMES = ("millpond-holder", FILLER, "millpond-server")
+_NAMES = (b"millpond-holder", FILLER.encode(), b"millpond-server")
 _DEVICE = "/dev/fuse"
 # In /proc/PID/fdinfo of that, since Linux 6.11.
 _NUMBER = "fuse_connection:"
@@ -35,7 +36,7 @@ def why_not(device: int) -> str:
     if _number_of(f"/proc/self/fdinfo/{device}") is None:
         return "this kernel does not tell which connection a process has open"
     try:
-        os.close(_control())
+        os.close(open_control())
     except OSError as error:
         return f"nobody could end the mount if its processes were killed: fusectl cannot be used ({error.strerror})"
     return ""
@@ -44,26 +45,51 @@ def why_not(device: int) -> str:
 def abort(record: str) -> int:
     """End the connections that processes of the mount of the record with this id have open, whose holder is gone; how many there were. Who waits for
     one gets an error. Raises OSError where it may not be done."""
-    numbers = {
-        number for pid in _processes() for number in _connections(pid, f"/memfd:{memory_name(record)} (deleted)")
-    }
-    if not numbers:
+    memory = f"/memfd:{memory_name(record)} (deleted)"
+    found = [(pid, number) for pid in _processes() for number in connections_of(pid, memory)]
+    if not found:
         return 0
-    control = _control()
+    control = open_control()
     try:
-        for number in numbers:
-            with contextlib.suppress(FileNotFoundError):  # it has ended
-                fd = os.open(f"{number}/abort", os.O_WRONLY | os.O_CLOEXEC, dir_fd=control)
-                try:
-                    os.write(fd, b"1")
-                finally:
-                    os.close(fd)
+        return len({number for pid, number in found if end(control, number, pid, memory)})
     finally:
         os.close(control)
-    return len(numbers)
 
 
-def _control() -> int:
+def end_own(device: int) -> None:
+    """End the connection of which this is a descriptor, if the kernel tells which that is. Raises OSError where it may not be done."""
+    number = _number_of(f"/proc/self/fdinfo/{device}")
+    if number is None:
+        return
+    control = open_control()
+    try:
+        fd = os.open(f"{number}/abort", os.O_WRONLY | os.O_CLOEXEC, dir_fd=control)
+        try:
+            os.write(fd, b"1")
+        finally:
+            os.close(fd)
+    finally:
+        os.close(control)
+
+
+def end(control: int, number: int, pid: int, memory: str) -> bool:
+    """End a connection, if it is one that this process has open together with this memory file; whether it was. `control` is from `open_control`. Raises
+    OSError where it may not be done."""
+    try:
+        fd = os.open(f"{number}/abort", os.O_WRONLY | os.O_CLOEXEC, dir_fd=control)
+    except FileNotFoundError:  # it has ended
+        return False
+    try:
+        # Not before: what is open here is the same connection's also when its number is given again, and then does nothing.
+        if number not in connections_of(pid, memory):
+            return False
+        os.write(fd, b"1")
+        return True
+    finally:
+        os.close(fd)
+
+
+def open_control() -> int:
     """The folder of fusectl: where it is mounted, else mounted nowhere. Raises OSError."""
     if os.path.ismount(CONTROL):
         return os.open(CONTROL, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -74,12 +100,13 @@ def _processes() -> Iterator[int]:
     """Those that may be of a mount, also such as were killed and have not ended."""
     for name in os.listdir("/proc"):
         if name.isdigit():
-            with contextlib.suppress(OSError), open(f"/proc/{name}/comm") as file:
+            # Bytes: a name may be anything, and is cut off in the middle of a letter.
+            with contextlib.suppress(OSError), open(f"/proc/{name}/comm", "rb") as file:
                 if file.read().strip() in _NAMES:
                     yield int(name)
 
 
-def _connections(pid: int, memory: str) -> set[int]:
+def connections_of(pid: int, memory: str) -> set[int]:
     """Numbers of the connections that a process has open; none if it has not this memory file. Also its threads are asked: the
     first one may have ended, while another waits."""
     for task in _listed(f"/proc/{pid}/task"):

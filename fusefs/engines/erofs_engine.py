@@ -16,7 +16,7 @@ from contextlib import suppress
 import trio
 
 from millpond.daemon.mounts import left
-from millpond.daemon.mounts.place import MountEntry, mount_table, mounted_at
+from millpond.daemon.mounts.place import IMAGE_FSTYPE, MountEntry, mount_table, mounted_at
 from millpond.fusefs.engines import EngineRefused, EngineSettings, mounting
 from millpond.fusefs.engines.answers import Later
 from millpond.fusefs.engines.arrival import Arrival
@@ -78,7 +78,8 @@ class _Engine:
         os.set_blocking(self._device, False)
         self._keeper: Keeper | None = None
         self._refused = ""
-        self._is_mounted = False
+        # Why nothing is brought any more; "" as long as it is.
+        self._stopped = ""
 
     async def run(self, mounted: Callable[[], Awaitable[None]]) -> None:
         """Mount, serve, return when the mount is gone."""
@@ -136,37 +137,49 @@ class _Engine:
         assert settings.mounter is not None
         wanted = Wanted(self._name, settings.place, settings.read_ahead_kb, self._directly)
         try:
-            found = await settings.mounter.mount(wanted, self._nowhere)
+            return await settings.mounter.mount(wanted, self._nowhere)
         finally:
             settings.mounter.close()
-        self._is_mounted = True
-        return found
 
     async def _bring(self, image: int, arrival: Arrival) -> None:
         """Bring what lies around files that are read, as long as the mount is in the kernel's table: the image, which is open for that, would keep
         it from ending."""
-        entry = mounted_at(self._settings.place)
         nowhere, self._nowhere = self._nowhere, -1
         os.close(nowhere)
         try:
-            if self._directly or entry is None or not self._settings.fills:
+            if self._directly or not self._settings.fills:
                 return
-            self._keeper = keeper = self._begin_filling()
+            try:
+                entry = mounted_at(self._settings.place)
+                if entry is None:
+                    return
+                self._keeper = keeper = self._begin_filling()
+            except OSError as error:
+                self._stop(error)
+                return
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(trio.to_thread.run_sync, self._ahead.run, image)
                 nursery.start_soon(keeper.run, arrival)
                 try:
                     await _until_gone(entry)
-                except OSError as error:  # then the mount's end would not be seen, and nothing of it may be kept open
-                    log.error("nothing is brought ahead any more: %s", error)
+                except OSError as error:
+                    self._stop(error)
                 finally:
                     self._ahead.end()
                 nursery.cancel_scope.cancel()
+            # If the image is open nowhere else any more, closing it ends the FUSE mount, and so waits in the kernel for fillers that write to it; which
+            # may wait for pages that only an answer of this very thread unlocks.
+            await keeper.ended()
         finally:
             os.close(image)
 
+    def _stop(self, error: OSError) -> None:
+        """The mount's end would not be seen, so nothing of it may be kept open."""
+        self._stopped = f"the kernel's table cannot be read ({error.strerror})"
+        log.error("nothing is brought ahead: %s", self._stopped)
+
     def _begin_filling(self) -> Keeper:
-        """Of the fillers, who do most of it where there may be any."""
+        """Of the fillers, who do most of it where there may be any. Raises OSError."""
         settings = self._settings
         keeper = Keeper(
             settings.fillers,
@@ -186,7 +199,7 @@ class _Engine:
         found["filling_by_thread"] = found.pop("filling_why", "")
         files, size = (0, 0) if self._keeper is None else self._keeper.counts()
         far = "not all is here" if self._settings.far else "its files are large"
-        why = far if self._directly else ""
+        why = far if self._directly else self._stopped
         return {
             **found,
             "filled_files": files,
@@ -196,8 +209,12 @@ class _Engine:
         }
 
     def take_away(self) -> None:
-        """Nobody serves it any more. Raises OSError."""
-        if self._is_mounted:
+        """Nobody serves it any more, if it is mounted, and on top: who made it may have been killed before he said so. Raises OSError. The connection is
+        ended first: unmounting waits for fillers, which may wait for an answer."""
+        with suppress(OSError):
+            left.end_own(self._device)
+        entry = mounted_at(self._settings.place)
+        if entry is not None and entry.fstype == IMAGE_FSTYPE and entry.source.endswith(f"/{self._name}"):
             mounting.umount(self._settings.place)
 
     def close(self) -> None:

@@ -34,7 +34,8 @@ def mount(settings: EngineSettings) -> int:
 
 
 def mount_nowhere(name: str) -> tuple[int, int]:
-    """Mount in no directory, for who may: descriptors of the kernel's requests, and of the mount's root. Raises EngineRefused."""
+    """Mount in no directory, for who may: descriptors of the kernel's requests, and of the mount's root. Raises EngineRefused, and OSError where there
+    is no room for it just now."""
     fd = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
     options = {
         "source": name,
@@ -48,6 +49,8 @@ def mount_nowhere(name: str) -> tuple[int, int]:
         return fd, syscalls.mount_nowhere("fuse", options)
     except OSError as error:
         os.close(fd)
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            raise
         raise EngineRefused(f"the kernel mounts no file system without a directory ({error.strerror})") from error
 
 

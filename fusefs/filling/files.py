@@ -30,8 +30,6 @@ _MOST_UNKNOWN = 64
 class Files:
     """The share of one filler: which of how many, of the mount on `place`. `uid`'s grants count."""
 
-    is_full = False
-
     def __init__(self, uid: int, tally: Tally, share: tuple[int, int], place: str) -> None:
         self._uid = uid
         self._place = place

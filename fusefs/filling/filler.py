@@ -34,7 +34,8 @@ log = logging.getLogger("millpond.filler")
 _BUFFER_BYTES = 8 << 20
 # Fillers of one mount at most.
 MOST = 4
-# Messages taken in a row; how often what was read is told, and removed segments are let go of; after what time without a word everything is closed.
+# Messages taken in a row; how often what was read is told, removed segments are let go of, and a descriptor that has not come is asked for again; after
+# what time without a word everything is closed.
 _ROW = 64
 _REST_S = 0.005
 _TELL_S = 5.0
@@ -78,11 +79,6 @@ class Bringer(Protocol):
         """Whether there is more to do at once."""
         ...
 
-    @property
-    def is_full(self) -> bool:
-        """Whether nothing more can be heard before something is done."""
-        ...
-
     def sleep(self) -> None:
         """Nobody reads: the store is closed."""
         ...
@@ -109,8 +105,7 @@ class Filler:
         while True:
             busy = self._awake is not None and self._bringer.is_busy
             wait_s = None if self._awake is None else (0.0 if busy else _TELL_S)
-            comes = not self._bringer.is_full and self._poll.poll(None if wait_s is None else wait_s * 1000)
-            if comes and not self._receive():
+            if self._poll.poll(None if wait_s is None else wait_s * 1000) and not self._receive():
                 return ""
             if self._awake is None:
                 continue
@@ -124,8 +119,6 @@ class Filler:
     def _receive(self) -> bool:
         """Take what is there; False at the end."""
         for _ in range(_ROW):
-            if self._bringer.is_full:
-                return True
             try:
                 message, control, _, _ = self._sock.recvmsg(
                     messages.MAX_BYTES, framing.ANCILLARY_BYTES, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
@@ -164,7 +157,9 @@ class Filler:
             return
         awake.tell_at = now + _TELL_S
         awake.reader.let_go()
-        for message in used(awake.reader.take_used()):
+        # The holder may have had no room for another descriptor.
+        asked = [messages.WANTED] if awake.told < 0 else []
+        for message in [*asked, *used(awake.reader.take_used())]:
             with contextlib.suppress(BlockingIOError):
                 self._sock.send(message, socket.MSG_DONTWAIT)
         if now - awake.heard_at > _SLEEP_S:

@@ -62,6 +62,8 @@ class Keeper:
         # Those that are not given up.
         self._kept = [] if why_not else list(self._forked)
         self._why_not = forked if isinstance(forked, str) else why_not
+        # Why one who asked has no descriptor of the mount, which it asks for again.
+        self._not_given = ""
         self._killed = 0
         # Of the mount, as long as it is on top at its place: there who must abort it looks for it.
         entry = mounted_at(place)
@@ -86,7 +88,7 @@ class Keeper:
         return {
             "fillers": [each.pid for each in self._kept if each.pid],
             "fillers_killed": self._killed,
-            "filling_why": self._why_not,
+            "filling_why": self._why_not or self._not_given,
             "filled_files": files,
             "filled_bytes": size,
         }
@@ -103,24 +105,30 @@ class Keeper:
                 if each in self._kept:
                     nursery.start_soon(self._tend, each, arrival)
                 else:
-                    nursery.start_soon(reaped, each.pid)
+                    nursery.start_soon(_reap, each)
+
+    async def ended(self) -> None:
+        """After `run`, when each has been let go: return when all are no processes any more, which those are that wait for a READ when it is answered."""
+        for each in self._forked:
+            if each.pid:
+                await _reap(each)
 
     async def _tend(self, forked: Forked, arrival: Arrival) -> None:
         """One, and those that take its place."""
         arrival.also(forked.sock.fileno())
         pause_s, replaced = _FIRST_PAUSE_S, 0
         try:
-            while not await self._until_ended(forked):
+            while True:
+                pid = forked.pid
+                if await self._until_ended(forked):
+                    break
                 self._killed += 1
-                log.warning("a filler of the mount was killed, process %d", forked.pid)
-                forked.pid = 0
+                log.warning("a filler of the mount was killed, process %d", pid)
                 if replaced == MOST_REPLACED:
                     self._why_not = self._why_not or KILLED
                     break
                 await trio.sleep(pause_s)
                 pause_s, replaced = 2 * pause_s, replaced + 1
-                if not self._is_mounted():  # it was detached, or is covered by another
-                    break
                 if not self._replace(forked):
                     break
         finally:
@@ -138,7 +146,7 @@ class Keeper:
                     self._receive(forked)
 
             nursery.start_soon(listen)
-            await reaped(forked.pid)
+            await _reap(forked)
             nursery.cancel_scope.cancel()
         while self._receive(forked):
             pass
@@ -146,6 +154,8 @@ class Keeper:
 
     def _replace(self, forked: Forked) -> bool:
         try:
+            if not self._is_mounted():  # it was detached, or is covered by another
+                return False
             starting.replace(forked)
         except OSError as error:
             self._why_not = f"another process cannot be started: {error.strerror}"
@@ -172,19 +182,21 @@ class Keeper:
         return bool(message)
 
     def _is_mounted(self) -> bool:
+        """Raises OSError."""
         entry = mounted_at(self._place)
         return entry is not None and entry.device == self._number
 
     def _give(self, sock: socket.socket) -> None:
         """A clone, which is the filler's alone."""
-        if not self._is_mounted():
-            return  # it was detached, or is covered by another
         try:
+            if not self._is_mounted():
+                return  # it was detached, or is covered by another
             clone = mounting.clone(self._device)
         except OSError as error:
-            self._why_not = f"another process cannot share the mount: {error.strerror}"
-            log.error("%s", self._why_not)
+            self._not_given = f"another process cannot share the mount: {error.strerror}"
+            log.error("%s", self._not_given)
             return
+        self._not_given = ""
         try:
             message = messages.DEVICE + self._number.encode()
             given = [clone] if self._image < 0 else [clone, self._image]
@@ -193,3 +205,9 @@ class Keeper:
             log.info("the filler does not take its descriptor: %s", error)
         finally:
             os.close(clone)
+
+
+async def _reap(forked: Forked) -> None:
+    """Wait for its end. Its number may be another's then."""
+    await reaped(forked.pid)
+    forked.pid = 0

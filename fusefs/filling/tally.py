@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import mmap
 import os
-import struct
 
-_COUNTS = struct.Struct("=QQQ")
+# Their places among counters of 8 bytes, each of which is written at once: who reads them meanwhile sees the one before, or this.
+_FILES, _BYTES, _DONE = range(3)
 
 
 class Tally:
@@ -18,27 +18,25 @@ class Tally:
             fd = os.memfd_create("millpond-tally", os.MFD_CLOEXEC)
             os.truncate(fd, mmap.PAGESIZE)
         self.fd = fd
-        self._map = mmap.mmap(fd, mmap.PAGESIZE)
+        self._counts = memoryview(mmap.mmap(fd, mmap.PAGESIZE)).cast("Q")
 
     def add(self, size: int, count: int = 1) -> None:
         """One file more, or several, of `size` bytes. One process does."""
-        files, total, done = _COUNTS.unpack_from(self._map)
-        _COUNTS.pack_into(self._map, 0, files + count, total + size, done)
+        self._counts[_FILES] += count
+        self._counts[_BYTES] += size
 
-    def finish(self) -> None:
-        """One window more is done. One process does."""
-        files, total, done = _COUNTS.unpack_from(self._map)
-        _COUNTS.pack_into(self._map, 0, files, total, done + 1)
+    def finish(self, count: int = 1) -> None:
+        """One window more is done, or several. One process does."""
+        self._counts[_DONE] += count
 
     def counts(self) -> tuple[int, int]:
         """Files and bytes so far."""
-        files, total, _ = _COUNTS.unpack_from(self._map)
-        return files, total
+        return self._counts[_FILES], self._counts[_BYTES]
 
     @property
     def done(self) -> int:
         """Windows so far."""
-        return int(_COUNTS.unpack_from(self._map)[2])
+        return self._counts[_DONE]
 
 
 def available_bytes() -> int:

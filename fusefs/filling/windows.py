@@ -27,7 +27,7 @@ from millpond.fusefs.image.format import BLOCK, BLOCK_BITS, IMAGE_INODE
 from millpond.fusefs.image.image import Image, Whole
 from millpond.fusefs.image.space import Space
 
-# Windows that wait; the holder sends no more than it knows not to be done, so there are seldom so many.
+# Windows that wait. The holder knows how many are not done, and tells no more than a few of those before them; what is beyond is left out.
 _MOST_WAITING = 256
 # Larger files the kernel reads ahead itself.
 LARGEST = 1 << 20
@@ -65,13 +65,19 @@ class Windows:
 
     def hear(self, kind: bytes, body: bytes) -> None:
         """See Bringer."""
-        if kind == messages.WINDOW:
+        if kind != messages.WINDOW:
+            return
+        if len(self._waiting) < _MOST_WAITING:
             self._waiting.append(messages.window_of(body))
+        else:
+            self._tally.finish()
 
     def begin(self, device: int, number: str, given: Sequence[int]) -> None:
         """See Bringer. The memory of the image's space comes with the device."""
         assert self._reader is not None
         self._device = device
+        if not given:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))  # it came, and found no room
         try:
             self._space = Space(given[0])
         finally:
@@ -82,11 +88,6 @@ class Windows:
     def is_busy(self) -> bool:
         """See Bringer."""
         return self._image is not None and (self._next is not None or bool(self._waiting))
-
-    @property
-    def is_full(self) -> bool:
-        """See Bringer."""
-        return self._image is not None and len(self._waiting) >= _MOST_WAITING
 
     def step(self) -> None:
         """See Bringer. While one window is brought the disk reads for the next."""
@@ -99,7 +100,8 @@ class Windows:
             self._tally.finish()
 
     def sleep(self) -> None:
-        """See Bringer."""
+        """See Bringer. There are windows left where no device has come: they count as done, or the holder would wait for them for ever."""
+        self._tally.finish(len(self._waiting) + (self._next is not None))
         self._reader = self._image = self._space = self._next = None
         self._device = -1
         self._waiting.clear()

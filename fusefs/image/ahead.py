@@ -125,7 +125,7 @@ class Ahead:
         window = block // WINDOW_BLOCKS
         end = min(end, (window + 1) * WINDOW_BLOCKS)
         begin = max(self._up_to.get(window, block + 1), block + 1)
-        if self._looks[kind] < _LOOKS or begin >= end:
+        if self._looks[kind] < _LOOKS or begin >= end or len(self._queue) >= 2 * _MOST_WAITING:
             return
         self._up_to[window] = end
         if len(self._up_to) > _MOST_DONE:
@@ -138,18 +138,19 @@ class Ahead:
         first = 1 if self._requests > _MANY else _FIRST
         more = (read.requests - first + 1) * _TIMES - read.windows
         for each in _from(window, place.first // WINDOW_BLOCKS, (place.end - 1) // WINDOW_BLOCKS):
+            if more <= 0:
+                break
+            if not self._is_due(each, now):  # a large directory has thousands of them
+                continue
             begin, end = each * WINDOW_BLOCKS, (each + 1) * WINDOW_BLOCKS
             blocks = range(max(begin, place.first), min(end, place.end))
-            if more <= 0 or self._room < len(blocks) * BLOCK:
+            if self._room < len(blocks) * BLOCK or not self._tell(blocks):
                 break
-            if self._is_due(each, now):
-                if not self._tell(blocks):
-                    break
-                self._done[each] = now
-                self._done.move_to_end(each)
-                self._room -= len(blocks) * BLOCK
-                read.windows += 1
-                more -= 1
+            self._done[each] = now
+            self._done.move_to_end(each)
+            self._room -= len(blocks) * BLOCK
+            read.windows += 1
+            more -= 1
         while len(self._done) > _MOST_DONE:
             self._done.popitem(last=False)
 

@@ -7,6 +7,7 @@ the holder the connection ends, and all that waits for it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -56,12 +57,17 @@ class Mounter:
             "read_ahead_kb": wanted.read_ahead_kb,
             "directly": wanted.directly,
         }
-        self.sock.sendmsg([json.dumps(told).encode()], framing.ancillary([nowhere]))
-        self.sock.setblocking(False)
-        await trio.lowlevel.wait_readable(self.sock)
-        message, control, _, _ = self.sock.recvmsg(_MESSAGE_BYTES, framing.ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
-        fds = framing.received_fds(control)
-        await reaped(self.pid)
+        message, fds = b"", list[int]()
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it was killed, before it took what was sent
+            self.sock.sendmsg([json.dumps(told).encode()], framing.ancillary([nowhere]))
+            self.sock.setblocking(False)
+            await trio.lowlevel.wait_readable(self.sock)
+            message, control, _, _ = self.sock.recvmsg(_MESSAGE_BYTES, framing.ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
+            fds = framing.received_fds(control)
+        with trio.CancelScope(
+            shield=True
+        ):  # it has nothing more to do; and who is cancelled here would not know that there is a mount
+            await reaped(self.pid)
         answer = json.loads(message) if message else {"error": "the process that mounts was killed"}
         if "refused" in answer:
             raise EngineRefused(answer["refused"])

@@ -129,8 +129,11 @@ class Space:
         return first
 
     def know(self, record: int, folder: bytes, nid: int, parent: int) -> None:
-        """Fill in the record of a subdirectory, again if need be: nothing in it depends on when."""
+        """Fill in the record of a subdirectory, once: nothing in it depends on when; and what is written again is zeros for a moment, which other
+        processes would see."""
         at = record * _RECORD.size
+        if self.folder(record) == folder and self.nids(record) == (nid, parent):
+            return
         _FOLDER.pack_into(self._map, at, folder)
         _NIDS.pack_into(self._map, at + 32, nid, parent)
 

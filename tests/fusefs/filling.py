@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import random
@@ -86,6 +87,15 @@ def read_apart(
     )
 
 
+def _waits_for(pid: int, path: Path) -> bool:
+    """Whether a process sleeps that has this file open: before that it may sleep until the disk has brought the program."""
+    with contextlib.suppress(OSError):
+        folder = f"/proc/{pid}/fd"
+        links = [os.readlink(f"{folder}/{number}") for number in os.listdir(folder)]
+        return os.fspath(path) in links and state_of(pid) == "D"
+    return False
+
+
 def wake(place: Path) -> None:
     """List the tree, and read so much of it that others are brought."""
     list_all(place)
@@ -108,8 +118,9 @@ def hold_up(place: Path, holder: int, stats: Callable[[], dict[str, Any]]) -> tu
             assert (place / f"b/{number:03}").read_bytes() == large(number)
         assert int(stats()["filled_files"]) < first + 20
         stopped(holder)
-        reader = read_apart(place / f"b/{HELD:03}", large(HELD))
-        eventually(lambda: state_of(reader.pid) == "D", "a reader waits for its page")
+        held = place / f"b/{HELD:03}"
+        reader = read_apart(held, large(HELD))
+        eventually(lambda: _waits_for(reader.pid, held), "a reader waits for its page")
     finally:
         os.kill(filler, signal.SIGCONT)
     eventually(lambda: state_of(filler) == "D", "the filler waits for the page, too")
@@ -143,8 +154,9 @@ def hold_up_image(place: Path, holder: int, filler: int, filled: Callable[[], in
             assert (place / f"1/{number:02}").read_bytes() == of_image(1, number)
         assert filled() <= FILES, "the other folder is to be brought, which the holder has said by now; but not yet"
         stopped(holder)
-        reader = read_apart(place / "1/20", of_image(1, 20))
-        eventually(lambda: state_of(reader.pid) == "D", "a reader waits for its page")
+        held = place / "1/20"
+        reader = read_apart(held, of_image(1, 20))
+        eventually(lambda: _waits_for(reader.pid, held), "a reader waits for its page")
     finally:
         os.kill(filler, signal.SIGCONT)
     eventually(lambda: state_of(filler) == "D", "the filler waits for the page, too")

@@ -6,24 +6,30 @@ import contextlib
 import errno
 import os
 import random
+import resource
 import secrets
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trio
 from tests.fusefs import filling
 from tests.fusefs.filling import FILES, FOLDERS, drop_fusectl, fusectl, gone, of_image, state_of
 from tests.fusefs.helpers import File, Mounted, eventually, mount, open_store, put_tree
 from tests.fusefs.test_filling_kills import GONE, is_over, told
 
 from millpond.daemon import wirepath
+from millpond.daemon.errors import MountError
 from millpond.daemon.mounts import left
 from millpond.daemon.mounts.kernel import why_no_image
 from millpond.daemon.mounts.place import mounted_at, source_of
+from millpond.fusefs.image import mounter
+from millpond.fusefs.image.mounter import Wanted
 
 pytestmark = [
     pytest.mark.fuse,
@@ -130,6 +136,100 @@ def test_both_are_killed_and_the_connection_is_aborted(
         if mounted_fusectl:
             drop_fusectl(tmp_path)
     assert not mounted.umount("-z").returncode
+
+
+def test_processes_may_have_any_name(record: str) -> None:
+    named = subprocess.Popen(
+        [sys.executable, "-c", r"open('/proc/self/comm', 'wb').write(b'\xff\xfe'); print(flush=True); input()"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    with named:
+        assert named.stdout is not None and named.stdout.readline()
+        assert Path(f"/proc/{named.pid}/comm").read_bytes() == b"\xff\xfe\n"
+        assert not left.abort(record)
+        named.communicate(b"\n")
+
+
+def test_a_connection_is_ended_only_while_the_process_has_it(mounted: Mounted, record: str) -> None:
+    """Between two looks the process may end, and its number and the connection's be given again."""
+    assert right(mounted, 0, 3) and right(mounted, 0, 50)
+    eventually(lambda: mounted.stats()["filled_files"] > 0, "it is filled")
+    (filler,) = mounted.stats()["fillers"]
+    memory = f"/memfd:{left.memory_name(record)} (deleted)"
+    (number,) = left.connections_of(filler, memory)
+    control = left.open_control()
+    try:
+        assert not left.end(control, number, os.getpid(), memory), "another process has this number now"
+        assert not left.end(control, number, filler, memory.replace(record, "0" * 12)), "it is another mount's"
+        assert not left.end(control, 1 << 19, filler, memory), "the connection has ended"
+        assert right(mounted, 3, 7)
+        assert left.end(control, number, filler, memory)
+    finally:
+        os.close(control)
+    with pytest.raises(OSError) as refused:
+        (mounted.place / "3/59").read_bytes()
+    assert refused.value.errno in GONE
+    assert not mounted.umount("-z").returncode
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_who_mounts_is_killed_before_it_takes_what_it_is_told(tmp_path: Path, stopped: bool) -> None:
+    waiting = mounter.fork()
+    os.kill(waiting.pid, signal.SIGSTOP if stopped else signal.SIGKILL)
+    eventually(lambda: state_of(waiting.pid) in ("T", "Z"), "it has heard that")
+
+    async def mount_it() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(mount_or_not)
+            await trio.sleep(0.1)
+            if stopped:
+                os.kill(waiting.pid, signal.SIGKILL)
+
+    async def mount_or_not() -> None:
+        with pytest.raises(MountError, match="the process that mounts was killed"):
+            await waiting.mount(Wanted("none", os.fspath(tmp_path), 128, False), nowhere)
+
+    nowhere = os.open(tmp_path, os.O_RDONLY)
+    try:
+        trio.run(mount_it)
+    finally:
+        os.close(nowhere)
+        waiting.close()
+    assert gone(waiting.pid)
+
+
+@pytest.mark.long
+def test_a_holder_without_room_for_a_descriptor_serves_on_and_gives_it_later(mounted: Mounted) -> None:
+    assert right(mounted, 0, 3)
+    for path in filling.list_all(mounted.place):
+        path.stat()
+    before = resource.prlimit(mounted.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(mounted.pid, resource.RLIMIT_NOFILE, (3, before[1]))
+    try:
+        assert right(mounted, 0, 50) and right(mounted, 1, 3) and right(mounted, 1, 50)
+        text = "another process cannot share the mount: Too many open files"
+        eventually(lambda: text in mounted.log.read_text(), "the filler has asked in vain")
+        assert all(right(mounted, 2, number) for number in range(FILES))
+    finally:
+        resource.prlimit(mounted.pid, resource.RLIMIT_NOFILE, before)
+    eventually(lambda: mounted.stats()["filled_files"] > 0, "it has asked again")
+    found = mounted.stats()
+    assert len(found["fillers"]) == 1 and not found["filling_by_thread"] and not found["fillers_killed"]
+
+
+def test_the_image_is_closed_when_nobody_writes_to_it_any_more(mounted: Mounted) -> None:
+    """Closing it for the last time waits in the kernel for who does, and so would keep the holder from answering."""
+    assert right(mounted, 0, 3) and right(mounted, 0, 50)
+    eventually(lambda: mounted.stats()["filled_files"] > 0, "it is filled")
+    (filler,) = mounted.stats()["fillers"]
+    filling.stopped(filler)
+    try:
+        assert not mounted.umount().returncode
+        time.sleep(0.3)
+        assert mounted.guard.poll() is None and mounted.stats()["image"] == "cached"
+    finally:
+        os.kill(filler, signal.SIGCONT)
+    assert mounted.ended() == 0 and gone(filler)
 
 
 def test_a_detached_image_loses_its_filler_and_is_read_to_the_end(mounted: Mounted) -> None:

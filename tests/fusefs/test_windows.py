@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import os
 import random
+import signal
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from tests.fusefs.helpers import UID, File, Node, open_store, put_tree, sample_tree
 from tests.fusefs.test_damage import flip
 
+from millpond.daemon.jobs import process
 from millpond.daemon.store.folders import FolderReader
 from millpond.daemon.store.reader import StoreReader
 from millpond.fusefs.engines.protocol import NOTIFY_STORE, STORE_HEAD
@@ -102,7 +104,9 @@ def stores(written: bytes) -> dict[int, bytes]:
         assert not offset % BLOCK and not size % BLOCK and size and length == STORE_HEAD.size + size
         begin = at + STORE_HEAD.size
         for step in range(0, size, BLOCK):
-            assert found.setdefault((offset + step) // BLOCK, written[begin + step : begin + step + BLOCK]) is not None
+            block = (offset + step) // BLOCK
+            assert block not in found
+            found[block] = written[begin + step : begin + step + BLOCK]
         at += length
     return found
 
@@ -211,6 +215,45 @@ def test_what_is_damaged_is_left_out_and_nothing_else(tmp_path: Path) -> None:
         assert found == blocks_of(looked, contents) and tally.counts()[0] == len(nodes)
     finally:
         reader.close()
+
+
+def test_a_filler_that_falls_asleep_has_nothing_before_it(stored: tuple[Path, Mapping[bytes, Node], Looked]) -> None:
+    """Also where no device has come, and whatever it was told: else the holder would tell it nothing any more."""
+    _, _, looked = stored
+    tally = Tally()
+    filler = Windows(UID, tally)
+    for _ in range(2):
+        before = tally.done
+        filler.wake(looked.reader)
+        for _ in range(1000):
+            filler.hear(messages.WINDOW, messages.window(looked.data[0])[1:])
+        assert not filler.is_busy
+        filler.sleep()
+        assert tally.done == before + 1000
+
+
+def test_a_directory_that_is_known_is_not_written_again() -> None:
+    """Others read the records meanwhile, and what is written is zeros for a moment."""
+    fd = Space.create()
+    ours, theirs = Space(fd), Space(fd)
+    os.close(fd)
+    folder = os.urandom(32)
+    ours.know(1, folder, 64, 32)
+    parent = os.getpid()
+    pid = os.fork()
+    if not pid:  # by another process, as threads take turns
+        try:
+            process.die_with(parent, signal.SIGKILL)
+            while True:
+                ours.know(1, folder, 64, 32)
+        finally:
+            os._exit(1)
+    try:
+        for _ in range(300_000):
+            assert theirs.folder(1) == folder and theirs.nids(1) == (64, 32)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
 
 
 def forked(sock: socket.socket) -> Forked:

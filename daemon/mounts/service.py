@@ -72,6 +72,8 @@ class MountService:
         self._threads = trio.CapacityLimiter(4)
         self._holders = Holders(daemon)
         self._successors = Successors(self._holders)
+        # Places on which a mount is being made.
+        self._making: set[str] = set()
 
     @property
     def count(self) -> int:
@@ -103,6 +105,18 @@ class MountService:
         if known is not None and known.record.uid != call.uid:
             raise AccessError("this mount is another user's")
         record = self._record(call, params, known)
+        if record.mountpoint in self._making:
+            raise MountError(f"another command is mounting on '{record.mountpoint}'", path=record.mountpoint)
+        self._making.add(record.mountpoint)
+        try:
+            return await self._make(call, params, record, known)
+        finally:
+            self._making.discard(record.mountpoint)
+
+    async def _make(
+        self, call: Call, params: dict[str, Any], record: MountRecord, known: Mount | None
+    ) -> dict[str, Any]:
+        """The only one that is made on its place at this time."""
         clash = next(
             (m for m in self._mounts.values() if m.record.mountpoint == record.mountpoint and m is not known), None
         )

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,28 @@ def test_what_was_killed_while_a_reader_and_the_filler_wait_is_made_again(home: 
         left.abort(json.loads(home.run("mounts", "--json").stdout)["mounts"][0]["id"])
         home.run("umount", "--all", "--lazy", code=None)
         home.run("daemon", "stop", code=None)
+
+
+@pytest.mark.long
+def test_an_interrupted_mount_leaves_no_mount_that_nobody_knows(repo: DvcRepo) -> None:
+    """Interrupted as soon as it is in the kernel's table: it is there and known, or gone."""
+    place = repo.place("m")
+    home = repo.home
+    home.run("daemon", "start")
+    codes = []
+    for _ in range(12):
+        command = home.command("mount", "-q", "--engine", EROFS, "data", str(place))
+        begun = subprocess.Popen(command, cwd=home.repo, env=home.env, stderr=subprocess.DEVNULL)
+        while begun.poll() is None and mounted_at(os.fspath(place)) is None:
+            pass
+        begun.send_signal(signal.SIGINT)
+        codes.append(begun.wait(30))
+        eventually(lambda: len(mounts(repo)) == (mounted_at(os.fspath(place)) is not None))
+        if mounts(repo):
+            assert contents(place) == repo.second
+            home.run("umount", str(place))
+        assert os.listdir(place) == []
+    assert 130 in codes
 
 
 @pytest.mark.long

@@ -99,7 +99,9 @@ class Windows:
             self._tally.finish()
 
     def sleep(self) -> None:
-        """See Bringer."""
+        """See Bringer. The holder must not take for waiting what is given up here: windows that were told while there was no device."""
+        for _ in range(len(self._waiting) + (self._next is not None)):
+            self._tally.finish()
         self._reader = self._image = self._space = self._next = None
         self._device = -1
         self._waiting.clear()

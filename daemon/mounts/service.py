@@ -187,6 +187,7 @@ class MountService:
         if mount.child is child:
             mount.child = None
             if mount.ending or mount.record.id not in self._mounts:
+                await self._abort_image(mount.record)
                 return
             mount.state, mount.error = "dead", "its process ended"
             log.error("mount %s on '%s' is gone (pid %d)", mount.record.id, mount.record.mountpoint, mount.record.pid)
@@ -207,12 +208,19 @@ class MountService:
                 if system is not None:
                     await system.abort(record.uid, record.mountpoint, record.id)
                 else:
-                    if record.engine == engines.EROFS:
-                        await self._in_thread(lambda: left.abort(record.id))
+                    await self._abort_image(record)
                     await self._in_thread(lambda: connections.abort(record.mountpoint, record.id))
         except (OSError, MountError) as error:
             # Then it had no filler, and its connection ended with its holder.
             log.info("mount %s is not aborted: %s", record.id, error)
+
+    async def _abort_image(self, record: MountRecord) -> None:
+        """What killed processes of an image have left, also when it was detached before: who has a file of it open may wait."""
+        if record.engine == engines.EROFS:
+            try:
+                await self._in_thread(lambda: left.abort(record.id))
+            except OSError as error:
+                log.info("what is left of mount %s is not aborted: %s", record.id, error)
 
     async def _restore_quietly(self, mount: Mount) -> None:
         now = time.monotonic()

@@ -26,6 +26,11 @@ def die_with(parent: int, number: signal.Signals = signal.SIGTERM) -> None:
         os.kill(os.getpid(), number)
 
 
+def live_on() -> None:
+    """Undo `die_with`."""
+    _libc.prctl(_PR_SET_PDEATHSIG, 0, 0, 0, 0)
+
+
 def adopt_orphans() -> None:
     """Become the parent of descendants whose own parent ends (PR_SET_CHILD_SUBREAPER)."""
     _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import signal
 import socket
+import subprocess
 from collections.abc import AsyncGenerator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +17,7 @@ import trio
 from millpond.daemon import wirepath
 from millpond.daemon.errors import MountError, from_wire
 from millpond.daemon.jobs.zygotes import Child
-from millpond.daemon.mounts import engines, place
+from millpond.daemon.mounts import engines, place, syscalls
 from millpond.daemon.mounts.mount import Mount
 from millpond.daemon.mounts.records import MountRecord
 from millpond.daemon.rpc import framing
@@ -28,6 +30,9 @@ log = logging.getLogger("millpond.mounts")
 # A holder must have mounted within this time.
 MOUNT_S = 30.0
 CONTROL_S = 1.0
+_UMOUNT_S = 20.0
+# A killed holder ends in this time, unless it waits in the kernel.
+_END_S = 5.0
 # Readers wait so long for another source when theirs has died; one that dies again and again is started with pauses.
 SUCCESSOR_S = 20.0
 _MAX_LINE = 1 << 20
@@ -74,7 +79,11 @@ class Holders:
         except BaseException:
             with trio.CancelScope(shield=True):
                 await child.kill(signal.SIGKILL)
+                with trio.move_on_after(_END_S):
+                    await child.wait()
                 child.close()
+                if system is None:
+                    await trio.to_thread.run_sync(_take_away, record)
             raise
         return child, engine
 
@@ -148,6 +157,22 @@ class Holders:
     async def connect(self, mount: Mount) -> trio.SocketStream:
         """To a holder's control socket. Raises what is in NO_ANSWER."""
         return await trio.open_unix_socket(self._daemon.settings.runtime / "mounts" / f"{mount.record.id}.sock")
+
+
+def _take_away(record: MountRecord) -> None:
+    """Detach what a holder has mounted that was not to: a dead mount that no record tells of would be nobody's. For the user's own daemon, which has
+    his rights."""
+    there = place.mounted_at(record.mountpoint)
+    if there is None or not place.is_of(there, record.id):
+        return
+    try:
+        syscalls.umount(os.fsencode(record.mountpoint), lazy=True)
+    except PermissionError:
+        command = ["fusermount3", "-u", "-z", "-q", "--", record.mountpoint]
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            subprocess.run(command, capture_output=True, timeout=_UMOUNT_S, check=False)
+    except OSError as error:
+        log.warning("'%s' cannot be unmounted: %s", record.mountpoint, error)
 
 
 async def _await_ready(sock: socket.socket, record: MountRecord) -> str:

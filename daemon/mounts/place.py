@@ -8,6 +8,7 @@ Nothing here touches a mounted file system: a dead one answers ENOTCONN, a stuck
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import secrets
@@ -164,10 +165,13 @@ def prepared(mountpoint: str, *, target: str, version: str) -> Iterator[int]:
     """The marker written; then, when the block (which mounts) has succeeded, the directory underneath made read-only.
 
     Yields the mode the directory had. fusermount3 wants a writable directory, so the mode is changed after the mount,
-    through a descriptor opened before it. When the block fails, marker and mode are as before.
+    through a descriptor opened before it. When the block fails, marker and mode are as before. One command at a time: raises MountError
+    while another is at it, and when that was first.
     """
     fd = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
+        _lock(fd, mountpoint)
+        check(mountpoint)  # what was mounted while this one made its plan
         mode = stat.S_IMODE(os.fstat(fd).st_mode)
         had_marker = MARKER in os.listdir(fd)
         if mode == READ_ONLY:  # left by a mount that died: its record knows the mode from before
@@ -268,6 +272,20 @@ def require_mounted(path: str) -> None:
         if parent == where:
             return
         where = parent
+
+
+def _lock(fd: int, mountpoint: str) -> None:
+    """Until `fd` is closed. Raises MountError when another has it."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise MountError(
+            f"another command is mounting on '{mountpoint}'",
+            path=mountpoint,
+            hint="`millpond mounts` shows it when it is there",
+        ) from None
+    except OSError:
+        pass  # a file system where directories cannot be locked: the daemon refuses what comes second
 
 
 def _unmark(fd: int) -> None:

@@ -72,6 +72,8 @@ class MountService:
         self._threads = trio.CapacityLimiter(4)
         self._holders = Holders(daemon)
         self._successors = Successors(self._holders)
+        # Places on which a mount is being made.
+        self._making: set[str] = set()
 
     @property
     def count(self) -> int:
@@ -103,6 +105,18 @@ class MountService:
         if known is not None and known.record.uid != call.uid:
             raise AccessError("this mount is another user's")
         record = self._record(call, params, known)
+        if record.mountpoint in self._making:
+            raise MountError(f"another command is mounting on '{record.mountpoint}'", path=record.mountpoint)
+        self._making.add(record.mountpoint)
+        try:
+            return await self._make(call, params, record, known)
+        finally:
+            self._making.discard(record.mountpoint)
+
+    async def _make(
+        self, call: Call, params: dict[str, Any], record: MountRecord, known: Mount | None
+    ) -> dict[str, Any]:
+        """The only one that is made on its place at this time."""
         clash = next(
             (m for m in self._mounts.values() if m.record.mountpoint == record.mountpoint and m is not known), None
         )
@@ -173,6 +187,7 @@ class MountService:
         if mount.child is child:
             mount.child = None
             if mount.ending or mount.record.id not in self._mounts:
+                await self._abort_image(mount.record)
                 return
             mount.state, mount.error = "dead", "its process ended"
             log.error("mount %s on '%s' is gone (pid %d)", mount.record.id, mount.record.mountpoint, mount.record.pid)
@@ -193,12 +208,19 @@ class MountService:
                 if system is not None:
                     await system.abort(record.uid, record.mountpoint, record.id)
                 else:
-                    if record.engine == engines.EROFS:
-                        await self._in_thread(lambda: left.abort(record.id))
+                    await self._abort_image(record)
                     await self._in_thread(lambda: connections.abort(record.mountpoint, record.id))
         except (OSError, MountError) as error:
             # Then it had no filler, and its connection ended with its holder.
             log.info("mount %s is not aborted: %s", record.id, error)
+
+    async def _abort_image(self, record: MountRecord) -> None:
+        """What killed processes of an image have left, also when it was detached before: who has a file of it open may wait."""
+        if record.engine == engines.EROFS:
+            try:
+                await self._in_thread(lambda: left.abort(record.id))
+            except OSError as error:
+                log.info("what is left of mount %s is not aborted: %s", record.id, error)
 
     async def _restore_quietly(self, mount: Mount) -> None:
         now = time.monotonic()

@@ -246,6 +246,8 @@ class Eviction:
             elif record_id not in alive and not is_new:
                 self._garbage[record_id] = at
                 report.garbage += padded(at.stored)
+        for record_id in self._needs:
+            self._sizes.setdefault(record_id, 0)  # damaged, and set aside by fsck: a remote has what it was a part of
         nowhere = (False, 0.0, 0, 0)
         for each in found:
             each.order = (each.theirs, *max((places[one] for one in each.records if one in places), default=nowhere))

@@ -52,20 +52,29 @@ def available_bytes() -> int:
 
 
 def _limits() -> list[int]:
-    """What memory.max says of the cgroup of this process and of those above it."""
+    """What is said of memory for the cgroups of this process and those above them, of either version (cgroups(7))."""
     found = []
     try:
         with open("/proc/self/cgroup") as file:
-            path = next((line.rstrip("\n")[3:] for line in file if line.startswith("0::")), "/")
-        while True:
-            name = f"/sys/fs/cgroup{path}/memory.max"
-            if os.path.exists(name):
-                with open(name) as file:
-                    text = file.read().strip()
-                found += [] if text == "max" else [int(text)]
-            if path in ("/", ""):
-                break
-            path = os.path.dirname(path)
+            for line in file:
+                _, controllers, path = line.rstrip("\n").split(":", 2)
+                if not controllers:
+                    found += _up("/sys/fs/cgroup", path, "memory.max")
+                elif "memory" in controllers.split(","):
+                    found += _up("/sys/fs/cgroup/memory", path, "memory.limit_in_bytes")
     except (OSError, ValueError):
-        pass  # no cgroups of the second version: there is no limit that we know of
+        pass  # there is no limit that we know of
     return found
+
+
+def _up(root: str, path: str, name: str) -> list[int]:
+    found = []
+    while True:
+        where = f"{root}{path}/{name}"
+        if os.path.exists(where):
+            with open(where) as file:
+                text = file.read().strip()
+            found += [] if text == "max" else [int(text)]
+        if path in ("/", ""):
+            return found
+        path = os.path.dirname(path)

@@ -97,7 +97,7 @@ def fork() -> Mounter:
         # What else is open is the holder's: its end must be seen by those who wait for it.
         os.closerange(3, fd)
         os.closerange(fd + 1, os.sysconf("SC_OPEN_MAX"))
-        process.set_name("millpond-mounter")
+        process.set_name("millpond-mount")
         process.die_with(parent, signal.SIGKILL)
         _serve(theirs)
     finally:
@@ -106,7 +106,7 @@ def fork() -> Mounter:
 
 
 def _serve(sock: socket.socket) -> None:
-    """One mount."""
+    """One mount; undone when the holder is gone by then."""
     message, control, _, _ = sock.recvmsg(_MESSAGE_BYTES, framing.ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
     fds = framing.received_fds(control)
     if not message or not fds:
@@ -124,11 +124,15 @@ def _serve(sock: socket.socket) -> None:
         # it closes the image, for ever if that was because it was killed.
         os.close(os.open(source, os.O_RDONLY | os.O_CLOEXEC))
         image = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+        process.live_on()  # killed from here on with the holder, it could not undo what it does
         made = _mount(source, wanted)
     except OSError as error:
         sock.send(json.dumps({"error": error.strerror or str(error)}).encode())
         return
-    sock.sendmsg([json.dumps({"made": made}).encode()], framing.ancillary([image]))
+    try:
+        sock.sendmsg([json.dumps({"made": made}).encode()], framing.ancillary([image]))
+    except OSError:
+        syscalls.umount(os.fsencode(wanted.place), lazy=True)
 
 
 def _mount(source: str, wanted: Wanted) -> str:

@@ -270,7 +270,7 @@ def answer_of(path: Path) -> object:
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("spared", [(), ("millpond-mounter", "millpond-filler"), ("millpond-filler",)])
+@pytest.mark.parametrize("spared", [(), ("millpond-mount", "millpond-filler"), ("millpond-filler",)])
 def test_killed_at_any_moment_while_it_is_mounted(base: Path, spared: tuple[str, ...]) -> None:
     """The holder, perhaps with what it has forked: nothing stays that cannot end, and what is there is right or an error."""
     store = open_store(base / "store")

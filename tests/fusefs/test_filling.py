@@ -298,6 +298,37 @@ def test_the_memory_that_is_available_is_told() -> None:
     assert 0 < available_bytes() <= total
 
 
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("root", "name"),
+    [("/sys/fs/cgroup", "memory.max"), ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")],
+)
+def test_a_limit_of_a_cgroup_above_is_heeded(root: str, name: str) -> None:
+    if not os.path.exists(f"{root}/cgroup.procs"):
+        pytest.skip("there are no cgroups of this kind here")
+    program = "import sys; from millpond.fusefs.filling.tally import available_bytes; sys.stdin.read(); print(available_bytes())"
+    above = Path(root) / f"millpond-test-{os.getpid()}"
+    below = above / "below"
+    try:
+        below.mkdir(parents=True)
+        try:
+            (above / name).write_text(str(64 << 20))
+        except OSError as error:
+            pytest.skip(f"no limits of memory can be set here: {error.strerror}")
+        asked = subprocess.Popen(
+            [sys.executable, "-c", program],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": PYTHONPATH},
+        )
+        (below / "cgroup.procs").write_text(str(asked.pid))
+        assert int(asked.communicate(timeout=30)[0]) == 64 << 20
+    finally:
+        for each in (below, above):
+            if each.exists():
+                each.rmdir()
+
+
 # -- mounts --------------------------------------------------------------------------------------------------------
 
 

@@ -282,3 +282,21 @@ def test_no_filler_is_told_more_than_it_can_be_at() -> None:
         assert feed.tell(range(9))
         kept.clear()
         assert not feed.is_there and not feed.tell(range(9))
+
+
+def test_what_is_told_who_goes_to_sleep_again_does_not_wait_for_ever(
+    stored: tuple[Path, Mapping[bytes, Node], Looked],
+) -> None:
+    """A holder whose mount is covered by another gives no device."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        kept = forked(ours)
+        feed = WindowFeed([kept])
+        filler = Windows(UID, kept.tally)
+        filler.wake(stored[2].reader)
+        while feed.tell(range(WINDOW)):
+            filler.hear(messages.WINDOW, theirs.recv(messages.MAX_BYTES)[1:])
+            filler.step()
+        assert kept.tally.done == 0
+        filler.sleep()
+        assert kept.tally.done == MOST_WAITING and feed.tell(range(WINDOW))

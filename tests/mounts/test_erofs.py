@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +64,7 @@ def test_an_image_is_mounted_anew_whoever_was_killed(repo: DvcRepo) -> None:
     assert os.listdir(place) == []
 
 
-@filling.possible
-@pytest.mark.parametrize("killed", [pytest.param("holder and filler", marks=pytest.mark.long), "all"])
-def test_what_was_killed_while_a_reader_and_the_filler_wait_is_made_again(home: Home, killed: str) -> None:
+def add_image_tree(home: Home) -> None:
     for name, node in filling.image_tree().items():
         full = home.repo / "data" / os.fsdecode(name)
         full.parent.mkdir(parents=True, exist_ok=True)
@@ -73,6 +72,12 @@ def test_what_was_killed_while_a_reader_and_the_filler_wait_is_made_again(home: 
         full.write_bytes(node.data)
     home.run("init", "-q", "--no-scm")
     home.run("add", "-q", "data")
+
+
+@filling.possible
+@pytest.mark.parametrize("killed", [pytest.param("holder and filler", marks=pytest.mark.long), "all"])
+def test_what_was_killed_while_a_reader_and_the_filler_wait_is_made_again(home: Home, killed: str) -> None:
+    add_image_tree(home)
     place = home.path / "m"
     place.mkdir()
 
@@ -103,6 +108,57 @@ def test_what_was_killed_while_a_reader_and_the_filler_wait_is_made_again(home: 
         left.abort(json.loads(home.run("mounts", "--json").stdout)["mounts"][0]["id"])
         home.run("umount", "--all", "--lazy", code=None)
         home.run("daemon", "stop", code=None)
+
+
+@filling.possible
+@pytest.mark.parametrize("first", ["filler", pytest.param("holder", marks=pytest.mark.long)])
+def test_who_reads_what_was_detached_waits_for_nobody_who_was_killed(home: Home, first: str) -> None:
+    add_image_tree(home)
+    place = home.path / "m"
+    place.mkdir()
+    home.run("daemon", "stop")
+    home.run("mount", "-q", "--engine", EROFS, "data", str(place), env={"MILLPOND_FILL": "1"})
+    (found,) = json.loads(home.run("mounts", "--json").stdout)["mounts"]
+    holder = int(found["pid"])
+    (filler,) = (pid for pid in children(holder) if Path(f"/proc/{pid}/comm").read_text() == "millpond-filler\n")
+
+    def filled() -> int:
+        return int(json.loads(home.run("mounts", "--json").stdout)["mounts"][0]["filled_files"])
+
+    try:
+        reader = filling.hold_up_image(place, holder, filler, filled)
+        home.run("umount", "--lazy", str(place))
+        for pid in (filler, holder) if first == "filler" else (holder, filler):
+            os.kill(pid, signal.SIGKILL)
+        answer = reader.communicate(timeout=10)[0].strip()
+        assert answer.startswith("errno") or answer == "right"
+        helpers.eventually(lambda: filling.gone(filler), "the filler ends")
+        assert mounted_at(os.fspath(place)) is None
+    finally:
+        left.abort(found["id"])
+        home.run("daemon", "stop", code=None)
+
+
+@pytest.mark.long
+def test_an_interrupted_mount_leaves_no_mount_that_nobody_knows(repo: DvcRepo) -> None:
+    """Interrupted as soon as it is in the kernel's table: it is there and known, or gone."""
+    place = repo.place("m")
+    home = repo.home
+    home.run("daemon", "start")
+    codes = []
+    for _ in range(12):
+        command = home.command("mount", "-q", "--engine", EROFS, "data", str(place))
+        begun = subprocess.Popen(command, cwd=home.repo, env=home.env, stderr=subprocess.DEVNULL)
+        while begun.poll() is None and mounted_at(os.fspath(place)) is None:
+            pass
+        begun.send_signal(signal.SIGINT)
+        codes.append(begun.wait(30))
+        eventually(lambda: len(mounts(repo)) == (mounted_at(os.fspath(place)) is not None))
+        if mounts(repo):
+            assert contents(place) == repo.second
+            home.run("umount", str(place))
+        assert os.listdir(place) == []
+    assert 130 in codes
 
 
 @pytest.mark.long

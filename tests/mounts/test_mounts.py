@@ -174,6 +174,24 @@ def test_mounting_twice_or_inside_tracked_data_is_refused(repo: DvcRepo) -> None
     assert len(mounts(repo)) == 1
 
 
+def test_of_several_who_mount_on_one_place_at_once_one_does(repo: DvcRepo) -> None:
+    """Else they lie one above the other, and only the last is known."""
+    place = repo.place("m")
+    home = repo.home
+    home.run("daemon", "start")
+    command = home.command("mount", "-q", "data", str(place))
+    begun = [
+        subprocess.Popen(command, cwd=home.repo, env=home.env, stderr=subprocess.PIPE, text=True) for _ in range(3)
+    ]
+    answers = [each.communicate(timeout=30)[1] for each in begun]
+    codes = sorted(each.returncode for each in begun)
+    assert codes == [0, 9, 9], answers
+    assert all("another command is mounting on" in each or "already a mount" in each for each in answers if each)
+    assert len(mounts(repo)) == 1 and contents(place) == repo.second
+    home.run("umount", str(place))
+    assert mounted_at(os.fspath(place)) is None and os.listdir(place) == [] and mounts(repo) == []
+
+
 def test_an_unknown_revision_or_target_is_refused(repo: DvcRepo) -> None:
     place = repo.place("m")
     assert "unknown Git revision 'nope'" in repo.home.run("mount", "data@nope", str(place), code=255).stderr

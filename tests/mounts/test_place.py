@@ -36,6 +36,14 @@ def test_a_mount_that_fails_leaves_the_place_as_it_was(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == [] and stat.S_IMODE(tmp_path.stat().st_mode) == 0o700
 
 
+def test_a_place_is_prepared_by_one_at_a_time(tmp_path: Path) -> None:
+    with place.prepared(str(tmp_path), target="data", version="abc") as mode:
+        with pytest.raises(MountError, match="another command"), place.prepared(str(tmp_path), target="b", version="2"):
+            raise AssertionError("the second is let in")
+        assert "data" in (tmp_path / place.MARKER).read_text()
+    place.released(str(tmp_path), mode)
+
+
 def test_a_marker_left_by_a_dead_mount_counts_as_empty(tmp_path: Path) -> None:
     (tmp_path / place.MARKER).write_text("")
     place.check(str(tmp_path))

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from tests.store.evicting import HOME, held_of, project, run, shrink
-from tests.store.helpers import UID, FaultyFiles, get, lose_index, put, sample, settings
+from tests.store.helpers import UID, FaultyFiles, damage, get, lose_index, put, sample, settings
 
 from millpond.daemon.errors import MillpondError
 from millpond.daemon.store import claims, evict
@@ -50,6 +50,19 @@ def test_what_a_remote_holds_goes_with_its_room_and_its_size_stays(store: Store)
     assert sizes == [200_000] * 8 and evict.evicted(store, UID).objects == 6
     assert put(store, contents[:1]) and evict.evicted(store, UID).objects == 5
     assert store.fsck(deep=True).ok
+
+
+def test_what_fsck_has_set_aside_a_part_of_goes_as_well(store: Store) -> None:
+    items = put(store, [sample(seed, 4_000_000) for seed in range(2)])
+    project(store, items)
+    at = store.reader.locate(store.reader.layout(items[0].content).id(1))
+    assert at is not None
+    damage(store.path, at)
+    assert store.fsck(repair=True).quarantined == 1
+    report = run(store, {HOME: held_of(items)})
+    assert report.evicted.objects == 2 and [get(store, item) for item in items] == [None, None]
+    sizes = store.reader.sizes([item.name.key() for item in items], UID, evicted=True)
+    assert sizes == [4_000_000] * 2, "they are asked for where they are"
 
 
 def test_no_more_goes_than_is_wanted_and_what_was_used_longest_ago_first(tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def _filling_line(mount: dict[str, Any]) -> str:
     files, size = text.plural(mount["filled_files"], "file"), text.size(mount["filled_bytes"])
     why = mount.get("filling_why")
     if (thread := mount.get("filling_by_thread")) and not why:
-        return f"brought ahead: {files}, {size}; by a thread: {text.printable(str(thread))}"
+        return f"brought ahead: {size}, by a thread: {text.printable(str(thread))}"
     if why and not mount["filled_files"]:
         return f"small files are not brought ahead: {text.printable(str(why))}"
     if not why and (killed := mount.get("fillers_killed")):

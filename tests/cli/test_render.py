@@ -178,7 +178,7 @@ def test_mounts_table_and_reasons() -> None:
         assert list(mountlines.mounts_lines([filled], now=0, verbose=True))[2:] == [f"/mnt/a\\nb: {told}"]
     image = mounted(filled_files=0, filled_bytes=2000, filling_why="", filling_by_thread="not\nin a container")
     assert list(mountlines.mounts_lines([image], now=0, verbose=True))[2:] == [
-        "/mnt/a\\nb: brought ahead: 0 files, 2.00 kB; by a thread: not\\nin a container"
+        "/mnt/a\\nb: brought ahead: 2.00 kB, by a thread: not\\nin a container"
     ]
 
 

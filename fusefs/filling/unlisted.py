@@ -1,6 +1,7 @@
 """Which directories are listed ahead: those of which many files are looked up one by one, by a program that never lists them.
 
-The kernel takes pages ahead only for inodes that it knows, and a file that is looked up costs two requests: entries by the hundred cost an eighth of that.
+The kernel takes pages ahead only for inodes that it knows, and a file that is looked up costs two requests: entries by the hundred cost a twelfth of that.
+So a directory is listed when that costs about as much as its lookups have cost by then: whoever reads few files of many directories loses no more than that.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from collections.abc import Callable
 
 # Files looked up within so many seconds, of all directories, before any is listed.
 TOGETHER, WITHIN_S = 32, 2.0
-# A directory is listed once one of so many of its entries was looked up; none that has more entries, and not more of them in one go.
-PART, MOST_ENTRIES, MOST_TOGETHER = 64, 1 << 15, 1 << 17
+# A directory is listed once one of so many of its entries was looked up, but not less than so many of them; none that has more entries, and not more
+# of them in one go. Not if half of them were by then, as of a directory of a few files: that gains nothing.
+PART, LEAST, MOST_ENTRIES, MOST_TOGETHER = 16, 8, 1 << 15, 1 << 17
 # Seconds without a look after which all is as at the beginning, and after which one may be listed again, as the kernel may have forgotten it.
 QUIET_S, _AGAIN_S = 10.0, 60.0
 # Directories whose looks are counted.
@@ -23,7 +25,7 @@ class Unlisted:
 
     def __init__(self, where: Callable[[int], tuple[bytes, int] | None]) -> None:
         self._where = where
-        # Looks at each directory since `_began`, in which all together were `_looks`; and when each was told to be listed.
+        # Looks at each directory since all was quiet; of all together since `_began`; and when each was told to be listed, or that it is not worth it.
         self._counts: OrderedDict[int, int] = OrderedDict()
         self._told: OrderedDict[int, float] = OrderedDict()
         self._looks = self._entries = 0
@@ -33,21 +35,22 @@ class Unlisted:
         """A file of it was; its path if it is to be listed."""
         if now - self._last > QUIET_S:
             self._entries = 0
+            self._counts.clear()
         self._last = now
         if now - self._began > WITHIN_S:
             self._began, self._looks = now, 0
-            self._counts.clear()
         self._looks += 1
         count = self._counts[directory] = self._counts.get(directory, 0) + 1
         self._counts.move_to_end(directory)
         if len(self._counts) > _MOST_COUNTED:
             self._counts.popitem(last=False)
-        if self._looks < TOGETHER or now - self._told.get(directory, float("-inf")) < _AGAIN_S:
+        if self._looks < TOGETHER or count < LEAST or now - self._told.get(directory, float("-inf")) < _AGAIN_S:
             return None
         found = self._where(directory)
-        is_never = found is None or found[1] > MOST_ENTRIES
+        is_never = found is None or not 2 * count <= found[1] <= MOST_ENTRIES
         if not is_never and found is not None and found[1] > min(count * PART, MOST_TOGETHER - self._entries):
             return None
+        del self._counts[directory]
         self._told[directory] = now
         self._told.move_to_end(directory)
         if len(self._told) > _MOST_COUNTED:

@@ -76,6 +76,8 @@ class Filesystem(Tree):
         # What the engine has to tell.
         self.more_statistics: list[Callable[[], dict[str, object]]] = []
         self.served: Callable[[], Served] = Served
+        # What it does when somebody is about to unmount.
+        self.when_ending: Callable[[], None] = _nothing
         self.opens = self.reads = self.read_bytes = self.errors = 0
         # Errors that were not for want of a remote, but for what is not as it should be: sizes, for one.
         self.wrong = 0
@@ -338,3 +340,7 @@ def _check_size(record: InodeRecord, size: int) -> None:
     """Sizes of objects outside the store were a claim when the tree was made; the kernel goes by them."""
     if size != record.size:
         raise StoreDamagedError(f"it has {size} bytes, and {record.size} were expected", hint="mount again")
+
+
+def _nothing() -> None:
+    """Of an engine that has nothing to do."""

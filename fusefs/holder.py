@@ -4,6 +4,7 @@ the mount is gone.
 Its control socket answers one JSON line a connection. None of its requests touches the mount:
 
     {"op": "state"}                  -> who it is, its counters
+    {"op": "ending"}                 -> as state; somebody is about to unmount: fillers have nothing of the mount open for a while
     {"op": "abort"}                  ends the mount at once
     {"op": "source"} + a socket      -> {}: the source behind it follows the one that died
     {"op": "credentials"} + memory   -> {}, or {"error"}: the source asks remotes with the environment in that file (source.py)
@@ -228,6 +229,8 @@ class Holder:
         assert self._filesystem is not None
         if op == "used":
             return {"segments": sorted(self._filesystem.take_used())}
+        if op == "ending":
+            self._filesystem.when_ending()
         return self._state(self._filesystem)
 
     async def _tell_changes(self, stream: trio.SocketStream) -> None:

@@ -351,7 +351,7 @@ class MountService:
         mount = self._mine(call, params)
         mount.ending = bool(params.get("ending", True))
         if mount.ending and mount.state == "mounted":
-            await self._heard(mount, (await self._holders.ask(mount)).get("stats") or {})
+            await self._heard(mount, (await self._holders.ask(mount, "ending")).get("stats") or {})
         with trio.move_on_after(MOUNT_S):  # a worker that mounts it again at this moment has done
             async with mount.mending:
                 pass

@@ -43,6 +43,7 @@ async def serve(filesystem: Filesystem, settings: EngineSettings, mounted: Calla
 
             session = Session(filesystem, fd, nursery, answers)
             filesystem.more_statistics += [ahead.statistics, keeper.statistics]
+            filesystem.when_ending = keeper.ending
             servers = Servers(
                 filesystem,
                 session,

@@ -67,7 +67,7 @@ class Files:
         """See Bringer."""
         framing.close_all(given)
         # Who waits for an answer must be ended if nobody is left to give one: from now on there is somebody who sees to that (guard.py).
-        self._lister = Lister(self._place, number)
+        self._lister = Lister(self._place, number, self._tally)
         for path in self._unlisted:
             self._lister.add(path)
         self._unlisted.clear()
@@ -112,6 +112,11 @@ class Files:
             inodes = [] if pusher.is_full else self._plan.ahead(_AHEAD)
             pusher.look_up(inodes)
             self._looks_ahead = bool(inodes)
+
+    def end(self) -> None:
+        """See Bringer."""
+        if self._lister is not None:
+            self._lister.join()
 
     def sleep(self) -> None:
         """See Bringer."""

@@ -83,6 +83,10 @@ class Bringer(Protocol):
         """Nobody reads: the store is closed."""
         ...
 
+    def end(self) -> None:
+        """The process ends after this: let no thread of it wait for an answer of the mount."""
+        ...
+
 
 class Filler:
     """`sock` leads to the holder and its servers; `holder` is a pidfd."""
@@ -102,6 +106,14 @@ class Filler:
 
     def run(self) -> str:
         """Until the holder is gone (""), or there is another reason to end. Raises OSError, MillpondError."""
+        try:
+            return self._run()
+        finally:
+            # The guard answers until then. What it had taken and not answered yet, its own process's thread would wait for without an end: the
+            # descriptor closes, and the kernel gives that answer, when all threads have ended.
+            self._bringer.end()
+
+    def _run(self) -> str:
         while True:
             busy = self._awake is not None and self._bringer.is_busy
             wait_s = None if self._awake is None else (0.0 if busy else _TELL_S)

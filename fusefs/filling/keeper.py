@@ -28,6 +28,8 @@ log = logging.getLogger("millpond.filler")
 
 # Pauses before one that was killed is replaced, doubled each time; after so many of a mount there is one less.
 _FIRST_PAUSE_S, MOST_REPLACED = 1.0, 3
+# For so long after somebody wants to unmount no filler opens anything below the mount.
+_AWAY_S = 10.0
 KILLED = f"its process was killed {MOST_REPLACED + 1} times"
 
 
@@ -92,6 +94,11 @@ class Keeper:
             "filled_files": files,
             "filled_bytes": size,
         }
+
+    def ending(self) -> None:
+        """The mount is about to be unmounted: nothing of it may be open."""
+        for each in self._kept:
+            each.tally.keep_away(_AWAY_S)
 
     def counts(self) -> tuple[int, int]:
         """Files and bytes that they brought."""

@@ -11,23 +11,31 @@ import os
 import queue
 import threading
 
+from millpond.fusefs.filling.tally import Tally
+
 log = logging.getLogger("millpond.filler")
 
 # Directories that wait; more are not taken.
 _MOST_WAITING = 1024
 # What tells that this process will never be let in.
 _NOT_LET_IN = (errno.EACCES, errno.EPERM)
+# Entries after which it is seen whether to let go of the directory.
+_SEEN = 64
+# How long its end is waited for.
+_END_S = 10.0
 
 
 class Lister:
-    """Of the mount on `place`, as long as that has the number `major:minor`."""
+    """Of the mount on `place`, as long as that has the number `major:minor`, and this filler is not kept away from it, as `tally` tells."""
 
-    def __init__(self, place: str, number: str) -> None:
+    def __init__(self, place: str, number: str, tally: Tally) -> None:
         self._place = place
         self._number = number
+        self._tally = tally
         self._waiting: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._ends = False
-        threading.Thread(target=self._run, name="lister", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, name="lister", daemon=True)
+        self._thread.start()
 
     def add(self, path: bytes) -> None:
         """List a directory, by its path from the mount's root, when those that were added before are."""
@@ -39,14 +47,24 @@ class Lister:
         self._ends = True
         self._waiting.put(None)
 
+    def join(self) -> None:
+        """`end`, and wait until nothing is open any more; not for ever, as a holder that is stopped answers nothing."""
+        self.end()
+        self._thread.join(_END_S)
+
     def _run(self) -> None:
         while (path := self._waiting.get()) is not None and not self._ends:
             try:
-                self._list(path)
+                if not self._is_over:
+                    self._list(path)
             except OSError as error:  # who reads hears of whatever it is
                 if error.errno in _NOT_LET_IN:
                     log.info("directories are not listed ahead: %s", error)
                     return
+
+    @property
+    def _is_over(self) -> bool:
+        return self._ends or self._tally.is_kept_away
 
     def _list(self, path: bytes) -> None:
         """Raises OSError."""
@@ -60,6 +78,9 @@ class Lister:
         finally:
             os.close(root)
         try:
-            os.listdir(directory)
+            with os.scandir(directory) as entries:
+                for number, _ in enumerate(entries):
+                    if number % _SEEN == 0 and self._is_over:
+                        return
         finally:
             os.close(directory)

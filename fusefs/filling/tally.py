@@ -1,12 +1,13 @@
-"""What a filler has done, where its holder sees it."""
+"""What a filler has done, where its holder sees it, and what it is to leave alone for now."""
 
 from __future__ import annotations
 
 import mmap
 import os
+import time
 
 # Their places among counters of 8 bytes, each of which is written at once: who reads them meanwhile sees the one before, or this.
-_FILES, _BYTES, _DONE = range(3)
+_FILES, _BYTES, _DONE, _AWAY_MS = range(4)
 
 
 class Tally:
@@ -37,6 +38,15 @@ class Tally:
     def done(self) -> int:
         """Windows so far."""
         return self._counts[_DONE]
+
+    def keep_away(self, seconds: float) -> None:
+        """For so long nothing of the mount may be open: it is about to be unmounted. The holder says so."""
+        self._counts[_AWAY_MS] = int((time.monotonic() + seconds) * 1000)
+
+    @property
+    def is_kept_away(self) -> bool:
+        """Whether that is so now."""
+        return self._counts[_AWAY_MS] > time.monotonic() * 1000
 
 
 def available_bytes() -> int:

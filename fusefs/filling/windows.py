@@ -99,6 +99,9 @@ class Windows:
             self._bring(self._reader, looked)
             self._tally.finish()
 
+    def end(self) -> None:
+        """See Bringer."""
+
     def sleep(self) -> None:
         """See Bringer. There are windows left where no device has come: they count as done, or the holder would wait for them for ever."""
         self._tally.finish(len(self._waiting) + (self._next is not None))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -18,6 +19,8 @@ from tests.fusefs.test_filling import filled, many
 
 from millpond.daemon.mounts.place import mounted_at
 from millpond.fusefs.filling import unlisted
+from millpond.fusefs.filling.lister import Lister
+from millpond.fusefs.filling.tally import Tally
 from millpond.fusefs.filling.unlisted import LEAST, MOST_ENTRIES, PART, QUIET_S, TOGETHER, WITHIN_S, Unlisted
 
 
@@ -160,3 +163,57 @@ def test_nobody_hangs_who_waits_for_a_listing(base: Path, killed: str) -> None:
         assert reader.wait(20) in (0, 1)
         eventually(lambda: gone(filler), "the filler ends")
         assert mounted_at(os.fspath(mounted.place)) is not None
+
+
+@pytest.mark.fuse
+@filling.possible
+@pytest.mark.parametrize("engine", ["direct"], indirect=True)
+def test_nothing_is_listed_of_what_is_about_to_be_unmounted(base: Path) -> None:
+    tree = many(6, 150)
+    order = sorted(tree)
+    random.Random(5).shuffle(order)
+    with filled(base, tree) as mounted:
+        mounted.ask("ending")
+        for number, path in enumerate(order):
+            if not number % 100:
+                time.sleep(0.02)
+            (mounted.place / os.fsdecode(path)).read_bytes()
+        found = mounted.stats()
+        assert not found["filled_files"], found
+
+
+@pytest.mark.fuse
+@filling.possible
+@pytest.mark.parametrize("engine", ["direct"], indirect=True)
+def test_a_large_directory_is_let_go_of_before_its_end(base: Path) -> None:
+    tree: dict[bytes, Node] = {b"%d/%05d" % (n % 2, n): File(b"") for n in range(20_000)}
+    with filled(base, tree) as mounted:
+        entry = mounted_at(os.fspath(mounted.place))
+        assert entry is not None
+        tally = Tally()
+        lister = Lister(os.fspath(mounted.place), entry.device, tally)
+
+        def is_open() -> bool:
+            inside = os.fspath(mounted.place) + "/"
+            for number in os.listdir("/proc/self/fd"):
+                with contextlib.suppress(OSError):
+                    if os.readlink(f"/proc/self/fd/{number}").startswith(inside):
+                        return True
+            return False
+
+        def open_s(path: bytes, *, is_kept_away: bool = False) -> float:
+            """How long a directory is open that is listed."""
+            lister.add(path)
+            deadline = time.monotonic() + 10
+            while not is_open():
+                assert time.monotonic() < deadline
+            began = time.monotonic()
+            if is_kept_away:
+                tally.keep_away(60.0)
+            while is_open():
+                time.sleep(0.0005)
+            return time.monotonic() - began
+
+        whole_s = open_s(b"0")
+        assert open_s(b"1", is_kept_away=True) < whole_s / 2
+        lister.join()

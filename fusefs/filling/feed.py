@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from zlib import crc32
 
 from millpond.fusefs.filling import messages
+from millpond.fusefs.filling.tally import Tally
 from millpond.fusefs.filling.unlisted import Unlisted
 
 # Larger files are none of a filler's.
@@ -24,11 +25,15 @@ MANY, _WHILE_S, _AGAIN_S = 256, 5.0, 30.0
 
 class Feed:
     """For one thread. `socks` are this process's, one a filler, also when several processes have them. `where` tells a directory's path from the root, and
-    how many entries it has, if it may be listed ahead; without it none is."""
+    how many entries it has, if it may be listed ahead; without it none is. `tallies` are told when files were looked up."""
 
     def __init__(
-        self, socks: Sequence[socket.socket], where: Callable[[int], tuple[bytes, int] | None] | None = None
+        self,
+        socks: Sequence[socket.socket],
+        where: Callable[[int], tuple[bytes, int] | None] | None = None,
+        tallies: Sequence[Tally] = (),
     ) -> None:
+        self._tallies = tallies
         self._ears = [_Ear(sock) for sock in socks]
         self._unlisted = None if where is None else Unlisted(where)
         self._files: list[tuple[int, int]] = []
@@ -51,7 +56,13 @@ class Feed:
 
     def looked_up(self, directory: int) -> None:
         """The kernel asked for a small file of a directory by its name."""
-        if self._unlisted is None or (path := self._unlisted.looked_up(directory, time.monotonic())) is None:
+        if self._unlisted is None:
+            return
+        now = time.monotonic()
+        for tally in self._tallies:
+            tally.looked(now)
+        path = self._unlisted.looked_up(directory, now)
+        if path is None:
             return
         ear = self._ears[crc32(path) % len(self._ears)]
         if not ear.list(path):

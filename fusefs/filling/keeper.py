@@ -71,7 +71,8 @@ class Keeper:
         entry = mounted_at(place)
         self._number = "" if entry is None else entry.device
         # What requests are told to, by this process and by servers, who are given `fds`.
-        self.feed = Feed([each.sock for each in self._kept], filesystem.where) if self._kept and image < 0 else None
+        socks, tallies = [each.sock for each in self._kept], [each.tally for each in self._kept]
+        self.feed = Feed(socks, filesystem.where, tallies) if self._kept and image < 0 else None
         # What windows of an image are told to, by this process alone.
         self.windows = WindowFeed(self._kept)
         self._image = image

@@ -9,7 +9,9 @@ import errno
 import logging
 import os
 import queue
+import sys
 import threading
+import time
 
 from millpond.fusefs.filling.tally import Tally
 
@@ -21,6 +23,11 @@ _MOST_WAITING = 1024
 _NOT_LET_IN = (errno.EACCES, errno.EPERM)
 # Entries after which it is seen whether to let go of the directory.
 _SEEN = 64
+# No other directory is opened when no file was looked up for so long: who has read all that he wanted may unmount. It is seen again after as long as it
+# was quiet, but at most so long.
+_QUIET_S, _LOOK_S = 0.002, 0.25
+# How long this thread waits for the other one, which is busy, after each call of the system.
+_SWITCH_S = 0.0005
 # How long its end is waited for.
 _END_S = 10.0
 
@@ -35,6 +42,7 @@ class Lister:
         self._waiting: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._ends = False
         self._thread = threading.Thread(target=self._run, name="lister", daemon=True)
+        sys.setswitchinterval(_SWITCH_S)
         self._thread.start()
 
     def add(self, path: bytes) -> None:
@@ -55,6 +63,8 @@ class Lister:
     def _run(self) -> None:
         while (path := self._waiting.get()) is not None and not self._ends:
             try:
+                while not self._is_over and (quiet_s := self._tally.quiet_s) > _QUIET_S:
+                    time.sleep(min(quiet_s, _LOOK_S))
                 if not self._is_over:
                     self._list(path)
             except OSError as error:  # who reads hears of whatever it is

@@ -7,7 +7,7 @@ import os
 import time
 
 # Their places among counters of 8 bytes, each of which is written at once: who reads them meanwhile sees the one before, or this.
-_FILES, _BYTES, _DONE, _AWAY_MS = range(4)
+_FILES, _BYTES, _DONE, _AWAY_US, _LOOKED_US = range(5)
 
 
 class Tally:
@@ -41,12 +41,21 @@ class Tally:
 
     def keep_away(self, seconds: float) -> None:
         """For so long nothing of the mount may be open: it is about to be unmounted. The holder says so."""
-        self._counts[_AWAY_MS] = int((time.monotonic() + seconds) * 1000)
+        self._counts[_AWAY_US] = int((time.monotonic() + seconds) * 1e6)
 
     @property
     def is_kept_away(self) -> bool:
         """Whether that is so now."""
-        return self._counts[_AWAY_MS] > time.monotonic() * 1000
+        return self._counts[_AWAY_US] > time.monotonic() * 1e6
+
+    def looked(self, now: float) -> None:
+        """A file was looked up. The holder says so."""
+        self._counts[_LOOKED_US] = int(now * 1e6)
+
+    @property
+    def quiet_s(self) -> float:
+        """How long none was."""
+        return time.monotonic() - self._counts[_LOOKED_US] / 1e6
 
 
 def available_bytes() -> int:

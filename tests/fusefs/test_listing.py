@@ -204,8 +204,11 @@ def test_a_large_directory_is_let_go_of_before_its_end(base: Path) -> None:
         def open_s(path: bytes, *, is_kept_away: bool = False) -> float:
             """How long a directory is open that is listed."""
             lister.add(path)
+            time.sleep(0.05)
+            assert not is_open()  # nobody looks anything up
             deadline = time.monotonic() + 10
             while not is_open():
+                tally.looked(time.monotonic())
                 assert time.monotonic() < deadline
             began = time.monotonic()
             if is_kept_away:

@@ -305,8 +305,8 @@ def _write_marker(fd: int, mountpoint: str, text: str) -> None:
             path=mountpoint,
             hint="the mountpoint must be a directory that you may write to",
         ) from error
-    with os.fdopen(out, "w") as file:
-        file.write(text)
+    with os.fdopen(out, "wb") as file:
+        file.write(os.fsencode(text))  # names are bytes, which need not be text
         file.flush()
         os.fsync(file.fileno())
     # In one step: a directory that has a marker is at no moment without one.

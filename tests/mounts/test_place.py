@@ -29,6 +29,14 @@ def test_the_place_is_marked_and_read_only_while_mounted_and_as_before_afterward
     place.require_mounted(str(tmp_path))
 
 
+def test_a_place_of_any_name_is_marked(tmp_path: Path) -> None:
+    where = os.fsencode(tmp_path) + b"/odd\n\xff name"
+    os.mkdir(where)
+    with place.prepared(os.fsdecode(where), target=os.fsdecode(b"\xfe"), version="abc"):
+        found = Path(os.fsdecode(where), place.MARKER).read_bytes()
+    assert where in found and b"\xfe" in found
+
+
 def test_a_mount_that_fails_leaves_the_place_as_it_was(tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
     with pytest.raises(MountError), place.prepared(str(tmp_path), target="data", version="abc"):

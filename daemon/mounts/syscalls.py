@@ -30,7 +30,8 @@ def mount(source: bytes, target: bytes, fstype: bytes, flags: MountFlag, options
 
 
 # The same number on every architecture that has them.
-_FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432
+_OPEN_TREE, _FSOPEN, _FSCONFIG, _FSMOUNT = 428, 430, 431, 432
+_AT_FDCWD, _OPEN_TREE_CLONE = -100, 1
 _CLOEXEC = 1
 _SET_FLAG, _SET_STRING, _CREATE = 0, 1, 6
 _ATTR_RDONLY, _ATTR_NOSUID, _ATTR_NODEV, _ATTR_NOATIME = 1, 2, 4, 0x10
@@ -51,6 +52,12 @@ def mount_nowhere(fstype: str, options: Mapping[str, str], *, writable: bool = F
         return _syscall(_FSMOUNT, context, _CLOEXEC, attributes)
     finally:
         os.close(context)
+
+
+def clone(place: bytes) -> int:
+    """Another mount of what is mounted at a path, in no directory (open_tree(2), Linux 5.2): a descriptor of its root. Who has something of it open does not
+    keep the one at the path from being unmounted. Raises OSError: for who may mount alone."""
+    return _syscall(_OPEN_TREE, _AT_FDCWD, place, _OPEN_TREE_CLONE | os.O_CLOEXEC)
 
 
 def _syscall(number: int, *arguments: int | bytes | None) -> int:

@@ -1,6 +1,7 @@
 """Directories listed ahead, in a thread of a filler: so the kernel learns the inodes of files that somebody looks up one by one.
 
-It is done as any program would do it, with a path below the mountpoint; nothing of the mount stays open between two directories, as it could not be unmounted.
+It is done as any program would do it, with a path below the mountpoint; by who may mount, in a mount of his own of the same, which keeps nobody from unmounting. Else
+nothing of the mount stays open between two directories.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import sys
 import threading
 import time
 
+from millpond.daemon.mounts import syscalls
 from millpond.fusefs.filling.tally import Tally
 
 log = logging.getLogger("millpond.filler")
@@ -23,7 +25,7 @@ _MOST_WAITING = 1024
 _NOT_LET_IN = (errno.EACCES, errno.EPERM)
 # Entries after which it is seen whether to let go of the directory.
 _SEEN = 64
-# No other directory is opened when no file was looked up for so long: who has read all that he wanted may unmount. It is seen again after as long as it
+# Where it is not apart: no other directory is opened when no file was looked up for so long: who has read all that he wanted may unmount. It is seen again after as long as it
 # was quiet, but at most so long.
 _QUIET_S, _LOOK_S = 0.002, 0.25
 # How long this thread waits for the other one, which is busy, after each call of the system.
@@ -39,6 +41,8 @@ class Lister:
         self._place = place
         self._number = number
         self._tally = tally
+        # Whether it may look into a mount of its own, as long as nothing was said against it: then it is in nobody's way.
+        self._is_apart = True
         self._waiting: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._ends = False
         self._thread = threading.Thread(target=self._run, name="lister", daemon=True)
@@ -63,7 +67,7 @@ class Lister:
     def _run(self) -> None:
         while (path := self._waiting.get()) is not None and not self._ends:
             try:
-                while not self._is_over and (quiet_s := self._tally.quiet_s) > _QUIET_S:
+                while not self._is_apart and not self._is_over and (quiet_s := self._tally.quiet_s) > _QUIET_S:
                     time.sleep(min(quiet_s, _LOOK_S))
                 if not self._is_over:
                     self._list(path)
@@ -72,13 +76,24 @@ class Lister:
                     log.info("directories are not listed ahead: %s", error)
                     return
 
+    def _root(self) -> int:
+        """What is at the place. Raises OSError."""
+        if self._is_apart:
+            try:
+                return syscalls.clone(os.fsencode(self._place))
+            except OSError as error:
+                if error.errno not in (*_NOT_LET_IN, errno.ENOSYS):
+                    raise
+                self._is_apart = False
+        return os.open(self._place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
     @property
     def _is_over(self) -> bool:
         return self._ends or self._tally.is_kept_away
 
     def _list(self, path: bytes) -> None:
         """Raises OSError."""
-        root = os.open(self._place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        root = self._root()
         try:
             device = os.fstat(root).st_dev
             if f"{os.major(device)}:{os.minor(device)}" != self._number:

@@ -21,7 +21,17 @@ from millpond.daemon.mounts.place import mounted_at
 from millpond.fusefs.filling import unlisted
 from millpond.fusefs.filling.lister import Lister
 from millpond.fusefs.filling.tally import Tally
-from millpond.fusefs.filling.unlisted import LEAST, MOST_ENTRIES, PART, QUIET_S, TOGETHER, WITHIN_S, Unlisted
+from millpond.fusefs.filling.unlisted import (
+    LEAST,
+    MOST_ENTRIES,
+    OPENING,
+    PART,
+    QUIET_S,
+    TOGETHER,
+    WITHIN_S,
+    WORTH,
+    Unlisted,
+)
 
 
 class Looking:
@@ -57,10 +67,10 @@ def test_few_looks_or_slow_ones_list_nothing() -> None:
 def test_many_looks_list_each_directory_once() -> None:
     looking = Looking()
     assert not looking.at(list(range(50)) * (LEAST - 1))
-    assert looking.at([*range(50), *range(50)]) == list(range(50))
+    assert sorted(looking.at([*range(50), *range(50)])) == list(range(50))
     assert not looking.at(list(range(50)) * 50, 1.0)
     # The kernel may have forgotten them.
-    assert sorted(looking.at(list(range(50)) * LEAST, 100.0)) == list(range(50))
+    assert sorted(looking.at(list(range(50)) * (LEAST + 2), 100.0)) == list(range(50))
 
 
 def test_nothing_is_listed_of_which_it_would_bring_little() -> None:
@@ -84,9 +94,22 @@ def test_what_looks_have_cost_is_remembered_while_they_go_on() -> None:
 
 def test_a_large_directory_is_listed_when_many_of_its_files_are_looked_up() -> None:
     looking = Looking({1: PART * 100, 2: MOST_ENTRIES + 1, 3: None})
+    looking.at(list(range(1000, 2000)))
     assert not looking.at([1] * 99)
     assert looking.at([1]) == [1]
     assert not looking.at([2, 3] * MOST_ENTRIES)
+
+
+def test_listing_costs_no_more_than_so_many_times_what_looks_have_cost() -> None:
+    looking = Looking({1: WORTH * 200 - OPENING})
+    assert not looking.at([1] * 199)
+    assert looking.at([1]) == [1]
+    # Few files of many directories.
+    sparse = Looking({number: 500 for number in range(200)})
+    for number in range(200):
+        sparse.at([number] * 8)
+        assert len(sparse.listed) * (500 + OPENING) <= (number + 1) * 8 * WORTH
+    assert len(sparse.listed) > 90
 
 
 def test_no_more_than_so_many_entries_are_listed_in_one_go() -> None:
@@ -95,7 +118,7 @@ def test_no_more_than_so_many_entries_are_listed_in_one_go() -> None:
     for number in range(100):
         looking.at([number] * (each // PART + 1))
     assert len(looking.listed) == unlisted.MOST_TOGETHER // each
-    looking.at([99] * (each // PART + 1 + TOGETHER), QUIET_S + 1)
+    looking.at([99] * (each // WORTH + 1 + TOGETHER), QUIET_S + 1)
     assert looking.listed[-1] == 99
 
 
@@ -192,6 +215,7 @@ def test_a_large_directory_is_let_go_of_before_its_end(base: Path) -> None:
         assert entry is not None
         tally = Tally()
         lister = Lister(os.fspath(mounted.place), entry.device, tally)
+        lister._is_apart = False  # as for who may not mount
 
         def is_open() -> bool:
             inside = os.fspath(mounted.place) + "/"
@@ -220,3 +244,28 @@ def test_a_large_directory_is_let_go_of_before_its_end(base: Path) -> None:
         whole_s = open_s(b"0")
         assert open_s(b"1", is_kept_away=True) < whole_s / 2
         lister.join()
+
+
+@pytest.mark.fuse
+@pytest.mark.root
+@filling.possible
+@pytest.mark.parametrize("engine", ["direct"], indirect=True)
+def test_who_may_mount_lists_apart_and_keeps_nobody_from_unmounting(base: Path) -> None:
+    tree: dict[bytes, Node] = {b"large/%05d" % number: File(b"") for number in range(30_000)}
+    with filled(base, tree) as mounted:
+        entry = mounted_at(os.fspath(mounted.place))
+        assert entry is not None
+        lister = Lister(os.fspath(mounted.place), entry.device, Tally())
+
+        def is_open() -> bool:
+            for number in os.listdir("/proc/self/fd"):
+                with contextlib.suppress(OSError):
+                    if os.readlink(f"/proc/self/fd/{number}") == "/large":
+                        return True
+            return False
+
+        lister.add(b"large")
+        eventually(is_open, "it is listed")
+        assert not mounted.umount().returncode and is_open()
+        lister.join()
+        assert not is_open() and mounted.ended() == 0

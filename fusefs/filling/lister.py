@@ -82,7 +82,7 @@ class Lister:
             try:
                 return syscalls.clone(os.fsencode(self._place))
             except OSError as error:
-                if error.errno not in (*_NOT_LET_IN, errno.ENOSYS):
+                if error.errno not in (*_NOT_LET_IN, errno.ENOSYS, errno.EINVAL):  # EINVAL: it may not be copied
                     raise
                 self._is_apart = False
         return os.open(self._place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -31,6 +31,13 @@ def live_on() -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, 0, 0, 0, 0)
 
 
+def keep_only(fd: int) -> None:
+    """Close all descriptors but this and the standard ones. For a process just forked: what else is open is its parent's, whose end must be seen by
+    those who wait for it."""
+    os.closerange(3, fd)
+    os.closerange(fd + 1, os.sysconf("SC_OPEN_MAX"))
+
+
 def adopt_orphans() -> None:
     """Become the parent of descendants whose own parent ends (PR_SET_CHILD_SUBREAPER)."""
     _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)

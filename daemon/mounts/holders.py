@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
@@ -17,7 +16,8 @@ import trio
 from millpond.daemon import wirepath
 from millpond.daemon.errors import MountError, from_wire
 from millpond.daemon.jobs.zygotes import Child
-from millpond.daemon.mounts import engines, place, syscalls
+from millpond.daemon.mounts import engines, place
+from millpond.daemon.mounts.detach import detach
 from millpond.daemon.mounts.mount import Mount
 from millpond.daemon.mounts.records import MountRecord
 from millpond.daemon.rpc import framing
@@ -30,7 +30,6 @@ log = logging.getLogger("millpond.mounts")
 # A holder must have mounted within this time.
 MOUNT_S = 30.0
 CONTROL_S = 1.0
-_UMOUNT_S = 20.0
 # A killed holder ends in this time, unless it waits in the kernel.
 _END_S = 5.0
 # Readers wait so long for another source when theirs has died; one that dies again and again is started with pauses.
@@ -166,12 +165,8 @@ def _take_away(record: MountRecord) -> None:
     if there is None or not place.is_of(there, record.id):
         return
     try:
-        syscalls.umount(os.fsencode(record.mountpoint), lazy=True)
-    except PermissionError:
-        command = ["fusermount3", "-u", "-z", "-q", "--", record.mountpoint]
-        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-            subprocess.run(command, capture_output=True, timeout=_UMOUNT_S, check=False)
-    except OSError as error:
+        detach(record.mountpoint)
+    except (OSError, subprocess.TimeoutExpired) as error:
         log.warning("'%s' cannot be unmounted: %s", record.mountpoint, error)
 
 

@@ -9,6 +9,7 @@ while it is looked at, and its number and its connection's be another's: so the 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 from collections.abc import Iterator
 
@@ -63,11 +64,8 @@ def end_own(device: int) -> None:
         return
     control = open_control()
     try:
-        fd = os.open(f"{number}/abort", os.O_WRONLY | os.O_CLOEXEC, dir_fd=control)
-        try:
-            os.write(fd, b"1")
-        finally:
-            os.close(fd)
+        with _abort_file(control, number) as file:
+            file.write(b"1")
     finally:
         os.close(control)
 
@@ -76,17 +74,15 @@ def end(control: int, number: int, pid: int, memory: str) -> bool:
     """End a connection, if it is one that this process has open together with this memory file; whether it was. `control` is from `open_control`. Raises
     OSError where it may not be done."""
     try:
-        fd = os.open(f"{number}/abort", os.O_WRONLY | os.O_CLOEXEC, dir_fd=control)
+        file = _abort_file(control, number)
     except FileNotFoundError:  # it has ended
         return False
-    try:
+    with file:
         # Not before: what is open here is the same connection's also when its number is given again, and then does nothing.
         if number not in connections_of(pid, memory):
             return False
-        os.write(fd, b"1")
+        file.write(b"1")
         return True
-    finally:
-        os.close(fd)
 
 
 def open_control() -> int:
@@ -94,6 +90,11 @@ def open_control() -> int:
     if os.path.ismount(CONTROL):
         return os.open(CONTROL, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     return syscalls.mount_nowhere("fusectl", {}, writable=True)
+
+
+def _abort_file(control: int, number: int) -> io.FileIO:
+    """What ends a connection when something is written to it. Raises OSError."""
+    return io.FileIO(os.open(f"{number}/abort", os.O_WRONLY | os.O_CLOEXEC, dir_fd=control), "w")
 
 
 def _processes() -> Iterator[int]:

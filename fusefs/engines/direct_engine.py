@@ -9,6 +9,7 @@ from pathlib import Path
 
 import trio
 
+from millpond.daemon.mounts.detach import detach
 from millpond.fusefs.engines import EngineSettings, mounting
 from millpond.fusefs.engines.answers import Answers, Later
 from millpond.fusefs.engines.channel import Channel
@@ -72,7 +73,7 @@ async def serve(filesystem: Filesystem, settings: EngineSettings, mounted: Calla
     except BaseException:
         if not given:
             with trio.CancelScope(shield=True), suppress(OSError):
-                await trio.to_thread.run_sync(mounting.umount, settings.place)  # nobody serves it any more
+                await trio.to_thread.run_sync(detach, settings.place)  # nobody serves it any more
         raise
     finally:
         os.close(fd)

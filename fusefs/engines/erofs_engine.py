@@ -16,6 +16,7 @@ from contextlib import suppress
 import trio
 
 from millpond.daemon.mounts import left
+from millpond.daemon.mounts.detach import detach
 from millpond.daemon.mounts.place import IMAGE_FSTYPE, MountEntry, mount_table, mounted_at
 from millpond.fusefs.engines import EngineRefused, EngineSettings, mounting
 from millpond.fusefs.engines.answers import Later
@@ -215,7 +216,7 @@ class _Engine:
             left.end_own(self._device)
         entry = mounted_at(self._settings.place)
         if entry is not None and entry.fstype == IMAGE_FSTYPE and entry.source.endswith(f"/{self._name}"):
-            mounting.umount(self._settings.place)
+            detach(self._settings.place)
 
     def close(self) -> None:
         """Close what is open."""

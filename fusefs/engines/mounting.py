@@ -65,16 +65,6 @@ def clone(fd: int) -> int:
     return device
 
 
-def umount(place: str) -> None:
-    """Take a mount away at once, whoever uses it; it may be gone already. Raises OSError."""
-    try:
-        syscalls.umount(os.fsencode(place), lazy=True)
-    except OSError as error:
-        if error.errno not in _NOT_PRIVILEGED:
-            raise
-        subprocess.run([PROGRAM, "-u", "-z", "-q", "--", place], capture_output=True, timeout=_SECONDS, check=False)
-
-
 def _privileged(settings: EngineSettings) -> int | None:
     """Mount without help; None where this process may not. Raises MountError."""
     try:

@@ -40,8 +40,7 @@ class Forked:
     tally: Tally
     # Why it ended; "" for as long as it has not said so.
     why: str = ""
-    # Windows that those were told who are no more, and that nobody will do.
-    lost: int = 0
+    # Windows that it was told, or that are done: `tally` counts those.
     told: int = 0
     # When it is not the first one. Kept, as a Popen that is dropped would have its process waited for by whoever starts the next.
     program: subprocess.Popen[bytes] | None = None
@@ -68,10 +67,7 @@ def fork(settings: FillerSettings) -> Forked:
     if pid:
         return Forked(settings, pid, ours, theirs, tally)
     try:
-        fd = theirs.fileno()
-        # What else is open is the holder's: its end must be seen by those who wait for it.
-        os.closerange(3, fd)
-        os.closerange(fd + 1, os.sysconf("SC_OPEN_MAX"))
+        process.keep_only(theirs.fileno())
         _fill(settings, theirs, parent, tally)
     except BaseException:
         log.exception("the filler failed")

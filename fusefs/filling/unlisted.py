@@ -51,22 +51,21 @@ class Unlisted:
             self._counts.popitem(last=False)
         if self._looks < TOGETHER or count < LEAST or now - self._told.get(directory, float("-inf")) < _AGAIN_S:
             return None
-        found = self._where(directory)
-        is_never = found is None or not 2 * count <= found[1] <= MOST_ENTRIES
-        if not is_never and found is not None:
-            cost = found[1] + OPENING
-            if found[1] > min(count * PART, MOST_TOGETHER - self._entries) or self._cost + cost > self._all * WORTH:
+        path, entries = self._where(directory) or (None, 0)
+        if path is not None and not 2 * count <= entries <= MOST_ENTRIES:
+            path = None  # it is not worth it
+        if path is not None:
+            cost = entries + OPENING
+            if entries > min(count * PART, MOST_TOGETHER - self._entries) or self._cost + cost > self._all * WORTH:
                 return None
+            self._entries += entries
             self._cost += cost
         del self._counts[directory]
         self._told[directory] = now
         self._told.move_to_end(directory)
         if len(self._told) > _MOST_COUNTED:
             self._told.popitem(last=False)
-        if is_never or found is None:
-            return None
-        self._entries += found[1]
-        return found[0]
+        return path
 
     def forget(self, directory: int) -> None:
         """It was not listed."""

@@ -38,11 +38,11 @@ class WindowFeed:
 
     def again(self, forked: Forked) -> None:
         """There is another one in the place of one that was killed, with what that had begun."""
-        forked.lost = forked.told - forked.tally.done
+        forked.told = forked.tally.done
 
 
 def _waiting(forked: Forked) -> int:
-    return forked.told - forked.lost - forked.tally.done
+    return forked.told - forked.tally.done
 
 
 def _send(forked: Forked, message: bytes) -> bool:

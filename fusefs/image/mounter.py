@@ -64,9 +64,8 @@ class Mounter:
             await trio.lowlevel.wait_readable(self.sock)
             message, control, _, _ = self.sock.recvmsg(_MESSAGE_BYTES, framing.ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
             fds = framing.received_fds(control)
-        with trio.CancelScope(
-            shield=True
-        ):  # it has nothing more to do; and who is cancelled here would not know that there is a mount
+        # It has nothing more to do; and who is cancelled here would not know that there is a mount.
+        with trio.CancelScope(shield=True):
             await reaped(self.pid)
         answer = json.loads(message) if message else {"error": "the process that mounts was killed"}
         if "refused" in answer:
@@ -93,10 +92,7 @@ def fork() -> Mounter:
         theirs.close()
         return Mounter(pid, ours)
     try:
-        fd = theirs.fileno()
-        # What else is open is the holder's: its end must be seen by those who wait for it.
-        os.closerange(3, fd)
-        os.closerange(fd + 1, os.sysconf("SC_OPEN_MAX"))
+        process.keep_only(theirs.fileno())
         process.set_name("millpond-mount")
         process.die_with(parent, signal.SIGKILL)
         _serve(theirs)

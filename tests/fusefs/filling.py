@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,20 @@ def state_of(pid: int) -> str:
 
 def gone(pid: int) -> bool:
     return state_of(pid) in ("", "Z", "X")
+
+
+def killed_and_replaced(
+    filler: int, reader: subprocess.Popen[str], holder: int, stats: Callable[[], dict[str, Any]]
+) -> None:
+    """A filler that waits for the reader's page, the holder being stopped, is killed: it ends when the holder goes on, and there is another one."""
+    os.kill(filler, signal.SIGKILL)
+    time.sleep(0.2)
+    assert state_of(filler) == "D" and reader.poll() is None
+    os.kill(holder, signal.SIGCONT)
+    assert reader.communicate(timeout=20)[0].strip() == "right"
+    eventually(lambda: gone(filler), "the filler ends")
+    eventually(lambda: stats()["fillers_killed"] == 1, "the mount says so")
+    eventually(lambda: stats()["fillers"] not in ([], [filler]), "there is another one")
 
 
 def stopped(pid: int) -> None:

@@ -78,14 +78,7 @@ def test_the_holder_is_killed(mounted: Mounted) -> None:
 
 def test_the_filler_is_killed(mounted: Mounted) -> None:
     filler, reader = hold_up(mounted.place, mounted.pid, mounted.stats)
-    os.kill(filler, signal.SIGKILL)
-    time.sleep(0.2)
-    assert state_of(filler) == "D" and reader.poll() is None
-    os.kill(mounted.pid, signal.SIGCONT)
-    assert told(reader) == "right"
-    eventually(lambda: gone(filler), "the filler ends")
-    eventually(lambda: mounted.stats()["fillers_killed"] == 1, "the mount says so")
-    eventually(lambda: mounted.stats()["fillers"] not in ([], [filler]), "there is another one")
+    filling.killed_and_replaced(filler, reader, mounted.pid, mounted.stats)
     assert not mounted.stats()["filling_why"]
     # Which knows what was listed, and has the reads that it needs.
     before = mounted.stats()["filled_files"]

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from tests.fusefs.helpers import ENGINES, ROOT, File, mount, open_store, put_tree
 
+from millpond.daemon.mounts.detach import detach
 from millpond.daemon.mounts.place import mount_table, mounted_at
 from millpond.daemon.store.folders import Totals
 from millpond.fusefs.engines import EngineSettings, mount_options, mounting
@@ -67,7 +68,7 @@ def test_the_mount_is_as_it_should_be_whoever_makes_it(
         assert entry is not None and (entry.fstype, entry.source) == ("fuse.millpond", "millpond")
     finally:
         os.close(fd)
-        mounting.umount(os.fspath(base / "m x\n"))
+        detach(os.fspath(base / "m x\n"))
     (base / "m").mkdir()
     fd = make(settings(base / "m", allow_other=allow_other))
     try:
@@ -77,7 +78,7 @@ def test_the_mount_is_as_it_should_be_whoever_makes_it(
         assert not os.get_inheritable(fd)
     finally:
         os.close(fd)
-        mounting.umount(os.fspath(base / "m"))
+        detach(os.fspath(base / "m"))
     assert mounted_at(os.fspath(base / "m")) is None
 
 

@@ -40,6 +40,7 @@ from tests.fusefs.wire import Kernel, read_body, serve
 from tests.jobs.helpers import until
 
 from millpond.daemon import memfd
+from millpond.daemon.mounts.detach import detach
 from millpond.daemon.mounts.place import mounted_at
 from millpond.daemon.names import ObjectName
 from millpond.daemon.store.folders import Totals
@@ -238,7 +239,7 @@ def within(
                 try:
                     await work(many)
                 finally:
-                    await trio.to_thread.run_sync(mounting.umount, os.fspath(place))
+                    await trio.to_thread.run_sync(detach, os.fspath(place))
                     nursery.cancel_scope.cancel()
         finally:
             reader.close()

@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 from tests.cli.helpers import Home
 from tests.fusefs import filling, helpers
-from tests.fusefs.helpers import File
 from tests.mounts.conftest import DvcRepo, contents
-from tests.mounts.test_filling import below
+from tests.mounts.test_filling import add_tree, below
 from tests.mounts.test_kills import children
 from tests.mounts.test_mounts import eventually, mounts
 
@@ -64,20 +63,10 @@ def test_an_image_is_mounted_anew_whoever_was_killed(repo: DvcRepo) -> None:
     assert os.listdir(place) == []
 
 
-def add_image_tree(home: Home) -> None:
-    for name, node in filling.image_tree().items():
-        full = home.repo / "data" / os.fsdecode(name)
-        full.parent.mkdir(parents=True, exist_ok=True)
-        assert isinstance(node, File)
-        full.write_bytes(node.data)
-    home.run("init", "-q", "--no-scm")
-    home.run("add", "-q", "data")
-
-
 @filling.possible
 @pytest.mark.parametrize("killed", [pytest.param("holder and filler", marks=pytest.mark.long), "all"])
 def test_what_was_killed_while_a_reader_and_the_filler_wait_is_made_again(home: Home, killed: str) -> None:
-    add_image_tree(home)
+    add_tree(home, filling.image_tree())
     place = home.path / "m"
     place.mkdir()
 
@@ -113,7 +102,7 @@ def test_what_was_killed_while_a_reader_and_the_filler_wait_is_made_again(home: 
 @filling.possible
 @pytest.mark.parametrize("first", ["filler", pytest.param("holder", marks=pytest.mark.long)])
 def test_who_reads_what_was_detached_waits_for_nobody_who_was_killed(home: Home, first: str) -> None:
-    add_image_tree(home)
+    add_tree(home, filling.image_tree())
     place = home.path / "m"
     place.mkdir()
     home.run("daemon", "stop")

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pytest
 from tests.cli.helpers import Home
 from tests.fusefs import filling
 from tests.fusefs.filling import LARGE_FILES, gone, hold_up, large, list_all, wake
-from tests.fusefs.helpers import File, eventually
+from tests.fusefs.helpers import File, Node, eventually
 from tests.mounts.test_kills import children
 
 from millpond.daemon.mounts import connections
@@ -25,16 +25,21 @@ pytestmark = [pytest.mark.fuse, filling.possible]
 ONE = {"MILLPOND_FILL": "1"}
 
 
-@pytest.fixture
-def place(home: Home) -> Iterator[Path]:
-    """Where a mount of filling.tree() is to be; the project has it as `data`."""
-    for path, node in filling.tree().items():
+def add_tree(home: Home, tree: Mapping[bytes, Node]) -> None:
+    """A project that has these files as `data`."""
+    for path, node in tree.items():
         full = home.repo / "data" / os.fsdecode(path)
         full.parent.mkdir(parents=True, exist_ok=True)
         assert isinstance(node, File)
         full.write_bytes(node.data)
     home.run("init", "-q", "--no-scm")
     home.run("add", "-q", "data")
+
+
+@pytest.fixture
+def place(home: Home) -> Iterator[Path]:
+    """Where a mount of filling.tree() is to be; the project has it as `data`."""
+    add_tree(home, filling.tree())
     found = home.path / "m"
     found.mkdir()
     yield found

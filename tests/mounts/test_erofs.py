@@ -81,7 +81,7 @@ def test_what_was_killed_while_a_reader_and_the_filler_wait_is_made_again(home: 
     (filler,) = (pid for pid in children(holder) if Path(f"/proc/{pid}/comm").read_text() == "millpond-filler\n")
     try:
         reader = filling.hold_up_image(place, holder, filler, lambda: int(shown()["filled_files"]))
-        for pid in [daemon, *below(daemon), filler, holder] if killed == "all" else [filler, holder]:
+        for pid in [daemon, filler, *below(daemon), holder] if killed == "all" else [filler, holder]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         # Any command does: with the daemon gone, it starts another.

@@ -94,8 +94,8 @@ def test_what_was_killed_while_a_reader_and_the_filler_wait_is_made_again(home: 
     daemon = int(json.loads(home.run("daemon", "status", "--json").stdout)["pid"])
     holder = int(shown(home)["pid"])
     filler, reader = hold_up(place, holder, lambda: stats(place))
-    # As the end of a cgroup or a login does it: all that there is, at once. The daemon first, which would see its holder end.
-    everything = [daemon, *below(daemon), filler, holder]
+    # As the end of a cgroup or a login does it: all that there is, at once. The daemon first, which would see its holder end; then the filler, which would, too.
+    everything = [daemon, filler, *below(daemon), holder]
     victims = {"holder": [holder], "holder and filler": [filler, holder], "all": everything}[killed]
     for pid in victims:
         with contextlib.suppress(ProcessLookupError):
